@@ -1,0 +1,126 @@
+"""What the API asks of the engine: the seam between HTTP and the loop.
+
+`agent.engine` provides the real thing; nothing in `agent.api` reaches past these protocols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from agent.config import Assignment
+    from agent.domain.health import ProbeResult
+    from agent.domain.model import Condition, Lease, World
+    from agent.hypervisors.contract import Address
+    from agent.images.contract import PullProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One named readiness check with its reason."""
+
+    name: str
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Who this host is and what it is made of. Sizes are totals."""
+
+    name: str
+    machine_id: str
+    boot_id: str
+    os: str
+    arch: str
+    cpus: int
+    memory_mib: int
+    agent_version: str
+    hypervisor: str
+    hypervisor_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """The data volume, in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+    reserve_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAssignment:
+    """The assignment in force, with its entity tag and where it came from (`file` or `api`)."""
+
+    document: Assignment
+    etag: str
+    source: str
+    error: str = ""  # why a newer one was refused, if it was
+
+
+class Leases(Protocol):
+    """The desk that hands out VMs. Errors are `HearthError`s with the codes named in `agent.engine.leases`."""
+
+    async def acquire(
+        self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
+    ) -> Lease:
+        """Claim a ready VM, durable before it returns; waits at most `wait_s` for one to turn ready."""
+
+    async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
+        """Let a lease live on for its ttl from now."""
+
+    async def release(self, lease_id: str) -> None:
+        """End a lease: its VM is torn down, the pool refilled. Raises `LeaseNotFoundError` for what is gone."""
+
+    def get(self, lease_id: str) -> Lease:
+        """Return a lease. Raises `LeaseNotFoundError`."""
+
+
+class Engine(Protocol):
+    """The running agent, as HTTP sees it."""
+
+    @property
+    def leases(self) -> Leases:
+        """The lease desk."""
+
+    @property
+    def sequence(self) -> int:
+        """Grows by every change of the world; the version of what `world` returns."""
+
+    def world(self) -> World:
+        """Return the world as the engine knows it now. No I/O."""
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Return the host's conditions."""
+
+    def identity(self) -> HostIdentity:
+        """Return who this host is."""
+
+    def disk(self) -> DiskFacts:
+        """Return the data volume's figures as last measured."""
+
+    def probes(self, vm: str) -> tuple[ProbeResult, ...]:
+        """Return the latest answer of each probe of a VM."""
+
+    def pulls(self) -> tuple[PullProgress, ...]:
+        """Return the pulls under way."""
+
+    async def address(self, vm: str) -> Address:
+        """Return where a VM is reached."""
+
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the loop last finished a turn."""
+
+    def readiness(self) -> tuple[Check, ...]:
+        """Return the named readiness checks."""
+
+    def assignment(self) -> HeldAssignment:
+        """Return the assignment in force."""
+
+    async def put_assignment(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
+        """Replace the assignment, durable before it returns. Refused when the source is a file."""
+
+    async def replace_vm(self, name: str, *, reason: str) -> None:
+        """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""

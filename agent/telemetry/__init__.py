@@ -1,0 +1,1 @@
+"""What people and machines read about the agent: structured logs and metrics."""

@@ -1,0 +1,1 @@
+"""Fixtures: guest disk images, built once by scripts/demo-image and cached."""

@@ -1,0 +1,1 @@
+"""Fixtures: a real docker-registry process on a free loopback port."""
