@@ -13,6 +13,8 @@ from typing import Final
 BASE_S: Final = 5.0
 CAP_S: Final = 600.0
 STABLE_S: Final = 600.0
+HOST_BREAKER: Final = "host"
+"""Key of the breaker for what is the host's own fault: while it is open no VM is created."""
 
 
 @dataclass(frozen=True, slots=True)

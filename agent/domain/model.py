@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from agent.domain.names import PREFIX
 from agent.domain.states import ALIVE, HOLDS_SLOT, VmState
 
 if TYPE_CHECKING:
@@ -199,6 +200,19 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """What the hypervisor listed, and what the journal knew when the listing began.
+
+    A listing takes time, and VMs come and go meanwhile: only for the VMs that were `idle` (known, with no action under
+    way) is absence a fact, and only what was not `known` can be a stray.
+    """
+
+    seen: tuple[Observed, ...]
+    known: frozenset[str]
+    idle: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class HostLimits:
     """What VMs of this host may use together."""
 
@@ -222,11 +236,14 @@ class World:
     resolutions: Mapping[str, Resolution] = field(default_factory=dict)
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
-    observed: tuple[Observed, ...] = ()
+    listing: Listing | None = None  # None: the hypervisor was not asked yet, or did not answer
     busy: frozenset[str] = frozenset()  # resources with an action under way: VM names, digests, references
     draining: bool = False
     disk_full: bool = False
     foreign_slots: int = 0  # slots held by VMs that are not ours, where the hypervisor counts them
+    fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
+    name_prefix: str = PREFIX
+    resolve_period_s: float = 300.0
 
     def pool(self, name: str) -> PoolSpec | None:
         """Return the assigned pool of that name, or None."""

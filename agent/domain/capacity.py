@@ -1,0 +1,84 @@
+"""What fits on this host. Pure arithmetic over the world; nothing is ever negative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.domain.model import PoolSpec, VmSize, World
+
+
+class Limit(StrEnum):
+    """What keeps one more VM from starting."""
+
+    SLOTS = "slots"
+    CPUS = "cpus"
+    MEMORY = "memory"
+    DISK = "disk"
+    POOL_MAX = "pool-max"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of what VMs share."""
+
+    slots: int
+    cpus: float
+    memory_mib: int
+
+    def plus(self, size: VmSize) -> Resources:
+        """Return the amount with one VM of `size` added."""
+        return Resources(self.slots + 1, self.cpus + size.cpus, self.memory_mib + size.memory_mib)
+
+    def minus(self, other: Resources) -> Resources:
+        """Return what is left after taking `other`; never below nothing."""
+        return Resources(
+            max(0, self.slots - other.slots),
+            max(0.0, self.cpus - other.cpus),
+            max(0, self.memory_mib - other.memory_mib),
+        )
+
+    def lacking_for(self, size: VmSize) -> Limit | None:
+        """Return what is too small here for one VM of `size`, or None when it fits."""
+        if self.slots < 1:
+            return Limit.SLOTS
+        if self.memory_mib < size.memory_mib:
+            return Limit.MEMORY
+        return Limit.CPUS if self.cpus < size.cpus else None
+
+
+def one(size: VmSize) -> Resources:
+    """Return what one VM of `size` takes."""
+    return Resources(1, size.cpus, size.memory_mib)
+
+
+def used(world: World) -> Resources:
+    """Return what VMs hold now: ours until they are proven gone, and slots of foreign ones where those count."""
+    total = Resources(world.foreign_slots, 0.0, 0)
+    for vm in world.vms:
+        if vm.holds_slot:
+            total = total.plus(vm.size)
+    return total
+
+
+def free(world: World) -> Resources:
+    """Return what new VMs may take now."""
+    limits = world.limits
+    return Resources(limits.slots, limits.cpus, limits.memory_mib).minus(used(world))
+
+
+def startable(world: World, pool: PoolSpec) -> tuple[int, Limit]:
+    """Return how many more VMs of `pool` could start now, and the limit that binds."""
+    if world.disk_full:
+        return 0, Limit.DISK
+    room, count = free(world), 0
+    held = sum(vm.pool == pool.name and vm.holds_slot for vm in world.vms)
+    while True:
+        if pool.max and held + count >= pool.max:
+            return count, Limit.POOL_MAX
+        limit = room.lacking_for(pool.size)
+        if limit:
+            return count, limit
+        room, count = room.minus(one(pool.size)), count + 1

@@ -1,0 +1,82 @@
+"""The host's conditions: named facts with a reason and the way out, derived from the world. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.domain import capacity
+from agent.domain.demand import pool_views
+from agent.domain.model import Condition, ConditionStatus
+from agent.domain.rollout import Phase
+
+if TYPE_CHECKING:
+    from agent.domain.model import World
+
+_TRUE, _FALSE = ConditionStatus.TRUE, ConditionStatus.FALSE
+
+
+def conditions(world: World) -> tuple[Condition, ...]:
+    """Return every condition of the host. `since_s` is now: the engine keeps the older one while nothing changed."""
+    return (
+        _ready(world),
+        _registry(world),
+        _disk(world),
+        _rollouts(world),
+        _capacity(world),
+        _condition(world, "Draining", problem=world.draining, reason="DrainRequested", message="no new VMs or leases"),
+    )
+
+
+def _condition(world: World, kind: str, *, problem: bool, reason: str, message: str) -> Condition:
+    """Return a condition that is true when there is a problem, with nothing to say otherwise."""
+    if problem:
+        return Condition(kind, _TRUE, reason, message, world.now_s)
+    return Condition(kind, _FALSE, "AsItShouldBe", "", world.now_s)
+
+
+def _ready(world: World) -> Condition:
+    short = [view for view in pool_views(world) if len(view.ready) < view.spec.warm]
+    if len(world.pools) > len(world.rollouts):
+        return Condition("Ready", _FALSE, "Starting", "the first look at the host is under way", world.now_s)
+    if short:
+        message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
+        return Condition("Ready", _FALSE, "PoolsNotWarm", message, world.now_s)
+    return Condition("Ready", _TRUE, "PoolsWarm", "", world.now_s)
+
+
+def _registry(world: World) -> Condition:
+    assigned = {pool.image for pool in world.pools}
+    errors = [known.error for name, known in sorted(world.resolutions.items()) if known.error and name in assigned]
+    errors += [breaker.reason for key, breaker in sorted(world.breakers.items()) if _pull_failing(world, key)]
+    if errors:
+        return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", "; ".join(errors), world.now_s)
+    return Condition("ImagesAvailable", _TRUE, "AsItShouldBe", "", world.now_s)
+
+
+def _pull_failing(world: World, key: str) -> bool:
+    wanted = {rollout.target for rollout in world.rollouts.values()}
+    return key in wanted and not world.has_image(key) and world.breakers[key].failures > 0
+
+
+def _disk(world: World) -> Condition:
+    message = "free space is below host.disk_reserve_mib: no VM is created and no image pulled; free some"
+    return _condition(world, "DiskPressure", problem=world.disk_full, reason="ReserveReached", message=message)
+
+
+def _rollouts(world: World) -> Condition:
+    back = [rollout for rollout in world.rollouts.values() if rollout.phase is Phase.ROLLED_BACK]
+    message = "; ".join(f"{rollout.pool}: {rollout.target}: {rollout.reason}" for rollout in back)
+    return _condition(world, "RolledBack", problem=bool(back), reason="VersionFailed", message=message)
+
+
+def _capacity(world: World) -> Condition:
+    """Tell when the warm targets cannot all be met by this host, and what binds."""
+    room = capacity.Resources(world.limits.slots, world.limits.cpus, world.limits.memory_mib)
+    for view in pool_views(world):
+        for _ in range(view.spec.warm):
+            limit = room.lacking_for(view.spec.size)
+            if limit:
+                message = f"the warm VMs of {view.spec.name} do not all fit: {limit} bind; lower warm or the VM size"
+                return _condition(world, "OverAssigned", problem=True, reason="WarmTargetsDoNotFit", message=message)
+            room = room.minus(capacity.one(view.spec.size))
+    return _condition(world, "OverAssigned", problem=False, reason="", message="")

@@ -1,0 +1,88 @@
+"""What each pool needs: which image versions it may run, how many VMs, and which of them are for whom. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.domain.rollout import Phase
+from agent.domain.states import VmState
+
+if TYPE_CHECKING:
+    from agent.domain.model import PoolSpec, Vm, World
+    from agent.domain.rollout import Rollout
+
+_COMING = (VmState.CREATING, VmState.STARTING)
+_IDLE = (*_COMING, VmState.READY)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One assigned pool with its VMs sorted by what they are for."""
+
+    spec: PoolSpec
+    rollout: Rollout
+    waiting: int
+    idle: tuple[Vm, ...]  # alive and not leased, of any version, oldest first
+    held: int  # VMs that hold a slot, leased and stopping ones included
+
+    def of(self, digest: str | None) -> tuple[Vm, ...]:
+        """Return the idle VMs of one version."""
+        return tuple(vm for vm in self.idle if vm.image == digest)
+
+    @property
+    def ready(self) -> tuple[Vm, ...]:
+        """The VMs that could be leased now."""
+        return tuple(vm for vm in self.idle if vm.state is VmState.READY)
+
+    @property
+    def outdated(self) -> tuple[Vm, ...]:
+        """Idle VMs of versions the pool should not run any more."""
+        wanted = {self.rollout.serving, self.canary_image}
+        return tuple(vm for vm in self.idle if vm.image not in wanted)
+
+    @property
+    def canary_image(self) -> str | None:
+        """The version that one VM has to prove, while a rollout is at that point."""
+        return self.rollout.target if self.rollout.phase is Phase.CANARY else None
+
+    @property
+    def needs_canary(self) -> bool:
+        """Whether a VM to prove the new version must still be created."""
+        return self.canary_image is not None and not self.of(self.canary_image)
+
+    @property
+    def wanted(self) -> int:
+        """Idle VMs the pool should have: its warm target, and one for each request that waits."""
+        return self.spec.warm + self.waiting
+
+    @property
+    def room_under_max(self) -> int:
+        """VMs that may still be added before the pool's own maximum."""
+        return max(0, self.spec.max - self.held) if self.spec.max else 2**31
+
+
+def pool_views(world: World) -> tuple[PoolView, ...]:
+    """Return a view of every assigned pool that has a rollout record, by priority, then name."""
+    views = []
+    for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name)):
+        rollout = world.rollouts.get(spec.name)
+        if rollout is None:
+            continue
+        vms = sorted((vm for vm in world.vms if vm.pool == spec.name), key=lambda vm: (vm.created_at_s, vm.name))
+        views.append(
+            PoolView(
+                spec=spec,
+                rollout=rollout,
+                waiting=sum(waiter.pool == spec.name for waiter in world.waiters),
+                idle=tuple(vm for vm in vms if vm.state in _IDLE),
+                held=sum(vm.holds_slot for vm in vms),
+            )
+        )
+    return tuple(views)
+
+
+def pick_ready(vms: tuple[Vm, ...], pool: str, serving: str | None, busy: frozenset[str]) -> Vm | None:
+    """Return the VM a new lease of `pool` gets, or None: the serving version first, then the longest ready."""
+    ready = [vm for vm in vms if vm.pool == pool and vm.state is VmState.READY and vm.name not in busy]
+    return min(ready, key=lambda vm: (vm.image != serving, vm.ready_at_s or 0.0, vm.name), default=None)

@@ -1,0 +1,176 @@
+"""The rules of the planner but for filling: each a small pure function from the world to the actions it calls for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.domain import capacity
+from agent.domain.actions import (
+    DestroyVm,
+    EvictImage,
+    ExpireLease,
+    GrantLease,
+    MarkFailed,
+    PullImage,
+    ReapStray,
+    ResolveImage,
+)
+from agent.domain.demand import pick_ready, pool_views
+from agent.domain.model import Cause, Failure
+from agent.domain.rollout import Phase, needed_images
+from agent.domain.states import VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.domain.demand import PoolView
+    from agent.domain.model import Vm, World
+
+_RUNS: Final = frozenset({VmState.STARTING, VmState.READY, VmState.LEASED})
+
+
+def reap(world: World) -> Iterator[ReapStray]:
+    """Remove what carries our name on the host but is not in the journal: a leak of an earlier life."""
+    if world.listing is None:
+        return
+    known = world.listing.known | {vm.name for vm in world.vms}
+    for seen in world.listing.seen:
+        if seen.ours and seen.name not in known and not _held_back(world, seen.name):
+            yield ReapStray(seen.name)
+
+
+def lose(world: World) -> Iterator[MarkFailed]:
+    """Mark what the journal knows but the host does not: dead without a word, or half-made when the agent died."""
+    absent: frozenset[str] = frozenset()
+    if world.listing is not None:
+        absent = world.listing.idle - {seen.name for seen in world.listing.seen if seen.running}
+    for vm in world.vms:
+        if vm.name in world.busy:
+            continue
+        if vm.state is VmState.CREATING:
+            reason = "the agent stopped while this VM was being created"
+            yield MarkFailed(vm.name, Failure(Cause.INTERRUPTED, reason, world.now_s))
+        elif vm.state in _RUNS and vm.name in absent:
+            reason = "the hypervisor does not list it as running"
+            yield MarkFailed(vm.name, Failure(Cause.LOST, reason, world.now_s))
+
+
+def replace_failed(world: World) -> Iterator[DestroyVm]:
+    """Tear down what failed, and go on with every teardown that was interrupted or did not succeed."""
+    for vm in world.vms:
+        if vm.state in (VmState.FAILED, VmState.STOPPING) and not _held_back(world, vm.name):
+            reason = str(vm.failure.cause) if vm.failure else "teardown was interrupted"
+            yield DestroyVm(vm.name, reason, evidence=vm.state is VmState.FAILED)
+
+
+def expire(world: World) -> Iterator[ExpireLease]:
+    """End the leases whose time is over."""
+    for lease in world.leases:
+        if lease.expires_at_s <= world.now_s:
+            yield ExpireLease(lease.id, lease.vm)
+
+
+def grant(world: World) -> Iterator[GrantLease]:
+    """Give ready VMs to the requests that wait, longest first."""
+    taken = world.busy
+    for waiter in sorted(world.waiters, key=lambda waiter: (waiter.since_s, waiter.id)):
+        rollout = world.rollouts.get(waiter.pool)
+        vm = pick_ready(world.vms, waiter.pool, rollout.serving if rollout else None, taken)
+        if vm:
+            taken |= {vm.name}
+            yield GrantLease(waiter.id, vm.name)
+
+
+def retire_unassigned(world: World) -> Iterator[DestroyVm]:
+    """Tear down idle VMs of pools that are not assigned any more, and all idle VMs of a host that drains."""
+    assigned = {pool.name for pool in world.pools}
+    for vm in world.vms:
+        if vm.state not in (VmState.STARTING, VmState.READY):
+            continue
+        if world.draining:
+            yield DestroyVm(vm.name, "the host is draining")
+        elif vm.pool not in assigned:
+            yield DestroyVm(vm.name, "its pool is not assigned to this host any more")
+
+
+def retire_outdated(world: World) -> Iterator[DestroyVm]:
+    """Take old versions out, one ready VM at a time, and never below `min_ready` while the new one comes up."""
+    for view in pool_views(world):
+        reason = "another image version serves this pool"
+        booting = [vm for vm in view.outdated if vm.state is not VmState.READY]
+        ready = [vm for vm in view.outdated if vm.state is VmState.READY]
+        yield from (DestroyVm(vm.name, reason) for vm in booting if vm.state is VmState.STARTING)
+        surplus = min(len(ready), len(view.ready) - max(view.wanted, view.spec.min_ready))
+        yield from (DestroyVm(vm.name, reason) for vm in ready[: max(0, surplus)])
+        if surplus <= 0 and _should_make_room(world, view):
+            yield from (DestroyVm(vm.name, reason) for vm in _making_room(view, ready))
+
+
+def retire_surplus(world: World) -> Iterator[DestroyVm]:
+    """Tear down idle VMs beyond what the pool wants: those that still boot first, then the oldest."""
+    for view in pool_views(world):
+        if view.rollout.phase in (Phase.CANARY, Phase.PROMOTING):
+            continue  # two versions stand side by side; `retire_outdated` takes care of the old one
+        idle = [vm for vm in view.idle if vm.state is not VmState.CREATING and vm.image == view.rollout.serving]
+        idle.sort(key=lambda vm: (vm.state is VmState.READY, vm.created_at_s))
+        surplus = len(idle) - view.wanted
+        yield from (DestroyVm(vm.name, "the pool has more idle VMs than it wants") for vm in idle[: max(0, surplus)])
+
+
+def resolve(world: World) -> Iterator[ResolveImage]:
+    """Ask what each assigned reference means: when it is new, and again at a period, since tags move."""
+    for reference in sorted({pool.image for pool in world.pools}):
+        known = world.resolutions.get(reference)
+        due = known is None or world.now_s - known.at_s >= world.resolve_period_s or bool(known.error)
+        if due and not _held_back(world, reference):
+            yield ResolveImage(reference)
+
+
+def prefetch(world: World) -> Iterator[PullImage]:
+    """Pull the versions the pools are to serve, before a slot waits for them."""
+    if world.disk_full:
+        return
+    for view in pool_views(world):
+        wanted = {view.rollout.target, view.rollout.serving} - {None, *view.rollout.quarantined}
+        for digest in sorted(filter(None, wanted)):
+            if not world.has_image(digest) and not _held_back(world, digest):
+                yield PullImage(view.spec.image, digest)
+
+
+def evict(world: World) -> Iterator[EvictImage]:
+    """Free the disk from versions nobody needs, least recently used first, when it is short."""
+    if not world.disk_full:
+        return
+    needed = {vm.image for vm in world.vms}
+    for rollout in world.rollouts.values():
+        needed |= needed_images(rollout)
+    idle = [image for image in world.images if image.digest not in needed]
+    for image in sorted(idle, key=lambda image: image.last_used_at_s):
+        if not _held_back(world, image.digest):
+            yield EvictImage(image.digest)
+
+
+def _should_make_room(world: World, view: PoolView) -> bool:
+    """Whether the new version needs a slot that only an old VM can give."""
+    incoming = view.canary_image or view.rollout.serving
+    if incoming is None or world.disk_full or not world.has_image(incoming) or _held_back(world, incoming):
+        return False
+    needs_one = view.needs_canary or (bool(view.outdated) and len(view.of(incoming)) < view.wanted)
+    booting = any(vm.state is not VmState.READY for vm in view.of(incoming))
+    freeing = any(vm.pool == view.spec.name and vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
+    full = view.room_under_max == 0 or capacity.free(world).lacking_for(view.spec.size) is not None
+    return needs_one and full and not booting and not freeing
+
+
+def _making_room(view: PoolView, outdated_ready: list[Vm]) -> list[Vm]:
+    """Return the one VM to give up for the new version, or none when that would leave too few ready."""
+    if len(view.ready) - 1 < view.spec.min_ready:
+        return []
+    candidates = outdated_ready or [vm for vm in view.ready if vm.image != view.canary_image]
+    return candidates[:1]
+
+
+def _held_back(world: World, key: str) -> bool:
+    """Whether something is busy with it, or its breaker is open."""
+    breaker = world.breakers.get(key)
+    return key in world.busy or (breaker is not None and breaker.is_open(world.now_s))
