@@ -1,1 +1,1 @@
-"""What people and machines read about the agent: structured logs and metrics."""
+"""What the agent tells about itself: structured logs and metrics. Imports the domain only."""

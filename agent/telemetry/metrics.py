@@ -1,0 +1,92 @@
+"""Prometheus metrics of the agent: one object, one registry of its own, closed label sets, base units.
+
+`pool` is bounded by the assignment; every other label takes its values from an enumeration. Image digests and VM names
+are never labels: they would grow without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from enum import StrEnum
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Outcome(StrEnum):
+    """How a measured thing ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+_TO_MINUTE: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TO_QUARTER: Final = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900)
+_TO_HOURS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_WAITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """Every metric by name. Times are seconds, `outcome` is an `Outcome`."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        pool = ("pool", "outcome")
+        request = ("route", "method", "status")
+
+        self.pull = self._histogram("image_pull", "From a pull's start to a whole image.", ("outcome",), _TO_HOURS)
+        self.clone = self._histogram("vm_clone", "A clone of an image.", pool, _TO_MINUTE)
+        self.boot = self._histogram("vm_boot", "From a VM's start to its first proof of health.", pool, _TO_QUARTER)
+        self.teardown = self._histogram("vm_teardown", "From intent to proof that a VM is gone.", pool, _TO_QUARTER)
+        self.replacement = self._histogram("vm_replacement", "From failure to the next ready VM.", pool, _TO_QUARTER)
+        self.lease_wait = self._histogram("lease_wait", "From a lease request to its VM or refusal.", pool, _WAITS)
+        self.tool_command = self._histogram("tool_command", "An external command.", ("tool", "outcome"), _TO_MINUTE)
+        self.request = self._histogram("api_request", "An API request, to its answer's end.", request, _WAITS)
+
+        self.leases = self._counter("leases", "Lease requests.", pool)
+        self.vm_failures = self._counter("vm_failures", "VMs that failed.", ("pool", "cause"))
+        self.probe_failures = self._counter("probe_failures", "Probe answers that were no pass.", ("pool", "cause"))
+        self.tool_timeouts = self._counter("tool_timeouts", "External commands that had to be ended.", ("tool",))
+        self.adopted = self._counter("vms_adopted", "VMs found running after a restart of the agent.", ())
+        self.leaked = self._counter("vms_leaked", "Teardowns that could not be proven.", ())
+
+        self.slots = self._gauge("slots", "Slots of this host by what holds them.", ("state",))
+        self.vms = self._gauge("vms", "VMs by pool and state.", ("pool", "state"))
+        self.heartbeat_age = self._gauge("loop_heartbeat_age_seconds", "Since the loop last finished a turn.", ())
+
+    @contextmanager
+    def timed(
+        self, histogram: Histogram, *, clock: Callable[[], float] = perf_counter, **labels: str
+    ) -> Iterator[None]:
+        """Observe how long the block takes, with the `outcome` that its end shows. The error passes on."""
+        start_s = clock()
+        outcome = Outcome.FAILED
+        try:
+            yield
+            outcome = Outcome.OK
+        except TimeoutError:
+            outcome = Outcome.TIMEOUT
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome.CANCELLED
+            raise
+        finally:
+            histogram.labels(**labels, outcome=outcome).observe(clock() - start_s)
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"hearth_{name}_duration_seconds", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(f"hearth_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(f"hearth_{name}", text, labels, registry=self.registry)

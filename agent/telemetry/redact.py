@@ -1,0 +1,48 @@
+"""Keeping secrets out of logs: by type, by key, and by shape as the last net.
+
+A secret is never recognised by its value. `SecretStr` masks itself wherever it goes, a key that names a credential
+loses its value, and inside free text the two shapes in which credentials travel (an Authorization header, a password
+in a URL) are cut out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import SecretBytes, SecretStr
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, WrappedLogger
+
+MASK: Final = "[redacted]"
+
+_SECRET_KEY: Final = re.compile(r"authorization|password|passwd|secret|token|cookie|credential|private.?key", re.I)
+_HEADER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{4,}", re.I)
+_URL_PASSWORD: Final = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]*(?=@)")
+
+
+def redact_text(text: str) -> str:
+    """Return `text` without credentials in Authorization headers and URLs."""
+    return _URL_PASSWORD.sub(MASK, _HEADER.sub(rf"\1 {MASK}", text))
+
+
+def redact(value: object, *, key: str = "") -> Any:  # noqa: ANN401 - the same shape comes back
+    """Return `value` ready for JSON with every secret in it masked. `key` is the name it is logged under."""
+    if isinstance(value, SecretStr | SecretBytes) or (_SECRET_KEY.search(key) and value not in (None, "")):
+        return MASK
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): redact(item, key=str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(item) for item in value]
+    if isinstance(value, bytes | bytearray):
+        return redact_text(value.decode("utf-8", "replace"))
+    return redact_text(str(value))
+
+
+def redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Redact one log line: a structlog processor."""
+    return {key: redact(value, key=key) for key, value in event.items()}

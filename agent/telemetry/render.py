@@ -1,0 +1,65 @@
+"""One log line for people: used on the terminal of a running agent and by `hearth logs`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RESET: Final = "\x1b[0m"
+_DIM: Final = "\x1b[2m"
+_BOLD: Final = "\x1b[1m"
+_LEVEL_COLOURS: Final = {
+    "debug": "\x1b[2m",
+    "info": "\x1b[32m",
+    "warning": "\x1b[33m",
+    "error": "\x1b[31m",
+    "critical": "\x1b[31;1m",
+}
+_HEAD_KEYS: Final = frozenset({"ts", "level", "event", "exception"})
+
+
+def render(line: Mapping[str, object], *, colour: bool) -> str:
+    """Return a parsed log line as text: day and time in UTC, level, event, then `key=value` pairs.
+
+    Values that hold control characters come quoted and escaped, so that no guest can drive the reader's terminal.
+    """
+    time = _plain(line.get("ts", ""))[5:].replace("T", " ")
+    level = _plain(line.get("level", "info"))
+    pairs = " ".join(f"{_plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS)
+    head = (
+        _paint(time, _DIM, colour=colour),
+        _paint(f"{level:<7}", _LEVEL_COLOURS.get(level, ""), colour=colour),
+        _paint(_plain(line.get("event", "")), _BOLD, colour=colour),
+    )
+    text = " ".join((*head, pairs)).rstrip()
+    exception = line.get("exception")
+    if exception:
+        text += "".join(f"\n    {_plain(part)}" for part in str(exception).splitlines())
+    return text
+
+
+def render_json(line: str, *, colour: bool) -> str:
+    """Return one raw line of the log file as text for people. What is not a JSON object comes back escaped only."""
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return _plain(line.rstrip("\n"))
+    return render(parsed, colour=colour) if isinstance(parsed, dict) else _plain(line.rstrip("\n"))
+
+
+def _value(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    quote = not text or not text.isprintable() or any(mark in text for mark in ' ="')
+    return json.dumps(text) if quote and isinstance(value, str) else _plain(text)
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _paint(text: str, code: str, *, colour: bool) -> str:
+    return f"{code}{text}{_RESET}" if colour and code else text

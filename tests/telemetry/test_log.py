@@ -1,0 +1,177 @@
+"""The log file as others read it: keys, redaction, rotation, library loggers, a clean end."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from pydantic import BaseModel, SecretStr
+
+from agent.telemetry import log as hearth_log
+from agent.telemetry.log import Logs, configure, log_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CANARY = "c4n4ry-Kx81vTq9"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Credentials(BaseModel):
+    username: str
+    password: SecretStr
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return log_path(tmp_path)
+
+
+@pytest.fixture
+def logs(path: Path) -> Iterator[Logs]:
+    logs = configure(path=path, terminal=None)
+    yield logs
+    logs.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_line_has_its_stable_keys_first_and_the_bound_context(logs: Logs, path: Path) -> None:
+    with structlog.contextvars.bound_contextvars(vm="hearth-small-1"):
+        structlog.get_logger().info("vm-started", pid=7, path=Path("/x"))
+    logs.close()
+    (line,) = lines(path)
+    assert list(line)[:3] == ["ts", "level", "event"]
+    assert line["ts"].endswith("Z")
+    assert len(line["ts"]) == len("2026-01-01T00:00:00.000Z")
+    assert (line["level"], line["event"], line["vm"], line["pid"], line["path"]) == (
+        "info",
+        "vm-started",
+        "hearth-small-1",
+        7,
+        "/x",
+    )
+
+
+def test_lines_of_libraries_come_out_the_same_way(logs: Logs, path: Path) -> None:
+    logging.getLogger("aiohttp.server").warning("odd request from %s", "127.0.0.1")
+    logs.close()
+    (line,) = lines(path)
+    assert (line["event"], line["level"], line["logger"]) == (
+        "odd request from 127.0.0.1",
+        "warning",
+        "aiohttp.server",
+    )
+
+
+def test_an_exception_is_logged_with_its_traceback_and_without_secrets(logs: Logs, path: Path) -> None:
+    try:
+        int(f"GET https://bob:{CANARY}@registry/v2/ with Authorization: Bearer {CANARY}")
+    except ValueError:
+        structlog.get_logger().exception("pull-failed")
+    logs.close()
+    (line,) = lines(path)
+    assert "Traceback" in line["exception"]
+    assert "registry/v2/" in line["exception"]
+    assert CANARY not in path.read_text(encoding="utf-8")
+
+
+def test_no_planted_secret_reaches_the_file(logs: Logs, path: Path) -> None:
+    log = structlog.get_logger()
+    log.info("a", value=SecretStr(CANARY))
+    log.info("b", headers={"Authorization": f"Bearer {CANARY}", "Accept": "*/*"})
+    log.info("c", config=[{"registry": {"password": CANARY}}])
+    log.info("d", credentials=Credentials(username="u", password=SecretStr(CANARY)))
+    log.info("e", login=Credentials(username="u", password=SecretStr(CANARY)))
+    log.info("f", url=f"http://user:{CANARY}@host/path", raw=f"Basic {CANARY}".encode())
+    log.info("g", error=RuntimeError(f"bearer {CANARY}"))
+    logging.getLogger("lib").error("sent Authorization: Basic %s", CANARY)
+    logs.close()
+    text = path.read_text(encoding="utf-8")
+    assert len(lines(path)) == 8
+    assert CANARY not in text
+    assert "host/path" in text
+    assert "*/*" in text
+
+
+def test_the_level_can_change_while_loggers_live(path: Path) -> None:
+    logs = configure(path=path, terminal=None, level="warning")
+    log = structlog.get_logger()
+    log.info("before")
+    logs.set_level("debug")
+    log.debug("after")
+    logs.close()
+    assert [line["event"] for line in lines(path)] == ["after"]
+
+
+def test_the_file_is_rotated_by_size_and_old_ones_are_dropped(path: Path) -> None:
+    logs = configure(path=path, terminal=None, max_bytes=2000, keep=2)
+    for number in range(200):
+        structlog.get_logger().info("filler", number=number, text="x" * 50)
+    logs.close()
+    names = sorted(item.name for item in path.parent.iterdir())
+    assert names == ["hearth.log", "hearth.log.1", "hearth.log.2"]
+    assert all(item.stat().st_size <= 2000 for item in path.parent.iterdir())
+    kept = [line["number"] for name in reversed(names) for line in lines(path.with_name(name))]
+    assert kept == list(range(kept[0], 200))
+
+
+def test_a_stream_gets_json_and_a_terminal_gets_text_for_people() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        logs = configure(terminal=stream)
+        structlog.get_logger().warning("vm-failed", vm="hearth-small-1", reason="no answer", bell="\x1b[2J")
+        logs.close()
+    assert json.loads(plain.getvalue())["vm"] == "hearth-small-1"
+    shown = terminal.getvalue()
+    assert "vm=hearth-small-1" in shown
+    assert 'reason="no answer"' in shown
+    assert "\x1b[33mwarning" in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_lines_beyond_the_queue_are_dropped_and_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearth_log, "MAX_QUEUED_LINES", 3)
+    logs = configure(path=path, terminal=None)
+    logs._listener.stop()
+    log = structlog.get_logger()
+    for number in range(10):
+        log.info("burst", number=number)
+    logs._listener.start()
+    logs._listener.stop()
+    logs._listener.start()
+    log.info("calm")
+    logs.close()
+    events = [(line["event"], line.get("number"), line.get("count")) for line in lines(path)]
+    assert events == [("burst", 0, None), ("burst", 1, None), ("burst", 2, None), ("log-lines-lost", None, 7),
+                      ("calm", None, None)]  # fmt: skip
+
+
+def test_a_log_that_cannot_be_written_is_told_once(path: Path, capsys: pytest.CaptureFixture[str], logs: Logs) -> None:
+    path.mkdir()
+    structlog.get_logger().info("one")
+    structlog.get_logger().info("two")
+    logs.close()
+    said = capsys.readouterr().err
+    assert said.count("cannot write the log") == 1
+    assert str(path) in said
+
+
+def test_closing_puts_the_process_back_as_it_was(path: Path) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    configure(path=path, terminal=None, level="debug").close()
+    assert (root.level, root.handlers) == before
