@@ -1,0 +1,138 @@
+"""Who ended, told by the kernel at once: pidfds on Linux, kqueue on macOS; for children and adopted processes alike.
+
+asyncio's own child watching knows only children that asyncio started; VMs are neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from agent.hypervisors.process import ProcessIdentity, identify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    ExitCallback = Callable[[int | None], None]
+
+
+class ExitWatcher(Protocol):
+    """Calls back on the event loop when a process ends. Used on that loop only."""
+
+    def watch(self, process: ProcessIdentity, on_exit: ExitCallback) -> None:
+        """Call `on_exit` once, as soon as `process` ends; soon, when it has ended already.
+
+        It is given the exit code (negative: the signal), or None when the process is not our child. Children are
+        reaped.
+        """
+
+    def close(self) -> None:
+        """Forget every process. None is touched."""
+
+
+if sys.platform == "linux":
+
+    class PidfdWatcher:
+        """Watches by pidfd: readable once its process ends, whoever its parent is (pidfd_open(2))."""
+
+        def __init__(self) -> None:
+            self._fds: set[int] = set()
+
+        def watch(self, process: ProcessIdentity, on_exit: ExitCallback) -> None:
+            """See `ExitWatcher`."""
+            loop = asyncio.get_running_loop()
+            try:
+                fd = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                loop.call_soon(on_exit, None)
+                return
+            if identify(process.pid) != process:  # asked with the pid pinned: it had been handed on before
+                os.close(fd)
+                loop.call_soon(on_exit, None)
+                return
+            self._fds.add(fd)
+            loop.add_reader(fd, self._ended, fd, on_exit)
+
+        def _ended(self, fd: int, on_exit: ExitCallback) -> None:
+            code = None
+            with contextlib.suppress(ChildProcessError):  # not our child: its code is told to its parent
+                code = _code(os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG))
+            self._forget(fd)
+            on_exit(code)
+
+        def _forget(self, fd: int) -> None:
+            self._fds.remove(fd)
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+
+        def close(self) -> None:
+            """See `ExitWatcher`."""
+            for fd in tuple(self._fds):
+                self._forget(fd)
+
+    def _code(ended: os.waitid_result | None) -> int | None:
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def exit_watcher() -> ExitWatcher:
+        """Return the watcher of this platform."""
+        return PidfdWatcher()
+
+else:
+
+    class KqueueWatcher:
+        """Watches by kqueue's EVFILT_PROC and NOTE_EXIT (kqueue(2))."""
+
+        def __init__(self) -> None:
+            self._queue: select.kqueue | None = None
+            self._watched: dict[int, ExitCallback] = {}
+
+        def watch(self, process: ProcessIdentity, on_exit: ExitCallback) -> None:
+            """See `ExitWatcher`."""
+            loop = asyncio.get_running_loop()
+            if self._queue is None:
+                self._queue = select.kqueue()
+                loop.add_reader(self._queue.fileno(), self._ended)
+            event = select.kevent(
+                process.pid,
+                filter=select.KQ_FILTER_PROC,
+                flags=select.KQ_EV_ADD | select.KQ_EV_ONESHOT,
+                fflags=select.KQ_NOTE_EXIT,
+            )
+            with contextlib.suppress(ProcessLookupError):
+                self._queue.control([event], 0)
+                if identify(process.pid) == process:
+                    self._watched[process.pid] = on_exit
+                    return
+            loop.call_soon(_tell, process.pid, on_exit, os.WNOHANG)  # it was gone before it was watched
+
+        def _ended(self) -> None:
+            assert self._queue is not None
+            for event in self._queue.control(None, 64, 0):
+                on_exit = self._watched.pop(event.ident, None)
+                if on_exit is not None:
+                    _tell(event.ident, on_exit, 0)  # NOTE_EXIT comes moments before a child can be reaped: wait for it
+
+        def close(self) -> None:
+            """See `ExitWatcher`."""
+            self._watched.clear()
+            if self._queue is not None:
+                asyncio.get_running_loop().remove_reader(self._queue.fileno())
+                self._queue.close()
+                self._queue = None
+
+    def _tell(pid: int, on_exit: ExitCallback, options: int) -> None:
+        code = None
+        with contextlib.suppress(ChildProcessError):  # not our child: its code is told to its parent
+            reaped, status = os.waitpid(pid, options)
+            code = os.waitstatus_to_exitcode(status) if reaped else None
+        on_exit(code)
+
+    def exit_watcher() -> ExitWatcher:
+        """Return the watcher of this platform."""
+        return KqueueWatcher()

@@ -1,0 +1,57 @@
+"""Output stays bounded, keeps both ends, and says when some was cut."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.hypervisors.bounded import HeadTail, last_lines, tail, trim
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(2, 60))
+def test_a_sink_keeps_both_ends_of_any_sequence_of_writes(writes: list[bytes], limit: int) -> None:
+    sink = HeadTail(limit)
+    for data in writes:
+        sink.write(data)
+    whole, kept = b"".join(writes), sink.getvalue()
+    assert sink.truncated == (len(whole) > limit)
+    if sink.truncated:
+        half = limit // 2
+        assert kept == whole[:half] + whole[len(whole) - (limit - half) :]
+    else:
+        assert kept == whole
+
+
+def test_the_tail_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert tail(path, 10) == b""
+    path.write_bytes(b"0123456789abc\nlast\n\n")
+    assert tail(path, 6) == b"last\n\n"
+    assert last_lines(path) == "0123456789abc | last" or last_lines(path) == "last"
+    assert tail(path, 1000) == path.read_bytes()
+
+
+def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(writer, b"a" * 90)
+        assert not trim(path, limit_bytes=100)
+        os.write(writer, b"b" * 20)
+        assert trim(path, limit_bytes=100)
+        os.write(writer, b"after")
+    finally:
+        os.close(writer)
+    assert path.read_bytes() == b"after"
+    assert (tmp_path / "log.1").read_bytes() == b"a" * 30 + b"b" * 20
+
+
+def test_a_log_that_is_not_there_is_not_cut(tmp_path: Path) -> None:
+    assert not trim(tmp_path / "none", limit_bytes=1)
+    assert list(tmp_path.iterdir()) == []
