@@ -1,1 +1,1 @@
-"""The HTTP interface a controller, a CI job and the command line speak to."""
+"""HTTP: what the controller asks and the operator sees. Reaches the engine by `agent.api.ports` alone."""

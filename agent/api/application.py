@@ -1,0 +1,52 @@
+"""The aiohttp application: every operation of every resource behind the same middlewares."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from agent.api.context import CONTEXT, Context
+from agent.api.middleware import loopback_host_only, name_the_answer, observed, problems_only
+from agent.api.resources import assignment, health, host, images, leases, openapi, vms
+from agent.api.views import HostView
+
+if TYPE_CHECKING:
+    from agent.api.operation import Operation
+    from agent.api.ports import Engine
+    from agent.telemetry.metrics import Metrics
+
+MAX_BODY_BYTES: Final = 1 << 20
+"""Largest body taken: an assignment of a thousand pools fits several times."""
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    *health.OPERATIONS,
+    *host.OPERATIONS,
+    *vms.OPERATIONS,
+    *images.OPERATIONS,
+    *assignment.OPERATIONS,
+    *leases.OPERATIONS,
+)
+
+
+def build_application(engine: Engine, metrics: Metrics) -> web.Application:
+    """Return the application that serves `engine`."""
+    application = web.Application(
+        middlewares=[observed, problems_only, loopback_host_only], client_max_size=MAX_BODY_BYTES
+    )
+    application[CONTEXT] = Context(engine, metrics, HostView(engine))
+    for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
+        if operation.method == "GET":
+            application.router.add_get(operation.path, operation.handler)  # HEAD too
+        else:
+            application.router.add_route(operation.method, operation.path, operation.handler)
+    application.on_response_prepare.append(name_the_answer)
+    application.on_shutdown.append(_finish_writes)
+    return application
+
+
+async def _finish_writes(application: web.Application) -> None:
+    unfinished = application[CONTEXT].unfinished
+    if unfinished:
+        await asyncio.wait(unfinished, timeout=5.0)

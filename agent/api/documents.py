@@ -1,0 +1,247 @@
+"""From the engine's world to the documents of the API. No I/O; every figure is derived, none is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from agent.api import schemas
+from agent.domain import capacity
+from agent.domain.states import VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.api.ports import DiskFacts, Engine
+    from agent.domain.breaker import Breaker
+    from agent.domain.health import ProbeResult
+    from agent.domain.model import Condition, Image, Lease, PoolSpec, Vm, World
+    from agent.domain.rollout import Rollout
+    from agent.hypervisors.contract import Address
+    from agent.images.contract import PullProgress
+
+PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
+    VmState.CREATING: "starting",
+    VmState.STARTING: "starting",
+    VmState.READY: "ready",
+    VmState.LEASED: "leased",
+    VmState.FAILED: "stopping",
+    VmState.STOPPING: "stopping",
+}
+"""How the states of a VM are summed up for those who count slots."""
+
+
+def when(at_s: float | None) -> datetime | None:
+    """Return seconds since the epoch as a time; None for a time that never was."""
+    return datetime.fromtimestamp(at_s, UTC) if at_s else None
+
+
+def _at(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)
+
+
+def host_document(engine: Engine) -> schemas.HostDocument:
+    """Return everything a scheduler needs to know of this host."""
+    world, identity, held = engine.world(), engine.identity(), engine.assignment()
+    used, free = capacity.used(world), capacity.free(world)
+    return schemas.HostDocument(
+        sequence=engine.sequence,
+        host=schemas.Identity(
+            name=identity.name,
+            machine_id=identity.machine_id,
+            boot_id=identity.boot_id,
+            os=identity.os,
+            arch=identity.arch,
+        ),
+        versions=schemas.Versions(
+            agent=identity.agent_version,
+            hypervisor=identity.hypervisor,
+            hypervisor_version=identity.hypervisor_version,
+        ),
+        draining=world.draining,
+        slots=slots(world),
+        cpus=_amounts(identity.cpus, world.limits.cpus, used.cpus, free.cpus),
+        memory_mib=_amounts(identity.memory_mib, world.limits.memory_mib, used.memory_mib, free.memory_mib),
+        disk_bytes=_disk(engine.disk()),
+        pools=tuple(pool_status(pool, world) for pool in world.pools),
+        images=image_list(world, engine.pulls()).images,
+        conditions=tuple(_condition(condition) for condition in engine.conditions()),
+        assignment=schemas.AssignmentStatus(source=held.source, etag=held.etag, error=held.error),
+    )
+
+
+def slots(world: World) -> schemas.Slots:
+    """Return the slots of the host by what holds them."""
+    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.holds_slot)
+    return schemas.Slots(
+        total=world.limits.slots,
+        used=capacity.used(world).slots,
+        starting=held["starting"],
+        ready=held["ready"],
+        leased=held["leased"],
+        stopping=held["stopping"],
+        foreign=world.foreign_slots,
+        free=capacity.free(world).slots,
+    )
+
+
+def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
+    """Return what a pool should be and what it is."""
+    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.pool == pool.name and vm.holds_slot)
+    rollout, resolution = world.rollouts.get(pool.name), world.resolutions.get(pool.image)
+    count, limit = capacity.startable(world, pool)
+    return schemas.PoolStatus(
+        name=pool.name,
+        image=pool.image,
+        warm=pool.warm,
+        max=pool.max,
+        ready=held["ready"],
+        leased=held["leased"],
+        starting=held["starting"],
+        stopping=held["stopping"],
+        waiting=sum(waiter.pool == pool.name for waiter in world.waiters),
+        startable=schemas.Startable(count=count, limit=limit),
+        rollout=_rollout(rollout) if rollout else None,
+        error=resolution.error if resolution else "",
+    )
+
+
+def image_list(world: World, pulls: tuple[PullProgress, ...]) -> schemas.ImageList:
+    """Return the image versions that are here, on their way, or failed to come."""
+    here = {image.digest: image for image in world.images}
+    coming = {pull.digest: pull for pull in pulls}
+    failed = {key: breaker for key, breaker in world.breakers.items() if key.startswith("sha256:") and breaker.failures}
+    digests = sorted(here.keys() | coming.keys() | failed.keys())
+    return schemas.ImageList(
+        images=tuple(
+            _image(digest, world, here.get(digest), coming.get(digest), failed.get(digest)) for digest in digests
+        )
+    )
+
+
+def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
+    """Return one VM for a listing."""
+    lease = next((lease for lease in world.leases if lease.vm == vm.name), None)
+    return schemas.VmStatus(
+        name=vm.name,
+        pool=vm.pool,
+        image=vm.image,
+        state=vm.state,
+        since=_at(vm.since_s),
+        created_at=_at(vm.created_at_s),
+        ready_at=when(vm.ready_at_s),
+        cpus=vm.size.cpus,
+        memory_mib=vm.size.memory_mib,
+        lease=schemas.LeaseBrief(id=lease.id, holder=lease.holder, expires_at=_at(lease.expires_at_s))
+        if lease
+        else None,
+        failure=schemas.FailureDocument(cause=vm.failure.cause, reason=vm.failure.reason, at=_at(vm.failure.at_s))
+        if vm.failure
+        else None,
+    )
+
+
+def vm_detail(vm: Vm, world: World, *, address: Address | None, probes: tuple[ProbeResult, ...]) -> schemas.VmDetail:
+    """Return one VM with what had to be asked of it."""
+    return schemas.VmDetail(
+        **dict(vm_status(vm, world)),
+        address=address_document(address),
+        probes=tuple(
+            schemas.ProbeAnswer(
+                probe=probe.probe,
+                outcome=probe.outcome,
+                detail=probe.detail,
+                at=_at(probe.at_s),
+                duration_s=max(0.0, probe.duration_s),
+            )
+            for probe in probes
+        ),
+    )
+
+
+def lease_document(lease: Lease, address: Address | None) -> schemas.LeaseDocument:
+    """Return a lease with where its VM is reached."""
+    return schemas.LeaseDocument(
+        id=lease.id,
+        pool=lease.pool,
+        vm=lease.vm,
+        holder=lease.holder,
+        ttl_s=lease.ttl_s,
+        created_at=_at(lease.created_at_s),
+        expires_at=_at(lease.expires_at_s),
+        address=address_document(address),
+    )
+
+
+def address_document(address: Address | None) -> schemas.AddressDocument | None:
+    """Return an address for the wire."""
+    return schemas.AddressDocument(host=address.host, ports=dict(address.ports)) if address else None
+
+
+def _amounts(total: float, allocatable: float, used: float, free: float) -> schemas.Amounts:
+    return schemas.Amounts(
+        total=total, reserved=max(0, total - allocatable), allocatable=allocatable, used=used, free=free
+    )
+
+
+def _disk(disk: DiskFacts) -> schemas.Amounts:
+    return schemas.Amounts(
+        total=disk.total_bytes,
+        reserved=disk.reserve_bytes,
+        allocatable=max(0, disk.total_bytes - disk.reserve_bytes),
+        used=max(0, disk.total_bytes - disk.free_bytes),
+        free=max(0, disk.free_bytes - disk.reserve_bytes),
+    )
+
+
+def _rollout(rollout: Rollout) -> schemas.RolloutStatus:
+    return schemas.RolloutStatus(
+        phase=rollout.phase,
+        serving=rollout.serving,
+        target=rollout.target,
+        previous=rollout.previous,
+        failures=rollout.failures,
+        quarantined=rollout.quarantined,
+        since=when(rollout.since_s),
+        reason=rollout.reason,
+    )
+
+
+def _condition(condition: Condition) -> schemas.ConditionDocument:
+    return schemas.ConditionDocument(
+        type=condition.type,
+        status=condition.status,
+        reason=condition.reason,
+        message=condition.message,
+        since=when(condition.since_s),
+    )
+
+
+def _image(
+    digest: str, world: World, image: Image | None, pull: PullProgress | None, breaker: Breaker | None
+) -> schemas.ImageStatus:
+    references = set(image.references if image else ()) | ({pull.reference} if pull else set())
+    users = (name for name, rollout in world.rollouts.items() if digest in (rollout.serving, rollout.target))
+    return schemas.ImageStatus(
+        digest=digest,
+        state="here" if image else "pulling" if pull else "failed",
+        references=tuple(sorted(references)),
+        pools=tuple(sorted(users)),
+        disk_bytes=image.disk_bytes if image else 0,
+        allocated_bytes=image.allocated_bytes if image else 0,
+        last_used_at=when(image.last_used_at_s) if image else None,
+        progress=_progress(pull) if pull else None,
+        error=breaker.reason if breaker else "",
+        retry_at=when(breaker.open_until_s) if breaker else None,
+    )
+
+
+def _progress(pull: PullProgress) -> schemas.Progress:
+    return schemas.Progress(
+        total_bytes=pull.total_bytes,
+        done_bytes=pull.done_bytes,
+        fetched_bytes=pull.fetched_bytes,
+        rate_bytes_per_s=max(0.0, pull.rate_bytes_per_s),
+        eta_s=pull.eta_s,
+    )

@@ -1,0 +1,113 @@
+"""What every request passes through: an id, a measured and logged end, errors as problems, and the Host check."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import hdrs, web
+from ulid import ULID
+
+from agent.api import problems
+from agent.api.context import CONTEXT, REQUEST_ID
+from agent.domain.errors import HearthError
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+log = structlog.get_logger()
+
+_ID_HEADER: Final = "X-Request-ID"
+_CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@web.middleware
+async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, the client's own if it sent a sane one; measure it; log it, writes above reads."""
+    sent = request.headers.get(_ID_HEADER, "")
+    request_id = sent if _CLIENT_ID.fullmatch(sent) else str(ULID()).lower()
+    request[REQUEST_ID] = request_id
+    start_s, status = perf_counter(), "disconnected"
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        try:
+            response = await handler(request)
+            status = str(response.status)
+        finally:
+            duration_s = perf_counter() - start_s
+            _count(request, status, duration_s)
+            write = request.method not in _READS
+            (log.info if write else log.debug)(
+                "api-request",
+                method=request.method,
+                path=request.path,
+                status=status,
+                duration_s=round(duration_s, 4),
+            )
+    return response
+
+
+@web.middleware
+async def problems_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into problem details. What nobody expected is logged with its traceback and told as a 500."""
+    request_id = request[REQUEST_ID]
+    try:
+        return await handler(request)
+    except HearthError as error:
+        return problems.from_error(error, request_id=request_id)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        kept = {str(name): error.headers[name] for name in (hdrs.ALLOW,) if name in error.headers}
+        return problems.from_status(error.status, _detail(request, error), request_id=request_id, headers=kept)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("api-error", method=request.method, path=request.path)
+        detail = f"the agent failed to answer; its log says why under request_id {request_id}"
+        return problems.from_status(500, detail, request_id=request_id, headers={})
+
+
+@web.middleware
+async def loopback_host_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests over TCP whose Host is not this machine's loopback.
+
+    A web page can point a name of its own at 127.0.0.1 and make a browser on this host speak to us (DNS rebinding);
+    the Host header still tells. The Unix socket has no such callers.
+    """
+    address = request.transport.get_extra_info("sockname") if request.transport else None
+    if isinstance(address, tuple) and (request.url.host or "") not in _LOOPBACK:
+        raise problems.HostRefusedError(
+            f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
+        )
+    return await handler(request)
+
+
+async def name_the_answer(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the request's id on its response, and our name where the library would put its version."""
+    response.headers[hdrs.SERVER] = "hearth"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if REQUEST_ID in request:
+        response.headers[_ID_HEADER] = request[REQUEST_ID]
+
+
+def _count(request: web.Request, status: str, duration_s: float) -> None:
+    resource = request.match_info.route.resource
+    request.app[CONTEXT].metrics.request.labels(
+        route=resource.canonical if resource else "unmatched",
+        method=request.method if request.method in _METHODS else "other",
+        status=status,
+    ).observe(duration_s)
+
+
+def _detail(request: web.Request, error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPNotFound):
+        return f"there is nothing at {request.path}; /openapi.json lists what there is"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
+    return error.text or error.reason

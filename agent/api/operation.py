@@ -1,0 +1,39 @@
+"""One API operation as data: the router, the OpenAPI document and the tests all read the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from agent.api.schemas import Schema
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one method on one path does.
+
+    `answer` is the document of `status`, or the media type of a body that is no document, or None for an empty body.
+    `also` lists other statuses that carry the answer's document, and `errors` the statuses of problems that belong to
+    this operation (those any operation can have are not repeated).
+    """
+
+    id: str
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answer: type[BaseModel] | str | None
+    status: int = 200
+    also: tuple[int, ...] = ()
+    body: type[BaseModel] | None = None
+    query: type[Schema] | None = None
+    etag: bool = False
+    errors: tuple[int, ...] = ()

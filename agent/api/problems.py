@@ -1,0 +1,131 @@
+"""Errors on the wire: RFC 9457 problem details, made in one place from one table of codes.
+
+Problem types are URNs of the form `urn:hearth:problem:CODE`: names to compare, not addresses to fetch. An error that is
+only its HTTP status has the type `about:blank`, as the RFC asks.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from aiohttp import web
+
+from agent.api.schemas import FieldProblem, Problem
+from agent.domain.errors import Blame, HearthError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS_BY_CODE: Final[Mapping[str, int]] = {
+    "malformed-json": 400,
+    "broken-body": 400,
+    "pool-unknown": 404,
+    "lease-not-found": 404,
+    "vm-not-found": 404,
+    "image-not-found": 404,
+    "body-timeout": 408,
+    "vm-leased": 409,
+    "lease-conflict": 409,
+    "lease-wait-refused": 409,
+    "draining": 409,
+    "assignment-read-only": 409,
+    "assignment-conflict": 412,
+    "unsupported-media-type": 415,
+    "host-refused": 421,
+    "invalid-request": 422,
+    "bad-configuration": 422,
+    "bad-ttl": 422,
+    "no-vm-free": 503,
+}
+"""The HTTP status of every code. A code that is not here is 400 when the request is to blame and 503 otherwise."""
+
+RETRY_AFTER_S: Final = 5
+"""What a client that found no VM free is told to wait: about the boot time of a small guest."""
+
+
+class RequestError(HearthError):
+    """A request that cannot be served as it stands, whatever the state of the host."""
+
+    code = "invalid-request"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+    def __init__(self, message: str, *, remedy: str = "", errors: tuple[FieldProblem, ...] = ()) -> None:
+        super().__init__(message, remedy=remedy)
+        self.errors = errors
+
+
+class MalformedJsonError(RequestError):
+    """The body is not JSON."""
+
+    code = "malformed-json"
+
+
+class BrokenBodyError(RequestError):
+    """The body did not arrive whole."""
+
+    code = "broken-body"
+
+
+class BodyTimeoutError(RequestError):
+    """The body took too long to arrive."""
+
+    code = "body-timeout"
+
+
+class MediaTypeError(RequestError):
+    """The body is not declared as JSON."""
+
+    code = "unsupported-media-type"
+
+
+class HostRefusedError(RequestError):
+    """The Host header does not name this listener: a browser led astray by DNS, most likely."""
+
+    code = "host-refused"
+
+
+class VmUnknownError(RequestError):
+    """No VM of ours has that name."""
+
+    code = "vm-not-found"
+
+
+def status_of(error: HearthError) -> int:
+    """Return the HTTP status of an expected error."""
+    return STATUS_BY_CODE.get(error.code, 400 if error.blame is Blame.REQUEST else 503)
+
+
+def from_error(error: HearthError, *, request_id: str) -> web.Response:
+    """Return the response to an expected error."""
+    status = status_of(error)
+    problem = Problem(
+        type=f"urn:hearth:problem:{error.code}",
+        title=error.code.replace("-", " ").capitalize(),
+        status=status,
+        detail=error.message,
+        code=error.code,
+        remedy=error.remedy,
+        request_id=request_id,
+        errors=error.errors if isinstance(error, RequestError) else (),
+    )
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return respond(problem, headers)
+
+
+def from_status(status: int, detail: str, *, request_id: str, headers: Mapping[str, str]) -> web.Response:
+    """Return the response to an error that HTTP itself has a name for."""
+    phrase = HTTPStatus(status).phrase
+    code = phrase.lower().replace(" ", "-")
+    return respond(
+        Problem(type="about:blank", title=phrase, status=status, detail=detail, code=code, request_id=request_id),
+        headers,
+    )
+
+
+def respond(problem: Problem, headers: Mapping[str, str]) -> web.Response:
+    """Return the problem as a response."""
+    body = problem.model_dump_json().encode()
+    return web.Response(status=problem.status, body=body, content_type=MEDIA_TYPE, headers=headers)

@@ -1,0 +1,43 @@
+"""`/v1/assignment`: the desired state, as one document that is read, edited and put back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.api.context import answer, context, not_modified, read_json, unbroken
+from agent.api.operation import Operation
+from agent.config import Assignment, parse_assignment
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def assignment(request: web.Request) -> web.Response:
+    """Answer the assignment in force."""
+    held = context(request).engine.assignment()
+    return not_modified(request, held.etag) or answer(held.document, etag=held.etag)
+
+
+async def put_assignment(request: web.Request) -> web.Response:
+    """Replace the assignment, durable before the answer; with If-Match only if it is still the one that was read."""
+    engine = context(request).engine
+    document = parse_assignment(await read_json(request), source="the body")
+    if_match = _if_match(request, engine.assignment().etag)
+    held = await unbroken(request, engine.put_assignment(document, if_match=if_match))
+    return answer(held.document, etag=held.etag)
+
+
+def _if_match(request: web.Request, current: str) -> str | None:
+    """Return the entity tag the write depends on: the current one if the client named it, None for no condition."""
+    tags = request.if_match
+    if not tags or any(tag.value == "*" for tag in tags):
+        return None
+    strong = [tag.value for tag in tags if not tag.is_weak]
+    return current if current in strong else (strong or ["weak tags never match"])[0]
+
+
+OPERATIONS: Final = (
+    Operation("assignment", "GET", "/v1/assignment", assignment, "The desired state in force", Assignment, etag=True),
+    Operation("put-assignment", "PUT", "/v1/assignment", put_assignment, "Replace the desired state", Assignment,
+              body=Assignment, etag=True, errors=(409, 412)),
+)  # fmt: skip

@@ -1,0 +1,62 @@
+"""`/livez`, `/readyz`, `/metrics`: cheap, without I/O, for machines that ask often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import hdrs, web
+from prometheus_client.exposition import choose_encoder
+
+from agent.api import schemas
+from agent.api.context import answer, context
+from agent.api.documents import slots
+from agent.api.operation import Operation
+
+if TYPE_CHECKING:
+    from agent.api.ports import Engine
+    from agent.telemetry.metrics import Metrics
+
+STUCK_AFTER_S: Final = 60.0
+"""Age of the loop's heartbeat from which the agent no longer counts as alive."""
+
+
+async def livez(request: web.Request) -> web.Response:
+    """Tell whether the loop still turns."""
+    age_s = context(request).engine.heartbeat_age_s()
+    live = schemas.Live(ok=age_s < STUCK_AFTER_S, heartbeat_age_s=max(0.0, age_s))
+    return answer(live, status=200 if live.ok else 503)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Tell whether leases are taken, by named checks."""
+    checks = tuple(
+        schemas.CheckResult(name=check.name, ok=check.ok, reason=check.reason)
+        for check in context(request).engine.readiness()
+    )
+    ready = schemas.Ready(ok=all(check.ok for check in checks), checks=checks)
+    return answer(ready, status=200 if ready.ok else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Answer a Prometheus scrape. Gauges are read off the world at that moment, so none can be stale."""
+    ctx = context(request)
+    _set_gauges(ctx.metrics, ctx.engine)
+    encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
+    return web.Response(body=encode(ctx.metrics.registry), headers={hdrs.CONTENT_TYPE: content_type})
+
+
+def _set_gauges(metrics: Metrics, engine: Engine) -> None:
+    world = engine.world()
+    metrics.heartbeat_age.set(engine.heartbeat_age_s())
+    for state, count in slots(world).model_dump(exclude={"total", "used"}).items():
+        metrics.slots.labels(state=state).set(count)
+    metrics.vms.clear()
+    for vm in world.vms:
+        metrics.vms.labels(pool=vm.pool, state=vm.state).inc()
+
+
+OPERATIONS: Final = (
+    Operation("livez", "GET", "/livez", livez, "Whether the agent's loop turns", schemas.Live, also=(503,)),
+    Operation("readyz", "GET", "/readyz", readyz, "Whether the host takes leases", schemas.Ready, also=(503,)),
+    Operation("metrics", "GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
+)

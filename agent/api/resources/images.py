@@ -1,0 +1,24 @@
+"""`/v1/images`: the image versions here and on their way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.api import schemas
+from agent.api.context import answer, context
+from agent.api.documents import image_list
+from agent.api.operation import Operation
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def images(request: web.Request) -> web.Response:
+    """List the image versions with their pulls."""
+    engine = context(request).engine
+    return answer(image_list(engine.world(), engine.pulls()))
+
+
+OPERATIONS: Final = (
+    Operation("images", "GET", "/v1/images", images, "The image versions here and on their way", schemas.ImageList),
+)

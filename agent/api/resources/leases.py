@@ -1,0 +1,76 @@
+"""`/v1/leases`: VMs handed out, one job at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import web
+
+from agent.api import schemas
+from agent.api.addresses import address_of
+from agent.api.context import answer, context, read_body, unbroken
+from agent.api.documents import lease_document
+from agent.api.operation import Operation
+
+if TYPE_CHECKING:
+    from agent.domain.model import Lease
+
+log = structlog.get_logger()
+
+
+async def acquire(request: web.Request) -> web.Response:
+    """Hand out a VM. The wait for one ends with the connection, and a lease nobody was told of is given back."""
+    wanted = await read_body(request, schemas.LeaseRequest)
+    leases = context(request).engine.leases
+    lease = await leases.acquire(
+        wanted.pool,
+        holder=wanted.holder,
+        ttl_s=wanted.ttl_s,
+        wait_s=wanted.wait_s,
+        idempotency_key=wanted.idempotency_key,
+    )
+    try:
+        address = await address_of(context(request).engine, lease.vm)
+    except asyncio.CancelledError:
+        # With a key the client can ask again and get this lease; without one nobody can ever name it.
+        if wanted.idempotency_key is None:
+            log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
+            await unbroken(request, leases.release(lease.id))
+        raise
+    headers = {"Location": f"/v1/leases/{lease.id}"}
+    return answer(lease_document(lease, address), status=201, headers=headers)
+
+
+async def lease(request: web.Request) -> web.Response:
+    """Tell of a lease."""
+    return await _told(request, context(request).engine.leases.get(request.match_info["id"]))
+
+
+async def renew(request: web.Request) -> web.Response:
+    """Let a lease live on."""
+    wanted = await read_body(request, schemas.LeaseRenewal)
+    leases = context(request).engine.leases
+    return await _told(request, await unbroken(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s)))
+
+
+async def release(request: web.Request) -> web.Response:
+    """End a lease."""
+    await unbroken(request, context(request).engine.leases.release(request.match_info["id"]))
+    return web.Response(status=204)
+
+
+async def _told(request: web.Request, lease: Lease) -> web.Response:
+    return answer(lease_document(lease, await address_of(context(request).engine, lease.vm)))
+
+
+OPERATIONS: Final = (
+    Operation("acquire-lease", "POST", "/v1/leases", acquire, "Claim a ready VM, waiting for one if asked",
+              schemas.LeaseDocument, status=201, body=schemas.LeaseRequest, errors=(404, 409, 503)),
+    Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument, errors=(404,)),
+    Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
+              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404,)),
+    Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
+              None, status=204, errors=(404,)),
+)  # fmt: skip

@@ -1,0 +1,60 @@
+"""`/v1/vms`: the VMs that are ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.api import schemas
+from agent.api.addresses import address_of
+from agent.api.context import answer, context, read_query, unbroken
+from agent.api.documents import vm_detail, vm_status
+from agent.api.operation import Operation
+from agent.api.problems import VmUnknownError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from agent.domain.model import Vm, World
+
+
+async def vms(request: web.Request) -> web.Response:
+    """List the VMs, oldest first."""
+    world = context(request).engine.world()
+    oldest_first = sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name))
+    return answer(schemas.VmList(vms=tuple(vm_status(vm, world) for vm in oldest_first)))
+
+
+async def vm(request: web.Request) -> web.Response:
+    """Tell all about one VM."""
+    engine = context(request).engine
+    name = request.match_info["name"]
+    address = await address_of(engine, _find(engine.world(), name).name)
+    world = engine.world()
+    return answer(vm_detail(_find(world, name), world, address=address, probes=engine.probes(name)))
+
+
+async def replace(request: web.Request) -> web.Response:
+    """Start the teardown of a VM; its pool refills. Answers at once, with the VM as it is then."""
+    engine, name = context(request).engine, request.match_info["name"]
+    reason = read_query(request, schemas.VmReplacement).reason
+    before = _find(engine.world(), name)
+    await unbroken(request, engine.replace_vm(name, reason=reason))
+    world = engine.world()
+    after = next((vm for vm in world.vms if vm.name == name), before)
+    return answer(vm_status(after, world), status=202)
+
+
+def _find(world: World, name: str) -> Vm:
+    found = next((vm for vm in world.vms if vm.name == name), None)
+    if found is None:
+        raise VmUnknownError(f"no VM of this host is named {name}", remedy="GET /v1/vms lists them")
+    return found
+
+
+OPERATIONS: Final = (
+    Operation("vms", "GET", "/v1/vms", vms, "The VMs of this host", schemas.VmList),
+    Operation("vm", "GET", "/v1/vms/{name}", vm, "One VM, with its address and probes", schemas.VmDetail,
+              errors=(404,)),
+    Operation("replace-vm", "DELETE", "/v1/vms/{name}", replace, "Tear a VM down and refill its pool",
+              schemas.VmStatus, status=202, query=schemas.VmReplacement, errors=(404, 409, 422)),
+)  # fmt: skip

@@ -1,0 +1,142 @@
+"""The listeners: loopback TCP for controllers, a Unix socket for the command line. Never steals a live one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import structlog
+from aiohttp import web
+
+from agent.domain.errors import Blame, HearthError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = structlog.get_logger()
+
+_SHUTDOWN_S: Final = 1.0
+"""Grace for running requests. The library waits this long twice: once for their end, once after cancelling them."""
+
+_KEEPALIVE_S: Final = 75.0
+_BACKLOG: Final = 256
+
+
+class ListenError(HearthError):
+    """The agent cannot listen where it was told to."""
+
+    code = "cannot-listen"
+    blame: ClassVar[Blame] = Blame.HOST
+
+
+class Server:
+    """Serves one application on a TCP address and on a Unix socket."""
+
+    def __init__(self, application: web.Application, *, host: str, port: int, socket_path: Path) -> None:
+        # A client that hangs up cancels its handler: that is how a waiting lease request ends.
+        self._runner = web.AppRunner(
+            application,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            keepalive_timeout=_KEEPALIVE_S,
+            auto_decompress=False,
+        )
+        self._host, self._port, self._socket_path = host, port, socket_path
+        self._socket_inode = 0
+
+    @property
+    def port(self) -> int:
+        """The TCP port listened on; known after `start` when 0 was asked for."""
+        return self._port
+
+    async def start(self) -> None:
+        """Listen. Raises `ListenError` naming the address or socket that cannot be had; then nothing is listened on."""
+        await self._runner.setup()
+        try:
+            await self._listen_unix()
+            await self._listen_tcp()
+        except BaseException:
+            await self.close()
+            raise
+        log.info("api-listening", host=self._host, port=self._port, socket=str(self._socket_path))
+
+    async def close(self) -> None:
+        """Stop listening, let running requests end within a short grace, cancel the rest. Once is enough."""
+        self._remove_socket()
+        await self._runner.cleanup()
+
+    async def _listen_tcp(self) -> None:
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ListenError(
+                    f"cannot listen on {self._host}:{self._port}: {error}", remedy="check api.host"
+                ) from error
+            raise ListenError(
+                f"{self._host}:{self._port} is in use by another program",
+                remedy="stop that program, or set api.port in the configuration to another port",
+            ) from error
+        if not self._port:
+            self._port = next(address[1] for address in self._runner.addresses if isinstance(address, tuple))
+
+    async def _listen_unix(self) -> None:
+        _refuse_live(self._socket_path)
+        listener = _bound_socket(self._socket_path)
+        self._socket_inode = self._socket_path.stat().st_ino
+        await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()
+
+    def _remove_socket(self) -> None:
+        with suppress(FileNotFoundError):
+            if self._socket_inode and self._socket_path.stat().st_ino == self._socket_inode:
+                self._socket_path.unlink()
+        self._socket_inode = 0
+
+
+def _refuse_live(path: Path) -> None:
+    """Raise `ListenError` when the path is a socket that somebody listens on, or no socket at all."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"{path} exists and is no socket", remedy="move it away, or set api.socket to another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return  # left behind by a process that died
+        except OSError as error:
+            raise ListenError(f"{path} cannot be asked who listens on it: {error}", remedy="remove it") from error
+    raise ListenError(
+        f"another agent listens on {path}", remedy="stop it first, or set api.socket and data_dir to other paths"
+    )
+
+
+def _bound_socket(path: Path) -> socket.socket:
+    """Return a listening socket at `path`, which only this user may use.
+
+    It is made under another name and renamed into place, so that it is never reachable with wider permissions and a
+    stale socket is replaced in one step.
+    """
+    fresh = path.with_name(path.name + ".new")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.setblocking(False)
+        fresh.unlink(missing_ok=True)
+        listener.bind(str(fresh))
+        fresh.chmod(0o600)
+        listener.listen(_BACKLOG)
+        os.replace(fresh, path)
+    except OSError as error:
+        listener.close()
+        remedy = "set api.socket to a path of at most 100 bytes in a folder this user can write to"
+        raise ListenError(f"cannot listen on {path}: {error}", remedy=remedy) from error
+    return listener

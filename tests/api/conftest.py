@@ -1,0 +1,59 @@
+"""A real server on a real loopback port and a real Unix socket, over an engine in memory."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from agent.api.application import build_application
+from agent.api.server import Server
+from agent.domain.states import VmState
+from agent.telemetry.metrics import Metrics
+from tests.api.memory_engine import MemoryEngine, vm
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@dataclass
+class Running:
+    """A running server with clients for both of its listeners."""
+
+    engine: MemoryEngine
+    metrics: Metrics
+    server: Server
+    socket: Path
+    tcp: aiohttp.ClientSession
+    unix: aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def run(engine: MemoryEngine, folder: Path) -> AsyncIterator[Running]:
+    """Serve `engine` until the block ends."""
+    metrics, socket = Metrics(), folder / "hearth.sock"
+    server = Server(build_application(engine, metrics), host="127.0.0.1", port=0, socket_path=socket)
+    await server.start()
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as tcp,
+        aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(str(socket))) as unix,
+    ):
+        try:
+            yield Running(engine, metrics, server, socket, tcp, unix)
+        finally:
+            await server.close()
+
+
+@pytest.fixture
+def engine() -> MemoryEngine:
+    return MemoryEngine(vm("hearth-small-1", age_s=90), vm("hearth-small-2", VmState.STARTING, age_s=30))
+
+
+@pytest.fixture
+async def api(engine: MemoryEngine, tmp_path: Path) -> AsyncIterator[Running]:
+    async with run(engine, tmp_path) as running:
+        yield running

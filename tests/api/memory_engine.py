@@ -1,0 +1,230 @@
+"""An honest in-memory implementation of the ports: it keeps its promises, with no VM behind it.
+
+Leases are exclusive, waiters are served in order and leave when cancelled, an idempotency key gives the same lease
+again, the sequence grows with every change. What a test needs to happen (a VM turns ready, a hypervisor hangs) it makes
+happen by a method here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent.config import Assignment
+from agent.domain.conditions import conditions
+from agent.domain.errors import Blame, HearthError
+from agent.domain.health import Outcome, ProbeResult
+from agent.domain.model import (
+    Check,
+    Condition,
+    HostLimits,
+    Image,
+    Lease,
+    PoolSpec,
+    Vm,
+    VmSize,
+    Waiter,
+    World,
+)
+from agent.domain.rollout import Phase, Rollout
+from agent.domain.states import VmState
+from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
+from agent.engine.leases import LeaseConflictError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
+from agent.host.facts import DiskFacts, HostIdentity
+from agent.hypervisors.contract import Address, VmNotRunningError
+
+if TYPE_CHECKING:
+    from agent.images.contract import PullProgress
+
+NOW_S = 1_800_000_000.0
+DIGEST = "sha256:" + "a" * 64
+COMING = "sha256:" + "b" * 64
+SMALL = PoolSpec("small", "oci-layout:/images:v1", warm=2, size=VmSize(1, 512), ports=(22, 8080))
+
+
+class VmLeasedError(HearthError):
+    """The VM is leased: nobody may take it away."""
+
+    code = "vm-leased"
+    blame = Blame.REQUEST
+
+
+def vm(name: str, state: VmState = VmState.READY, *, age_s: float = 60.0) -> Vm:
+    born_s = NOW_S - age_s
+    return Vm(name, "small", DIGEST, state, SMALL.size, born_s, born_s + 1, ready_at_s=born_s + 2)
+
+
+class MemoryEngine:
+    """Implements `agent.api.ports.Engine`."""
+
+    def __init__(self, *vms: Vm, source: str = "api") -> None:
+        self.sequence = 1
+        self.vms = {item.name: item for item in vms}
+        self.pools = {SMALL.name: SMALL}
+        self.leases = MemoryLeases(self)
+        self.checks = [Check("journal", True, "open"), Check("hypervisor", True, "qemu")]
+        self.age_s = 0.5
+        self.foreign_slots = 0
+        self.free_bytes = 60 << 30
+        self.pulling: tuple[PullProgress, ...] = ()
+        self.replaced: list[tuple[str, str]] = []
+        self.address_hangs = False
+        self.address_asked = asyncio.Event()
+        self.renderings = 0
+        document = Assignment.model_validate({"pools": {"small": {"image": SMALL.image}}})
+        self._held = HeldAssignment(document, "1", source)
+
+    def changed(self) -> None:
+        """Count one change of the world."""
+        self.sequence += 1
+
+    def become(self, name: str, state: VmState) -> None:
+        """Move a VM to a state and serve who waits for it."""
+        self.vms[name] = replace(self.vms[name], state=state)
+        self.changed()
+        self.leases.serve()
+
+    def world(self) -> World:
+        self.renderings += 1
+        return World(
+            now_s=NOW_S,
+            jitter=0.5,
+            limits=HostLimits(slots=2, cpus=4.0, memory_mib=4096),
+            pools=tuple(self.pools.values()),
+            vms=tuple(self.vms.values()),
+            leases=tuple(self.leases.held.values()),
+            waiters=tuple(waiter for waiter, _ in self.leases.line),
+            images=(Image(DIGEST, (SMALL.image,), 64 << 20, 10 << 20, NOW_S),),
+            rollouts={"small": Rollout("small", DIGEST, DIGEST, Phase.SERVING, NOW_S)},
+            foreign_slots=self.foreign_slots,
+        )
+
+    def conditions(self) -> tuple[Condition, ...]:
+        return conditions(self.world())
+
+    def identity(self) -> HostIdentity:
+        return HostIdentity("mac-1", "machine", "boot", "Linux 6", "x86_64", 2, 8192, "0.1.0", "qemu", "7.2")
+
+    def disk(self) -> DiskFacts:
+        return DiskFacts(100 << 30, self.free_bytes, 2 << 30)
+
+    def probes(self, vm: str) -> tuple[ProbeResult, ...]:
+        return (ProbeResult("agent", Outcome.PASS, "answered", NOW_S, 0.01),) if vm in self.vms else ()
+
+    def pulls(self) -> tuple[PullProgress, ...]:
+        return self.pulling
+
+    async def address(self, vm: str) -> Address:
+        self.address_asked.set()
+        if self.address_hangs:
+            await asyncio.Event().wait()
+        if self.vms[vm].state not in (VmState.READY, VmState.LEASED, VmState.STARTING):
+            raise VmNotRunningError(f"{vm} does not run")
+        return Address("127.0.0.1", {22: 40022, 8080: 48080})
+
+    def heartbeat_age_s(self) -> float:
+        return self.age_s
+
+    def readiness(self) -> tuple[Check, ...]:
+        return tuple(self.checks)
+
+    def assignment(self) -> HeldAssignment:
+        return self._held
+
+    async def put_assignment(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
+        if self._held.source != "api":
+            raise AssignmentReadOnlyError("the assignment comes from a file", remedy="edit the file")
+        if if_match not in (None, self._held.etag):
+            raise AssignmentConflictError("somebody else changed the assignment", remedy="read it again")
+        tag = hashlib.sha256(document.model_dump_json().encode()).hexdigest()[:12]
+        self._held = HeldAssignment(document, tag, "api")
+        self.changed()
+        return self._held
+
+    async def replace_vm(self, name: str, *, reason: str) -> None:
+        if self.vms[name].state is VmState.LEASED:
+            raise VmLeasedError(f"{name} is leased", remedy="release its lease first")
+        self.replaced.append((name, reason))
+        self.become(name, VmState.STOPPING)
+
+
+class MemoryLeases:
+    """Implements `agent.api.ports.Leases`."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self.engine = engine
+        self.held: dict[str, Lease] = {}
+        self.line: list[tuple[Waiter, asyncio.Future[Vm]]] = []
+        self.arrived = asyncio.Event()
+        self.left = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def acquire(
+        self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
+    ) -> Lease:
+        if pool not in self.engine.pools:
+            raise PoolUnknownError(f"there is no pool {pool!r} on this host", remedy="see `hearth status`")
+        known = next(
+            (lease for lease in self.held.values() if idempotency_key and lease.idempotency_key == idempotency_key),
+            None,
+        )
+        if known is not None and (known.pool, known.holder) != (pool, holder):
+            raise LeaseConflictError(f"key {idempotency_key!r} belongs to another lease", remedy="use a new key")
+        if known is not None:
+            return known
+        vm = self._ready(pool) or await self._wait(pool, wait_s)
+        ttl_s = ttl_s or SMALL.lease_ttl_s
+        number = len(self.held) + 1
+        lease = Lease(f"lease-{number}", pool, vm.name, holder, ttl_s, NOW_S, NOW_S + ttl_s, idempotency_key)
+        self.held[lease.id] = lease
+        self.engine.vms[vm.name] = replace(vm, state=VmState.LEASED, lease_id=lease.id)
+        self.engine.changed()
+        return lease
+
+    async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
+        lease = self.get(lease_id)
+        ttl_s = ttl_s or lease.ttl_s
+        self.held[lease_id] = replace(lease, ttl_s=ttl_s, expires_at_s=NOW_S + 60 + ttl_s)
+        return self.held[lease_id]
+
+    async def release(self, lease_id: str) -> None:
+        lease = self.get(lease_id)
+        del self.held[lease_id]
+        self.engine.become(lease.vm, VmState.STOPPING)
+        self.released.set()
+
+    def get(self, lease_id: str) -> Lease:
+        if lease_id not in self.held:
+            raise LeaseNotFoundError(f"there is no lease {lease_id!r}", remedy="ask for a new lease")
+        return self.held[lease_id]
+
+    def serve(self) -> None:
+        """Give ready VMs to those who wait, in order."""
+        for waiter, given in tuple(self.line):
+            ready = self._ready(waiter.pool)
+            if ready is not None and not given.done():
+                given.set_result(ready)
+                return
+
+    def _ready(self, pool: str) -> Vm | None:
+        vms = self.engine.vms.values()
+        return next((vm for vm in vms if vm.pool == pool and vm.state is VmState.READY), None)
+
+    async def _wait(self, pool: str, wait_s: float) -> Vm:
+        given: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
+        place = (Waiter(f"waiter-{len(self.line)}", pool, NOW_S), given)
+        self.line.append(place)
+        self.engine.changed()
+        self.arrived.set()
+        try:
+            async with asyncio.timeout(wait_s):
+                return await given
+        except TimeoutError:
+            raise NoVmFreeError(
+                f"no VM of pool {pool!r} turned ready within {wait_s:g} s", remedy="wait longer"
+            ) from None
+        finally:
+            self.line.remove(place)
+            self.left.set()

@@ -1,0 +1,241 @@
+"""Every resource over real sockets: what is answered, and what the engine was made to do."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.domain.model import Check
+from agent.domain.states import VmState
+from agent.images.contract import PullProgress
+from tests.api.memory_engine import COMING, DIGEST, vm
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.api.conftest import Running
+
+LEASE = {"pool": "small", "holder": "job-1"}
+
+
+async def get(api: Running, path: str, status: int = 200) -> dict[str, Any]:
+    async with api.tcp.get(path) as response:
+        assert response.status == status
+        document: dict[str, Any] = await response.json(content_type=None)
+        return document
+
+
+async def test_livez_follows_the_heartbeat_of_the_loop(api: Running) -> None:
+    assert await get(api, "/livez") == {"ok": True, "heartbeat_age_s": 0.5}
+    api.engine.age_s = 61.0
+    assert await get(api, "/livez", 503) == {"ok": False, "heartbeat_age_s": 61.0}
+
+
+async def test_readyz_names_each_check_with_its_reason(api: Running) -> None:
+    assert (await get(api, "/readyz"))["ok"] is True
+    api.engine.checks.append(Check("registry", False, "connection refused"))
+    answer = await get(api, "/readyz", 503)
+    assert answer["ok"] is False
+    assert answer["checks"][-1] == {"name": "registry", "ok": False, "reason": "connection refused"}
+
+
+async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> None:
+    await get(api, "/v1/host")
+    api.engine.become("hearth-small-2", VmState.READY)
+    async with api.tcp.get("/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        families = {family.name: family for family in text_string_to_metric_families(await response.text())}
+    vms = {(s.labels["pool"], s.labels["state"]): s.value for s in families["hearth_vms"].samples}
+    slots = {s.labels["state"]: s.value for s in families["hearth_slots"].samples}
+    requests = families["hearth_api_request_duration_seconds"].samples
+    assert vms == {("small", "ready"): 2}
+    assert slots == {"starting": 0, "ready": 2, "leased": 0, "stopping": 0, "foreign": 0, "free": 0}
+    assert any(s.labels.get("route") == "/v1/host" and s.labels["status"] == "200" for s in requests)
+
+
+async def test_host_counts_slots_and_what_fits(api: Running) -> None:
+    host = await get(api, "/v1/host")
+    assert host["host"]["name"] == "mac-1"
+    assert host["slots"] == {
+        "total": 2, "used": 2, "starting": 1, "ready": 1, "leased": 0, "stopping": 0, "foreign": 0, "free": 0,
+    }  # fmt: skip
+    assert host["memory_mib"] == {"total": 8192, "reserved": 4096, "allocatable": 4096, "used": 1024, "free": 3072}
+    assert host["disk_bytes"]["free"] == 58 << 30
+    (pool,) = host["pools"]
+    assert (pool["warm"], pool["ready"], pool["starting"], pool["rollout"]["serving"]) == (2, 1, 1, DIGEST)
+    assert pool["startable"] == {"count": 0, "limit": "slots"}
+    assert {condition["type"] for condition in host["conditions"]} >= {"Ready", "DiskPressure", "Draining"}
+    assert host["assignment"] == {"source": "api", "etag": "1", "error": ""}
+
+
+async def test_host_is_never_negative_however_much_is_overcommitted(api: Running) -> None:
+    api.engine.foreign_slots, api.engine.free_bytes = 5, 0
+    for number in range(20):
+        api.engine.vms[f"hearth-small-x{number}"] = vm(f"hearth-small-x{number}", VmState.LEASED)
+    api.engine.changed()
+    host = await get(api, "/v1/host")
+    figures = [host["slots"], host["cpus"], host["memory_mib"], host["disk_bytes"]]
+    assert all(value >= 0 for figure in figures for value in figure.values())
+    assert host["slots"]["used"] == 27
+    assert (host["slots"]["free"], host["cpus"]["free"], host["disk_bytes"]["free"]) == (0, 0, 0)
+
+
+async def test_a_known_host_document_is_not_sent_again_until_something_changes(api: Running) -> None:
+    async with api.tcp.get("/v1/host") as response:
+        etag = response.headers["ETag"]
+    async with api.tcp.get("/v1/host", headers={"If-None-Match": etag}) as response:
+        assert response.status == 304
+        assert response.headers["ETag"] == etag
+        assert await response.read() == b""
+    api.engine.become("hearth-small-2", VmState.READY)
+    async with api.tcp.get("/v1/host", headers={"If-None-Match": etag}) as response:
+        assert response.status == 200
+        assert response.headers["ETag"] != etag
+
+
+async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_world(api: Running) -> None:
+    pull = PullProgress("registry/small:v2", COMING, 1000, 100, 100, 50.0, 18.0)
+    api.engine.pulling = (pull,)
+    first = await get(api, "/v1/host")
+    api.engine.pulling = (replace(pull, done_bytes=900),)
+    second = await get(api, "/v1/host")
+    done = [
+        image["progress"]["done_bytes"] for host in (first, second) for image in host["images"] if image["progress"]
+    ]
+    assert done == [100, 900]
+
+
+async def test_images_here_and_on_their_way(api: Running) -> None:
+    api.engine.pulling = (PullProgress("registry/small:v2", COMING, 1000, 100, 80, 50.0, 18.0),)
+    here, coming = (await get(api, "/v1/images"))["images"]
+    assert (here["digest"], here["state"], here["pools"], here["progress"]) == (DIGEST, "here", ["small"], None)
+    assert (coming["digest"], coming["state"], coming["references"]) == (COMING, "pulling", ["registry/small:v2"])
+    assert coming["progress"] == {
+        "total_bytes": 1000, "done_bytes": 100, "fetched_bytes": 80, "rate_bytes_per_s": 50.0, "eta_s": 18.0,
+    }  # fmt: skip
+
+
+async def test_vms_are_listed_oldest_first_and_told_in_detail(api: Running) -> None:
+    listed = (await get(api, "/v1/vms"))["vms"]
+    assert [item["name"] for item in listed] == ["hearth-small-1", "hearth-small-2"]
+    one = await get(api, "/v1/vms/hearth-small-1")
+    assert one["address"] == {"host": "127.0.0.1", "ports": {"22": 40022, "8080": 48080}}
+    assert one["probes"][0]["outcome"] == "pass"
+    assert one["created_at"] == "2027-01-15T07:58:30Z"
+
+
+async def test_a_hung_hypervisor_delays_no_answer_for_long(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.api.addresses.TIMEOUT_S", 0.05)
+    api.engine.address_hangs = True
+    async with asyncio.timeout(2):
+        assert (await get(api, "/v1/vms/hearth-small-1"))["address"] is None
+        async with api.tcp.post("/v1/leases", json=LEASE) as response:
+            assert response.status == 201
+            assert (await response.json())["address"] is None
+
+
+async def test_deleting_a_vm_starts_its_replacement(api: Running) -> None:
+    async with api.tcp.delete("/v1/vms/hearth-small-1", params={"reason": "odd noises"}) as response:
+        assert response.status == 202
+        assert (await response.json())["state"] == "stopping"
+    assert api.engine.replaced == [("hearth-small-1", "odd noises")]
+
+
+async def test_a_lease_from_claim_to_release(api: Running) -> None:
+    async with api.unix.post("/v1/leases", json={**LEASE, "ttl_s": 60}) as response:
+        assert response.status == 201
+        lease = await response.json()
+        assert response.headers["Location"] == f"/v1/leases/{lease['id']}"
+    assert (lease["vm"], lease["holder"], lease["ttl_s"]) == ("hearth-small-1", "job-1", 60)
+    assert lease["address"]["ports"]["22"] == 40022
+    assert (await get(api, f"/v1/leases/{lease['id']}")) == lease
+    assert (await get(api, "/v1/vms/hearth-small-1"))["lease"]["holder"] == "job-1"
+    async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 120}) as response:
+        assert (await response.json())["ttl_s"] == 120
+    async with api.tcp.delete(f"/v1/leases/{lease['id']}") as response:
+        assert response.status == 204
+    assert api.engine.vms["hearth-small-1"].state is VmState.STOPPING
+    assert (await get(api, f"/v1/leases/{lease['id']}", 404))["code"] == "lease-not-found"
+
+
+async def test_the_same_idempotency_key_gives_the_same_lease(api: Running) -> None:
+    asked = {**LEASE, "idempotency_key": "k1"}
+    async with api.tcp.post("/v1/leases", json=asked) as one, api.tcp.post("/v1/leases", json=asked) as two:
+        assert (await one.json())["id"] == (await two.json())["id"]
+    async with api.tcp.post("/v1/leases", json={**asked, "holder": "other"}) as response:
+        assert response.status == 409
+        assert (await response.json())["code"] == "lease-conflict"
+
+
+async def test_a_lease_waits_for_a_vm_to_turn_ready(api: Running) -> None:
+    async with api.tcp.post("/v1/leases", json=LEASE):
+        pass
+    waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 30}))
+    await api.engine.leases.arrived.wait()
+    assert (await get(api, "/v1/host"))["pools"][0]["waiting"] == 1
+    api.engine.become("hearth-small-2", VmState.READY)
+    async with asyncio.timeout(5), await waiting as response:
+        assert (await response.json())["vm"] == "hearth-small-2"
+
+
+async def test_a_client_that_hangs_up_leaves_the_line(api: Running) -> None:
+    api.engine.become("hearth-small-1", VmState.STOPPING)
+    waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 60}))
+    await api.engine.leases.arrived.wait()
+    waiting.cancel()
+    async with asyncio.timeout(5):
+        await api.engine.leases.left.wait()
+    assert not api.engine.leases.line
+    assert not api.engine.leases.held
+
+
+async def test_a_lease_nobody_was_told_of_is_given_back(api: Running) -> None:
+    api.engine.address_hangs = True
+    asking = asyncio.create_task(api.tcp.post("/v1/leases", json=LEASE))
+    async with asyncio.timeout(5):
+        await api.engine.address_asked.wait()
+        asking.cancel()
+        await api.engine.leases.released.wait()
+    assert not api.engine.leases.held
+
+
+async def test_a_lease_with_no_vm_free_says_when_to_come_back(api: Running) -> None:
+    api.engine.become("hearth-small-1", VmState.STOPPING)
+    async with api.tcp.post("/v1/leases", json=LEASE) as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "5"
+        problem = await response.json(content_type=None)
+    assert problem["code"] == "no-vm-free"
+    assert "small" in problem["detail"]
+    assert problem["remedy"]
+
+
+async def test_the_assignment_is_read_edited_and_put_back(api: Running) -> None:
+    async with api.tcp.get("/v1/assignment") as response:
+        etag, document = response.headers["ETag"], await response.json()
+    document["pools"]["small"]["warm"] = 2
+    async with api.tcp.put("/v1/assignment", json=document, headers={"If-Match": etag}) as response:
+        assert response.status == 200
+        assert response.headers["ETag"] != etag
+    assert (await get(api, "/v1/assignment"))["pools"]["small"]["warm"] == 2
+    for stale in (etag, 'W/"1"', '"x", "y"'):
+        async with api.tcp.put("/v1/assignment", json=document, headers={"If-Match": stale}) as response:
+            assert response.status == 412
+            assert (await response.json(content_type=None))["code"] == "assignment-conflict"
+    async with api.tcp.put("/v1/assignment", json={"pools": {}}, headers={"If-Match": "*"}) as response:
+        assert response.status == 200
+    assert (await get(api, "/v1/assignment")) == {"pools": {}}
+
+
+async def test_a_bad_assignment_names_the_key(api: Running) -> None:
+    bad = {"pools": {"small": {"image": "x", "warm": 3, "max": 2}}}
+    async with api.tcp.put("/v1/assignment", json=bad) as response:
+        assert response.status == 422
+        problem = await response.json(content_type=None)
+    assert problem["code"] == "bad-configuration"
+    assert "pools.small" in problem["detail"]
+    assert "raise max or lower warm" in problem["detail"]
+    assert (await get(api, "/v1/assignment"))["pools"]["small"]["warm"] == 1

@@ -1,0 +1,100 @@
+"""The listeners: permissions, what is left behind, and what belongs to somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.api.application import build_application
+from agent.api.server import ListenError, Server
+from agent.telemetry.metrics import Metrics
+from tests.api.conftest import Running, run
+from tests.api.memory_engine import MemoryEngine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def server(path: Path, port: int = 0) -> Server:
+    return Server(build_application(MemoryEngine(), Metrics()), host="127.0.0.1", port=port, socket_path=path)
+
+
+async def test_the_socket_is_for_its_owner_only(api: Running) -> None:
+    mode = api.socket.stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+    assert [item.name for item in api.socket.parent.iterdir()] == ["hearth.sock"]
+
+
+async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) -> None:
+    async with run(MemoryEngine(), tmp_path) as api:
+        for client in (api.tcp, api.unix):
+            async with client.get("/livez") as response:
+                assert response.status == 200
+        port = api.server.port
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Path, api: Running) -> None:
+    path = tmp_path / "other.sock"
+    second = server(path, api.server.port)
+    with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{api.server.port} is in use.*api\.port"):
+        await second.start()
+    assert not path.exists()
+
+
+async def test_a_live_socket_is_never_taken_over(api: Running) -> None:
+    with pytest.raises(ListenError, match="another agent listens"):
+        await server(api.socket).start()
+    async with api.unix.get("/livez") as response:
+        assert response.status == 200
+
+
+async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        left.listen()
+    async with run(MemoryEngine(), tmp_path) as api, api.unix.get("/livez") as response:
+        assert response.status == 200
+
+
+async def test_a_file_in_the_place_of_the_socket_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.sock"
+    path.write_text("precious")
+    with pytest.raises(ListenError, match="is no socket"):
+        await server(path).start()
+    assert path.read_text() == "precious"
+
+
+async def test_a_socket_path_that_is_too_long_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ListenError, match=r"api\.socket"):
+        await server(tmp_path / ("x" * 120)).start()
+
+
+async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.sock"
+    first = server(path)
+    await first.start()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(path))
+        await first.close()
+        assert path.exists()
+
+
+async def test_closing_ends_a_waiting_request_in_time(tmp_path: Path) -> None:
+    engine = MemoryEngine()
+    async with asyncio.timeout(8), run(engine, tmp_path) as api:
+        waiting = asyncio.create_task(api.unix.post("/v1/leases", json={"pool": "small", "holder": "j", "wait_s": 600}))
+        await engine.leases.arrived.wait()
+        await api.server.close()
+        await asyncio.wait([waiting])
+    assert not engine.leases.line
