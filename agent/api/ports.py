@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from agent.domain.model import Check
+from agent.engine.assignments import HeldAssignment
+from agent.host.facts import DiskFacts, HostIdentity
 
 if TYPE_CHECKING:
     from agent.config import Assignment
@@ -16,48 +19,7 @@ if TYPE_CHECKING:
     from agent.images.contract import PullProgress
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One named readiness check with its reason."""
-
-    name: str
-    ok: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostIdentity:
-    """Who this host is and what it is made of. Sizes are totals."""
-
-    name: str
-    machine_id: str
-    boot_id: str
-    os: str
-    arch: str
-    cpus: int
-    memory_mib: int
-    agent_version: str
-    hypervisor: str
-    hypervisor_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class DiskFacts:
-    """The data volume, in bytes."""
-
-    total_bytes: int
-    free_bytes: int
-    reserve_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class HeldAssignment:
-    """The assignment in force, with its entity tag and where it came from (`file` or `api`)."""
-
-    document: Assignment
-    etag: str
-    source: str
-    error: str = ""  # why a newer one was refused, if it was
+__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "HostIdentity", "Leases"]
 
 
 class Leases(Protocol):

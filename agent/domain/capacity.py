@@ -69,6 +69,12 @@ def free(world: World) -> Resources:
     return Resources(limits.slots, limits.cpus, limits.memory_mib).minus(used(world))
 
 
+def could_fit(world: World, size: VmSize) -> bool:
+    """Whether one VM of `size` would fit on this host if it were empty."""
+    limits = world.limits
+    return Resources(limits.slots, limits.cpus, limits.memory_mib).lacking_for(size) is None
+
+
 def startable(world: World, pool: PoolSpec) -> tuple[int, Limit]:
     """Return how many more VMs of `pool` could start now, and the limit that binds."""
     if world.disk_full:

@@ -86,3 +86,10 @@ def pick_ready(vms: tuple[Vm, ...], pool: str, serving: str | None, busy: frozen
     """Return the VM a new lease of `pool` gets, or None: the serving version first, then the longest ready."""
     ready = [vm for vm in vms if vm.pool == pool and vm.state is VmState.READY and vm.name not in busy]
     return min(ready, key=lambda vm: (vm.image != serving, vm.ready_at_s or 0.0, vm.name), default=None)
+
+
+def shortage(view: PoolView) -> int:
+    """Return how many idle VMs the pool lacks that it could run: none while it has no proven version."""
+    if view.rollout.serving is None:
+        return int(view.needs_canary)
+    return max(0, view.wanted - len(view.idle))

@@ -64,7 +64,7 @@ def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Heal
     """Return the health after one liveness answer, and the verdict if that answer was one too many.
 
     A fail counts towards `probe.failures`; an error counts apart, towards `ERROR_BUDGET` times as many; a pass clears
-    both.
+    both. A VM that goes on failing is judged again each time its patience is used up anew.
     """
     before = health.streaks.get(probe.name, Streak())
     match result.outcome:
@@ -79,8 +79,8 @@ def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Heal
 
 
 def _verdict(probe: ProbeSpec, streak: Streak, result: ProbeResult) -> Sick | None:
-    if streak.fails >= probe.failures:
+    if streak.fails and streak.fails % probe.failures == 0:
         return Sick(Cause.PROBE_FAILED, f"{probe.name} failed {streak.fails} times in a row: {result.detail}")
-    if streak.errors >= probe.failures * ERROR_BUDGET:
+    if streak.errors and streak.errors % (probe.failures * ERROR_BUDGET) == 0:
         return Sick(Cause.PROBE_ERROR, f"{probe.name} could not be asked {streak.errors} times: {result.detail}")
     return None

@@ -271,3 +271,12 @@ class Condition:
     reason: str
     message: str = ""
     since_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One named readiness check of the agent, with its reason."""
+
+    name: str
+    ok: bool
+    reason: str

@@ -29,6 +29,7 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.retire_unassigned,
     rules.retire_outdated,
     rules.retire_surplus,
+    rules.retire_outranked,
     fill.fill,
     rules.resolve,
     rules.prefetch,

@@ -15,7 +15,7 @@ from agent.domain.actions import (
     ReapStray,
     ResolveImage,
 )
-from agent.domain.demand import pick_ready, pool_views
+from agent.domain.demand import pick_ready, pool_views, shortage
 from agent.domain.model import Cause, Failure
 from agent.domain.rollout import Phase, needed_images
 from agent.domain.states import VmState
@@ -117,6 +117,18 @@ def retire_surplus(world: World) -> Iterator[DestroyVm]:
         yield from (DestroyVm(vm.name, "the pool has more idle VMs than it wants") for vm in idle[: max(0, surplus)])
 
 
+def retire_outranked(world: World) -> Iterator[DestroyVm]:
+    """Give up an idle VM of the lowest priority for a pool of higher priority that finds no room."""
+    views = pool_views(world)
+    for view in views:
+        if not _starved(world, view):
+            continue
+        lower = [other for other in reversed(views) if other.spec.priority < view.spec.priority]
+        idle = [vm for other in lower for vm in other.idle if vm.state in (VmState.STARTING, VmState.READY)]
+        yield from (DestroyVm(vm.name, f"pool {view.spec.name} of higher priority needs its room") for vm in idle[:1])
+        return
+
+
 def resolve(world: World) -> Iterator[ResolveImage]:
     """Ask what each assigned reference means: when it is new, and again at a period, since tags move."""
     for reference in sorted({pool.image for pool in world.pools}):
@@ -148,6 +160,17 @@ def evict(world: World) -> Iterator[EvictImage]:
     for image in sorted(idle, key=lambda image: image.last_used_at_s):
         if not _held_back(world, image.digest):
             yield EvictImage(image.digest)
+
+
+def _starved(world: World, view: PoolView) -> bool:
+    """Whether a pool lacks VMs only for want of room that other pools hold, and none is being freed."""
+    incoming = view.canary_image or view.rollout.serving
+    if incoming is None or not world.has_image(incoming) or _held_back(world, incoming):
+        return False
+    freeing = any(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
+    room = capacity.free(world).lacking_for(view.spec.size)
+    wants = shortage(view) > 0 and view.room_under_max > 0 and capacity.could_fit(world, view.spec.size)
+    return wants and room is not None and not freeing
 
 
 def _should_make_room(world: World, view: PoolView) -> bool:

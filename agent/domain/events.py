@@ -1,0 +1,52 @@
+"""What happened, for people and for the record: every transition the engine makes has one event here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class EventKind(StrEnum):
+    """The closed set of events. The value is the event's name in logs, journal and API."""
+
+    VM_CREATING = "vm-creating"
+    VM_STARTING = "vm-starting"
+    VM_READY = "vm-ready"
+    VM_FAILED = "vm-failed"
+    VM_STOPPING = "vm-stopping"
+    VM_GONE = "vm-gone"
+    VM_ADOPTED = "vm-adopted"
+    VM_TEARDOWN_FAILED = "vm-teardown-failed"
+    VM_EVIDENCE_FAILED = "vm-evidence-failed"
+    VM_SICK_WHILE_LEASED = "vm-sick-while-leased"
+    STRAY_REAPED = "stray-reaped"
+    STRAY_REAP_FAILED = "stray-reap-failed"
+    LEASE_GRANTED = "lease-granted"
+    LEASE_RENEWED = "lease-renewed"
+    LEASE_RELEASED = "lease-released"
+    LEASE_EXPIRED = "lease-expired"
+    LEASE_BROKEN = "lease-broken"  # its VM died under it
+    IMAGE_RESOLVED = "image-resolved"
+    IMAGE_RESOLVE_FAILED = "image-resolve-failed"
+    IMAGE_PULLED = "image-pulled"
+    IMAGE_PULL_FAILED = "image-pull-failed"
+    IMAGE_EVICTED = "image-evicted"
+    IMAGE_EVICT_FAILED = "image-evict-failed"
+    ROLLOUT = "rollout"  # a pool's rollout entered a new phase
+    ASSIGNMENT_CHANGED = "assignment-changed"
+    ASSIGNMENT_REFUSED = "assignment-refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened, at one moment, to the things it names."""
+
+    kind: EventKind
+    at_s: float
+    vm: str | None = None
+    pool: str | None = None
+    image: str | None = None
+    lease: str | None = None
+    cause: str | None = None  # of a failed VM: a `Cause`
+    detail: str = ""
+    duration_s: float | None = None

@@ -1,0 +1,188 @@
+"""The running agent as one thing: starts the parts of the loop in order, runs them together, answers for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.domain.events import EventKind
+from agent.domain.model import Check
+from agent.engine.prober import WATCHED
+
+if TYPE_CHECKING:
+    from agent.config import Assignment
+    from agent.domain.health import ProbeResult
+    from agent.domain.model import Condition, World
+    from agent.engine.assignments import Assignments, HeldAssignment
+    from agent.engine.conditions import ConditionBoard
+    from agent.engine.executor import Executor
+    from agent.engine.leases import LeaseDesk
+    from agent.engine.ledger import Ledger
+    from agent.engine.observation import Observation
+    from agent.engine.prober import Prober
+    from agent.engine.reconciler import Reconciler
+    from agent.engine.verdicts import Verdicts
+    from agent.engine.worldview import Worldview
+    from agent.host.facts import DiskFacts, HostIdentity
+    from agent.hypervisors.contract import Address, Hypervisor
+    from agent.images.contract import Images, PullProgress
+
+log = structlog.get_logger()
+
+OBSERVE_PERIOD_S: Final = 10.0
+ADDRESS_TIMEOUT_S: Final = 5.0
+HEARTBEAT_LIMIT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a running agent, put together by `agent.app`."""
+
+    ledger: Ledger
+    hypervisor: Hypervisor
+    images: Images
+    observation: Observation
+    assignments: Assignments
+    leases: LeaseDesk
+    executor: Executor
+    board: ConditionBoard
+    prober: Prober
+    verdicts: Verdicts
+    reconciler: Reconciler
+    view: Worldview
+    identity: HostIdentity
+    awake: asyncio.Event
+
+
+class Engine:
+    """`start` once, `run` until cancelled, then `stop`. Everything may be asked of it at any time, also before."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._started = False
+
+    async def start(self) -> None:
+        """Take up the journal, look at the host, and adopt what runs. Raises what makes it impossible to go on."""
+        parts = self._parts
+        await parts.ledger.load()
+        await parts.assignments.load()
+        parts.hypervisor.on_exit(parts.verdicts.note_exit)
+        await self._look()
+        await self._adopt()
+        self._started = True
+
+    async def run(self) -> None:
+        """Turn the loop, look around, and follow exits and the assignment file, until cancelled."""
+        parts = self._parts
+        async with asyncio.TaskGroup() as group:
+            group.create_task(parts.reconciler.run(), name="reconciler")
+            group.create_task(parts.verdicts.follow_exits(), name="exits")
+            group.create_task(parts.assignments.watch(), name="assignment")
+            group.create_task(self._look_around(), name="observer")
+
+    async def stop(self) -> None:
+        """Stop working and leave every VM running."""
+        self._parts.leases.closed = True
+        await self._parts.prober.close()
+        await self._parts.executor.stop()
+
+    @property
+    def leases(self) -> LeaseDesk:
+        """The lease desk."""
+        return self._parts.leases
+
+    @property
+    def sequence(self) -> int:
+        """Grows by every change of the ledger."""
+        return self._parts.ledger.sequence
+
+    def world(self) -> World:
+        """Return the world as the engine knows it now. No I/O."""
+        return self._parts.view.world()
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Return the host's conditions."""
+        return self._parts.board.all()
+
+    def identity(self) -> HostIdentity:
+        """Return who this host is."""
+        return self._parts.identity
+
+    def disk(self) -> DiskFacts:
+        """Return the data volume's figures as last measured."""
+        return self._parts.observation.disk
+
+    def probes(self, vm: str) -> tuple[ProbeResult, ...]:
+        """Return the latest answer of each probe of a VM."""
+        return self._parts.prober.latest(vm)
+
+    def pulls(self) -> tuple[PullProgress, ...]:
+        """Return the pulls under way."""
+        return self._parts.images.progress()
+
+    async def address(self, vm: str) -> Address:
+        """Return where a VM is reached. Raises `HypervisorError`, or `TimeoutError` when the tool does not answer."""
+        return await asyncio.wait_for(self._parts.hypervisor.address(vm), ADDRESS_TIMEOUT_S)
+
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the loop last finished a turn."""
+        return time.monotonic() - self._parts.reconciler.beat_s
+
+    def readiness(self) -> tuple[Check, ...]:
+        """Return the named readiness checks: can this agent do its job now?"""
+        problems = self._parts.observation.problems
+        conditions = self._parts.board.as_mapping()
+        journal = conditions.get("JournalWritable")
+        age_s = self.heartbeat_age_s()
+        hypervisor = problems.get("HypervisorResponding", "")
+        return (
+            Check("started", self._started, "" if self._started else "the first look at the host is under way"),
+            Check("loop", age_s < HEARTBEAT_LIMIT_S, f"the last turn ended {age_s:.1f} s ago"),
+            Check("hypervisor", not hypervisor, hypervisor),
+            Check("journal", journal is None or not journal.message, journal.message if journal else ""),
+        )
+
+    def assignment(self) -> HeldAssignment:
+        """Return the assignment in force."""
+        return self._parts.assignments.held
+
+    async def put_assignment(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
+        """Replace the assignment, durable before it returns. Refused when the source is a file."""
+        return await self._parts.assignments.put(document, if_match=if_match)
+
+    async def replace_vm(self, name: str, *, reason: str) -> None:
+        """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""
+        await self._parts.verdicts.replace(name, reason=reason)
+
+    async def _look_around(self) -> None:
+        """Look outside at a slow tick. Events tell most things sooner; this finds what no event tells."""
+        while True:
+            await asyncio.sleep(OBSERVE_PERIOD_S)
+            await self._look()
+            await self._parts.assignments.check_file()
+            self._parts.awake.set()
+
+    async def _look(self) -> None:
+        parts = self._parts
+        await parts.observation.look(lambda: frozenset(parts.ledger.vms), lambda: parts.executor.busy)
+        now_s = time.time()
+        for what in ("HypervisorResponding", "ImageStoreReadable", "DiskMeasured"):
+            message = parts.observation.problems.get(what, "")
+            parts.board.post_problem(what, now_s, reason="LookFailed" if message else "", message=message)
+
+    async def _adopt(self) -> None:
+        """Record which VMs of an earlier life of the agent were found running."""
+        listing = self._parts.observation.take_listing()
+        self._parts.observation.put_back(listing)
+        running = {seen.name: seen.pid for seen in listing.seen if seen.running} if listing else {}
+        async with self._parts.ledger.transaction() as transaction:
+            for vm in self._parts.ledger.vms.values():
+                if vm.state in WATCHED and vm.name in running:
+                    transaction.event(
+                        EventKind.VM_ADOPTED, vm=vm.name, pool=vm.pool, image=vm.image,
+                        detail=f"{vm.state}, process {running[vm.name]}",
+                    )  # fmt: skip

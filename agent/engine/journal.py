@@ -1,0 +1,241 @@
+"""The journal: one SQLite file that says what the agent intends and knows. Intent is durable before its effect.
+
+Records are domain values kept as JSON, one table a kind; SQLite itself forbids two leases on one VM. One thread owns
+the connection, so nothing here blocks the event loop and every `write` is one transaction, synced to disk (WAL with
+synchronous=FULL) when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from agent.domain.breaker import Breaker
+from agent.domain.errors import HearthError
+from agent.domain.events import Event
+from agent.domain.model import Lease, Resolution, Vm
+from agent.domain.rollout import Rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+SCHEMA_VERSION: Final = 1
+WRITE_TIMEOUT_S: Final = 30.0
+KEPT_EVENTS: Final = 50_000
+
+_SCHEMA: Final = """
+CREATE TABLE vms (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE TABLE leases (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX one_lease_per_vm ON leases (json_extract(doc, '$.vm'));
+CREATE TABLE rollouts (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE TABLE breakers (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE TABLE resolutions (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE TABLE assignments (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
+CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, vm TEXT, lease TEXT, doc TEXT NOT NULL) STRICT;
+CREATE INDEX events_by_vm ON events (vm) WHERE vm IS NOT NULL;
+"""
+
+
+class JournalError(HearthError):
+    """The journal cannot be read or written. What was not written has no effect."""
+
+    code = "journal-error"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAssignment:
+    """The last good assignment, kept so that a bad file after a restart does not empty the pools."""
+
+    source: str
+    etag: str
+    document: str  # JSON
+
+    key: str = "current"
+
+
+Record = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """How one kind of record is kept."""
+
+    name: str
+    key: Callable[[Any], str]
+    adapter: TypeAdapter[Any]
+
+
+TABLES: Final[dict[type[Record], _Table]] = {
+    Vm: _Table("vms", lambda vm: vm.name, TypeAdapter(Vm)),
+    Lease: _Table("leases", lambda lease: lease.id, TypeAdapter(Lease)),
+    Rollout: _Table("rollouts", lambda rollout: rollout.pool, TypeAdapter(Rollout)),
+    Breaker: _Table("breakers", lambda breaker: breaker.key, TypeAdapter(Breaker)),
+    Resolution: _Table("resolutions", lambda resolution: resolution.reference, TypeAdapter(Resolution)),
+    StoredAssignment: _Table("assignments", lambda stored: stored.key, TypeAdapter(StoredAssignment)),
+}
+_EVENT: Final = TypeAdapter(Event)
+
+
+def key_of(record: Record) -> str:
+    """Return the key a record is kept under."""
+    return TABLES[type(record)].key(record)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a record, new or changed."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Remove a record. Removing what is not there succeeds."""
+
+    kind: type[Record]
+    key: str
+
+
+Change = Put | Drop
+
+
+class Journal:
+    """One open journal file. Open with `Journal.open`, end with `close`."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
+        self._connection = connection
+        self._thread = thread
+        self._path = path
+
+    @classmethod
+    async def open(cls, path: Path) -> Journal:
+        """Open the journal, making it when there is none. Raises `JournalError` for one that is corrupt or newer."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        try:
+            connection = await asyncio.wait_for(
+                asyncio.get_running_loop().run_in_executor(thread, _connect, path), WRITE_TIMEOUT_S
+            )
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(connection, thread, path)
+
+    async def load(self, kind: type[T]) -> dict[str, T]:
+        """Return every record of a kind by its key."""
+        table = TABLES[kind]  # type: ignore[index]
+
+        def read() -> dict[str, T]:
+            rows = self._connection.execute(f"SELECT key, doc FROM {table.name}").fetchall()
+            return {key: table.adapter.validate_json(doc) for key, doc in rows}
+
+        return await self._run(read)
+
+    async def write(self, changes: Sequence[Change], events: Sequence[Event] = ()) -> None:
+        """Make all changes and events durable together, or none of them."""
+
+        def transact() -> None:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for change in changes:
+                    self._apply(change)
+                self._connection.executemany(
+                    "INSERT INTO events (vm, lease, doc) VALUES (?, ?, ?)",
+                    [(event.vm, event.lease, _EVENT.dump_json(event).decode()) for event in events],
+                )
+
+        await self._run(transact)
+
+    async def events(self, *, vm: str | None = None, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
+        """Return events in order with their sequence numbers: those after `after`, of one VM if named."""
+
+        def read() -> list[tuple[int, Event]]:
+            where, values = ("AND vm = ?", [vm]) if vm else ("", [])
+            rows = self._connection.execute(
+                f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?",
+                [after, *values, limit],
+            ).fetchall()
+            return [(sequence, _EVENT.validate_json(doc)) for sequence, doc in rows]
+
+        return await self._run(read)
+
+    async def trim(self) -> None:
+        """Forget the oldest events beyond `KEPT_EVENTS`."""
+
+        def delete() -> None:
+            with self._connection:
+                self._connection.execute(
+                    "DELETE FROM events WHERE sequence <= (SELECT max(sequence) FROM events) - ?", [KEPT_EVENTS]
+                )
+
+        await self._run(delete)
+
+    async def close(self) -> None:
+        """Close the file."""
+        await self._run(self._connection.close)
+        self._thread.shutdown(wait=False)
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case Put(record):
+                table = TABLES[type(record)]
+                self._connection.execute(
+                    f"INSERT INTO {table.name} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET doc = excluded.doc",
+                    [table.key(record), table.adapter.dump_json(record).decode()],
+                )
+            case Drop(kind, key):
+                self._connection.execute(f"DELETE FROM {TABLES[kind].name} WHERE key = ?", [key])
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Run `work` on the journal's thread. A timeout leaves it running there: later work waits behind it."""
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.wait_for(asyncio.shield(future), WRITE_TIMEOUT_S)
+        except TimeoutError:
+            raise JournalError(
+                f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check the disk it lies on"
+            ) from None
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}", remedy="free space on its disk, or check the disk") from error
+        except ValidationError as error:
+            raise _unreadable(self._path, error) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # autocommit: transactions are begun by hand, one per write
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
+    if version > SCHEMA_VERSION:
+        connection.close()
+        raise JournalError(
+            f"{path} was written by a newer agent (schema {version}, this one knows {SCHEMA_VERSION})",
+            remedy="install that version again",
+        )
+    return connection
+
+
+def _unreadable(path: Path, error: Exception) -> JournalError:
+    return JournalError(
+        f"{path} cannot be read: {error}",
+        remedy="move it aside to start from what runs on the host: VMs that are not in the journal are torn down",
+    )
+
+
+def puts(records: Iterable[Record]) -> list[Change]:
+    """Return the changes that write these records."""
+    return [Put(record) for record in records]

@@ -1,0 +1,80 @@
+"""What the engine last saw outside: the hypervisor's listing, local images, disk space. Refreshed at a slow tick."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.domain.errors import HearthError
+from agent.domain.model import Image, Listing
+from agent.host.facts import DiskFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agent.hypervisors.contract import Hypervisor
+    from agent.images.contract import Images
+
+log = structlog.get_logger()
+
+TIMEOUT_S: Final = 30.0
+DISK_UNKNOWN: Final = DiskFacts(0, 0, 0)
+
+
+class Observation:
+    """The latest look outside. What cannot be seen keeps its last value and has its reason in `problems`."""
+
+    def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskFacts]) -> None:
+        self._hypervisor = hypervisor
+        self._images = images
+        self._measure = measure
+        self._listing: Listing | None = None
+        self.images: tuple[Image, ...] = ()
+        self.disk = DISK_UNKNOWN
+        self.foreign_slots = 0
+        self.problems: dict[str, str] = {}
+
+    async def look(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
+        """Look at everything. `known` and `busy` tell which VMs the journal knows and which are being worked on."""
+        await self._guard("HypervisorResponding", self._list(known(), busy()))
+        await self.look_at_images()
+        await self._guard("DiskMeasured", self._measure_disk())
+
+    async def look_at_images(self) -> None:
+        """Look at the local images only."""
+        await self._guard("ImageStoreReadable", self._list_images())
+
+    def take_listing(self) -> Listing | None:
+        """Return the newest listing once: acting twice on one listing would act on what was already changed."""
+        listing, self._listing = self._listing, None
+        return listing
+
+    def put_back(self, listing: Listing | None) -> None:
+        """Return a listing that could not be acted on, unless there is a newer one."""
+        self._listing = self._listing or listing
+
+    async def _list(self, known: frozenset[str], busy: frozenset[str]) -> None:
+        seen = await self._hypervisor.inventory()
+        self._listing = Listing(seen, known, known - busy)
+        if self._hypervisor.capabilities.counts_foreign_slots:
+            self.foreign_slots = sum(one.running and not one.ours for one in seen)
+
+    async def _list_images(self) -> None:
+        self.images = await self._images.list()
+
+    async def _measure_disk(self) -> None:
+        self.disk = await asyncio.to_thread(self._measure)
+
+    async def _guard(self, what: str, looking: Awaitable[None]) -> None:
+        try:
+            await asyncio.wait_for(looking, TIMEOUT_S)
+        except TimeoutError:
+            self.problems[what] = f"no answer within {TIMEOUT_S:g} s"
+        except (HearthError, OSError) as error:
+            self.problems[what] = str(error)
+        else:
+            self.problems.pop(what, None)
+            return
+        log.warning("cannot-look", what=what, error=self.problems[what])

@@ -1,0 +1,148 @@
+"""One watch per running VM: startup probes until it is proven, then liveness probes for the rest of its life.
+
+The watch only asks and tells: what an answer means is `agent.domain.health`'s, what follows is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+
+from agent.domain.health import Health, Outcome, ProbeResult, Sick, observe
+from agent.domain.model import Cause
+from agent.domain.states import VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.domain.model import PoolSpec, ProbeSpec, Vm
+    from agent.engine.probes import Asker
+
+log = structlog.get_logger()
+
+WATCHED: Final = frozenset({VmState.STARTING, VmState.READY, VmState.LEASED})
+_FIRST_STARTUP_TIMEOUT_S: Final = 0.5
+"""A connection to a guest without a network yet may hang for its whole timeout, so the first tries are short."""
+
+
+class Verdicts(Protocol):
+    """Where a watch reports to."""
+
+    async def proven(self, vm: str) -> None:
+        """All startup probes of a VM passed."""
+
+    async def sick(self, vm: str, sick: Sick) -> None:
+        """A VM must be replaced, or its lease holder told."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """A running watch and the questions it asks."""
+
+    task: asyncio.Task[None]
+    probes: tuple[ProbeSpec, ...]
+
+
+class Prober:
+    """Keeps exactly one watch for each VM that runs."""
+
+    def __init__(
+        self,
+        asker: Asker,
+        verdicts: Verdicts,
+        *,
+        on_answer: Callable[[str, ProbeResult], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._asker = asker
+        self._on_answer = on_answer
+        self._verdicts = verdicts
+        self._clock = clock
+        self._watches: dict[str, _Watch] = {}
+        self._latest: dict[str, dict[str, ProbeResult]] = {}
+
+    def sync(self, vms: Iterable[Vm], pool: Callable[[str], PoolSpec | None], busy: frozenset[str]) -> None:
+        """Start the watches that are missing and end those of VMs that do not run any more."""
+        running = {vm.name: vm for vm in vms if vm.state in WATCHED}
+        for name in self._watches.keys() - running.keys():
+            self._end(name)
+            self._latest.pop(name, None)
+        for name, vm in running.items():
+            spec = pool(vm.pool)
+            if spec is None or name in busy:
+                continue
+            watch = self._watches.get(name)
+            if watch is not None and (watch.task.done() or watch.probes != spec.probes):
+                self._end(name)  # it could not report its verdict, or the pool asks other questions now
+            if name not in self._watches:
+                task = asyncio.create_task(self._watch(vm, spec), name=f"watch {name}")
+                self._watches[name] = _Watch(task, spec.probes)
+
+    def latest(self, vm: str) -> tuple[ProbeResult, ...]:
+        """Return the latest answer of each probe of a VM."""
+        return tuple(self._latest.get(vm, {}).values())
+
+    async def close(self) -> None:
+        """End every watch."""
+        tasks = [self._end(name) for name in list(self._watches)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, name: str) -> asyncio.Task[None]:
+        task = self._watches.pop(name).task
+        if task.done() and not task.cancelled() and (error := task.exception()):
+            log.error("watch-failed", vm=name, error=repr(error))
+        task.cancel()
+        return task
+
+    async def _watch(self, vm: Vm, pool: PoolSpec) -> None:
+        with structlog.contextvars.bound_contextvars(vm=vm.name, pool=vm.pool):
+            if vm.state is VmState.STARTING and not await self._prove(vm, pool):
+                return
+            async with asyncio.TaskGroup() as group:
+                for probe in pool.probes:
+                    group.create_task(self._keep_asking(vm, probe))
+
+    async def _prove(self, vm: Vm, pool: PoolSpec) -> bool:
+        """Ask all probes, in order, until all pass in one round; return whether they did before the deadline."""
+        deadline_s = vm.since_s + pool.startup_deadline_s
+        patience_s = _FIRST_STARTUP_TIMEOUT_S
+        while True:
+            failed = await self._round(vm, pool.probes, patience_s)
+            if failed is None:
+                await self._verdicts.proven(vm.name)
+                return True
+            if self._clock() >= deadline_s:
+                reason = f"not healthy {pool.startup_deadline_s:g} s after its start; {failed.probe}: {failed.detail}"
+                await self._verdicts.sick(vm.name, Sick(Cause.STARTUP_DEADLINE, reason))
+                return False
+            patience_s *= 1.5
+            await asyncio.sleep(min(pool.startup_period_s, max(0.0, deadline_s - self._clock())))
+
+    async def _round(self, vm: Vm, probes: tuple[ProbeSpec, ...], patience_s: float) -> ProbeResult | None:
+        """Ask each probe once, in order; return the first answer that is not a pass."""
+        for probe in probes:
+            result = await self._ask(vm, probe, min(probe.timeout_s, patience_s))
+            if result.outcome is not Outcome.PASS:
+                return result
+        return None
+
+    async def _keep_asking(self, vm: Vm, probe: ProbeSpec) -> None:
+        """Ask one liveness probe at its period for ever, and report each verdict."""
+        health = Health()
+        while True:
+            await asyncio.sleep(probe.period_s)
+            result = await self._ask(vm, probe, probe.timeout_s)
+            if result.outcome is not Outcome.PASS:
+                log.warning("probe-not-passed", probe=probe.name, outcome=result.outcome, detail=result.detail)
+            health, sick = observe(health, probe, result)
+            if sick is not None:
+                await self._verdicts.sick(vm.name, sick)
+
+    async def _ask(self, vm: Vm, probe: ProbeSpec, timeout_s: float) -> ProbeResult:
+        result = await self._asker.ask(vm.name, probe, timeout_s=timeout_s)
+        self._latest.setdefault(vm.name, {})[probe.name] = result
+        self._on_answer(vm.pool, result)
+        return result

@@ -1,0 +1,83 @@
+"""Asking one health question of one VM: each kind of probe is one small function, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from agent.domain.health import Outcome, ProbeResult
+from agent.domain.model import ProbeKind
+from agent.hypervisors.contract import GuestError, HypervisorError, VmNotRunningError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agent.domain.model import ProbeSpec
+    from agent.hypervisors.contract import Hypervisor
+
+_TOOL_MARGIN_S: Final = 5.0
+"""How much longer than its own timeout a driver may take before the question itself counts as failed."""
+
+_Answer = tuple[Outcome, str]
+
+
+class Asker:
+    """Asks probes of VMs through a hypervisor and one HTTP session."""
+
+    def __init__(self, hypervisor: Hypervisor, http: aiohttp.ClientSession, *, clock: Callable[[], float]) -> None:
+        self._hypervisor = hypervisor
+        self._http = http
+        self._clock = clock
+        self._kinds: dict[ProbeKind, Callable[[str, ProbeSpec, float], Awaitable[_Answer]]] = {
+            ProbeKind.AGENT: self._agent,
+            ProbeKind.EXEC: self._exec,
+            ProbeKind.TCP: self._tcp,
+            ProbeKind.HTTP: self._http_get,
+        }
+
+    async def ask(self, vm: str, probe: ProbeSpec, *, timeout_s: float) -> ProbeResult:
+        """Ask once and always answer: what the guest does wrong is a fail, what keeps us from asking is an error."""
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s + _TOOL_MARGIN_S):
+                outcome, detail = await self._kinds[probe.kind](vm, probe, timeout_s)
+        except TimeoutError:
+            outcome, detail = Outcome.ERROR, f"the tool did not return within {timeout_s + _TOOL_MARGIN_S:g} s"
+        except (GuestError, VmNotRunningError) as error:
+            outcome, detail = Outcome.FAIL, error.message
+        except (HypervisorError, OSError) as error:
+            outcome, detail = Outcome.ERROR, str(error)
+        return ProbeResult(probe.name, outcome, detail, self._clock(), time.monotonic() - began_s)
+
+    async def _agent(self, vm: str, _probe: ProbeSpec, timeout_s: float) -> _Answer:
+        await self._hypervisor.ping(vm, timeout_s=timeout_s)
+        return Outcome.PASS, "the guest agent answered"
+
+    async def _exec(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+        result = await self._hypervisor.execute(vm, probe.argv, timeout_s=timeout_s)
+        outcome = Outcome.PASS if result.exit_code == probe.exit_code else Outcome.FAIL
+        return outcome, f"exit code {result.exit_code}"
+
+    async def _tcp(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+        address = await self._hypervisor.address(vm)
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await asyncio.open_connection(address.host, address.ports[probe.port])
+        except (TimeoutError, OSError) as error:
+            return Outcome.FAIL, f"port {probe.port}: {str(error) or 'no answer in time'}"
+        writer.close()
+        return Outcome.PASS, f"port {probe.port} accepted"
+
+    async def _http_get(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+        address = await self._hypervisor.address(vm)
+        url = f"http://{address.host}:{address.ports[probe.port]}{probe.path}"
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._http.get(url, timeout=timeout, allow_redirects=False) as response:
+                status = response.status
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            return Outcome.FAIL, f"port {probe.port}: {str(error) or 'no answer in time'}"
+        return (Outcome.PASS if status == probe.status else Outcome.FAIL), f"HTTP status {status}"

@@ -1,0 +1,124 @@
+"""The loop: look at the world, plan, write the intents, start the effects. It wakes on events and at a slow tick.
+
+One turn plans and writes its intents inside a single transaction, so a plan is never carried out on a world that has
+changed since. Nothing slow happens in a turn: effects, listings and probes run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.domain.actions import GrantLease
+from agent.domain.due import next_due_s
+from agent.domain.events import EventKind
+from agent.domain.plan import plan
+from agent.domain.rollout import Rollout
+from agent.engine.intents import intend
+from agent.engine.journal import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.domain.model import Lease, World
+    from agent.domain.plan import Plan
+    from agent.engine.conditions import ConditionBoard
+    from agent.engine.executor import Executor
+    from agent.engine.leases import LeaseDesk
+    from agent.engine.ledger import Ledger, Transaction
+    from agent.engine.observation import Observation
+    from agent.engine.worldview import Worldview
+
+log = structlog.get_logger()
+
+TICK_S: Final = 5.0
+RETRY_S: Final = 1.0
+
+
+class Reconciler:
+    """Turns the loop whenever `awake` is set. `after_turn` is shown each new world."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        desk: LeaseDesk,
+        executor: Executor,
+        observation: Observation,
+        board: ConditionBoard,
+        view: Worldview,
+        *,
+        after_turn: Callable[[World], None],
+        awake: asyncio.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._desk = desk
+        self._executor = executor
+        self._observation = observation
+        self._board = board
+        self._view = view
+        self._after_turn = after_turn
+        self._awake = awake
+        self.beat_s = time.monotonic()  # when the last turn ended
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while True:
+            self._awake.clear()
+            sleep_s = await self._turn_or_retry()
+            self.beat_s = time.monotonic()
+            try:
+                await asyncio.wait_for(self._awake.wait(), sleep_s)
+            except TimeoutError:
+                continue
+
+    async def turn(self) -> World:
+        """Take one turn and return the world it was planned on. Raises `JournalError` with nothing begun."""
+        listing = self._observation.take_listing()
+        leases: dict[str, Lease | None] = {}
+        try:
+            async with self._ledger.transaction() as transaction:
+                world = self._view.world(listing)
+                planned = plan(world)
+                self._keep_rollouts(transaction, planned)
+                for action in planned.actions:
+                    intend(transaction, action, jitter=self._view.jitter())
+                    if isinstance(action, GrantLease):
+                        leases[action.waiter] = self._desk.intend_grant(transaction, action.waiter, action.vm)
+        except JournalError:
+            self._observation.put_back(listing)
+            raise
+        for waiter, lease in leases.items():
+            if lease is not None:
+                self._desk.hand_over(waiter, lease)
+        for action in planned.actions:
+            self._executor.start(action)
+        self._board.post(planned.conditions)
+        return world
+
+    async def _turn_or_retry(self) -> float:
+        """Take a turn and return how long to sleep at most."""
+        try:
+            world = await self.turn()
+        except JournalError as error:
+            log.error("journal-unwritable", error=str(error))  # noqa: TRY400 - the message says it all
+            self._board.post_problem("JournalWritable", self._view.clock(), reason="WriteFailed", message=str(error))
+            return RETRY_S
+        self._board.post_problem("JournalWritable", self._view.clock())
+        self._after_turn(self._view.world())
+        due_s = next_due_s(world)
+        return TICK_S if due_s is None else max(0.01, min(TICK_S, due_s - self._view.clock()))
+
+    def _keep_rollouts(self, transaction: Transaction, planned: Plan) -> None:
+        for gone in self._ledger.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:
+            transaction.drop(Rollout, gone)
+        for rollout in planned.rollouts:
+            before = self._ledger.rollouts.get(rollout.pool)
+            if before == rollout:
+                continue
+            transaction.put(rollout)
+            if before is None or (before.phase, before.target) != (rollout.phase, rollout.target):
+                detail = f"{rollout.phase}: {rollout.reason}" if rollout.reason else str(rollout.phase)
+                transaction.event(EventKind.ROLLOUT, pool=rollout.pool, image=rollout.target, detail=detail)

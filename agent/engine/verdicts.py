@@ -1,0 +1,122 @@
+"""What the engine makes of news about a VM: it was proven, it is sick, its process ended, a person wants it replaced.
+
+Each piece of news is one transaction on the VM's row; the next turn of the loop draws the consequences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+import structlog
+
+from agent.domain.errors import Blame, HearthError
+from agent.domain.events import EventKind
+from agent.domain.model import Cause, Failure, Vm
+from agent.domain.states import VmEvent, VmState
+from agent.engine.intents import fail_vm
+from agent.engine.journal import JournalError
+from agent.engine.prober import WATCHED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.domain.health import Sick
+    from agent.engine.ledger import Ledger
+    from agent.hypervisors.contract import VmExit
+
+log = structlog.get_logger()
+
+
+class VmUnknownError(HearthError):
+    """No VM of that name is ours."""
+
+    code = "vm-not-found"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class VmLeasedError(HearthError):
+    """A leased VM is never touched while its lease lives."""
+
+    code = "vm-leased"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class Verdicts:
+    """Writes news about VMs into the ledger and wakes the loop."""
+
+    def __init__(self, ledger: Ledger, *, jitter: Callable[[], float], awake: asyncio.Event) -> None:
+        self._ledger = ledger
+        self._jitter = jitter
+        self._awake = awake
+        self._exits: asyncio.Queue[VmExit] = asyncio.Queue()
+
+    async def proven(self, vm: str) -> None:
+        """All startup probes of a VM passed: it is ready."""
+        async with self._ledger.transaction() as transaction:
+            known = transaction.get(Vm, vm)
+            if known is None or known.state is not VmState.STARTING:
+                return
+            now_s = transaction.now_s
+            transaction.move(known, VmEvent.PROVEN, ready_at_s=now_s)
+            transaction.event(
+                EventKind.VM_READY,
+                vm=vm, pool=known.pool, image=known.image, duration_s=max(0.0, now_s - known.created_at_s),
+            )  # fmt: skip
+        self._awake.set()
+
+    async def sick(self, vm: str, sick: Sick) -> None:
+        """Probes say that a VM must be replaced. While it is leased its holder is to judge that, and is only told."""
+        async with self._ledger.transaction() as transaction:
+            known = transaction.get(Vm, vm)
+            if known is None:
+                return
+            if known.state is VmState.LEASED:
+                transaction.event(
+                    EventKind.VM_SICK_WHILE_LEASED,
+                    vm=vm, pool=known.pool, lease=known.lease_id, cause=sick.cause, detail=sick.reason,
+                )  # fmt: skip
+            elif known.state in WATCHED:
+                failure = Failure(sick.cause, sick.reason, transaction.now_s)
+                fail_vm(transaction, known, failure, jitter=self._jitter())
+        self._awake.set()
+
+    async def replace(self, vm: str, *, reason: str) -> None:
+        """Fail a VM on request, so that it is torn down and the pool refills.
+
+        Raises `VmUnknownError`, or `VmLeasedError` while it is leased.
+        """
+        async with self._ledger.transaction() as transaction:
+            known = transaction.get(Vm, vm)
+            if known is None:
+                raise VmUnknownError(f"there is no VM {vm!r} on this host", remedy="see `hearth vms` for its VMs")
+            if known.state is VmState.LEASED:
+                raise VmLeasedError(f"{vm} is leased as {known.lease_id}", remedy="release that lease instead")
+            if known.alive:
+                failure = Failure(Cause.REQUESTED, reason or "its replacement was requested", transaction.now_s)
+                fail_vm(transaction, known, failure, jitter=self._jitter())
+        self._awake.set()
+
+    def note_exit(self, gone: VmExit) -> None:
+        """Take note that a VM's process ended; called by the driver on the event loop."""
+        self._exits.put_nowait(gone)
+
+    async def follow_exits(self) -> None:
+        """Write down exits as they are noted, until cancelled."""
+        while True:
+            gone = await self._exits.get()
+            try:
+                await self._exited(gone)
+            except JournalError as error:
+                # Not lost: the next listing of the hypervisor tells that the VM does not run.
+                log.error("exit-not-written", vm=gone.name, error=str(error))  # noqa: TRY400
+
+    async def _exited(self, gone: VmExit) -> None:
+        async with self._ledger.transaction() as transaction:
+            known = transaction.get(Vm, gone.name)
+            if known is None or known.state not in WATCHED:
+                return
+            code = "" if gone.code is None else f" with code {gone.code}"
+            reason = f"its process ended{code}" + (f": {gone.detail}" if gone.detail else "")
+            fail_vm(transaction, known, Failure(Cause.EXITED, reason, transaction.now_s), jitter=self._jitter())
+        self._awake.set()

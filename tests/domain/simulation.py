@@ -1,0 +1,293 @@
+"""A host in memory: the real planner and the real intents, with effects whose ends the test chooses."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from agent.domain import capacity
+from agent.domain.actions import CreateVm, DestroyVm, EvictImage, GrantLease, PullImage, ReapStray, ResolveImage
+from agent.domain.breaker import Breaker
+from agent.domain.events import EventKind
+from agent.domain.model import (
+    Cause,
+    Failure,
+    HostLimits,
+    Image,
+    Lease,
+    Listing,
+    Observed,
+    PoolSpec,
+    Resolution,
+    Vm,
+    Waiter,
+    World,
+)
+from agent.domain.plan import Plan, plan
+from agent.domain.rollout import Rollout
+from agent.domain.states import VmEvent, VmState
+from agent.engine.intents import fail_vm, intend
+from agent.engine.journal import TABLES, Put
+from agent.engine.leases import end_lease
+from agent.engine.ledger import Transaction
+
+if TYPE_CHECKING:
+    from agent.domain.actions import Action
+
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+RUNS = (VmState.STARTING, VmState.READY, VmState.LEASED)
+
+
+def digest(version: str) -> str:
+    """Return a readable stand-in for a manifest digest."""
+    return f"sha256:{version}"
+
+
+@dataclass
+class Host:
+    """The simulated host. `bad` versions never turn ready; `registry` says what each reference means."""
+
+    limits: HostLimits = HostLimits(slots=2, cpus=16, memory_mib=16384)
+    pools: tuple[PoolSpec, ...] = ()
+    registry: dict[str, str] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
+    now_s: float = 1_000_000.0
+    jitter: float = 0.5
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.tables: dict[type, dict[str, Any]] = {kind: {} for kind in TABLES}
+        self.images: dict[str, Image] = {}
+        self.running: set[str] = set()  # processes
+        self.files: set[str] = set()  # clones on disk
+        self.flying: dict[str, Action] = {}
+        self.waiters: list[Waiter] = []
+        self.listing: Listing | None = None
+        self.events: list[EventKind] = []
+        self._numbers = itertools.count()
+
+    # -- the ledger, as `Transaction` reads it
+
+    def table(self, kind: type) -> Any:
+        return self.tables[kind]
+
+    def commit(self, transaction: Transaction) -> None:
+        for (kind, key), change in transaction.changes.items():
+            if isinstance(change, Put):
+                self.tables[kind][key] = change.record
+            else:
+                self.tables[kind].pop(key, None)
+        self.events += [event.kind for event in transaction.events]
+
+    def transaction(self) -> Transaction:
+        return Transaction(self, self.now_s)  # type: ignore[arg-type]
+
+    @property
+    def vms(self) -> dict[str, Vm]:
+        return self.tables[Vm]
+
+    @property
+    def leases(self) -> dict[str, Lease]:
+        return self.tables[Lease]
+
+    @property
+    def rollouts(self) -> dict[str, Rollout]:
+        return self.tables[Rollout]
+
+    # -- the loop
+
+    def world(self) -> World:
+        return World(
+            now_s=self.now_s,
+            jitter=self.jitter,
+            limits=self.limits,
+            pools=self.pools,
+            vms=tuple(self.vms.values()),
+            leases=tuple(self.leases.values()),
+            waiters=tuple(self.waiters),
+            images=tuple(self.images.values()),
+            resolutions=dict(self.tables[Resolution]),
+            rollouts=dict(self.rollouts),
+            breakers=dict(self.tables[Breaker]),
+            listing=self.listing,
+            busy=frozenset(self.flying),
+            draining=self.draining,
+            fresh_ids=tuple(self._ulid() for _ in range(8)),
+        )
+
+    def turn(self) -> Plan:
+        """Take one turn as the reconciler does."""
+        planned = plan(self.world())
+        self.listing = None
+        transaction = self.transaction()
+        for rollout in planned.rollouts:
+            transaction.put(rollout)
+        for gone in self.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:
+            transaction.drop(Rollout, gone)
+        for action in planned.actions:
+            intend(transaction, action, jitter=self.jitter)
+            if isinstance(action, GrantLease):
+                self._grant(transaction, action)
+        self.commit(transaction)
+        for action in planned.actions:
+            if isinstance(action, CreateVm | DestroyVm | EvictImage | PullImage | ReapStray | ResolveImage):
+                assert action.resource not in self.flying
+                self.flying[action.resource] = action
+        return planned
+
+    def settle(self, *, turns: int = 200) -> None:
+        """Turn with every effect succeeding until nothing but the regular asking of registries goes on."""
+        quiet = 0
+        for _ in range(turns):
+            self.look()
+            planned = self.turn()
+            busy = any(not isinstance(action, ResolveImage) for action in (*planned.actions, *self.flying.values()))
+            for resource in list(self.flying):
+                self.land(resource)
+            quiet = 0 if self._prove_all() or busy else quiet + 1
+            if quiet == 3:  # once asked, once answered, once with nothing new in the answer
+                return
+            self.now_s += 700  # past every breaker
+        raise AssertionError(f"not settled after {turns} turns: {planned.actions}")
+
+    # -- what happens outside
+
+    def look(self) -> None:
+        """List the hypervisor's VMs."""
+        known = frozenset(self.vms)
+        seen = tuple(Observed(name, ours=True, running=name in self.running) for name in sorted(self.files))
+        self.listing = Listing(seen, known, known - frozenset(self.flying))
+
+    def land(self, resource: str, *, ok: bool = True) -> None:
+        """End the effect that is under way on a resource."""
+        action = self.flying.pop(resource)
+        transaction = self.transaction()
+        match action:
+            case CreateVm(name):
+                self.files.add(name)
+                self._created(transaction, self.vms[name], ok=ok)
+            case DestroyVm(name) | ReapStray(name):
+                self._ended(transaction, name, ok=ok)
+            case PullImage(_, image) if ok:
+                self.images[image] = Image(image)
+            case PullImage(_, image):
+                transaction.trip(image, reason="pull failed", jitter=self.jitter)
+            case EvictImage(image):
+                self.images.pop(image)
+            case ResolveImage(reference) if ok:
+                transaction.put(Resolution(reference, self.registry[reference], self.now_s))
+            case ResolveImage(reference):
+                known = self.tables[Resolution].get(reference)
+                transaction.put(Resolution(reference, known.digest if known else None, self.now_s, "unreachable"))
+                transaction.trip(reference, reason="unreachable", jitter=self.jitter)
+        self.commit(transaction)
+
+    def prove(self, name: str) -> bool:
+        """Let the startup probes of a VM give their verdict; return whether there was one to give."""
+        vm = self.vms[name]
+        if vm.state is not VmState.STARTING or name in self.flying:
+            return False
+        transaction = self.transaction()
+        if vm.image in self.bad:
+            self._fail(transaction, vm, Cause.STARTUP_DEADLINE)
+        else:
+            transaction.move(vm, VmEvent.PROVEN, ready_at_s=self.now_s)
+        self.commit(transaction)
+        return True
+
+    def die(self, name: str) -> None:
+        """End a VM's process, noticed at once."""
+        self.running.discard(name)
+        vm = self.vms.get(name)
+        if vm is not None and vm.state in RUNS:
+            transaction = self.transaction()
+            self._fail(transaction, vm, Cause.EXITED)
+            self.commit(transaction)
+
+    def vanish(self, name: str) -> None:
+        """End a VM's process with nobody noticing."""
+        self.running.discard(name)
+
+    def restart_agent(self) -> None:
+        """Forget everything that is not in the journal; effects under way stop where they are."""
+        for resource, action in self.flying.items():
+            if isinstance(action, CreateVm):
+                self.files.add(resource)
+        self.flying.clear()
+        self.waiters.clear()
+        self.listing = None
+
+    def ask_lease(self, pool: str) -> None:
+        """Let a request join the line."""
+        self.waiters.append(Waiter(f"w{next(self._numbers)}", pool, self.now_s))
+
+    def release(self, lease_id: str) -> None:
+        """End a lease by its holder."""
+        transaction = self.transaction()
+        end_lease(transaction, self.leases[lease_id], EventKind.LEASE_RELEASED)
+        self.commit(transaction)
+
+    # -- what tests ask
+
+    def in_state(self, pool: str, state: VmState, version: str | None = None) -> list[Vm]:
+        """Return the VMs of a pool in a state, of one version if named."""
+        vms = [vm for vm in self.vms.values() if vm.pool == pool and vm.state is state]
+        return [vm for vm in vms if version is None or vm.image == version]
+
+    def used(self) -> capacity.Resources:
+        """Return what VMs hold."""
+        return capacity.used(self.world())
+
+    def _grant(self, transaction: Transaction, action: GrantLease) -> None:
+        waiter = next(waiter for waiter in self.waiters if waiter.id == action.waiter)
+        self.waiters.remove(waiter)
+        vm = transaction.get(Vm, action.vm)
+        assert vm is not None
+        assert vm.pool == waiter.pool
+        lease = Lease(f"lease-{waiter.id}", waiter.pool, vm.name, "test", 3600, self.now_s, self.now_s + 3600)
+        transaction.put(lease)
+        transaction.move(vm, VmEvent.LEASE, lease_id=lease.id)
+
+    def _created(self, transaction: Transaction, vm: Vm, *, ok: bool) -> None:
+        if not ok:
+            self._fail(transaction, vm, Cause.CLONE_FAILED)
+            return
+        transaction.move(vm, VmEvent.CLONED)
+        self.running.add(vm.name)
+
+    def _ended(self, transaction: Transaction, name: str, *, ok: bool) -> None:
+        if not ok:
+            transaction.trip(name, reason="teardown failed", jitter=self.jitter)
+            return
+        self.running.discard(name)
+        self.files.discard(name)
+        transaction.drop(Vm, name)
+        transaction.drop(Breaker, name)
+
+    def _fail(self, transaction: Transaction, vm: Vm, cause: Cause) -> None:
+        fail_vm(transaction, vm, Failure(cause, "as the test wants", self.now_s), jitter=self.jitter)
+
+    def _prove_all(self) -> bool:
+        proven = [self.prove(name) for name in list(self.vms)]
+        return any(proven)
+
+    def _ulid(self) -> str:
+        number, text = next(self._numbers), ""
+        for _ in range(26):
+            number, rest = divmod(number, 32)
+            text = _BASE32[rest] + text
+        return text
+
+
+def serving_host(*, warm: int = 2, slots: int = 2, **pool: Any) -> Host:  # noqa: ANN401
+    """Return a settled host with one pool `ci` that serves version v1."""
+    host = Host(limits=HostLimits(slots, 64, 65536), pools=(PoolSpec("ci", "reg/ci:latest", warm=warm, **pool),))
+    host.registry["reg/ci:latest"] = digest("v1")
+    host.settle()
+    return host
+
+
+def assigned(host: Host, **changes: Any) -> None:  # noqa: ANN401
+    """Change the only pool of a host."""
+    host.pools = (replace(host.pools[0], **changes),)

@@ -1,0 +1,332 @@
+"""The planner's rules, each by an example on a simulated host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, ReapStray, ResolveImage
+from agent.domain.events import EventKind
+from agent.domain.model import Cause, HostLimits, Image, PoolSpec
+from agent.domain.names import vm_name
+from agent.domain.plan import plan
+from agent.domain.rollout import Phase
+from agent.domain.states import VmState
+from tests.domain.simulation import Host, assigned, digest, serving_host
+
+ULID = "01j00000000000000000000000"
+
+
+def test_a_new_pool_is_resolved_then_pulled_then_proven_by_one_vm_then_filled() -> None:
+    host = Host(pools=(PoolSpec("ci", "reg/ci:latest", warm=2),), registry={"reg/ci:latest": digest("v1")})
+
+    assert host.turn().actions == (ResolveImage("reg/ci:latest"),)
+    host.land("reg/ci:latest")
+    assert host.turn().actions == (PullImage("reg/ci:latest", digest("v1")),)
+    host.land(digest("v1"))
+    (canary,) = host.turn().actions
+    assert isinstance(canary, CreateVm)
+    host.land(canary.vm)
+    assert host.turn().actions == ()  # nothing more before the first VM is proven
+    host.prove(canary.vm)
+    (second,) = host.turn().actions
+    assert isinstance(second, CreateVm)
+
+
+def test_a_settled_host_plans_nothing_twice() -> None:
+    host = serving_host()
+    assert host.turn().actions == ()
+    assert host.turn().actions == ()
+
+
+def test_a_dead_vm_is_torn_down_and_replaced_as_soon_as_its_slot_is_free() -> None:
+    host = serving_host()
+    victim = next(iter(host.vms))
+    host.die(victim)
+    assert host.turn().actions == (DestroyVm(victim, "exited", evidence=True),)
+    host.land(victim)
+    (creation,) = host.turn().actions
+    assert isinstance(creation, CreateVm)
+
+
+def test_with_a_free_slot_the_replacement_starts_beside_the_teardown() -> None:
+    host = serving_host(slots=3)
+    host.die(next(iter(host.vms)))
+    assert {type(action) for action in host.turn().actions} == {DestroyVm, CreateVm}
+
+
+def test_a_vm_that_died_unnoticed_is_found_by_the_listing() -> None:
+    host = serving_host()
+    victim = next(iter(host.vms))
+    host.vanish(victim)
+    assert host.turn().actions == ()
+    host.look()
+    (lost,) = host.turn().actions
+    assert isinstance(lost, MarkFailed)
+    assert (lost.vm, lost.failure.cause) == (victim, Cause.LOST)
+
+
+def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
+    host = serving_host()
+    stray = vm_name("ci", ULID)
+    host.files.add(stray)
+    host.look()
+    assert host.turn().actions == (ReapStray(stray),)
+
+
+def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
+    host = serving_host()
+    victim = next(iter(host.vms))
+    host.look()
+    host.vms.pop(victim)
+    assert not any(isinstance(action, ReapStray) for action in host.turn().actions)
+
+
+def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:
+    host = Host(pools=(PoolSpec("ci", "reg/ci:latest"),), registry={"reg/ci:latest": digest("v1")})
+    host.images[digest("v1")] = Image(digest("v1"))
+    host.turn()
+    host.land("reg/ci:latest")
+    host.turn()
+    (half_made,) = host.flying
+    host.restart_agent()
+    host.settle()
+    assert half_made not in host.files
+    assert len(host.in_state("ci", VmState.READY)) == 1
+
+
+def test_a_restart_keeps_ready_and_leased_vms() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    before = dict(host.vms)
+    host.restart_agent()
+    host.look()
+    assert host.turn().actions == ()
+    assert host.vms == before
+
+
+def test_waiting_requests_are_served_in_order() -> None:
+    host = serving_host(warm=2)
+    for _ in range(3):
+        host.ask_lease("ci")
+    host.turn()
+    assert [lease.id for lease in host.leases.values()] == ["lease-" + name for name in _first_waiters(host, 2)]
+    assert len(host.waiters) == 1
+
+
+def _first_waiters(host: Host, count: int) -> list[str]:
+    number = int(host.waiters[0].id[1:])
+    return [f"w{number - count + index}" for index in range(count)]
+
+
+def test_a_released_vm_is_used_no_more_and_the_pool_refills() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    (lease,) = host.leases.values()
+    host.release(lease.id)
+    host.settle()
+    assert lease.vm not in host.vms
+    assert len(host.in_state("ci", VmState.READY)) == 2
+
+
+def test_an_expired_lease_ends_and_its_vm_with_it() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    (lease,) = host.leases.values()
+    host.now_s = lease.expires_at_s
+    host.turn()
+    assert not host.leases
+    assert host.vms[lease.vm].state is VmState.STOPPING
+
+
+def test_a_lease_breaks_when_its_vm_dies() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    (lease,) = host.leases.values()
+    host.die(lease.vm)
+    assert not host.leases
+    assert EventKind.LEASE_BROKEN in host.events
+
+
+def test_a_new_version_is_proven_before_the_old_one_goes() -> None:
+    host = serving_host(warm=2, slots=2, min_ready=1)
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301  # the tag is asked anew
+    host.turn()
+    host.land("reg/ci:latest")
+    host.turn()
+    assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2  # the old one serves while the new is pulled
+    host.land(digest("v2"))
+    host.turn()  # makes room
+    assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 1
+    host.settle()
+    assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2
+    assert host.rollouts["ci"].phase is Phase.SERVING
+    assert host.rollouts["ci"].previous == digest("v1")
+
+
+def test_a_bad_version_is_rolled_back_and_quarantined() -> None:
+    host = serving_host(warm=2, slots=2, min_ready=1)
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.bad.add(digest("v2"))
+    host.now_s += 301
+    host.settle()
+    rollout = host.rollouts["ci"]
+    assert (rollout.phase, rollout.serving) == (Phase.ROLLED_BACK, digest("v1"))
+    assert rollout.quarantined == (digest("v2"),)
+    assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
+
+
+def test_a_quarantined_version_is_not_tried_again_when_it_is_assigned_again() -> None:
+    host = serving_host()
+    host.bad.add(digest("v2"))
+    for version in ("v2", "v1", "v2"):
+        host.registry["reg/ci:latest"] = digest(version)
+        host.now_s += 301
+        host.settle()
+    failures = host.events.count(EventKind.VM_FAILED)
+    assert host.rollouts["ci"].phase is Phase.ROLLED_BACK
+    assert failures == host.pools[0].canary_attempts
+
+
+def test_a_version_that_dies_during_promotion_gives_way_to_the_previous_one() -> None:
+    host = serving_host(warm=2, slots=3)
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301
+    for _ in range(60):
+        host.turn()
+        for resource in list(host.flying):
+            host.land(resource)
+        for name in list(host.vms):
+            host.prove(name)
+        for vm in host.in_state("ci", VmState.READY, digest("v2")):
+            host.turn()
+            host.die(vm.name)
+        host.now_s += 301
+        if host.rollouts["ci"].phase is Phase.ROLLED_BACK:
+            break
+    host.settle()
+    assert host.rollouts["ci"].serving == digest("v1")
+    assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
+
+
+def test_leased_vms_of_the_old_version_are_left_alone() -> None:
+    host = serving_host(warm=1, slots=2)
+    host.ask_lease("ci")
+    host.turn()
+    (lease,) = host.leases.values()
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.pools = (replace(host.pools[0], lease_ttl_s=10**9),)
+    host.tables[type(lease)][lease.id] = replace(lease, expires_at_s=10**12)
+    host.now_s += 301
+    host.settle()
+    assert host.vms[lease.vm].state is VmState.LEASED
+    assert host.in_state("ci", VmState.READY)[0].image == digest("v2")
+
+
+def test_a_pool_that_is_not_assigned_any_more_is_emptied() -> None:
+    host = serving_host()
+    host.pools = ()
+    host.settle()
+    assert not host.vms
+    assert not host.files
+
+
+def test_a_lowered_warm_target_retires_the_surplus() -> None:
+    host = serving_host(warm=2)
+    assigned(host, warm=1)
+    host.settle()
+    assert len(host.vms) == 1
+
+
+def test_where_not_all_fit_the_higher_priority_is_filled_first() -> None:
+    pools = (PoolSpec("low", "reg/a:1", warm=2), PoolSpec("high", "reg/b:1", warm=2, priority=5))
+    host = Host(pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")})
+    host.settle()
+    assert len(host.in_state("high", VmState.READY)) == 2
+    assert not host.in_state("low", VmState.READY)
+    assert "OverAssigned" in {condition.type for condition in host.turn().conditions if condition.status == "true"}
+
+
+def test_pools_of_one_priority_take_turns() -> None:
+    pools = (PoolSpec("a", "reg/a:1", warm=2), PoolSpec("b", "reg/b:1", warm=2))
+    host = Host(pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")})
+    host.settle()
+    assert [len(host.in_state(pool, VmState.READY)) for pool in ("a", "b")] == [1, 1]
+
+
+def test_foreign_vms_hold_slots() -> None:
+    host = Host(pools=(PoolSpec("ci", "reg/a:1", warm=2),), registry={"reg/a:1": digest("a")})
+    host.images[digest("a")] = Image(digest("a"))
+    host.turn()
+    host.land("reg/a:1")
+    world = replace(host.world(), foreign_slots=2)
+    assert not any(isinstance(action, CreateVm) for action in plan(world).actions)
+
+
+def test_a_draining_host_empties_but_for_leases() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    host.draining = True
+    host.turn()
+    assert {vm.state for vm in host.vms.values()} == {VmState.LEASED, VmState.STOPPING}
+
+
+@pytest.mark.parametrize("used_by", ["target", "previous", "vm", "nobody"])
+def test_only_images_nobody_needs_are_evicted_and_only_when_the_disk_is_full(used_by: str) -> None:
+    host = serving_host()
+    image = Image(digest("other"))
+    host.images[image.digest] = image
+    rollout = host.rollouts["ci"]
+    if used_by == "previous":
+        host.rollouts["ci"] = replace(rollout, previous=image.digest)
+    elif used_by == "target":
+        host.rollouts["ci"] = replace(rollout, target=image.digest)
+    elif used_by == "vm":
+        name, vm = next(iter(host.vms.items()))
+        host.vms[name] = replace(vm, image=image.digest)
+    assert not any(isinstance(action, EvictImage) for action in plan(host.world()).actions)
+    full = plan(replace(host.world(), disk_full=True, resolutions={})).actions
+    assert any(isinstance(action, EvictImage) for action in full) == (used_by == "nobody")
+
+
+def test_nothing_is_created_or_pulled_on_a_full_disk() -> None:
+    host = serving_host()
+    host.die(next(iter(host.vms)))
+    host.turn()
+    host.land(next(iter(host.flying)))
+    actions = plan(replace(host.world(), disk_full=True)).actions
+    assert not any(isinstance(action, CreateVm | PullImage) for action in actions)
+
+
+def test_an_image_that_keeps_failing_is_left_alone_for_a_while() -> None:
+    host = serving_host(warm=1, slots=1)
+    for _ in range(4):
+        (vm,) = host.vms.values()
+        host.die(vm.name)
+        host.turn()
+        host.land(vm.name)
+        host.turn()
+        if not host.flying:
+            break
+        host.land(next(iter(host.flying)))
+        host.prove(next(iter(host.vms)))
+    assert not host.flying  # the third young VM to die opened the breaker
+    host.now_s += 10
+    assert any(isinstance(action, CreateVm) for action in host.turn().actions)
+
+
+def test_memory_binds_like_slots_do() -> None:
+    host = Host(
+        limits=HostLimits(slots=10, cpus=100, memory_mib=9000),
+        pools=(PoolSpec("ci", "reg/a:1", warm=5),),
+        registry={"reg/a:1": digest("a")},
+    )
+    host.settle()
+    assert len(host.vms) == 2

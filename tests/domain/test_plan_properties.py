@@ -1,0 +1,177 @@
+"""The invariants of the planner, held over random histories of a host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from agent.domain.actions import DestroyVm
+from agent.domain.model import HostLimits, PoolSpec, VmSize
+from agent.domain.rollout import Phase
+from agent.domain.states import VmState
+from tests.domain.simulation import Host, digest
+
+if TYPE_CHECKING:
+    from agent.domain.plan import Plan
+
+POOLS = ("a", "b", "c")
+picks = st.integers(min_value=0, max_value=999)
+
+
+class HostMachine(RuleBasedStateMachine):
+    """A host with up to three pools, to which everything happens in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000))
+        for name in POOLS:
+            self.host.registry[f"reg/{name}:latest"] = digest(f"{name}-1")
+
+    @rule(
+        pool=st.sampled_from(POOLS),
+        warm=st.integers(0, 3),
+        min_ready=st.integers(0, 1),
+        priority=st.integers(0, 1),
+        memory_mib=st.sampled_from([1000, 4000]),
+    )
+    def assign(self, pool: str, warm: int, min_ready: int, priority: int, memory_mib: int) -> None:
+        spec = PoolSpec(
+            pool, f"reg/{pool}:latest", warm=warm, min_ready=min(warm, min_ready), priority=priority,
+            size=VmSize(1, memory_mib),
+        )  # fmt: skip
+        self.host.pools = (*(other for other in self.host.pools if other.name != pool), spec)
+
+    @rule(pool=st.sampled_from(POOLS))
+    def unassign(self, pool: str) -> None:
+        self.host.pools = tuple(other for other in self.host.pools if other.name != pool)
+
+    @rule(pool=st.sampled_from(POOLS), version=st.integers(1, 4), bad=st.booleans())
+    def publish(self, pool: str, version: int, bad: bool) -> None:
+        image = digest(f"{pool}-{version}")
+        self.host.registry[f"reg/{pool}:latest"] = image
+        if bad and version > 1:
+            self.host.bad.add(image)
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 60.0, 301.0, 4000.0]))
+    def wait(self, seconds: float) -> None:
+        self.host.now_s += seconds
+
+    @rule()
+    def turn(self) -> None:
+        leased = {lease.vm for lease in self.host.leases.values() if lease.expires_at_s > self.host.now_s}
+        ready = self._ready_of_serving()
+        plan = self.host.turn()
+        self._leaves_leases_alone(plan, leased)
+        self._keeps_min_ready(plan, ready)
+
+    @precondition(lambda self: self.host.flying)
+    @rule(pick=picks, ok=st.booleans())
+    def land(self, pick: int, ok: bool) -> None:
+        resources = sorted(self.host.flying)
+        self.host.land(resources[pick % len(resources)], ok=ok)
+
+    @precondition(lambda self: self.host.vms)
+    @rule(pick=picks)
+    def prove(self, pick: int) -> None:
+        names = sorted(self.host.vms)
+        self.host.prove(names[pick % len(names)])
+
+    @precondition(lambda self: self.host.running)
+    @rule(pick=picks, noticed=st.booleans())
+    def die(self, pick: int, noticed: bool) -> None:
+        names = sorted(self.host.running)
+        name = names[pick % len(names)]
+        (self.host.die if noticed else self.host.vanish)(name)
+
+    @rule(pool=st.sampled_from(POOLS))
+    def ask_lease(self, pool: str) -> None:
+        if any(spec.name == pool for spec in self.host.pools):
+            self.host.ask_lease(pool)
+
+    @precondition(lambda self: self.host.leases)
+    @rule(pick=picks)
+    def release(self, pick: int) -> None:
+        leases = sorted(self.host.leases)
+        self.host.release(leases[pick % len(leases)])
+
+    @rule()
+    def look(self) -> None:
+        self.host.look()
+
+    @rule()
+    def restart_agent(self) -> None:
+        self.host.restart_agent()
+
+    @invariant()
+    def nothing_is_overcommitted(self) -> None:
+        used, limits = self.host.used(), self.host.limits
+        assert used.slots <= limits.slots
+        assert used.memory_mib <= limits.memory_mib
+        assert used.cpus <= limits.cpus
+
+    @invariant()
+    def leases_and_vms_agree(self) -> None:
+        leased = {vm.name: vm.lease_id for vm in self.host.vms.values() if vm.state is VmState.LEASED}
+        assert leased == {lease.vm: lease.id for lease in self.host.leases.values()}
+
+    def teardown(self) -> None:
+        """With a healthy host and registry the plan reaches the assignment and then plans nothing."""
+        host = self.host
+        host.waiters = [waiter for waiter in host.waiters if any(pool.name == waiter.pool for pool in host.pools)]
+        for lease in list(host.leases):
+            host.release(lease)
+        host.waiters.clear()
+        host.settle()
+        assert set(host.vms) == host.files == host.running
+        assert {vm.state for vm in host.vms.values()} <= {VmState.READY}
+        room_mib = host.limits.memory_mib
+        if sum(pool.warm for pool in host.pools) > host.limits.slots or any(
+            pool.warm * pool.size.memory_mib > room_mib for pool in host.pools
+        ):
+            return
+        if sum(pool.warm * pool.size.memory_mib for pool in host.pools) > room_mib:
+            return
+        for pool in host.pools:
+            rollout = host.rollouts[pool.name]
+            if rollout.phase is Phase.SERVING:
+                assert len(host.in_state(pool.name, VmState.READY, rollout.target)) == pool.warm
+            else:
+                assert rollout.phase is Phase.ROLLED_BACK
+                assert rollout.target in host.bad or rollout.failures >= pool.canary_attempts or rollout.reason
+                serving = len(host.in_state(pool.name, VmState.READY, rollout.serving))
+                assert serving == (pool.warm if rollout.serving else 0)
+
+    def _ready_of_serving(self) -> dict[str, int]:
+        return {
+            pool: len(self.host.in_state(pool, VmState.READY, rollout.serving))
+            for pool, rollout in self.host.rollouts.items()
+            if rollout.serving
+        }
+
+    def _leaves_leases_alone(self, plan: Plan, leased: set[str]) -> None:
+        destroyed = {action.vm for action in plan.actions if isinstance(action, DestroyVm)}
+        assert not destroyed & leased & {lease.vm for lease in self.host.leases.values()}
+
+    def _keeps_min_ready(self, plan: Plan, before: dict[str, int]) -> None:
+        """A rollout never takes the ready VMs below `min_ready`, where they were at or above it."""
+        retired = {action.vm for action in plan.actions if isinstance(action, DestroyVm)}
+        for pool in self.host.pools:
+            phase = self.host.rollouts[pool.name].phase
+            if phase not in (Phase.CANARY, Phase.PROMOTING):
+                continue
+            stay = [vm for vm in self.host.vms.values() if vm.pool == pool.name and vm.state is VmState.READY]
+            gone = [
+                vm for vm in self.host.vms.values() if vm.pool == pool.name and vm.name in retired and not vm.failure
+            ]
+            if before.get(pool.name, 0) >= pool.min_ready and any(vm.ready_at_s for vm in gone):
+                granted = sum(lease.pool == pool.name for lease in self.host.leases.values())
+                assert len(stay) >= pool.min_ready or granted
+
+
+TestHost = HostMachine.TestCase
+TestHost.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
