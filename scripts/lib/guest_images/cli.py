@@ -1,0 +1,84 @@
+"""The command line of `scripts/demo-image`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from guest_images import small
+from guest_images.host import BuildError, check_host
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DESCRIPTION: Final = "Build guest disks for Hearth's demo and tests from Debian packages."
+EXAMPLES: Final = """\
+examples:
+  scripts/demo-image small --version 1.0 one.img          healthy: agent, HTTP on 8080, SSH on 22
+  scripts/demo-image small --version 2.0 --sick two.img   boots and is never healthy
+  scripts/demo-image small --version 3.0 --dies-after 20 three.img
+
+Downloads and finished pieces are kept in $HEARTH_CACHE (default: .cache in the repository).
+docs/guest-images.md says what each guest holds and how to start one by hand.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build what the command line asks for; returns the exit code: 0, 1 for a failed build, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_host()
+        options.build(options)
+    except BuildError as error:
+        sys.stderr.write(f"demo-image: {error}\n")
+        return 1
+    sys.stdout.write(f"{options.out}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="demo-image",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _add_small(kinds)
+    return parser
+
+
+def _add_small(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser("small", help="64 MiB, boots in about 3 s, needs no root")
+    _add_common(parser)
+    parser.add_argument("--sick", action="store_true", help="boots, but starts no agent, no HTTP and no SSH")
+    parser.add_argument(
+        "--dies-after", type=_seconds, metavar="SECONDS", help="healthy, then powers off this long after its boot"
+    )
+    parser.add_argument("--refresh", action="store_true", help="download the newest kernel package first")
+    parser.set_defaults(build=_build_small)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", type=_version, required=True, help="what the guest says it is, for example 1.0")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the raw disk to write; replaced only when it is whole")
+
+
+def _build_small(options: argparse.Namespace) -> None:
+    guest = small.SmallGuest(options.version, sick=options.sick, dies_after_s=options.dies_after)
+    small.build(guest, options.out, refresh=options.refresh)
+
+
+def _version(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version: letters, digits and . _ + - only, at most 64")
+    return text
+
+
+def _seconds(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to 86400")
+    return int(text)

@@ -1,0 +1,148 @@
+"""The host's side of a build: which tools are there, running them, the cache, and files that appear whole."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+REPOSITORY: Final = Path(__file__).resolve().parents[3]
+
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where Debian keeps its tools; a login that is not root has no sbin of its own."""
+
+PACKAGE_OF: Final[Mapping[str, str]] = {
+    "apt-cache": "apt",
+    "apt-get": "apt",
+    "busybox": "busybox-static",
+    "debootstrap": "debootstrap",
+    "depmod": "kmod",
+    "dpkg-deb": "dpkg",
+    "dpkg-query": "dpkg",
+    "dropbear": "dropbear-bin",
+    "dropbearkey": "dropbear-bin",
+    "extlinux": "extlinux",
+    "ldd": "libc-bin",
+    "losetup": "mount",
+    "mcopy": "mtools",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "modprobe": "kmod",
+    "mount": "mount",
+    "qemu-ga": "qemu-guest-agent",
+    "sfdisk": "fdisk",
+    "syslinux": "syslinux",
+}
+"""The Debian package that holds each tool a build runs or copies into a guest."""
+
+TIMEOUT_S: Final = 900
+"""No tool of a build runs longer than this; the slowest, debootstrap on a cold cache, takes about a minute."""
+
+
+class BuildError(Exception):
+    """A build cannot go on; the message says what is missing or failed and the way out."""
+
+
+def check_host() -> None:
+    """Refuse, in words, a host whose packages cannot make these guests."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        here = f"{platform.system()} on {platform.machine()}"
+        raise BuildError(
+            f"guest images are built on Debian on x86-64 only, and this is {here}; "
+            "build on a Debian machine and copy the disk here"
+        )
+    if not Path("/etc/debian_version").exists():
+        raise BuildError("guest images are made from Debian packages; run this on Debian 12 or later")
+
+
+def require(*tools: str) -> None:
+    """Raise `BuildError` naming every missing tool's Debian package."""
+    missing = [tool for tool in tools if shutil.which(tool, path=SYSTEM_PATH) is None]
+    if missing:
+        packages = " ".join(sorted({PACKAGE_OF[tool] for tool in missing}))
+        raise BuildError(f"missing {', '.join(missing)}; install with: apt-get install {packages}")
+
+
+def program(tool: str) -> Path:
+    """Where a tool's file is, links followed. Raises `BuildError` when it is missing."""
+    require(tool)
+    return Path(shutil.which(tool, path=SYSTEM_PATH) or tool).resolve()
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> str:
+    """Run a tool and return its standard output. Raises `BuildError` with the tool's own words when it fails."""
+    command = [str(part) for part in argv]
+    settings = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C", **(env or {})}
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=True, timeout=timeout_s,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        require(command[0])
+        raise BuildError(f"cannot run {command[0]}: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"`{' '.join(command)}` did not end in {timeout_s:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        words = (error.stderr or error.stdout).strip()[-2000:]
+        raise BuildError(f"`{' '.join(command)}` failed ({error.returncode}): {words}") from error
+    return done.stdout
+
+
+def cache_dir() -> Path:
+    """The directory that keeps downloads and finished pieces: `$HEARTH_CACHE`, else `.cache` in the repository."""
+    root = Path(os.environ.get("HEARTH_CACHE") or REPOSITORY / ".cache").absolute() / "guest-images"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextmanager
+def cache_lock() -> Iterator[Path]:
+    """Hold the cache for one build at a time, so that two builders started together do the work once."""
+    root = cache_dir()
+    with (root / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield root
+
+
+@contextmanager
+def aside(final: Path) -> Iterator[Path]:
+    """Give a path beside `final` to write to; it becomes `final` when the block ends well and is removed otherwise."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as folder:
+        draft = Path(folder) / final.name
+        yield draft
+        draft.replace(final)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a disk, sharing its blocks where the file system can and keeping its holes everywhere."""
+    run(["cp", "--reflink=auto", "--sparse=always", source, target])
+
+
+def fingerprint(*parts: str) -> str:
+    """A short digest of this builder's own files and of `parts`: what a cached piece was made from."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(p for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{path.relative_to(here)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for part in parts:
+        digest.update(f"{part}\0".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,66 @@
+"""Debian's cloud kernel, taken from its package without installing it, and the modules a QEMU guest needs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from guest_images.host import BuildError, require, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+META_PACKAGE: Final = "linux-image-cloud-amd64"
+VERSIONED_PACKAGE: Final = re.compile(r"linux-image-\d[\w.+-]*-cloud-amd64")
+
+MODULES: Final = (
+    "virtio_pci",
+    "virtio_console",  # the guest agent's port
+    "virtio_net",
+    "virtio_blk",
+    "virtio_rng",
+    "evdev",
+    "button",  # ACPI's power button, what `system_powerdown` presses
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel image and the modules to load, in an order in which each finds what it needs."""
+
+    image: Path
+    modules: tuple[Path, ...]
+
+
+def fetch(downloads: Path) -> Path:
+    """Return the kernel's package file in `downloads`, downloading the newest when there is none."""
+    have = sorted(downloads.glob("linux-image-*-cloud-amd64_*.deb"))
+    if have:
+        return have[-1]
+    require("apt-cache", "apt-get")
+    found = VERSIONED_PACKAGE.search(run(["apt-cache", "depends", META_PACKAGE]))
+    if found is None:
+        raise BuildError(f"the package lists do not know {META_PACKAGE}; refresh them with: apt-get update")
+    downloads.mkdir(parents=True, exist_ok=True)
+    run(["apt-get", "download", found.group()], cwd=downloads)
+    return next(downloads.glob(f"{found.group()}_*.deb"))
+
+
+def unpack(package: Path, into: Path) -> Kernel:
+    """Unpack a kernel package into the empty directory `into`."""
+    require("dpkg-deb", "depmod", "modprobe")
+    run(["dpkg-deb", "--extract", package, into])
+    image = next((into / "boot").glob("vmlinuz-*"))
+    release = image.name.removeprefix("vmlinuz-")
+    run(["depmod", "--basedir", into, release])
+    return Kernel(image=image, modules=_load_order(into, release))
+
+
+def _load_order(root: Path, release: str) -> tuple[Path, ...]:
+    """What `modprobe` would load for `MODULES`, each file once."""
+    order: dict[Path, None] = {}
+    for module in MODULES:
+        said = run(["modprobe", "--show-depends", "--dirname", root, "--set-version", release, module])
+        order.update((root / line.split()[1], None) for line in said.splitlines() if line.startswith("insmod "))
+    return tuple(order)

@@ -1,0 +1,140 @@
+"""The small guest: Debian's kernel, busybox, the QEMU guest agent and dropbear, up in about three seconds.
+
+Everything that differs between two versions or flavours stands on the kernel's command line in `syslinux.cfg`, so that
+all of them share one base disk and differ in two sectors of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from guest_images import kernel
+from guest_images.cpio import Archive
+from guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
+
+DISK_BYTES: Final = 64 * 1024 * 1024
+EPOCH_S: Final = 1_700_000_000
+"""The date of every file in the guest, so that equal inputs make equal disks."""
+
+GUEST_FILES: Final = Path(__file__).parent / "small_guest"
+GUEST_PACKAGES: Final = ("busybox-static", "dropbear-bin", "qemu-guest-agent", "libc6")
+SHARED_LIBRARY: Final = re.compile(r"(?:=> )?(/\S+) \(0x")
+
+BOOT_CONFIG: Final = """\
+DEFAULT guest
+LABEL guest
+KERNEL vmlinuz
+INITRD initrd.gz
+APPEND console=ttyS0 quiet panic=1 {facts}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallGuest:
+    """What makes one small guest differ from another."""
+
+    version: str
+    sick: bool = False
+    dies_after_s: int | None = None
+
+    def command_line(self) -> str:
+        """The words the guest reads from its kernel command line."""
+        words = [f"hearth.version={self.version}"]
+        if self.sick:
+            words.append("hearth.sick=1")
+        if self.dies_after_s is not None:
+            words.append(f"hearth.dies_after_s={self.dies_after_s}")
+        return " ".join(words)
+
+
+def build(guest: SmallGuest, out: Path, *, refresh: bool = False) -> None:
+    """Write the disk of `guest` to `out`. Raises `BuildError`. `refresh` takes the newest kernel package."""
+    require("cp", "mcopy")
+    with cache_lock() as cache:
+        base = _base_disk(cache, refresh=refresh)
+        with aside(out) as disk:
+            copy_sparse(base, disk)
+            config = disk.with_name("syslinux.cfg")
+            config.write_text(BOOT_CONFIG.format(facts=guest.command_line()))
+            _copy_in(disk, config)
+
+
+def _base_disk(cache: Path, *, refresh: bool) -> Path:
+    """The bootable disk without a boot configuration, from the cache when its inputs are unchanged."""
+    downloads = cache / "packages"
+    if refresh:
+        for package in downloads.glob("linux-image-*.deb"):
+            package.unlink()
+    package = kernel.fetch(downloads)
+    require("dpkg-query", "busybox", "dropbear", "qemu-ga")
+    versions = run(["dpkg-query", "--show", *GUEST_PACKAGES])
+    base = cache / f"small-base-{fingerprint(package.name, versions)}.img"
+    if not base.exists():
+        for stale in cache.glob("small-base-*.img"):
+            stale.unlink()
+        with tempfile.TemporaryDirectory(dir=cache) as folder, aside(base) as disk:
+            _make_base(Path(folder), package, disk)
+    return base
+
+
+def _make_base(work: Path, package: Path, disk: Path) -> None:
+    require("mkfs.vfat", "syslinux", "mcopy")
+    linux = kernel.unpack(package, work / "kernel")
+    initrd = work / "initrd.gz"
+    initrd.write_bytes(gzip.compress(_initramfs(linux).to_bytes(), compresslevel=6, mtime=0))
+    image = linux.image.rename(work / "vmlinuz")
+    with disk.open("wb") as handle:
+        handle.truncate(DISK_BYTES)
+    run(["mkfs.vfat", "--invariant", "-F", "16", "-n", "HEARTH", disk])
+    run(["syslinux", "--install", disk], env=_fixed_dates())
+    _copy_in(disk, image, initrd)
+
+
+def _initramfs(linux: kernel.Kernel) -> Archive:
+    """The guest's whole root file system."""
+    archive = Archive()
+    for path in ("dev", "proc", "run", "sys", "tmp", "var", "root"):
+        archive.folder(path)
+    archive.link("var/run", "/run")
+    archive.character_device("dev/console", 5, 1)
+    _add_busybox(archive)
+    for tool in ("qemu-ga", "dropbear", "dropbearkey"):
+        _add_program(archive, tool)
+    for module in linux.modules:
+        archive.file(f"lib/modules/{module.name}", module.read_bytes())
+    archive.file("lib/modules/order", "".join(f"{module.name}\n" for module in linux.modules).encode())
+    archive.tree(GUEST_FILES)
+    return archive
+
+
+def _add_busybox(archive: Archive) -> None:
+    busybox = program("busybox")
+    for applet in run([busybox, "--list-full"]).split():
+        archive.link(applet, "/bin/busybox")
+    archive.link("init", "/bin/busybox")
+    archive.file("bin/busybox", busybox.read_bytes(), 0o755)  # last: busybox lists itself among its applets
+
+
+def _add_program(archive: Archive, tool: str) -> None:
+    """Add a program under /usr/sbin and its shared libraries where its loader looks for them."""
+    path = program(tool)
+    archive.file(f"usr/sbin/{tool}", path.read_bytes(), 0o755)
+    for library in SHARED_LIBRARY.findall(run(["ldd", path])):
+        archive.file(library.lstrip("/"), Path(library).read_bytes(), 0o755)
+
+
+def _copy_in(disk: Path, *files: Path) -> None:
+    """Copy files to the root of a FAT disk, with a fixed date."""
+    for file in files:
+        os.utime(file, (EPOCH_S, EPOCH_S))
+    run(["mcopy", "-o", "-m", "-i", disk, *files, "::"], env=_fixed_dates())
+
+
+def _fixed_dates() -> dict[str, str]:
+    return {"SOURCE_DATE_EPOCH": str(EPOCH_S), "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
