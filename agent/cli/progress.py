@@ -1,0 +1,64 @@
+"""Progress bars for pulls and pushes: on a terminal only, on stderr, so that stdout stays for the result."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from agent.images.contract import PullProgress
+    from agent.images.push import PushProgress
+
+_PERIOD_S: Final = 0.1
+
+
+@contextmanager
+def push_bar(*, enabled: bool) -> Iterator[Callable[[PushProgress], None]]:
+    """Yield what shows each report of a push."""
+    with _bars(enabled=enabled) as progress:
+        task = progress.add_task("pushing", total=None)
+
+        def show(report: PushProgress) -> None:
+            progress.update(task, total=report.total_bytes, completed=report.done_bytes)
+
+        yield show
+
+
+@asynccontextmanager
+async def pull_bar(reports: Callable[[], tuple[PullProgress, ...]], *, enabled: bool) -> AsyncIterator[None]:
+    """Show the one pull that `reports` tells of, as long as the context lasts."""
+    with _bars(enabled=enabled) as progress:
+        task = progress.add_task("pulling", total=None)
+
+        async def watch() -> None:
+            while True:
+                for report in reports():
+                    progress.update(task, total=report.total_bytes or None, completed=report.done_bytes)
+                await asyncio.sleep(_PERIOD_S)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+
+def _bars(*, enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not (enabled and sys.stderr.isatty()),
+    )

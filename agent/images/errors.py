@@ -1,0 +1,85 @@
+"""Every way an image operation fails on purpose, with who is to blame for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from agent.domain.errors import Blame, HearthError
+
+
+class ImageError(HearthError):
+    """Base of all image errors."""
+
+    code = "image-error"
+    blame: ClassVar[Blame] = Blame.IMAGE
+
+
+class BadReferenceError(ImageError):
+    """A text that is no image reference."""
+
+    code = "bad-reference"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class BadDiskError(ImageError):
+    """A file that cannot be pushed as a disk."""
+
+    code = "bad-disk"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class ImageNotFoundError(ImageError):
+    """No such image, tag or version, here or in the registry."""
+
+    code = "image-not-found"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class BadImageError(ImageError):
+    """The registry has something under that name, but no VM image that can be trusted: it will not get better."""
+
+    code = "bad-image"
+
+
+class CorruptImageError(ImageError):
+    """Bytes that do not match their digest, again and again, from every source."""
+
+    code = "corrupt-image"
+
+
+class RegistryError(ImageError):
+    """A registry could not be reached or does not work."""
+
+    code = "registry-unavailable"
+    blame: ClassVar[Blame] = Blame.REGISTRY
+
+
+class RegistryDeniedError(RegistryError):
+    """A registry refuses us: no credentials, wrong ones, or no right to that repository."""
+
+    code = "registry-denied"
+
+
+class DiskTooSmallError(ImageError):
+    """An image does not fit on this host."""
+
+    code = "disk-too-small"
+    blame: ClassVar[Blame] = Blame.HOST
+
+
+class StoreError(ImageError):
+    """The local store cannot be read or written."""
+
+    code = "image-store"
+    blame: ClassVar[Blame] = Blame.HOST
+
+
+class TransferError(RegistryError):
+    """A transfer failed in a way that may pass: worth another try, here or at another source.
+
+    `retry_after_s` is how long the registry asked to be left alone, if it said.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s

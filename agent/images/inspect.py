@@ -1,0 +1,54 @@
+"""What an image is, told from its manifest and VM configuration without pulling it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.images.errors import CorruptImageError
+from agent.images.manifest import digest_of, parse_manifest, parse_vm_config
+from agent.images.reference import parse_reference
+from agent.images.threads import in_thread
+
+if TYPE_CHECKING:
+    from agent.images.service import ImageService
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An image version in a registry or layout, and whether it is whole on this host."""
+
+    reference: str
+    digest: str
+    os: str
+    arch: str
+    disk_bytes: int
+    compressed_bytes: int
+    chunks: int
+    local: bool
+
+
+async def describe(images: ImageService, reference: str) -> Description:
+    """Ask the place that `reference` names what it means now. Raises `ImageError` subclasses."""
+    parsed = parse_reference(reference)
+    source = images.places.open(parsed)
+    retry = images.tools.retry
+    raw = await retry.run(lambda: source.manifest(parsed.target))
+    if parsed.digest and digest_of(raw) != parsed.digest:
+        raise CorruptImageError(f"{source.name} answers with another manifest than {parsed.digest}")
+    manifest = parse_manifest(raw)
+    content = bytearray(manifest.vm_config.size)
+    await retry.run(lambda: source.read(manifest.vm_config, 0, memoryview(content), lambda _: None))
+    if digest_of(content) != manifest.vm_config.digest:
+        raise CorruptImageError(f"{source.name} sends another blob than {manifest.vm_config.digest}")
+    config = parse_vm_config(bytes(content))
+    return Description(
+        reference=reference,
+        digest=manifest.digest,
+        os=config.os,
+        arch=config.arch,
+        disk_bytes=manifest.disk_bytes,
+        compressed_bytes=manifest.total_bytes,
+        chunks=len(manifest.chunks),
+        local=await in_thread(None, images.store.has, manifest.digest),
+    )

@@ -1,0 +1,100 @@
+"""LZ4 blocks, by the C library without the interpreter's lock, or by the `lz4` package where that is all there is.
+
+The `lz4` package holds the interpreter's lock while it works, so threads do not scale with it and the event loop
+stalls. Its extension module, however, usually exports the C library it carries: called through ctypes, that needs
+nothing installed and lets other threads run. The system's liblz4 is second choice, the package's own calls the last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from typing import Final, Protocol
+
+import lz4.block  # type: ignore[import-untyped]
+
+DICTIONARY_BYTES: Final = 64 << 10
+"""How far a block may refer back into what was decoded before it."""
+
+
+class BlockCodec(Protocol):
+    """Decodes and encodes single LZ4 blocks between writable buffers."""
+
+    def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
+        """Decode `source` into `window[at:at + size]`; the bytes before `at` serve as its dictionary.
+
+        Raises ValueError when `source` is not a block of exactly that decoded size.
+        """
+
+    def encode(self, source: memoryview, target: memoryview) -> int:
+        """Encode `source` as one independent block and return its length; 0 when it does not fit into `target`."""
+
+
+class NativeCodec:
+    """The C library, called with the interpreter's lock released."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._decode = library.LZ4_decompress_safe_usingDict
+        self._decode.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_int,
+        ]
+        self._decode.restype = ctypes.c_int
+        self._encode = library.LZ4_compress_default
+        self._encode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        self._encode.restype = ctypes.c_int
+
+    def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
+        """See `BlockCodec.decode`."""
+        if at + size > len(window):
+            raise ValueError("a block larger than its window")
+        base = _address(window)
+        dictionary = min(at, DICTIONARY_BYTES)
+        got = self._decode(_address(source), base + at, len(source), size, base + at - dictionary, dictionary)
+        if got != size:
+            raise ValueError(f"a block of {len(source)} bytes does not decode to {size} bytes")
+
+    def encode(self, source: memoryview, target: memoryview) -> int:
+        """See `BlockCodec.encode`."""
+        return int(self._encode(_address(source), _address(target), len(source), len(target)))
+
+
+class PackageCodec:
+    """The `lz4` package's own calls: right, but under the interpreter's lock and with copies."""
+
+    def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
+        """See `BlockCodec.decode`."""
+        dictionary = bytes(window[max(0, at - DICTIONARY_BYTES) : at])
+        try:
+            raw = lz4.block.decompress(source, uncompressed_size=size, dict=dictionary)
+        except lz4.block.LZ4BlockError as error:
+            raise ValueError(str(error)) from None
+        if len(raw) != size:
+            raise ValueError(f"a block of {len(source)} bytes decodes to {len(raw)}, not {size} bytes")
+        window[at : at + size] = raw
+
+    def encode(self, source: memoryview, target: memoryview) -> int:
+        """See `BlockCodec.encode`."""
+        encoded = lz4.block.compress(source, store_size=False)
+        if len(encoded) > len(target):
+            return 0
+        target[: len(encoded)] = encoded
+        return len(encoded)
+
+
+def best_codec() -> BlockCodec:
+    """Return the fastest codec that this installation can load."""
+    for name in (lz4.block._block.__file__, ctypes.util.find_library("lz4")):
+        try:
+            return NativeCodec(ctypes.CDLL(name)) if name else PackageCodec()
+        except (OSError, AttributeError):
+            continue
+    return PackageCodec()
+
+
+def _address(buffer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

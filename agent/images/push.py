@@ -1,0 +1,201 @@
+"""Makes an image of a raw disk and uploads it: small chunks of independent 64 KiB blocks, what is there skipped.
+
+The same disk with the same settings always becomes the same image, byte for byte: nothing in it tells the time or the
+machine, so a push that was interrupted or repeated uploads only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from agent.images.errors import BadDiskError
+from agent.images.files import pread_into
+from agent.images.lz4frame import encode_frame
+from agent.images.manifest import (
+    DISK_SIZE,
+    DISK_TYPE,
+    MANIFEST_TYPE,
+    MAX_NVRAM_BYTES,
+    NVRAM_TYPE,
+    OCI_CONFIG_TYPE,
+    RAW_DIGEST,
+    RAW_SIZE,
+    SECTOR_BYTES,
+    VM_CONFIG_TYPE,
+    Blob,
+    digest_of,
+)
+from agent.images.sparse import data_extents
+from agent.images.threads import all_or_first_error, in_thread
+from agent.images.vmconfig import Hardware, oci_config, vm_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.images.fetch import Tools
+    from agent.images.sources.contract import Sink
+
+log = structlog.get_logger()
+
+CHUNK_BYTES: Final = 16 << 20
+"""Raw bytes of a chunk: small enough that a version bump shares most chunks, large enough that a 100 GB disk's manifest
+stays far below the 4 MB that registries accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushProgress:
+    """How far a push is, in bytes of the disk; `uploaded_bytes` are compressed and went over the wire."""
+
+    total_bytes: int
+    done_bytes: int
+    uploaded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """One chunk, ready to upload."""
+
+    blob: Blob
+    raw_digest: str
+    raw_size: int
+    content: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Pusher:
+    """Pushes with the given tools."""
+
+    tools: Tools
+    chunk_bytes: int = CHUNK_BYTES
+
+    async def push(
+        self,
+        disk: Path,
+        sink: Sink,
+        tag: str,
+        *,
+        hardware: Hardware,
+        nvram: bytes = b"",
+        progress: Callable[[PushProgress], None] = lambda _: None,
+    ) -> str:
+        """Upload a raw disk as an image and return its digest. Raises `BadDiskError` for a file that is no disk."""
+        size = await in_thread(None, check_disk, disk, len(nvram))
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            upload = _Upload(self, sink, descriptor, size, progress)
+            await all_or_first_error([upload.worker() for _ in range(self.tools.streams)])
+        finally:
+            os.close(descriptor)
+        chunks = upload.in_order()
+        seed = "".join(annotated["annotations"][RAW_DIGEST] for annotated in chunks)
+        small = [oci_config(hardware), vm_config(hardware, seed=seed), nvram]
+        await all_or_first_error([upload.send(content) for content in small])
+        manifest = _manifest(chunks, small, size)
+        await self.tools.retry.run(lambda: sink.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=tag))
+        digest = digest_of(manifest)
+        log.info("image-pushed", image=digest, sink=sink.name, uploaded_bytes=upload.uploaded)
+        return digest
+
+
+class _Upload:
+    """The state of one push."""
+
+    def __init__(
+        self, pusher: Pusher, sink: Sink, descriptor: int, size: int, progress: Callable[[PushProgress], None]
+    ) -> None:
+        self._tools = pusher.tools
+        self._chunk_bytes = pusher.chunk_bytes
+        self._sink = sink
+        self._descriptor = descriptor
+        self._size = size
+        self._progress = progress
+        self._offsets = iter(range(0, size, pusher.chunk_bytes))
+        self._holes = _Holes(descriptor, size)
+        self._layers: dict[int, dict[str, Any]] = {}
+        self._sent: set[str] = set()
+        self._done = 0
+        self.uploaded = 0
+
+    async def worker(self) -> None:
+        """Encode and upload chunks until there are no more."""
+        for offset in self._offsets:
+            encoded = await in_thread(self._tools.executor, self._encode, offset)
+            await self._send(encoded.blob, encoded.content)
+            annotations = {RAW_SIZE: str(encoded.raw_size), RAW_DIGEST: encoded.raw_digest}
+            self._layers[offset] = {**_descriptor(DISK_TYPE, encoded.blob), "annotations": annotations}
+            self._done += encoded.raw_size
+            self._progress(PushProgress(self._size, self._done, self.uploaded))
+
+    async def send(self, content: bytes) -> None:
+        """Upload a small blob unless it is there."""
+        await self._send(Blob(digest_of(content), len(content)), content)
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """Return the manifest's entries of all chunks, as they lie on the disk."""
+        return [self._layers[offset] for offset in sorted(self._layers)]
+
+    async def _send(self, blob: Blob, content: bytes | bytearray) -> None:
+        if blob.digest in self._sent:
+            return
+        self._sent.add(blob.digest)
+        if await self._tools.retry.run(lambda: self._sink.has(blob)):
+            return
+        await self._tools.retry.run(lambda: self._sink.put(blob, content))
+        self.uploaded += blob.size
+
+    def _encode(self, offset: int) -> _Encoded:
+        raw = bytearray(min(self._chunk_bytes, self._size - offset))
+        if self._holes.has_data(offset, len(raw)) and pread_into(self._descriptor, memoryview(raw), offset) < len(raw):
+            raise BadDiskError("the disk shrank while it was read")
+        content, _ = encode_frame(memoryview(raw), self._tools.codec)
+        return _Encoded(Blob(digest_of(content), len(content)), digest_of(raw), len(raw), content)
+
+
+class _Holes:
+    """Where a sparse file has data, so that its holes are not read."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._extents = list(data_extents(descriptor, size))
+
+    def has_data(self, offset: int, size: int) -> bool:
+        """Whether any of the range may hold data."""
+        return any(start < offset + size and end > offset for start, end in self._extents)
+
+
+def check_disk(disk: Path, nvram_bytes: int) -> int:
+    """Return the size of a raw disk. Raises `BadDiskError` for what cannot be one."""
+    try:
+        size = disk.stat().st_size if disk.is_file() else -1
+        with disk.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise BadDiskError(f"the disk {disk} cannot be read: {error.strerror}", remedy="check its path") from error
+    if size <= 0 or size % SECTOR_BYTES:
+        raise BadDiskError(f"{disk} is no raw disk: it is not a whole number of {SECTOR_BYTES}-byte sectors")
+    if head == b"QFI\xfb":
+        raise BadDiskError(f"{disk} is a qcow2 file", remedy=f"convert it: qemu-img convert -O raw {disk} disk.img")
+    if nvram_bytes > MAX_NVRAM_BYTES:
+        raise BadDiskError(f"the NVRAM is larger than {MAX_NVRAM_BYTES} bytes")
+    return size
+
+
+def _manifest(chunks: list[dict[str, Any]], small: list[bytes], size: int) -> bytes:
+    oci, config, nvram = (Blob(digest_of(content), len(content)) for content in small)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _descriptor(OCI_CONFIG_TYPE, oci),
+        "layers": [_descriptor(VM_CONFIG_TYPE, config), *chunks, _descriptor(NVRAM_TYPE, nvram)],
+        "annotations": {DISK_SIZE: str(size)},
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}

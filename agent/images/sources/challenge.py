@@ -1,0 +1,51 @@
+"""Reads `WWW-Authenticate` (RFC 9110 §11.6.1): several challenges in one header, quoted values with commas in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER: Final = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
+_SCHEME: Final = re.compile(rf"({_TOKEN})(?=\s|,|$)(?!\s*=)")
+_BETWEEN: Final = re.compile(r"[\s,]*")
+_MAX_BYTES: Final = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way in that a registry offers: `scheme` in lower case, parameter names in lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
+    """Return the challenges of all the headers. What makes no sense ends the header it is in."""
+    return tuple(challenge for header in headers for challenge in _parse(header[:_MAX_BYTES]))
+
+
+def _parse(header: str) -> list[Challenge]:
+    challenges: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while (position := _skip(header, position)) < len(header):
+        if challenges and (parameter := _PARAMETER.match(header, position)):
+            name, quoted, plain = parameter.groups()
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            challenges[-1][1].setdefault(name.lower(), value)
+            position = parameter.end()
+        elif scheme := _SCHEME.match(header, position):
+            challenges.append((scheme[1].lower(), {}))
+            position = scheme.end()
+        else:
+            break
+    return [Challenge(scheme, parameters) for scheme, parameters in challenges]
+
+
+def _skip(header: str, position: int) -> int:
+    matched = _BETWEEN.match(header, position)
+    return matched.end() if matched else position

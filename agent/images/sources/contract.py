@@ -1,0 +1,52 @@
+"""What a place that holds images must do. One conformance suite runs over all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.images.manifest import Blob
+
+
+class Source(Protocol):
+    """A place to read the images of one repository from.
+
+    Errors: `TransferError` for what may pass, `ImageNotFoundError`, `RegistryDeniedError` and `RegistryError` for what
+    will not. Nothing read is trusted: callers check digests.
+    """
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    async def digest(self, tag: str) -> str | None:
+        """Return what digest the place claims for a tag, where it can say so cheaply; else None."""
+
+    async def manifest(self, target: str) -> bytes:
+        """Return the bytes of the manifest that a tag or digest names."""
+
+    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
+        """Fill `into` with the blob's bytes from `start` on.
+
+        Calls `received` with each number of bytes as soon as they are in `into`, in order, so that a caller whose read
+        fails half-way goes on from there.
+        """
+
+
+class Sink(Protocol):
+    """A place to write images of one repository to."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    async def has(self, blob: Blob) -> bool:
+        """Whether the blob is already there, whole."""
+
+    async def put(self, blob: Blob, content: bytes | bytearray) -> None:
+        """Store a blob. Its digest has been computed from `content`."""
+
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> None:
+        """Store a manifest, and point the tag at it if one is given."""

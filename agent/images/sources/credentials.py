@@ -1,0 +1,151 @@
+"""Who we are to a registry: from our configuration first, else from docker's config.json.
+
+docker's file is read anew at each use, so that a changed password needs no restart. Its `credHelpers` and `credsStore`
+programs (docker-credential-*) are asked under a timeout, with their errors kept apart from their answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+
+from agent.images.errors import RegistryDeniedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agent.config import RegistryConfig
+
+log = structlog.get_logger()
+
+HELPER_TIMEOUT_S: Final = 20.0
+_MAX_FILE_BYTES: Final = 4 << 20
+_NO_CREDENTIALS: Final = "credentials not found in native keychain"
+_TOKEN_USER: Final = "<token>"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name with its password, or an identity token (an OAuth 2 refresh token) in place of both."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+
+
+class CredentialStore(Protocol):
+    """Something that may know who we are to a registry."""
+
+    async def find(self, host: str) -> Credentials | None:
+        """Return the credentials for `host` (with its port if it has one), or None for anonymous use."""
+
+
+class ConfiguredCredentials:
+    """Our configuration, then docker's."""
+
+    def __init__(self, registries: Mapping[str, RegistryConfig], docker_config: Path) -> None:
+        self._registries = registries
+        self._docker = DockerCredentials(docker_config)
+
+    async def find(self, host: str) -> Credentials | None:
+        """See `CredentialStore.find`."""
+        registry = self._registries.get(host)
+        if registry is not None and registry.username is not None and registry.password is not None:
+            return Credentials(registry.username, registry.password.get_secret_value())
+        return await self._docker.find(host)
+
+
+class DockerCredentials:
+    """docker's config.json: `credHelpers`, then `auths`, then `credsStore`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def find(self, host: str) -> Credentials | None:
+        """See `CredentialStore.find`. Raises `RegistryDeniedError` when a helper program fails."""
+        document = await asyncio.to_thread(self._load)
+        helpers = _mapping(document.get("credHelpers"))
+        if isinstance(helper := helpers.get(host), str):
+            return await _ask_helper(helper, host)
+        auths = _mapping(document.get("auths"))
+        entry = next((_mapping(auths[key]) for key in _keys(host) if key in auths), None)
+        found = _from_entry(entry) if entry else None
+        if found is None and isinstance(store := document.get("credsStore"), str):
+            return await _ask_helper(store, host)
+        return found
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            with self._path.open("rb") as file:
+                document = json.loads(file.read(_MAX_FILE_BYTES))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("docker-config-unreadable", path=str(self._path), error=str(error))
+            return {}
+        return _mapping(document)
+
+
+def _keys(host: str) -> tuple[str, ...]:
+    return (host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/")
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
+    if isinstance(token := entry.get("identitytoken"), str) and token:
+        return Credentials(identity_token=token)
+    if isinstance(auth := entry.get("auth"), str) and auth:
+        try:
+            # A password may hold colons; a user name may not.
+            username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        return Credentials(username, password.rstrip("\0")) if colon else None
+    user, secret = entry.get("username"), entry.get("password")
+    return Credentials(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
+
+
+async def _ask_helper(helper: str, host: str) -> Credentials | None:
+    program = f"docker-credential-{helper}"
+    try:
+        async with asyncio.timeout(HELPER_TIMEOUT_S):
+            code, out, err = await _run(program, host)
+    except (OSError, TimeoutError) as error:
+        reason = "did not answer in time" if isinstance(error, TimeoutError) else str(error)
+        raise RegistryDeniedError(f"{program} for {host}: {reason}", remedy="mend it or docker's config.json") from None
+    text = out.decode(errors="replace")
+    if code != 0:
+        if _NO_CREDENTIALS in text:
+            return None
+        said = (text + err.decode(errors="replace")).strip()[:500]
+        raise RegistryDeniedError(f"{program} failed for {host}: {said}", remedy="log in again with that helper")
+    try:
+        answer = _mapping(json.loads(text))
+    except ValueError:
+        raise RegistryDeniedError(f"{program} answered no JSON for {host}", remedy="mend that helper") from None
+    username, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
+    return Credentials(identity_token=secret) if username == _TOKEN_USER else Credentials(username, secret)
+
+
+async def _run(program: str, host: str) -> tuple[int, bytes, bytes]:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program, "get", stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        out, err = await process.communicate(host.encode())
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return process.returncode or 0, out, err

@@ -1,0 +1,201 @@
+"""A repository in an OCI registry (OCI distribution specification 1.1), read from and written to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from yarl import URL
+
+from agent.images.errors import BadImageError, ImageNotFoundError, RegistryError, TransferError
+from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, digest_of
+from agent.images.reference import is_digest
+from agent.images.sources.http import RegistryHttp, Request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import aiohttp
+
+    from agent.images.manifest import Blob
+
+_OK: Final = frozenset({200})
+_WHOLE_OR_PART: Final = frozenset({200, 206})
+_CREATED: Final = frozenset({200, 201, 202, 204})
+_MANIFEST_TYPES: Final = ", ".join(
+    [
+        MANIFEST_TYPE,
+        INDEX_TYPE,
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    ]
+)
+"""All four, so that what is no VM image is said to be that, and not to be missing."""
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_UPLOAD_PIECE_BYTES: Final = 256 << 10
+_UPLOAD_BYTES_PER_S: Final = 64 << 10
+
+
+class RegistryRepository:
+    """One repository, as a `Source` and a `Sink`."""
+
+    def __init__(self, http: RegistryHttp, namespace: str) -> None:
+        self._http = http
+        self._namespace = namespace
+
+    @property
+    def name(self) -> str:
+        """See `Source.name`."""
+        return f"{self._http.host}/{self._namespace}"
+
+    async def digest(self, tag: str) -> str | None:
+        """See `Source.digest`."""
+        try:
+            async with self._http.send(self._manifest_request("HEAD", tag)) as response:
+                claimed = response.headers.get("Docker-Content-Digest", "")
+        except ImageNotFoundError:
+            raise self._unknown(tag) from None
+        return claimed if is_digest(claimed) else None
+
+    async def manifest(self, target: str) -> bytes:
+        """See `Source.manifest`."""
+        try:
+            async with self._http.send(self._manifest_request("GET", target)) as response:
+                return await _read_all(response, MAX_MANIFEST_BYTES)
+        except ImageNotFoundError:
+            raise self._unknown(target) from None
+
+    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
+        """See `Source.read`."""
+        end = start + len(into)
+        partial = start > 0 or end < blob.size
+        headers = {"Range": f"bytes={start}-{end - 1}"} if partial else {}
+        request = Request("GET", self._blob_path(blob), self._scope("pull"), _WHOLE_OR_PART, headers)
+        async with self._http.send(request) as response:
+            skip = _check_answer(response, blob, start, partial=partial)
+            await self._fill(response, skip, into, received)
+
+    async def has(self, blob: Blob) -> bool:
+        """See `Sink.has`."""
+        request = self._request("HEAD", self._blob_path(blob), "pull,push", _OK | {404}, {})
+        async with self._http.send(request) as response:
+            return response.status == 200 and response.headers.get("Content-Length", str(blob.size)) == str(blob.size)
+
+    async def put(self, blob: Blob, content: bytes | bytearray) -> None:
+        """See `Sink.put`."""
+        begin = self._request("POST", f"{self._namespace}/blobs/uploads/", "pull,push", frozenset({202}), {})
+        async with self._http.send(begin) as response:
+            location = response.headers.get("Location", "")
+        if not location:
+            raise RegistryError(f"the registry {self._http.host} begins an upload without saying where")
+        # Joined as text: the location may hold signed parameters that must come back unchanged.
+        target = URL(f"{location}{'&' if '?' in location else '?'}digest={blob.digest}", encoded=True)
+        headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+        limit_s = self._http.patience.answer_s + blob.size / _UPLOAD_BYTES_PER_S
+        finish = self._request("PUT", target, "pull,push", _CREATED, headers)
+        finish = replace(finish, body=lambda: _pieces(content), limit_s=limit_s)
+        async with self._http.send(finish):
+            pass
+
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> None:
+        """See `Sink.put_manifest`."""
+        path = f"{self._namespace}/manifests/{tag or digest_of(content)}"
+        headers = {"Content-Length": str(len(content)), "Content-Type": media_type}
+        request = self._request("PUT", path, "pull,push", _CREATED, headers)
+        async with self._http.send(replace(request, body=lambda: _pieces(content))):
+            pass
+
+    async def _fill(
+        self, response: aiohttp.ClientResponse, skip: int, into: memoryview, received: Callable[[int], None]
+    ) -> None:
+        pace = _Pace(self._http)
+        at = 0
+        async for data in response.content.iter_any():
+            piece = memoryview(data)[skip:]
+            skip -= len(data) - len(piece)
+            if len(piece) > len(into) - at:
+                piece = piece[: len(into) - at]
+            into[at : at + len(piece)] = piece
+            at += len(piece)
+            received(len(piece))
+            pace.check(len(data))
+            if at == len(into):
+                return
+        raise TransferError(f"the registry {self._http.host} ended a blob {len(into) - at} bytes early")
+
+    def _manifest_request(self, method: str, target: str) -> Request:
+        path = f"{self._namespace}/manifests/{target}"
+        return self._request(method, path, "pull", _OK, {"Accept": _MANIFEST_TYPES})
+
+    def _request(
+        self,
+        method: str,
+        path: str | URL,
+        actions: str,
+        accept: frozenset[int],
+        headers: dict[str, str],
+    ) -> Request:
+        """Return a request with a small answer."""
+        scope = f"repository:{self._namespace}:{actions}"
+        return Request(method, path, scope, accept, headers, limit_s=self._http.patience.answer_s)
+
+    def _scope(self, actions: str) -> str:
+        return f"repository:{self._namespace}:{actions}"
+
+    def _blob_path(self, blob: Blob) -> str:
+        return f"{self._namespace}/blobs/{blob.digest}"
+
+    def _unknown(self, target: str) -> ImageNotFoundError:
+        what = f"version {target}" if is_digest(target) else f"tag {target!r}"
+        return ImageNotFoundError(f"{self.name} has no {what}", remedy="check the name, or push it first")
+
+
+class _Pace:
+    """Ends a transfer that has been too slow for too long."""
+
+    def __init__(self, http: RegistryHttp) -> None:
+        self._host = http.host
+        self._patience = http.patience
+        self._clock = asyncio.get_running_loop().time
+        self._since_s = self._clock()
+        self._bytes = 0
+
+    def check(self, count: int) -> None:
+        self._bytes += count
+        lasted_s = self._clock() - self._since_s
+        if lasted_s < self._patience.slow_window_s:
+            return
+        rate = self._bytes / lasted_s
+        if rate < self._patience.slow_bytes_per_s:
+            raise TransferError(f"the registry {self._host} sends only {rate:.0f} bytes per second")
+        self._since_s, self._bytes = self._clock(), 0
+
+
+def _check_answer(response: aiohttp.ClientResponse, blob: Blob, start: int, *, partial: bool) -> int:
+    """Return how many bytes of the body come before the ones asked for. Raises `TransferError` for a wrong answer."""
+    host = response.url.host
+    if response.status == 200:
+        # Without Range support the blob comes whole: what is before `start` is dropped, never taken for the rest.
+        if response.content_length not in (None, blob.size):
+            raise TransferError(f"{host} has {response.content_length} bytes for a blob of {blob.size}")
+        return start
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if not partial or found is None or int(found[1]) != start or found[3] not in ("*", str(blob.size)):
+        raise TransferError(f"{host} answers with another range than the one asked for")
+    return 0
+
+
+async def _read_all(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > limit:
+            raise BadImageError(f"{response.url.host} answers with a manifest of more than {limit} bytes")
+    return bytes(body)
+
+
+async def _pieces(content: bytes | bytearray) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), _UPLOAD_PIECE_BYTES):
+        yield bytes(content[start : start + _UPLOAD_PIECE_BYTES])
