@@ -31,8 +31,10 @@ DEFAULT guest
 LABEL guest
 KERNEL vmlinuz
 INITRD initrd.gz
-APPEND console=ttyS0 quiet panic=1 {facts}
+APPEND console=ttyS0 quiet panic=1 acpi=noirq cryptomgr.notests nokaslr {facts}
 """
+"""The last three words save a third of the boot on an emulated processor: virtio needs no ACPI interrupt routing, and
+a guest of one short life gains nothing from testing ciphers or from moving the kernel about."""
 
 
 @dataclass(frozen=True, slots=True)
