@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -27,7 +28,7 @@ from agent.images.service import ImageService, open_images
 from agent.images.vmconfig import Hardware
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 DEFAULT_CONFIG: Final = Path("/etc/hearth/hearth.toml")
 _MIB: Final = 1 << 20
@@ -198,14 +199,14 @@ def _run(
     work: Callable[[ImageService], Awaitable[_Result]], config_path: Path | None, data_dir: Path | None
 ) -> _Result:
     """Run `work` on the configured store; tell a failure on stderr and end with its exit code."""
-    _quiet_logs()
 
     async def main() -> _Result:
         async with open_images(_load(config_path, data_dir)) as images:
             return await work(images)
 
     try:
-        return asyncio.run(main())
+        with _quiet_logs():
+            return asyncio.run(main())
     except HearthError as error:
         typer.echo(f"error: {error.message}", err=True)
         if error.remedy:
@@ -221,11 +222,19 @@ def _load(path: Path | None, data_dir: Path | None) -> Config:
     return config.model_copy(update={"data_dir": data_dir.absolute()}) if data_dir else config
 
 
-def _quiet_logs() -> None:
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Let only warnings through, to stderr: progress is for people here, and results own stdout."""
+    before = structlog.get_config()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _print(document: object, text: str, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,7 +92,8 @@ http: {{addr: "127.0.0.1:{port}"}}
     if htpasswd is not None:
         text += f"auth: {{htpasswd: {{realm: tests, path: {htpasswd}}}}}\n"
     if token_realm:
-        text += f"auth: {{token: {{realm: {token_realm}, service: tests, issuer: tests, rootcertbundle: {certificates}}}}}\n"
+        token = f"realm: {token_realm}, service: tests, issuer: tests, rootcertbundle: {certificates}"
+        text += f"auth: {{token: {{{token}}}}}\n"
     return text
 
 

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
+from agent.images.places import Places
+from agent.images.service import ImageService
+from agent.images.sources.http import Patience
+from tests.images.disks import QUICK, write_disk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+IMPATIENT = Patience(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
+
+
+class MakeService(Protocol):
+    """Opens an image service on a fresh or given data directory."""
+
+    async def __call__(
+        self, *hosts: str, data_dir: Path | None = None, registry: RegistryConfig | None = None, reserve_mib: int = 0
+    ) -> ImageService: ...
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return write_disk(tmp_path / "disk.img")
+
+
+@pytest.fixture
+async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
+    services: list[ImageService] = []
+
+    async def make(
+        *hosts: str, data_dir: Path | None = None, registry: RegistryConfig | None = None, reserve_mib: int = 0
+    ) -> ImageService:
+        registries = dict.fromkeys(hosts, registry or RegistryConfig(insecure=True))
+        config = Config(
+            data_dir=data_dir or tmp_path / "data",
+            host=HostConfig(disk_reserve_mib=reserve_mib),
+            images=ImagesConfig(registries=registries),
+        )
+        places = Places(registries, patience=IMPATIENT, docker_config=tmp_path / "docker-config.json")
+        service = ImageService.build(config, places=places, retry=QUICK)
+        await service.open()
+        services.append(service)
+        return service
+
+    yield make
+    for service in services:
+        await service.close()

@@ -1,0 +1,45 @@
+"""Disks and images for tests: small, sparse, repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import TYPE_CHECKING, Final
+
+from agent.images.fetch import Tools
+from agent.images.liblz4 import best_codec
+from agent.images.push import Pusher
+from agent.images.retry import Retry
+from agent.images.sources.layout import OciLayout
+from agent.images.vmconfig import Hardware
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+MIB: Final = 1 << 20
+QUICK: Final = Retry(attempts=4, base_s=0.001, cap_s=0.01, ask_cap_s=0.5)
+
+
+def write_disk(path: Path, *, mib: int = 8, seed: int = 1, every: int = 3) -> Path:
+    """Write a sparse disk: in each `every`th MiB some random and some repetitive bytes, elsewhere holes."""
+    chance = random.Random(seed)
+    with path.open("wb") as file:
+        file.truncate(mib * MIB)
+        for start in range(0, mib, every):
+            file.seek(start * MIB + 4096 * chance.randrange(16))
+            file.write(chance.randbytes(300_000) + b"all work and no play " * 10_000)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def push_layout(
+    disk: Path, layout: Path, executor: Executor, *, tag: str = "v1", chunk_bytes: int = MIB, nvram: bytes = b""
+) -> str:
+    """Push a disk into an OCI layout, in chunks small enough to have many, and return the digest."""
+    tools = Tools(executor, best_codec(), QUICK, streams=4)
+    return await Pusher(tools, chunk_bytes).push(disk, OciLayout(layout), tag, hardware=Hardware(), nvram=nvram)

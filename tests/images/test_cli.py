@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from agent.cli.image import app
+from tests.images.disks import sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typer.testing import Result
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def hearth_image(*arguments: str | Path, here: Path) -> Result:
+    config = here.parent / "hearth.toml"
+    config.write_text(f'data_dir = "{here}"\n')
+    return CliRunner().invoke(app, [*map(str, arguments), "--config", str(config)])
+
+
+def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
+    reference = f"oci-layout:{here.parent}/layout:v1"
+    pushed = hearth_image("push", disk, reference, "--memory", "512", "--json", here=here)
+    digest = json.loads(pushed.stdout)["digest"]
+    assert digest.startswith("sha256:")
+
+    pulled = hearth_image("pull", reference, here=here)
+    assert (pulled.exit_code, pulled.stdout, pulled.stderr) == (0, f"{digest}\n", "")
+
+    (image,) = json.loads(hearth_image("list", "--json", here=here).stdout)
+    assert (image["digest"], image["references"]) == (digest, [reference])
+    folder = here / "images" / digest.replace(":", "-")
+    assert sha256_of(folder / "disk.img") == sha256_of(disk)
+
+    seen = json.loads(hearth_image("inspect", reference, "--json", here=here).stdout)
+    assert (seen["digest"], seen["os"], seen["disk_bytes"], seen["local"]) == (digest, "linux", 8 << 20, True)
+
+    assert hearth_image("rm", reference, here=here).stdout == f"{digest}\n"
+    assert hearth_image("list", here=here).stdout == "no images\n"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["pull", "debian"], 2, "names no registry"),
+        (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "cannot be read"),
+        (["rm", "sha256:" + "0" * 64], 1, "not on this host"),
+        (["rm", "host.example/a:v1"], 1, "hearth image list"),
+        (["inspect", "oci-layout:/nonexistent:v1"], 1, "no OCI image layout"),
+        (["pull", "oci-layout:/nonexistent:v1"], 1, "push an image to it first"),
+    ],
+)
+def test_what_fails_says_why_on_stderr_and_in_the_exit_code(
+    arguments: list[str], code: int, says: str, here: Path
+) -> None:
+    result = hearth_image(*arguments, here=here)
+    assert result.exit_code == code
+    assert says in result.stderr
+    assert result.stdout == ""
+
+
+def test_help_shows_an_example_of_every_command() -> None:
+    for command in ("push", "pull", "list", "rm", "inspect"):
+        assert f"Example: hearth image {command}" in CliRunner().invoke(app, [command, "--help"]).stdout

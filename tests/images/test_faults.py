@@ -1,0 +1,209 @@
+"""Every way a registry can misbehave: the right bytes or a clear error, never a published wrong image, never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.images.errors import (
+    BadImageError,
+    CorruptImageError,
+    ImageError,
+    ImageNotFoundError,
+    RegistryError,
+)
+from tests.images.disks import push_layout, sha256_of
+from tests.images.faulty_registry import FAULTS, Armed, FaultyRegistry, run_faulty
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from tests.images.conftest import MakeService
+
+pytestmark = pytest.mark.timeout(30)
+
+PASSES = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429", "500", "another range"]
+
+
+@pytest.fixture
+async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
+    digest = await push_layout(disk, tmp_path / "layout", executor)
+    registry = FaultyRegistry()
+    registry.load(tmp_path / "layout", digest)
+    async with run_faulty(registry):
+        yield registry
+
+
+@pytest.mark.parametrize("fault", [*PASSES, "wrong bytes", "429 with Retry-After"])
+async def test_a_fault_that_passes_costs_a_retry(
+    fault: str, faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.arm(fault, times=3)
+    await images.pull(faulty.reference(), digest)
+    assert faulty.armed is not None
+    assert faulty.armed.times == 0
+    local = await images.local(digest)
+    assert sha256_of(local.disk) == sha256_of(disk)
+
+
+@pytest.mark.parametrize("fault", PASSES)
+async def test_a_fault_that_stays_is_a_clear_error_and_nothing_is_published(
+    fault: str, faulty: FaultyRegistry, make_service: MakeService
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.arm(fault, times=float("inf"))
+    with pytest.raises(RegistryError) as raised:
+        await images.pull(faulty.reference(), digest)
+    assert "127.0.0.1" in str(raised.value)
+    assert await images.list() == ()
+    assert len(faulty.gets()) < 200
+
+
+async def test_corrupt_chunks_are_retried_then_refused(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
+    faulty.arm("wrong bytes", times=float("inf"), only=lambda name: name == victim)
+    with pytest.raises(CorruptImageError) as raised:
+        await images.pull(faulty.reference(), digest)
+    assert victim in str(raised.value)
+    assert len(faulty.gets(victim)) == 3
+    assert await images.list() == ()
+
+
+async def test_a_corrupt_try_leaves_no_bytes_where_zeros_belong(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.arm("wrong bytes", times=8)
+    await images.pull(faulty.reference(), digest)
+    local = await images.local(digest)
+    assert sha256_of(local.disk) == sha256_of(disk)
+    assert local.disk.stat().st_blocks <= disk.stat().st_blocks + 8 * 128  # one 64 KiB block per piece of data
+
+
+async def test_retry_after_is_obeyed(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.arm("429 with Retry-After", times=1)
+    started_s = asyncio.get_running_loop().time()
+    await images.pull(faulty.reference(), digest)
+    assert asyncio.get_running_loop().time() - started_s >= 0.5  # 1 s asked for, capped at 0.5 s by these tests
+
+
+async def test_after_a_cut_the_rest_is_asked_for_and_not_the_whole(
+    faulty: FaultyRegistry, make_service: MakeService
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
+    faulty.arm("cut at 40 %", times=1, only=lambda name: name == victim)
+    await images.pull(faulty.reference(), digest)
+    first, second = faulty.gets(victim)
+    assert first.range == ""
+    assert int(second.range.removeprefix("bytes=").split("-")[0]) > len(faulty.blobs[victim]) * 0.3
+
+
+async def test_a_200_to_the_rest_never_shifts_the_bytes(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    cut, whole = FAULTS["cut at 40 %"], FAULTS["200 for Range"]
+    answers = iter([cut, whole] * 20)
+
+    def in_turn(registry: FaultyRegistry, request: web.Request, content: bytes) -> Awaitable[web.StreamResponse]:
+        return next(answers)(registry, request, content)
+
+    faulty.armed = Armed(in_turn, times=40)
+    await images.pull(faulty.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+
+
+async def test_redirects_are_followed_without_the_password(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    storage = FaultyRegistry(blobs=faulty.blobs)
+    async with run_faulty(storage):
+        faulty.redirect_to = f"http://{storage.host}"
+        faulty.arm("redirect", times=float("inf"))
+        images = await make_service(faulty.host)
+        digest = await images.resolve(faulty.reference())
+        await images.pull(faulty.reference(), digest)
+        assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+        assert {seen.authorization for seen in storage.seen} == {""}
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:9", "file:///etc", ""])
+async def test_a_redirect_to_nowhere_is_a_clear_error(
+    target: str, faulty: FaultyRegistry, make_service: MakeService
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.redirect_to = target
+    faulty.arm("redirect", times=float("inf"))
+    with pytest.raises(RegistryError):
+        await images.pull(faulty.reference(), digest)
+    assert await images.list() == ()
+
+
+async def test_a_manifest_with_another_digest_is_refused(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.manifests[digest] += b" "
+    with pytest.raises(CorruptImageError, match="another manifest"):
+        await images.pull(faulty.reference(), digest)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "error"),
+    [
+        (b"\xff\xfe", BadImageError),
+        (b"{}", BadImageError),
+        (
+            json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}).encode(),
+            BadImageError,
+        ),
+        (b"x" * (9 << 20), BadImageError),
+    ],
+    ids=["not UTF-8", "empty", "an index", "too large"],
+)
+async def test_what_is_no_vm_image_is_refused(
+    manifest: bytes, error: type[ImageError], faulty: FaultyRegistry, make_service: MakeService
+) -> None:
+    images = await make_service(faulty.host)
+    faulty.manifests["other"] = manifest
+    reference = faulty.reference("other")
+    with pytest.raises(error):
+        faulty.manifests[digest := await images.resolve(reference)] = manifest
+        await images.pull(reference, digest)
+    assert await images.list() == ()
+
+
+async def test_an_unknown_tag_image_or_registry_is_named(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service(faulty.host, "127.0.0.1:9")
+    with pytest.raises(ImageNotFoundError, match="no tag 'v9'"):
+        await images.resolve(faulty.reference("v9"))
+    with pytest.raises(ImageNotFoundError, match="tests/other"):
+        await images.resolve(f"{faulty.host}/tests/other:v1")
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
+        await images.resolve("127.0.0.1:9/tests/image:v1")
+
+
+async def test_https_is_spoken_unless_told_otherwise(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service()
+    with pytest.raises(RegistryError) as raised:
+        await images.resolve(faulty.reference())
+    assert "insecure = true" in raised.value.remedy
+    assert faulty.seen == []

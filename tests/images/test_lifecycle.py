@@ -1,0 +1,258 @@
+"""What a pull leaves behind when it is cancelled, killed or shared, and what removing and sweeping remove."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError
+from tests.images.disks import MIB, push_layout, sha256_of, write_disk
+from tests.images.faulty_registry import FaultyRegistry, run_faulty
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from agent.images.service import ImageService
+    from tests.images.conftest import MakeService
+
+
+@pytest.fixture
+async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
+    digest = await push_layout(disk, tmp_path / "layout", executor)
+    registry = FaultyRegistry()
+    registry.load(tmp_path / "layout", digest)
+    async with run_faulty(registry):
+        yield registry
+
+
+def staged(images: ImageService) -> list[str]:
+    return sorted(path.name for path in (images.store.root / ".staging").iterdir())
+
+
+async def test_one_flight_serves_all_who_ask(faulty: FaultyRegistry, make_service: MakeService) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    await asyncio.gather(*(images.pull(faulty.reference(), digest) for _ in range(10)))
+    asked = [seen.path for seen in faulty.gets()]
+    assert len(asked) == len(set(asked))
+    asked_before = len(faulty.seen)
+    await images.pull(faulty.reference(), digest)
+    assert len(faulty.seen) == asked_before
+    assert images.progress() == ()
+
+
+async def test_two_processes_share_one_download(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    # Two services on one directory meet as two processes would: a lock belongs to its open file, not to the process.
+    one = await make_service(faulty.host)
+    two = await make_service(faulty.host)
+    digest = await one.resolve(faulty.reference())
+    await asyncio.gather(one.pull(faulty.reference(), digest), two.pull(faulty.reference(), digest))
+    asked = [seen.path for seen in faulty.gets()]
+    assert len(asked) == len(set(asked))
+    assert staged(one) == []
+
+
+async def test_a_pull_goes_on_while_anyone_waits_and_ends_with_the_last(
+    faulty: FaultyRegistry, make_service: MakeService
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    faulty.arm("stall", times=float("inf"))
+    waiters = [asyncio.create_task(images.pull(faulty.reference(), digest)) for _ in range(2)]
+    await faulty.asked_for_blobs(3)
+    waiters[0].cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiters[0]
+    assert len(images.progress()) == 1
+    waiters[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiters[1]
+    assert images.progress() == ()
+    assert await images.list() == ()
+
+
+async def test_a_failed_pull_goes_on_where_it_was(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
+    faulty.arm("500", times=float("inf"), only=lambda name: name == victim)
+    with pytest.raises(RegistryError):
+        await images.pull(faulty.reference(), digest)
+    faulty.armed = None
+    fetched = {seen.path for seen in faulty.gets()}
+    faulty.seen.clear()
+    again = await make_service(faulty.host)
+    await again.pull(faulty.reference(), digest)
+    refetched = {seen.path for seen in faulty.gets()} & fetched - {f"/v2/tests/image/blobs/{victim}"}
+    assert len(refetched) <= 2 + 1  # the two small blobs, and at most what was cancelled with the failure
+    assert sha256_of((await again.local(digest)).disk) == sha256_of(disk)
+
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
+from agent.images.service import open_images
+
+async def main(host, data_dir, reference):
+    registries = {host: RegistryConfig(insecure=True)}
+    images = ImagesConfig(registries=registries)
+    config = Config(data_dir=Path(data_dir), host=HostConfig(disk_reserve_mib=0), images=images)
+    async with open_images(config) as images:
+        await images.pull(reference, await images.resolve(reference))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_killed_pull_shows_nothing_and_goes_on(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    names = [name for name, content in faulty.blobs.items() if len(content) > 50_000]
+    faulty.arm("stall", times=float("inf"), only=lambda name: name == names[0])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PULL, faulty.host, str(tmp_path / "data"), faulty.reference()
+    )
+    await faulty.asked_for_blobs(len(names))
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    assert await images.list() == ()
+    assert staged(images) == [digest.removeprefix("sha256:")]
+    faulty.armed = None
+    await images.pull(faulty.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+    assert staged(images) == []
+
+
+async def test_a_journal_of_another_boot_is_checked_against_the_disk(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    images = await make_service(faulty.host)
+    digest = await images.resolve(faulty.reference())
+    chunks = [name for name, content in faulty.blobs.items() if len(content) > 50_000]
+    faulty.arm("500", times=float("inf"), only=lambda name: name == chunks[-1])
+    with pytest.raises(RegistryError):
+        await images.pull(faulty.reference(), digest)
+    stage = images.store.root / ".staging" / digest.removeprefix("sha256:")
+    lines = (stage / "journal").read_text().splitlines()
+    assert len(lines) > 1
+    header = lines[0].rsplit(" ", 1)[0]
+    (stage / "journal").write_text("\n".join([f"{header} another-boot", *lines[1:]]) + "\n")
+    with (stage / "disk.img").open("r+b") as file:  # what the power cut lost
+        file.seek(int(lines[1]) * MIB)
+        file.write(bytes(MIB))
+    faulty.armed = None
+    await images.pull(faulty.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+
+
+async def test_removing_removes_everything_and_twice_is_fine(
+    make_service: MakeService, tmp_path: Path, disk: Path, executor: Executor
+) -> None:
+    digest = await push_layout(disk, tmp_path / "layout", executor)
+    reference = f"oci-layout:{tmp_path}/layout:v1"
+    images = await make_service()
+    await images.pull(reference, digest)
+    assert await images.find(reference) == digest
+    await images.remove(digest)
+    await images.remove(digest)
+    assert await images.list() == ()
+    assert await images.find(reference) is None
+    with pytest.raises(ImageNotFoundError, match="not on this host"):
+        await images.local(digest)
+    assert sorted(path.name for path in images.store.root.iterdir()) == [".lock", ".staging", "references.json"]
+    assert staged(images) == []
+
+
+async def test_a_moved_tag_is_noticed_and_both_versions_stay(
+    make_service: MakeService, tmp_path: Path, disk: Path, executor: Executor
+) -> None:
+    reference = f"oci-layout:{tmp_path}/layout:v1"
+    images = await make_service()
+    first = await push_layout(disk, tmp_path / "layout", executor)
+    await images.pull(reference, await images.resolve(reference))
+    second = await push_layout(write_disk(tmp_path / "other.img", seed=2), tmp_path / "layout", executor)
+    assert await images.resolve(reference) == second != first
+    await images.pull(reference, second)
+    assert {image.digest: image.references for image in await images.list()} == {first: (), second: (reference,)}
+
+
+async def test_old_partial_pulls_are_swept_and_young_or_busy_ones_stay(make_service: MakeService) -> None:
+    images = await make_service()
+    old, young, busy = ("a" * 64, "b" * 64, "c" * 64)
+    for name in (old, young, busy):
+        stage = images.store.try_stage(f"sha256:{name}")
+        assert stage is not None
+        (stage.path / "disk.img").write_bytes(b"x")
+        if name != busy:
+            stage.close()
+        if name != young:
+            past_s = time.time() - 100 * 3600
+            os.utime(stage.path, (past_s, past_s))
+    (images.store.root / ".staging" / f"removed-{old}-1234").mkdir()
+    assert images.store.sweep() == 2
+    assert staged(images) == [young, busy]
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, mib: int) -> Iterator[Path]:
+    image, mount = folder / "small.ext4", folder / "small"
+    with image.open("wb") as file:
+        file.truncate(mib * MIB)
+    mount.mkdir()
+    commands = (f"mkfs.ext4 -q -m 0 -O ^has_journal {image}", f"mount -o loop {image} {mount}")
+    if os.geteuid() != 0 or any(os.system(command) for command in commands):
+        pytest.skip("needs root and loop devices")
+    try:
+        yield mount
+    finally:
+        assert os.system(f"umount {mount}") == 0
+
+
+async def test_an_image_that_cannot_fit_is_refused_before_the_download(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    with small_file_system(tmp_path, 4) as mount:
+        images = await make_service(faulty.host, data_dir=mount / "data", reserve_mib=1)
+        digest = await images.resolve(faulty.reference())
+        with pytest.raises(DiskTooSmallError) as raised:
+            await images.pull(faulty.reference(), digest)
+        assert "needs 3 MiB" in raised.value.message
+        assert "1 MiB of them" in raised.value.message
+        assert faulty.gets() == []
+
+
+async def test_a_disk_that_fills_up_half_way_is_freed_again(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    with small_file_system(tmp_path, 5) as mount:
+        images = await make_service(faulty.host, data_dir=mount / "data")
+        digest = await images.resolve(faulty.reference())
+
+        def fill(_: str) -> bool:
+            with contextlib.suppress(OSError), (mount / "filler").open("wb") as file:
+                while file.write(bytes(MIB)):
+                    file.flush()
+            return False
+
+        faulty.arm("500", only=fill)
+        with pytest.raises(DiskTooSmallError, match="filled up"):
+            await images.pull(faulty.reference(), digest)
+        assert staged(images) == []
+        assert await images.list() == ()
+        await images.close()

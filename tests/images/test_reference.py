@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.images.errors import BadReferenceError
+from agent.images.reference import LayoutName, RegistryName, is_digest, parse_reference
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+
+words = st.from_regex(r"[a-z0-9]{1,5}([._-][a-z0-9]{1,5}){0,2}", fullmatch=True)
+namespaces = st.lists(words, min_size=1, max_size=3).map("/".join)
+hosts = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "registry.example", "Ghcr.IO", "a-b.c"])
+ports = st.one_of(st.just(""), st.integers(1, 65535).map(lambda port: f":{port}"))
+tags = st.from_regex(r"[a-zA-Z0-9]{1,8}([._-][a-zA-Z0-9]{1,8}){0,2}", fullmatch=True)
+digests = st.text("0123456789abcdef", min_size=64, max_size=64).map(lambda text: f"sha256:{text}")
+targets = st.one_of(tags.map(lambda tag: f":{tag}"), digests.map(lambda digest: f"@{digest}"))
+paths = st.lists(st.from_regex(r"[A-Za-z0-9_.:-]{1,6}", fullmatch=True), min_size=1, max_size=3).map("/".join)
+
+
+@given(hosts, ports, namespaces, targets)
+def test_a_registry_reference_round_trips(host: str, port: str, namespace: str, target: str) -> None:
+    text = f"{host}{port}/{namespace}{target}"
+    parsed = parse_reference(text)
+    assert parsed.name == RegistryName(f"{host}{port}", namespace)
+    assert parsed.target == target[1:]
+    assert str(parsed) == text
+    assert parse_reference(str(parsed)) == parsed
+
+
+@given(paths.filter(lambda path: ".." not in path.split("/")), targets)
+def test_a_layout_reference_round_trips(path: str, target: str) -> None:
+    parsed = parse_reference(f"oci-layout:/{path}{target}")
+    assert parsed.name == LayoutName(Path(f"/{path}"))
+    assert parse_reference(str(parsed)) == parsed
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_reference_or_a_clear_error(text: str) -> None:
+    with suppress(BadReferenceError):
+        parsed = parse_reference(text)
+        assert parse_reference(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["host.example/a/b", "oci-layout:/srv/images"])
+def test_no_target_means_latest(text: str) -> None:
+    assert parse_reference(text).tag == "latest"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        ("debian", "no registry"),
+        ("debian:v1", "no registry"),
+        ("host.example/", "no repository name"),
+        ("host.example/UPPER:v1", "no repository name"),
+        ("host.example/../etc:v1", "no repository name"),
+        ("host.example/a__b:v1", "no repository name"),
+        ("host.example/a//b:v1", "no repository name"),
+        ("host.example/a:", "no tag"),
+        ("host.example/a:v1-", "no tag"),
+        (f"host.example/a:{'x' * 129}", "no tag"),
+        ("host.example/a@sha256:12", "no digest"),
+        (f"host.example/a@{DIGEST.upper()}", "no digest"),
+        (f"host.example/a:v1@{DIGEST}", "no repository name"),
+        ("host.example:0/a:v1", "no host name"),
+        ("host.example:99999/a:v1", "no host name"),
+        ("-host/a:v1", "no host name"),
+        ("https://host.example/a:v1", "no host name"),
+        ("oci-layout:relative/path:v1", "not absolute"),
+        ("oci-layout:/srv/../etc:v1", "`..`"),
+        ("host.example/a b:v1", "no repository name"),
+        ("x" * 2000, "longer"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, says: str) -> None:
+    with pytest.raises(BadReferenceError) as raised:
+        parse_reference(text)
+    assert says in raised.value.message
+    assert raised.value.remedy
+
+
+def test_a_digest_is_canonical_or_none() -> None:
+    assert is_digest(DIGEST)
+    assert not is_digest(f"{DIGEST}\n")
+    assert not is_digest(DIGEST.replace("sha256", "sha512"))
