@@ -212,6 +212,7 @@ def _condition(condition: Condition) -> schemas.ConditionDocument:
     return schemas.ConditionDocument(
         type=condition.type,
         status=condition.status,
+        problem=condition.problem,
         reason=condition.reason,
         message=condition.message,
         since=when(condition.since_s),

@@ -213,10 +213,11 @@ class PoolStatus(Document):
 
 
 class ConditionDocument(Document):
-    """A named fact about the host."""
+    """A named fact about the host. `problem` says whether it needs attention: some are good when true, some not."""
 
     type: str
     status: ConditionStatus
+    problem: bool
     reason: str
     message: str
     since: datetime | None

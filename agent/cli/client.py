@@ -1,0 +1,131 @@
+"""The API client of the command line: JSON over the agent's Unix socket, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from agent.domain.errors import HearthError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+TIMEOUT_S: Final = 30.0
+
+
+class AgentUnreachableError(HearthError):
+    """Nobody answers where the agent should."""
+
+    code = "agent-unreachable"
+
+
+class ProblemError(HearthError):
+    """The agent answered with a problem; `problem` is the problem's own code."""
+
+    code = "problem"
+
+    def __init__(self, problem: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the agent answered. `at` is the host's clock; `document` is None for a 304 or an empty body."""
+
+    status: int
+    document: Any
+    etag: str
+    at: datetime
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of an address."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class ApiClient:
+    """Asks the agent that listens on one Unix socket. One request at a time; the connection is kept between them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection = _UnixConnection(path, TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def get(self, path: str, *, etag: str = "") -> Answer:
+        """Return the document at `path`, or a 304 without one when `etag` is still current."""
+        return self.ask("GET", path, headers={"If-None-Match": etag} if etag else {})
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Answer:
+        """Send one request and return its answer.
+
+        Raises `AgentUnreachableError` when nobody answers within `timeout_s`, `ProblemError` for every problem.
+        """
+        try:
+            return self._exchange(method, path, body, dict(headers or {}), timeout_s)
+        except TimeoutError as error:
+            message = f"the agent on {self._path} did not answer within {timeout_s:g} s"
+            raise AgentUnreachableError(message, remedy="see `hearth logs` for what it is busy with") from error
+        except PermissionError as error:
+            message = f"this user may not speak to the agent on {self._path}"
+            raise AgentUnreachableError(message, remedy="run this as the agent's own user") from error
+        except (OSError, HTTPException, ValueError) as error:
+            message = f"the agent does not answer on {self._path}: {getattr(error, 'strerror', None) or error}"
+            remedy = "start it with `hearth run`, or name its socket with --socket or its configuration with --config"
+            raise AgentUnreachableError(message, remedy=remedy) from error
+
+    def _exchange(self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float) -> Answer:
+        connection = self._connection
+        connection.timeout = timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, path, content, headers)
+            response = connection.getresponse()
+            raw = response.read()
+        except BaseException:
+            connection.close()  # half an exchange cannot be taken up again
+            raise
+        document = json.loads(raw) if raw else None
+        if response.status >= 400:
+            raise _problem(response.status, document)
+        date = response.headers["Date"]
+        at = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return Answer(response.status, document, response.headers["ETag"] or "", at)
+
+
+def _problem(status: int, document: object) -> ProblemError:
+    problem = document if isinstance(document, dict) else {}
+    message = str(problem.get("detail") or f"the agent answered with status {status}")
+    return ProblemError(str(problem.get("code", "error")), message, remedy=str(problem.get("remedy", "")))

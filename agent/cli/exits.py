@@ -1,0 +1,52 @@
+"""Exit codes: what scripts branch on. Documented in docs/api.md."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from agent.cli.client import ProblemError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.domain.errors import HearthError
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    FAILURE = 1  # anything not named below
+    USAGE = 2  # the command line itself is wrong
+    UNREACHABLE = 3  # the agent does not answer
+    NOT_FOUND = 4  # no such pool, VM, lease or image
+    NO_VM_FREE = 5  # no VM turned ready in time: try again, or elsewhere
+    REFUSED = 6  # the state of things forbids it: leased, draining, changed meanwhile
+    UNAVAILABLE = 69  # `hearth run` cannot start on this host as it is (EX_UNAVAILABLE of sysexits.h)
+    BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
+    INTERRUPTED = 130  # Ctrl-C
+
+
+EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
+    "agent-unreachable": Exit.UNREACHABLE,
+    "pool-unknown": Exit.NOT_FOUND,
+    "vm-not-found": Exit.NOT_FOUND,
+    "lease-not-found": Exit.NOT_FOUND,
+    "image-not-found": Exit.NOT_FOUND,
+    "no-vm-free": Exit.NO_VM_FREE,
+    "vm-leased": Exit.REFUSED,
+    "lease-conflict": Exit.REFUSED,
+    "lease-wait-refused": Exit.REFUSED,
+    "draining": Exit.REFUSED,
+    "assignment-read-only": Exit.REFUSED,
+    "assignment-conflict": Exit.REFUSED,
+    "bad-configuration": Exit.BAD_CONFIGURATION,
+}
+"""The exit code of every error code; `FAILURE` for the rest."""
+
+
+def exit_of(error: HearthError) -> Exit:
+    """Return how a command ends that met this error."""
+    code = error.problem if isinstance(error, ProblemError) else error.code
+    return EXIT_BY_CODE.get(code, Exit.FAILURE)

@@ -1,0 +1,62 @@
+"""Options that many commands share, and what they lead to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from agent.cli.client import ApiClient
+
+DEFAULT_CONFIG: Final = Path("/etc/hearth/hearth.toml")
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", envvar="HEARTH_CONFIG", help=f"Configuration file; {DEFAULT_CONFIG} unless given.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Socket = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket", envvar="HEARTH_SOCKET", help="The agent's Unix socket; the configuration's unless given.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, as the agent answered it.")]
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
+_UNIT_S: Final = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str | float) -> float:
+    """Return the seconds in `90`, `90s`, `15m`, `2h` or `1d`. Raises the usage error for anything else."""
+    match = _DURATION.fullmatch(str(text))  # a default comes as the number it is
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration: write 90s, 15m, 2h or 1d")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+def config_path(config: Path | None) -> Path:
+    """Return the configuration file to use."""
+    return config or DEFAULT_CONFIG
+
+
+def client(socket: Path | None, config: Path | None) -> ApiClient:
+    """Return a client of the agent that is meant: by its socket, by its configuration, or the one of this host.
+
+    Raises `ConfigError` when a configuration is named, or stands in the default place, and cannot be used.
+    """
+    return ApiClient(socket or _configured_socket(config))
+
+
+def _configured_socket(config: Path | None) -> Path:
+    from agent.config import Config as Configuration  # noqa: PLC0415 - keeps `--socket` and `--help` quick
+    from agent.config import load_config  # noqa: PLC0415
+
+    if config is None and not DEFAULT_CONFIG.exists():
+        return Configuration().socket_path
+    return load_config(config_path(config)).socket_path

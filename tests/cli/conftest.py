@@ -1,0 +1,103 @@
+"""A real API on a real Unix socket, in a thread, and the command line called as a function or as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from agent.cli.main import run
+from agent.domain.states import VmState
+from agent.telemetry.log import configure
+from tests.api.conftest import run as serve
+from tests.api.memory_engine import MemoryEngine, vm
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Agent:
+    """An API server in a thread. What touches the engine runs on the server's loop."""
+
+    def __init__(self, folder: Path, engine: MemoryEngine) -> None:
+        self.engine = engine
+        self.socket = folder / "hearth.sock"
+        self._folder = folder
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._logs = configure(path=folder / "server.log", terminal=None)
+
+    def __enter__(self) -> Agent:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        self._logs.close()
+        assert not self._thread.is_alive()
+
+    def ask(self, work: Callable[[MemoryEngine], Awaitable[_Result]]) -> _Result:
+        """Run something on the server's loop and return its result."""
+
+        async def call() -> _Result:
+            return await work(self.engine)
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        async with serve(self.engine, self._folder):
+            self._ready.set()
+            await self._stop.wait()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    engine = MemoryEngine(vm("hearth-small-1", age_s=90), vm("hearth-small-2", VmState.STARTING, age_s=30))
+    with Agent(tmp_path, engine) as running:
+        yield running
+
+
+@pytest.fixture
+def hearth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Call the command line in this process."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Ended:
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ended(code, out, err)
+
+    return call
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start the command line as a process of its own."""
+    command = [sys.executable, "-m", "agent", *(str(argument) for argument in arguments)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

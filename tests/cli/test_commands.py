@@ -1,0 +1,215 @@
+"""Every command against a real API: what it prints, where, and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.cli.exits import EXIT_BY_CODE, Exit
+from agent.cli.main import COMMANDS
+from agent.domain.states import VmState
+from tests.cli.conftest import Agent, Ended, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.api.memory_engine import MemoryEngine
+
+    Hearth = Callable[..., Ended]
+
+
+def test_status_shows_everything_within_80_columns(agent: Agent, hearth: Hearth) -> None:
+    ended = hearth("status", "--socket", agent.socket)
+    assert ended.code == Exit.OK
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "\x1b" not in ended.out
+    for told in ("mac-1", "qemu 7.2", "0 of 2 free (1 ready, 1 starting)", "hearth-small-1", "starting", "serving"):
+        assert told in ended.out
+
+
+def test_status_as_json_is_the_host_document(agent: Agent, hearth: Hearth) -> None:
+    document = json.loads(hearth("status", "--json", "--socket", agent.socket).out)
+    assert document["slots"]["total"] == 2
+    assert [pool["name"] for pool in document["pools"]] == ["small"]
+
+
+def test_vms_are_listed(agent: Agent, hearth: Hearth) -> None:
+    assert "hearth-small-2" in hearth("vms", "--socket", agent.socket).out
+    listed = json.loads(hearth("vms", "--json", "--socket", agent.socket).out)["vms"]
+    assert [item["name"] for item in listed] == ["hearth-small-1", "hearth-small-2"]
+
+
+def test_a_vm_is_replaced_with_a_reason(agent: Agent, hearth: Hearth) -> None:
+    ended = hearth("vms", "--socket", agent.socket, "replace", "hearth-small-1", "--reason", "odd noises")
+    assert ended == Ended(Exit.OK, "hearth-small-1 is being replaced\n", "")
+    assert agent.engine.replaced == [("hearth-small-1", "odd noises")]
+
+
+def test_a_lease_from_claim_to_release(agent: Agent, hearth: Hearth) -> None:
+    place = ("--socket", agent.socket)
+    told = hearth("lease", "small", "--ttl", "15m", "--holder", "job-1", *place)
+    assert told.code == Exit.OK
+    for part in ("lease-1", "hearth-small-1", "22 at 127.0.0.1:40022", "hearth release lease-1"):
+        assert part in told.out
+    renewed = json.loads(hearth("renew", "lease-1", "--ttl", "2h", "--json", *place).out)
+    assert (renewed["holder"], renewed["ttl_s"]) == ("job-1", 7200)
+    assert hearth("release", "lease-1", *place) == Ended(Exit.OK, "lease-1 is released\n", "")
+    assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
+
+
+def test_a_lease_has_a_holder_also_when_none_is_named(agent: Agent, hearth: Hearth) -> None:
+    lease = json.loads(hearth("lease", "small", "--json", "--socket", agent.socket).out)
+    assert "@" in lease["holder"]
+
+
+def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
+    async def arrived(engine: MemoryEngine) -> None:
+        await engine.leases.arrived.wait()
+
+    async def left(engine: MemoryEngine) -> int:
+        async with asyncio.timeout(5):
+            await engine.leases.left.wait()
+        return len(engine.leases.line)
+
+    async def take_all(engine: MemoryEngine) -> None:
+        engine.become("hearth-small-1", VmState.STOPPING)
+
+    agent.ask(take_all)
+    process = start("lease", "small", "--wait", "10m", "--socket", agent.socket)
+    agent.ask(arrived)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (Exit.INTERRUPTED, "", "")
+    assert agent.ask(left) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["lease", "other"], Exit.NOT_FOUND, "there is no pool 'other'"),
+        (["release", "gone"], Exit.NOT_FOUND, "there is no lease 'gone'"),
+        (["renew", "gone"], Exit.NOT_FOUND, "ask for a new lease"),
+        (["vms", "replace", "hearth-small-9"], Exit.NOT_FOUND, "hearth-small-9"),
+        (["lease", "small", "--wait", "soon"], Exit.USAGE, "is no duration"),
+        (["lease"], Exit.USAGE, "Missing argument"),
+        (["lese", "small"], Exit.USAGE, "Did you mean 'lease'"),
+        (["status", "--colour"], Exit.USAGE, "No such option"),
+    ],
+)
+def test_errors_go_to_stderr_with_an_exit_code_of_their_own(
+    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: Exit, said: str
+) -> None:
+    monkeypatch.setenv("HEARTH_SOCKET", str(agent.socket))
+    ended = hearth(*arguments)
+    assert ended.code == code
+    assert ended.out == ""
+    assert said in ended.err
+
+
+def test_no_vm_free_and_refused_are_told_apart(agent: Agent, hearth: Hearth) -> None:
+    place = ("--socket", agent.socket)
+    assert hearth("lease", "small", *place).code == Exit.OK
+    assert hearth("lease", "small", *place).code == Exit.NO_VM_FREE
+    refused = hearth("vms", *place, "replace", "hearth-small-1")
+    assert refused.code == Exit.REFUSED
+    assert "release its lease first" in refused.err
+
+
+def test_an_agent_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path, hearth: Hearth) -> None:
+    ended = hearth("status", "--socket", tmp_path / "none.sock")
+    assert ended.code == Exit.UNREACHABLE
+    assert f"the agent does not answer on {tmp_path / 'none.sock'}" in ended.err
+    assert "hearth run" in ended.err
+
+
+def test_the_socket_is_found_through_the_configuration(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text('data_dir = "."\n')
+    assert hearth("vms", "--config", config).code == Exit.OK
+
+
+def test_the_assignment_is_shown_edited_and_set(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+    place = ("--socket", agent.socket)
+    document = json.loads(hearth("assignment", "show", *place).out)
+    document["pools"]["big"] = {"image": "registry/big:v1"}
+    edited = tmp_path / "pools.json"
+    edited.write_text(json.dumps(document))
+    assert hearth("assignment", "set", edited, *place) == Ended(Exit.OK, "assigned: big, small\n", "")
+    toml = tmp_path / "pools.toml"
+    toml.write_text('[pools.tiny]\nimage = "registry/tiny:v1"\n')
+    assert hearth("assignment", "set", toml, *place).out == "assigned: tiny\n"
+    stale = hearth("assignment", "set", toml, "--if-match", "old", *place)
+    assert (stale.code, stale.out) == (Exit.REFUSED, "")
+
+
+def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+    bad = tmp_path / "pools.toml"
+    bad.write_text("[pools.tiny]\nwarm = 1\n")
+    ended = hearth("assignment", "set", bad, "--socket", agent.socket)
+    assert ended.code == Exit.BAD_CONFIGURATION
+    assert "pools.tiny.image" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("config", "assignment", "code", "said"),
+    [
+        ("[host]\nslots = 2\n", '[pools.a]\nimage = "x"\n', Exit.OK, "is good"),
+        ('[assignment]\nsource = "api"\n', None, Exit.OK, "is good"),
+        ("[host\n", None, Exit.BAD_CONFIGURATION, "line 1"),
+        ("[host]\nslotz = 2\n", None, Exit.BAD_CONFIGURATION, "host.slotz: unknown key"),
+        ("[host]\nslots = 0\n", None, Exit.BAD_CONFIGURATION, "host.slots"),
+        ("", None, Exit.BAD_CONFIGURATION, "assignment.toml does not exist"),
+        ("", '[pools.a]\nimage = "x"\nwarm = 2\nmax = 1\n', Exit.BAD_CONFIGURATION, "raise max or lower warm"),
+    ],
+)
+def test_config_check(
+    hearth: Hearth, tmp_path: Path, config: str, assignment: str | None, code: Exit, said: str
+) -> None:
+    path = tmp_path / "hearth.toml"
+    path.write_text(config)
+    if assignment is not None:
+        (tmp_path / "assignment.toml").write_text(assignment)
+    ended = hearth("config", "check", "--config", path)
+    assert ended.code == code
+    assert said in ended.out + ended.err
+    as_json = hearth("config", "check", "--config", path, "--json")
+    assert as_json.code == code
+    assert json.loads(as_json.out)["ok"] is (code is Exit.OK)
+
+
+def test_the_process_ends_with_the_exit_code(tmp_path: Path) -> None:
+    process = start("config", "check", "--config", tmp_path / "none.toml")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == Exit.BAD_CONFIGURATION
+    assert "none.toml does not exist" in err
+
+
+def test_help_is_quick_because_it_imports_next_to_nothing() -> None:
+    program = (
+        "import sys; from agent.cli.main import run; code = run(['--help']);"
+        "print([m for m in ('aiohttp', 'agent.config', 'agent.cli.image', 'structlog') if m in sys.modules], code)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    assert result.stdout.splitlines()[-1] == "[] 0"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(hearth: Hearth, name: str) -> None:
+    ended = hearth(name, "--help")
+    assert ended.code == Exit.OK
+    assert f"hearth {name}" in ended.out
+
+
+def test_the_version_is_told(hearth: Hearth) -> None:
+    assert hearth("--version").out.startswith("hearth 0.")
+
+
+def test_every_mapped_exit_code_is_an_error() -> None:
+    assert Exit.OK not in EXIT_BY_CODE.values()

@@ -1,0 +1,169 @@
+"""The log for people: last lines, filters, and following over rotations made by the agent's own log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+
+from agent.cli.exits import Exit
+from agent.cli.follow import Follower, last_lines
+from agent.telemetry.log import configure, log_path
+from tests.cli.conftest import Ended, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Hearth = Callable[..., Ended]
+
+
+def line(number: int, **keys: object) -> str:
+    return json.dumps({"ts": "2026-11-23T01:02:03.004Z", "level": "info", "event": f"e{number}", **keys})
+
+
+def numbers(lines: list[str]) -> list[str]:
+    return [json.loads(item)["event"] for item in lines]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = log_path(tmp_path)
+    path.parent.mkdir()
+    return path
+
+
+def write(path: Path, first: int, last: int, mode: str = "a") -> None:
+    with path.open(mode, encoding="utf-8") as file:
+        file.writelines(line(number) + "\n" for number in range(first, last))
+
+
+def rotate(path: Path) -> None:
+    for number in range(8, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        if older.exists():
+            older.rename(path.with_name(f"{path.name}.{number + 1}"))
+    path.rename(path.with_name(f"{path.name}.1"))
+
+
+def test_the_last_lines_reach_back_into_rotated_files(path: Path) -> None:
+    for first in (0, 5, 10):
+        write(path, first, first + 5)
+        if first < 10:
+            rotate(path)
+    found, follower = last_lines(path, 8, lambda _: True)
+    follower.close()
+    assert numbers(found) == [f"e{number}" for number in range(7, 15)]
+
+
+def test_following_misses_nothing_over_any_number_of_rotations(path: Path) -> None:
+    write(path, 0, 3)
+    found, follower = last_lines(path, 1, lambda _: True)
+    assert numbers(found) == ["e2"]
+    write(path, 3, 4)
+    rotate(path)
+    write(path, 4, 6)
+    rotate(path)
+    write(path, 6, 7)
+    assert numbers(list(follower.drain())) == ["e3", "e4", "e5", "e6"]
+    assert list(follower.drain()) == []
+    write(path, 7, 8)
+    assert numbers(list(follower.drain())) == ["e7"]
+    follower.close()
+
+
+def test_half_a_line_waits_for_its_other_half(path: Path) -> None:
+    whole = line(1)
+    path.write_text(whole[:10])
+    follower = Follower(path)
+    assert list(follower.drain()) == []
+    with path.open("a") as file:
+        file.write(whole[10:] + "\n")
+    assert list(follower.drain()) == [whole]
+    follower.close()
+
+
+def test_a_file_cut_short_or_dropped_is_taken_up_again(path: Path) -> None:
+    write(path, 0, 50)
+    _, follower = last_lines(path, 0, lambda _: True)
+    write(path, 50, 51, mode="w")
+    assert numbers(list(follower.drain())) == ["e50"]
+    path.unlink()
+    assert list(follower.drain()) == []
+    write(path, 51, 52)
+    assert numbers(list(follower.drain())) == ["e51"]
+    follower.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "events"),
+    [
+        ((), ["e1", "e2", "e3"]),
+        (("--vm", "hearth-small-01a"), ["e1"]),
+        (("--vm", "01b"), ["e2"]),
+        (("--pool", "small"), ["e1", "e2"]),
+        (("--level", "warning"), ["e2"]),
+        (("--pool", "small", "--level", "error"), []),
+        (("--lease", "l3"), ["e3"]),
+        (("--lines", "1"), ["e3"]),
+        (("--lines", "0"), []),
+    ],
+)
+def test_filters(path: Path, hearth: Hearth, arguments: tuple[str, ...], events: list[str]) -> None:
+    path.write_text(
+        "\n".join(
+            (
+                line(1, vm="hearth-small-01a", pool="small"),
+                line(2, vm="hearth-small-01b", pool="small", level="warning"),
+                line(3, vm="hearth-big-01c", pool="big", lease="l3"),
+                "",
+            )
+        )
+    )
+    ended = hearth("logs", "--file", path, "--json", *arguments)
+    assert ended.code == Exit.OK
+    assert numbers(ended.out.splitlines()) == events
+
+
+def test_lines_are_rendered_for_people_and_cannot_drive_the_terminal(path: Path, hearth: Hearth) -> None:
+    path.write_text(line(1, vm="v", detail="a \x1b[2J b", tail="\x07") + "\nnot json \x1b[31m\n")
+    ended = hearth("logs", "--file", path)
+    assert "\x1b" not in ended.out
+    assert "\x07" not in ended.out
+    first, second = ended.out.splitlines()
+    assert first.startswith("11-23 01:02:03.004Z info    e1 vm=v")
+    assert second == "not json \\x1b[31m"
+
+
+def test_a_missing_log_says_where_it_should_be(tmp_path: Path, hearth: Hearth) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text('data_dir = "data"\n')
+    ended = hearth("logs", "--config", config)
+    assert ended.code == Exit.FAILURE
+    assert str(tmp_path / "data" / "logs" / "hearth.log") in ended.err
+
+
+def test_following_as_a_process_while_the_agent_rotates(tmp_path: Path) -> None:
+    path = log_path(tmp_path)
+    logs = configure(path=path, terminal=None, max_bytes=400, keep=3)
+    log = structlog.get_logger()
+    log.info("first")
+    config = tmp_path / "hearth.toml"
+    config.write_text('data_dir = "."\n')
+    try:
+        process = start("logs", "-f", "--json", "--config", config)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "first"
+        for number in range(20):
+            log.info("next", number=number)
+            assert json.loads(process.stdout.readline())["number"] == number
+        assert len(os.listdir(path.parent)) == 4
+    finally:
+        logs.close()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (Exit.OK, "")
