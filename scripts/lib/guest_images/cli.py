@@ -54,8 +54,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_small(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = kinds.add_parser("small", help="64 MiB, boots in about 3 s, needs no root")
     _add_common(parser)
-    parser.add_argument("--sick", action="store_true", help="boots, but starts no agent, no HTTP and no SSH")
-    parser.add_argument(
+    flavour = parser.add_mutually_exclusive_group()
+    flavour.add_argument("--sick", action="store_true", help="boots, but starts no agent, no HTTP and no SSH")
+    flavour.add_argument(
         "--dies-after", type=_seconds, metavar="SECONDS", help="healthy, then powers off this long after its boot"
     )
     parser.add_argument("--refresh", action="store_true", help="download the newest kernel package first")

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 REPOSITORY: Final = Path(__file__).resolve().parents[3]
 
-SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where Debian keeps its tools; a login that is not root has no sbin of its own."""
+ADMIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Where Debian keeps half the tools of a build, and where a login that is not root does not look."""
 
 PACKAGE_OF: Final[Mapping[str, str]] = {
     "apt-cache": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
+    "cp": "coreutils",
     "debootstrap": "debootstrap",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
@@ -67,7 +68,7 @@ def check_host() -> None:
 
 def require(*tools: str) -> None:
     """Raise `BuildError` naming every missing tool's Debian package."""
-    missing = [tool for tool in tools if shutil.which(tool, path=SYSTEM_PATH) is None]
+    missing = [tool for tool in tools if _find(tool) is None]
     if missing:
         packages = " ".join(sorted({PACKAGE_OF[tool] for tool in missing}))
         raise BuildError(f"missing {', '.join(missing)}; install with: apt-get install {packages}")
@@ -76,7 +77,15 @@ def require(*tools: str) -> None:
 def program(tool: str) -> Path:
     """Where a tool's file is, links followed. Raises `BuildError` when it is missing."""
     require(tool)
-    return Path(shutil.which(tool, path=SYSTEM_PATH) or tool).resolve()
+    return Path(_find(tool) or tool).resolve()
+
+
+def _find(tool: str) -> str | None:
+    return shutil.which(tool, path=_search_path())
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', '')}:{ADMIN_PATH}"
 
 
 def run(
@@ -88,7 +97,7 @@ def run(
 ) -> str:
     """Run a tool and return its standard output. Raises `BuildError` with the tool's own words when it fails."""
     command = [str(part) for part in argv]
-    settings = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C", **(env or {})}
+    settings = {**os.environ, "PATH": _search_path(), "LC_ALL": "C", **(env or {})}
     try:
         done = subprocess.run(
             command, cwd=cwd, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True,
