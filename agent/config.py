@@ -129,6 +129,11 @@ class Config(Section):
     log: LogConfig = LogConfig()
 
     @property
+    def assignment_path(self) -> Path:
+        """The assignment file, where that is the source."""
+        return self.assignment.file or Path("assignment.toml")
+
+    @property
     def socket_path(self) -> Path:
         """The Unix socket the agent listens on."""
         return self.api.socket or self.data_dir / "hearth.sock"

@@ -30,17 +30,17 @@ def conditions(world: World) -> tuple[Condition, ...]:
 def _condition(world: World, kind: str, *, problem: bool, reason: str, message: str) -> Condition:
     """Return a condition that is true when there is a problem, with nothing to say otherwise."""
     if problem:
-        return Condition(kind, _TRUE, reason, message, world.now_s)
+        return Condition(kind, _TRUE, reason, message, world.now_s, problem=True)
     return Condition(kind, _FALSE, "AsItShouldBe", "", world.now_s)
 
 
 def _ready(world: World) -> Condition:
     short = [view for view in pool_views(world) if len(view.ready) < view.spec.warm]
     if len(world.pools) > len(world.rollouts):
-        return Condition("Ready", _FALSE, "Starting", "the first look at the host is under way", world.now_s)
+        return Condition("Ready", _FALSE, "Starting", "the first look at the host is under way", world.now_s, problem=True)
     if short:
         message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
-        return Condition("Ready", _FALSE, "PoolsNotWarm", message, world.now_s)
+        return Condition("Ready", _FALSE, "PoolsNotWarm", message, world.now_s, problem=True)
     return Condition("Ready", _TRUE, "PoolsWarm", "", world.now_s)
 
 
@@ -49,7 +49,7 @@ def _registry(world: World) -> Condition:
     errors = [known.error for name, known in sorted(world.resolutions.items()) if known.error and name in assigned]
     errors += [breaker.reason for key, breaker in sorted(world.breakers.items()) if _pull_failing(world, key)]
     if errors:
-        return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", "; ".join(errors), world.now_s)
+        return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", "; ".join(errors), world.now_s, problem=True)
     return Condition("ImagesAvailable", _TRUE, "AsItShouldBe", "", world.now_s)
 
 

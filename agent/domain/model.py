@@ -271,6 +271,7 @@ class Condition:
     reason: str
     message: str = ""
     since_s: float = 0.0
+    problem: bool = False  # whether it needs attention: some types are good when true, some when false
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class Assignments:
                 async with self._ledger.transaction() as transaction:
                     transaction.event(EventKind.ASSIGNMENT_REFUSED, detail=str(error))
             self.held = HeldAssignment(self.held.document, self.held.etag, self.held.source, str(error))
+            self._on_change()
         else:
             await self._accept(document)
 
@@ -121,7 +122,7 @@ class Assignments:
         """Tell whether the newest assignment offered is the one in force."""
         if self.held.error:
             message = f"{self.held.error}. The last good assignment stays in force"
-            return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s)
+            return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s, problem=True)
         return Condition("AssignmentValid", ConditionStatus.TRUE, "AsItShouldBe", "", now_s)
 
     async def _reload_or_log(self) -> None:

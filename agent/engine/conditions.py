@@ -29,7 +29,7 @@ class ConditionBoard:
                 self._conditions[new.type] = replace(new, since_s=old.since_s)
                 continue
             self._conditions[new.type] = new
-            if old is not None or new.reason != "AsItShouldBe":
+            if old is not None or new.problem:
                 log.info(
                     "condition-changed", condition=new.type, status=new.status, reason=new.reason, detail=new.message
                 )
@@ -37,7 +37,7 @@ class ConditionBoard:
     def post_problem(self, kind: str, now_s: float, *, reason: str = "", message: str = "") -> None:
         """Post whether something works that only the engine can know: a `reason` means that it does not."""
         status = ConditionStatus.FALSE if reason else ConditionStatus.TRUE
-        self.post([Condition(kind, status, reason or "AsItShouldBe", message, now_s)])
+        self.post([Condition(kind, status, reason or "AsItShouldBe", message, now_s, problem=bool(reason))])
 
     def all(self) -> tuple[Condition, ...]:
         """Return every condition, by type."""

@@ -7,8 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from agent.domain.events import EventKind
 from agent.domain.model import Check
 from agent.engine.prober import WATCHED
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from agent.host.facts import DiskFacts, HostIdentity
     from agent.hypervisors.contract import Address, Hypervisor
     from agent.images.contract import Images, PullProgress
-
-log = structlog.get_logger()
 
 OBSERVE_PERIOD_S: Final = 10.0
 ADDRESS_TIMEOUT_S: Final = 5.0

@@ -1,19 +1,16 @@
-"""Turns events and the world into metrics, so that nothing else in the engine has to think of them."""
+"""Turns events and probe answers into metrics, so that nothing else in the engine has to think of them."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
-from agent.domain import capacity
 from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome as Answer
-from agent.domain.states import VmState
 from agent.telemetry.metrics import Outcome
 
 if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
-    from agent.domain.model import World
     from agent.telemetry.metrics import Metrics
 
 
@@ -33,21 +30,6 @@ class Metering:
         """Count a probe answer that was no pass."""
         if result.outcome is not Answer.PASS:
             self._metrics.probe_failures.labels(pool=pool, cause=result.outcome).inc()
-
-    def gauge(self, world: World) -> None:
-        """Set the gauges to the world as it is."""
-        states = Counter(vm.state for vm in world.vms)
-        self._metrics.slots.labels(state="foreign").set(world.foreign_slots)
-        self._metrics.slots.labels(state="free").set(capacity.free(world).slots)
-        for state in VmState:
-            if state is not VmState.GONE:
-                self._metrics.slots.labels(state=state).set(states[state])
-        by_pool = Counter((vm.pool, vm.state) for vm in world.vms)
-        self._metrics.vms.clear()
-        for pool in {pool.name for pool in world.pools} | {vm.pool for vm in world.vms}:
-            for state in VmState:
-                if state is not VmState.GONE:
-                    self._metrics.vms.labels(pool=pool, state=state).set(by_pool[pool, state])
 
     def _count(self, event: Event) -> None:
         metrics, pool, took_s = self._metrics, event.pool or "", event.duration_s or 0.0

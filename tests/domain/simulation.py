@@ -48,7 +48,7 @@ def digest(version: str) -> str:
 class Host:
     """The simulated host. `bad` versions never turn ready; `registry` says what each reference means."""
 
-    limits: HostLimits = HostLimits(slots=2, cpus=16, memory_mib=16384)
+    limits: HostLimits = field(default_factory=lambda: HostLimits(slots=2, cpus=16, memory_mib=16384))
     pools: tuple[PoolSpec, ...] = ()
     registry: dict[str, str] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
@@ -280,7 +280,7 @@ class Host:
         return text
 
 
-def serving_host(*, warm: int = 2, slots: int = 2, **pool: Any) -> Host:  # noqa: ANN401
+def serving_host(*, warm: int = 2, slots: int = 2, **pool: Any) -> Host:
     """Return a settled host with one pool `ci` that serves version v1."""
     host = Host(limits=HostLimits(slots, 64, 65536), pools=(PoolSpec("ci", "reg/ci:latest", warm=warm, **pool),))
     host.registry["reg/ci:latest"] = digest("v1")
@@ -288,6 +288,6 @@ def serving_host(*, warm: int = 2, slots: int = 2, **pool: Any) -> Host:  # noqa
     return host
 
 
-def assigned(host: Host, **changes: Any) -> None:  # noqa: ANN401
+def assigned(host: Host, **changes: Any) -> None:
     """Change the only pool of a host."""
     host.pools = (replace(host.pools[0], **changes),)

@@ -1,0 +1,130 @@
+"""The composition root: builds every object of a running agent from its configuration, and holds no logic.
+
+What needs an end is ended by the exit stack it is built on, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import aiohttp
+from ulid import ULID
+
+from agent import __version__
+from agent.api.application import build_application
+from agent.api.server import Server
+from agent.domain.capacity import startable
+from agent.engine.assignments import Assignments
+from agent.engine.conditions import ConditionBoard
+from agent.engine.effects import Effects
+from agent.engine.engine import Engine, Parts
+from agent.engine.executor import Executor
+from agent.engine.journal import Journal
+from agent.engine.leases import LeaseDesk
+from agent.engine.ledger import Ledger
+from agent.engine.metering import Metering
+from agent.engine.observation import Observation
+from agent.engine.prober import Prober
+from agent.engine.probes import Asker
+from agent.engine.reconciler import Reconciler
+from agent.engine.verdicts import Verdicts
+from agent.engine.worldview import Worldview
+from agent.host import facts
+from agent.hypervisors.choose import build_hypervisor
+from agent.images.service import open_images
+from agent.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from agent.config import Config
+    from agent.domain.model import PoolSpec, World
+    from agent.hypervisors.contract import Hypervisor
+    from agent.images.contract import Images
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A built agent: the engine, and the server that speaks for it."""
+
+    engine: Engine
+    api: Server
+
+
+async def build(config: Config, stack: AsyncExitStack) -> App:
+    """Build an agent and prove its hypervisor. Raises `HearthError` when the agent cannot work here."""
+    metrics = Metrics()
+    hypervisor = build_hypervisor(config)
+    stack.push_async_callback(hypervisor.close)
+    await hypervisor.preflight()
+    images = await stack.enter_async_context(open_images(config))
+    journal = await Journal.open(config.data_dir / "journal.sqlite")
+    stack.push_async_callback(journal.close)
+    http = await stack.enter_async_context(aiohttp.ClientSession())
+    engine = _engine(config, hypervisor, images, journal, http, metrics)
+    application = build_application(engine, metrics)
+    return App(engine, Server(application, host=config.api.host, port=config.api.port, socket_path=config.socket_path))
+
+
+def _engine(
+    config: Config,
+    hypervisor: Hypervisor,
+    images: Images,
+    journal: Journal,
+    http: aiohttp.ClientSession,
+    metrics: Metrics,
+) -> Engine:
+    clock, jitter, awake = time.time, random.SystemRandom().random, asyncio.Event()
+    metering = Metering(metrics)
+    ledger = Ledger(journal, clock=clock)
+    ledger.on_change(metering.count)
+    measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
+    observation = Observation(hypervisor, images, measure)
+    effects = Effects(hypervisor, images, ledger, config.data_dir / "evidence", observation.look_at_images, jitter)
+    executor = Executor(effects.perform, awake.set)
+    assignments = Assignments(ledger, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
+
+    def pools() -> tuple[PoolSpec, ...]:
+        return assignments.held.document.specs()
+
+    def pool(name: str) -> PoolSpec | None:
+        return next((spec for spec in pools() if spec.name == name), None)
+
+    def why_none(spec: PoolSpec) -> str:
+        count, limit = startable(view.world(), spec)
+        return "one is being started" if count else f"no other fits, {limit} bind"
+
+    desk = LeaseDesk(
+        ledger, pool=pool, busy=lambda: executor.busy, why_none=why_none,
+        new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
+    )  # fmt: skip
+    view = Worldview(
+        ledger, desk, executor, observation, facts.limits(config.host), config.images.resolve_period_s,
+        pools=pools, jitter=jitter, clock=clock,
+    )  # fmt: skip
+    verdicts = Verdicts(ledger, jitter=jitter, awake=awake)
+    asker = Asker(hypervisor, http, clock=clock)
+    prober = Prober(asker, verdicts, on_answer=metering.answer, clock=clock)
+
+    board = ConditionBoard()
+
+    def after_turn(world: World) -> None:
+        prober.sync(world.vms, world.pool, world.busy)
+        board.post([assignments.condition(world.now_s)])
+
+    reconciler = Reconciler(ledger, desk, executor, observation, board, view, after_turn=after_turn, awake=awake)
+    identity = facts.identify(
+        agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
+    )
+    return Engine(
+        Parts(
+            ledger=ledger, hypervisor=hypervisor, images=images, observation=observation, assignments=assignments,
+            leases=desk, executor=executor, board=board, prober=prober, verdicts=verdicts, reconciler=reconciler,
+            view=view, identity=identity, awake=awake,
+        )
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""The life of the agent's process: one instance, ordered start, signals, ordered and bounded stop.
+
+The API listens before the engine starts, so that probes of a starting agent see "starting" and not silence. The first
+SIGTERM or SIGINT stops in order and leaves every VM running; a second one forces the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack, contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent import __version__, app
+from agent.config import ConfigError, load_config
+from agent.domain.errors import HearthError
+from agent.host.lock import sole_agent
+from agent.telemetry import log as logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent.config import Config
+
+log = structlog.get_logger()
+
+STOP_LIMIT_S: Final = 15.0
+"""A stop that takes longer is cut: launchd kills at ExitTimeOut, and the journal is whole at any moment."""
+
+
+class Exit(IntEnum):
+    """Exit codes of `hearth run`, after sysexits(3)."""
+
+    OK = 0
+    FAILED = 1
+    UNAVAILABLE = 69
+    BAD_CONFIGURATION = 78
+    FORCED = 130
+
+
+def run(config_path: Path) -> int:
+    """Run the agent until a signal ends it; return its exit code. Errors at the start go to stderr and the log."""
+    try:
+        config = load_config(config_path)
+    except ConfigError as error:
+        _complain(error)
+        return Exit.BAD_CONFIGURATION
+    try:
+        with sole_agent(config.data_dir), _logging(config):
+            return asyncio.run(_main(config))
+    except HearthError as error:
+        _complain(error)
+        return Exit.UNAVAILABLE
+
+
+@contextmanager
+def _logging(config: Config) -> Iterator[None]:
+    handlers = logs.configure(
+        level=config.log.level,
+        path=logs.log_path(config.data_dir),
+        max_bytes=config.log.max_mib * 2**20,
+        keep=config.log.keep,
+        terminal=sys.stderr if sys.stderr.isatty() else None,
+    )
+    try:
+        yield
+    finally:
+        handlers.close()
+
+
+async def _main(config: Config) -> int:
+    log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
+    stopping = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        try:
+            built = await app.build(config, stack)
+            stack.push_async_callback(built.api.close)
+            await built.api.start()
+            await built.engine.start()
+        except HearthError as error:
+            log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message says it all
+            raise
+        log.info("agent-started", port=built.api.port)
+        code = await _serve(built, stopping)
+        log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
+        await _stop(built)
+    log.info("agent-stopped")
+    return code
+
+
+async def _serve(built: app.App, stopping: asyncio.Event) -> int:
+    """Run the engine until a signal asks to stop, or a defect ends it."""
+    running = asyncio.create_task(built.engine.run(), name="engine")
+    asked = asyncio.create_task(stopping.wait(), name="signals")
+    await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not running.done():
+        running.cancel()
+        await asyncio.wait([running], timeout=STOP_LIMIT_S)
+        return Exit.OK
+    log.critical("engine-ended", error=repr(running.exception()), exc_info=running.exception())
+    return Exit.FAILED
+
+
+async def _stop(built: app.App) -> None:
+    try:
+        await asyncio.wait_for(built.engine.stop(), STOP_LIMIT_S)
+    except TimeoutError:
+        log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - where it hung is in the tasks, not here
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if stopping.is_set():
+            os._exit(Exit.FORCED)
+        log.info("signal-received", signal=number.name)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    return stopping
+
+
+def _complain(error: HearthError) -> None:
+    sys.stderr.write(f"hearth: {error}\n")

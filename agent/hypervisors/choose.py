@@ -1,0 +1,24 @@
+"""Which driver the configuration asks for. A driver's module is imported only when it is chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.config import Config
+    from agent.hypervisors.contract import Hypervisor
+
+
+def build_hypervisor(config: Config) -> Hypervisor:
+    """Return the configured driver, not yet proven to work. `auto` is QEMU: the one that runs wherever Python does."""
+    match config.hypervisor.kind:
+        case "simulated":
+            from agent.hypervisors.simulated import SimulatedHypervisor  # noqa: PLC0415
+
+            return SimulatedHypervisor()
+        case "auto" | "qemu":
+            from agent.hypervisors.qemu.driver import QemuHypervisor  # noqa: PLC0415
+
+            return QemuHypervisor(
+                config.hypervisor.qemu, vms_dir=config.data_dir / "vms", state_dir=config.data_dir / "state"
+            )

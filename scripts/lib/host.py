@@ -1,0 +1,263 @@
+"""A Hearth host run from a script or a test: its files, the real daemon as a process, and a client of its API.
+
+Everything stands in one directory, so that several hosts can run side by side and nothing outlives them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import tomllib
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+Document = dict[str, Any]
+
+POLL_S: Final = 0.05
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 30.0
+
+PROBES: Final = """
+[[pools.{pool}.probes]]
+kind = "agent"
+period_s = 1
+timeout_s = 2
+failures = 3
+
+[[pools.{pool}.probes]]
+kind = "http"
+port = 8080
+period_s = 1
+timeout_s = 2
+failures = 3
+"""
+
+
+class Host:
+    """One host in `directory`: `configure`, `assign`, `start`, then ask; `close` leaves nothing behind."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data_dir = directory / "data"
+        self.config = directory / "hearth.toml"
+        self.assignment = directory / "assignment.toml"
+        self._process: asyncio.subprocess.Process | None = None
+        self._http: aiohttp.ClientSession | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running agent."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """A session whose requests go to the agent's Unix socket, whatever host their URL names."""
+        if self._http is None or self._http.closed:
+            socket = self.socket
+            self._http = aiohttp.ClientSession("http://hearth", connector=aiohttp.UnixConnector(str(socket)))
+        return self._http
+
+    @property
+    def socket(self) -> Path:
+        """The agent's Unix socket, as configured."""
+        api = tomllib.loads(self.config.read_text()).get("api", {})
+        return self.directory / api.get("socket", self.data_dir / "hearth.sock")
+
+    def configure(self, text: str = "", *, slots: int = 2) -> None:
+        """Write the configuration: small defaults, a free port, and `text` after them."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(
+            f'data_dir = "data"\n[host]\nslots = {slots}\nmemory_reserve_mib = 256\ndisk_reserve_mib = 64\n'
+            f"[api]\nport = 0\n{text}\n"
+        )
+        if not self.assignment.exists():
+            self.assignment.write_text("")
+
+    def assign(self, pool: str, image: str, *, warm: int = 2, text: str = "", probes: str = PROBES) -> None:
+        """Assign one pool of small guests. The file is replaced whole, as a tool should."""
+        document = (
+            f'[pools.{pool}]\nimage = "{image}"\nwarm = {warm}\ncpus = 1\nmemory_mib = 256\nports = [22, 8080]\n'
+            f"stop_grace_s = 0\nstartup_deadline_s = 120\n{text}\n{probes.format(pool=pool)}"
+        )
+        self.write_assignment(document)
+
+    def unassign(self) -> None:
+        """Assign nothing."""
+        self.write_assignment("")
+
+    def write_assignment(self, text: str) -> None:
+        """Replace the assignment file."""
+        aside = self.assignment.with_suffix(".new")
+        aside.write_text(text)
+        aside.rename(self.assignment)
+
+    async def hearth(self, *arguments: str, check: bool = True, timeout_s: float = 300) -> tuple[int, str, str]:
+        """Run the `hearth` command with this host's configuration; return exit code, stdout and stderr."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agent", *arguments,
+            env={**os.environ, "HEARTH_CONFIG": str(self.config)},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+        code = process.returncode or 0
+        if check and code:
+            raise RuntimeError(f"hearth {' '.join(arguments)} ended with {code}: {err.decode()}")
+        return code, out.decode(), err.decode()
+
+    async def start(self, *, env: Mapping[str, str] | None = None) -> None:
+        """Start the agent and wait until it serves."""
+        with (self.directory / "agent.out").open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "agent", "run", "--config", str(self.config),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(env or {})},
+            )  # fmt: skip
+        await self.until_ready()
+
+    async def until_ready(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until the agent says that it is ready, or ended without ever being so."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                assert self._process is not None
+                if self._process.returncode is not None:
+                    raise RuntimeError(f"the agent ended with {self._process.returncode}: {self.output()}")
+                try:
+                    async with self.http.get("/readyz") as response:
+                        if response.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(POLL_S)
+
+    def output(self) -> str:
+        """Return what the agent wrote to its stdout and stderr."""
+        return (self.directory / "agent.out").read_text()
+
+    async def stop(self) -> int:
+        """Ask the agent to stop; return its exit code. Its VMs go on."""
+        return await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """End the agent as a crash would."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        await self._close_http()
+        self._process.send_signal(number)
+        return await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+
+    async def get(self, path: str) -> Document:
+        """Return the JSON document at a path of the API."""
+        return await self.call("GET", path)
+
+    async def call(self, method: str, path: str, body: object = None) -> Document:
+        """Call the API; return the answer's document. Raises `RuntimeError` with the problem for an error status."""
+        async with self.http.request(method, path, json=body) as response:
+            text = await response.text()
+            if response.status >= 400:
+                raise RuntimeError(f"{method} {path}: {response.status} {text}")
+            document: Document = json.loads(text) if text else {}
+            return document
+
+    async def until(self, what: Callable[[Document, list[Document]], bool], *, timeout_s: float = 120) -> Document:
+        """Wait until `what(host, vms)` holds; return the host document that satisfied it."""
+        host: Document = {}
+        vms: list[Document] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    host, vms = await self.get("/v1/host"), (await self.get("/v1/vms"))["vms"]
+                    if what(host, vms):
+                        return host
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            seen = [(vm["name"], vm["state"]) for vm in vms]
+            raise TimeoutError(f"not within {timeout_s} s; VMs: {seen}, pools: {host.get('pools')}") from None
+
+    async def until_warm(self, count: int, *, without: str = "", image: str = "", timeout_s: float = 120) -> list[str]:
+        """Wait until exactly `count` VMs stand, all ready, none named `without`, all of `image` if given."""
+
+        def warm(_: Document, vms: list[Document]) -> bool:
+            good = [vm for vm in vms if vm["state"] == "ready" and vm["name"] != without]
+            return len(vms) == len(good) == count and all(vm["image"] == (image or vm["image"]) for vm in vms)
+
+        await self.until(warm, timeout_s=timeout_s)
+        return [vm["name"] for vm in (await self.get("/v1/vms"))["vms"]]
+
+    async def metric(self, name: str) -> float:
+        """Return the value of a metric without labels."""
+        async with self.http.get("/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+    def log(self) -> list[Document]:
+        """Return the lines of the agent's log."""
+        return [json.loads(line) for line in (self.data_dir / "logs" / "hearth.log").read_text().splitlines()]
+
+    def vm_pid(self, name: str) -> int:
+        """Return the process of a VM."""
+        found = [process.pid for process in self.vm_processes() if name in process.cmdline()]
+        if len(found) != 1:
+            raise LookupError(f"{name} has {len(found)} processes")
+        return found[0]
+
+    def vm_processes(self) -> list[psutil.Process]:
+        """Return the processes of VMs of this host, known to the agent or not."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = process.cmdline()
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if command and "qemu-system" in command[0] and str(self.data_dir) in " ".join(command):
+                found.append(process)
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Return every trace of a VM: processes, entries of the VM directory, rows of the journal."""
+        processes = [f"process {process.pid}" for process in self.vm_processes()]
+        vms_dir = self.data_dir / "vms"
+        files = [f"file {path}" for path in vms_dir.rglob("*")] if vms_dir.exists() else []
+        return processes + files + [f"row {row}" for row in self.rows("vms") + self.rows("leases")]
+
+    def rows(self, table: str) -> list[str]:
+        """Return the keys of a table of the journal."""
+        path = self.data_dir / "journal.sqlite"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(path, timeout=10)) as connection:
+            return [key for (key,) in connection.execute(f"SELECT key FROM {table}")]
+
+    async def empty(self, *, timeout_s: float = 60) -> list[str]:
+        """Unassign everything, wait until the last VM is gone, and return what is left behind."""
+        self.unassign()
+        await self.until(lambda _, vms: not vms, timeout_s=timeout_s)
+        return self.leftovers()
+
+    async def close(self) -> None:
+        """End the agent and every VM of it, whatever their state, and remove the directory."""
+        await self._close_http()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        for process in self.vm_processes():
+            process.kill()
+            process.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def _close_http(self) -> None:
+        if self._http is not None:
+            await self._http.close()

@@ -1,0 +1,51 @@
+"""A ledger on a real journal file, with a clock the test moves."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agent.domain.model import Vm, VmSize
+from agent.domain.states import VmState
+from agent.engine.journal import Journal
+from agent.engine.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@dataclass
+class Clock:
+    """Time that stands still until the test moves it."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@asynccontextmanager
+async def open_ledger(path: Path, clock: Clock) -> AsyncIterator[Ledger]:
+    """Open a ledger as the agent does: from what its journal holds."""
+    journal = await Journal.open(path)
+    try:
+        ledger = Ledger(journal, clock=clock)
+        await ledger.load()
+        yield ledger
+    finally:
+        await journal.close()
+
+
+def vm(name: str, state: VmState = VmState.READY, *, pool: str = "ci", **fields: object) -> Vm:
+    """Return a VM in a state."""
+    made = Vm(name, pool, "sha256:v1", state, VmSize(), created_at_s=1.0, since_s=1.0, ready_at_s=2.0)
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+async def put(ledger: Ledger, *vms: Vm) -> None:
+    """Write VMs into a ledger."""
+    async with ledger.transaction() as transaction:
+        for one in vms:
+            transaction.put(one)

@@ -1,0 +1,158 @@
+"""The journal: durable, all or nothing, and honest about what it cannot read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.breaker import Breaker
+from agent.domain.events import Event, EventKind
+from agent.domain.model import Cause, Failure, Lease, Resolution, Vm
+from agent.domain.rollout import Phase, Rollout
+from agent.domain.states import VmState
+from agent.engine.journal import Drop, Journal, JournalError, Put, Record, StoredAssignment, key_of
+from tests.engine.support import Clock, open_ledger, put, vm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEASE = Lease("l1", "ci", "v1", "job", 60, 1000, 1060, "key")
+RECORDS: tuple[Record, ...] = (
+    vm("v1", VmState.FAILED, failure=Failure(Cause.EXITED, "it died", 5.0), lease_id="l1"),
+    LEASE,
+    Rollout("ci", "sha256:b", "sha256:a", Phase.CANARY, 3.0, quarantined=("sha256:c",)),
+    Breaker("sha256:b", 3, 10.0, 5.0, "no"),
+    Resolution("reg/ci:1", None, 5.0, "unreachable"),
+    StoredAssignment("file", "etag", "{}"),
+)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+async def test_every_kind_of_record_comes_back_as_it_was_written(tmp_path: Path, record: Record) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.write([Put(record)])
+    await journal.close()
+
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    assert await journal.load(type(record)) == {key_of(record): record}
+    await journal.write([Drop(type(record), key_of(record))])
+    assert await journal.load(type(record)) == {}
+    await journal.close()
+
+
+async def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    twin = Lease("l2", "ci", "v1", "other", 60, 1000, 1060)
+    with pytest.raises(JournalError, match="UNIQUE"):
+        await journal.write([Put(vm("v1")), Put(LEASE), Put(twin)], [Event(EventKind.LEASE_GRANTED, 1.0)])
+    assert await journal.load(Vm) == {}
+    assert await journal.load(Lease) == {}
+    assert await journal.events() == []
+    await journal.close()
+
+
+async def test_the_file_itself_forbids_two_leases_on_one_vm(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.write([Put(LEASE)])
+    with pytest.raises(JournalError):
+        await journal.write([Put(Lease("l2", "ci", "v1", "other", 60, 1000, 1060))])
+    await journal.close()
+
+
+async def test_events_are_kept_in_order_and_told_by_vm(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.write([], [Event(EventKind.VM_CREATING, 1.0, vm="a"), Event(EventKind.VM_CREATING, 1.0, vm="b")])
+    await journal.write([], [Event(EventKind.VM_READY, 2.0, vm="a", duration_s=1.0)])
+    told = await journal.events(vm="a")
+    assert [(sequence, event.kind) for sequence, event in told] == [(1, "vm-creating"), (3, "vm-ready")]
+    assert [sequence for sequence, _ in await journal.events(after=1)] == [2, 3]
+    await journal.close()
+
+
+async def test_a_corrupt_journal_is_refused_by_name_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(JournalError, match=r"journal\.sqlite cannot be read.*move it aside"):
+        await Journal.open(path)
+    assert path.read_bytes().startswith(b"this is not")
+
+
+async def test_a_journal_of_a_newer_agent_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(JournalError, match="written by a newer agent"):
+        await Journal.open(path)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from agent.domain.model import Resolution
+from agent.engine.journal import Journal, Put
+
+async def main():
+    journal = await Journal.open(Path(sys.argv[1]))
+    number = 0
+    while True:
+        number += 1
+        await journal.write([Put(Resolution(f"ref-{number}", None, number))])
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    with writer, writer.stdout:
+        told = 0
+        while told < 20:
+            told = int(await asyncio.to_thread(writer.stdout.readline))
+        os.kill(writer.pid, signal.SIGKILL)
+        told = max([told, *(int(line) for line in writer.stdout if line.strip())])
+    journal = await Journal.open(path)
+    assert len(await journal.load(Resolution)) >= told
+    await journal.close()
+
+
+async def test_memory_stands_as_before_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    async with open_ledger(path, Clock()) as ledger:
+        await put(ledger, vm("v1"))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("DROP TABLE leases")
+        with pytest.raises(JournalError):
+            async with ledger.transaction() as transaction:
+                transaction.put(LEASE)
+                transaction.drop(Vm, "v1")
+        assert set(ledger.vms) == {"v1"}
+        assert not ledger.leases
+        other.close()
+
+
+async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_file_agreeing(tmp_path: Path) -> None:
+    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as ledger:
+
+        async def write() -> None:
+            async with ledger.transaction() as transaction:
+                transaction.put(vm("v1"))
+
+        for _ in range(20):
+            task = asyncio.create_task(write())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with open_ledger(tmp_path / "journal.sqlite", Clock()) as again:
+                assert again.vms == ledger.vms
