@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
@@ -41,8 +42,8 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
         finally:
             duration_s = perf_counter() - start_s
             _count(request, status, duration_s)
-            write = request.method not in _READS
-            (log.info if write else log.debug)(
+            log.log(
+                logging.DEBUG if request.method in _READS else logging.INFO,
                 "api-request",
                 method=request.method,
                 path=request.path,

@@ -34,9 +34,14 @@ class ListenError(HearthError):
 
 
 class Server:
-    """Serves one application on a TCP address and on a Unix socket."""
+    """Serves one application on a TCP address and on a Unix socket.
 
-    def __init__(self, application: web.Application, *, host: str, port: int, socket_path: Path) -> None:
+    Port 0 takes any free port. The port listened on is written to `port_file`, for those who did not choose it.
+    """
+
+    def __init__(
+        self, application: web.Application, *, host: str, port: int, socket_path: Path, port_file: Path | None = None
+    ) -> None:
         # A client that hangs up cancels its handler: that is how a waiting lease request ends.
         self._runner = web.AppRunner(
             application,
@@ -47,6 +52,7 @@ class Server:
             auto_decompress=False,
         )
         self._host, self._port, self._socket_path = host, port, socket_path
+        self._port_file = port_file
         self._socket_inode = 0
 
     @property
@@ -63,6 +69,8 @@ class Server:
         except BaseException:
             await self.close()
             raise
+        if self._port_file is not None:
+            self._port_file.write_text(f"{self._port}\n", encoding="ascii")
         log.info("api-listening", host=self._host, port=self._port, socket=str(self._socket_path))
 
     async def close(self) -> None:

@@ -42,6 +42,17 @@ async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) ->
         await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_the_port_that_was_picked_is_written_down(tmp_path: Path) -> None:
+    application = build_application(MemoryEngine(), Metrics())
+    port_file = tmp_path / "api.port"
+    picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
+    await picked.start()
+    try:
+        assert int(port_file.read_text()) == picked.port > 0
+    finally:
+        await picked.close()
+
+
 async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Path, api: Running) -> None:
     path = tmp_path / "other.sock"
     second = server(path, api.server.port)

@@ -1,0 +1,131 @@
+"""The pages under docs/ agree with the code they describe."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel, SecretStr
+
+from agent.api.application import OPERATIONS
+from agent.api.problems import STATUS_BY_CODE
+from agent.cli.exits import Exit
+from agent.cli.main import COMMANDS
+from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig
+from agent.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+DOCS = Path(__file__).parents[2] / "docs"
+PLACES = {
+    RegistryConfig: 'images.registries."HOST:PORT"',
+    PoolDocument: "pools.NAME",
+    ProbeDocument: "pools.NAME.probes[]",
+}
+WORDED = {"pools.NAME.probes": "one probe of kind `agent`"}
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key of a table with its field, tables within it too."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        inner = next((part for part in parts(field.annotation) if part in PLACES), None)
+        if inner is not None and issubclass(inner, BaseModel):
+            if inner is ProbeDocument:
+                yield key, field
+            yield from fields(inner, PLACES[inner])
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, key)
+        else:
+            yield key, field
+
+
+def parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from parts(part)
+
+
+def default(key: str, field: FieldInfo) -> str:
+    if key in WORDED:
+        return WORDED[key]
+    if field.is_required():
+        return "required"
+    value = field.default
+    if value is None:
+        return "none"
+    return f"`{json.dumps(str(value) if isinstance(value, Path | SecretStr) else value)}`"
+
+
+def documented(page: str) -> dict[str, str]:
+    """Return the default that a page gives for each key in its tables."""
+    rows = re.findall(r"^\| `([^`|]+)` \| ([^|]+) \| [^|]+\|$", page, flags=re.MULTILINE)
+    assert len(rows) == len({key for key, _ in rows}), "a key is documented twice"
+    return dict(rows)
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+
+
+def column(name: str, heading: str, count: int = 1) -> list[tuple[str, ...]]:
+    """Return the first `count` cells of each row of the table under that heading row, without back-ticks."""
+    lines = (DOCS / name).read_text(encoding="utf-8").splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [tuple(cell.strip().replace("`", "") for cell in row.split("|")[1 : count + 1]) for row in rows]
+
+
+def test_every_call_is_documented() -> None:
+    calls = {(f"{operation.method} {operation.path}",) for operation in OPERATIONS}
+    assert set(column("api.md", "call")) == calls | {("GET /openapi.json",)}
+
+
+def test_every_problem_is_documented_with_its_status() -> None:
+    assert dict(column("api.md", "code", 2)) == {code: str(status) for code, status in STATUS_BY_CODE.items()}  # type: ignore[arg-type]
+
+
+def test_every_metric_is_documented_with_its_type_and_labels() -> None:
+    collectors = [value for value in vars(Metrics()).values() if isinstance(value, MetricWrapperBase)]
+    expected = {
+        (f"{item._name}_total" if item._type == "counter" else item._name, item._type, ", ".join(item._labelnames))
+        for item in collectors
+    }
+    assert set(column("api.md", "metric", 3)) == expected
+
+
+def test_every_command_and_exit_code_is_documented() -> None:
+    assert column("api.md", "command") == [(f"hearth {name}",) for name in COMMANDS]
+    assert column("api.md", "exit code") == [(str(int(code)),) for code in Exit]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (DOCS / "configuration.md").read_text(encoding="utf-8")
+
+
+def test_every_key_is_documented_with_its_default_and_no_other_is(page: str) -> None:
+    expected = {key: default(key, field) for model in (Config, Assignment) for key, field in fields(model)}
+    assert documented(page) == expected
+
+
+def test_choices_are_all_named(page: str) -> None:
+    for key, field in (*fields(Config), *fields(Assignment)):
+        choices = [part for part in parts(field.annotation) if isinstance(part, str)]
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{key}`"))
+        assert [choice for choice in choices if choice not in row] == []
+
+
+def test_the_examples_are_valid(page: str) -> None:
+    config, assignment = (tomllib.loads(block) for block in blocks(page))
+    assert Config.model_validate(config).host.slots == 4
+    assert [pool.name for pool in Assignment.model_validate(assignment).specs()] == ["lint", "xcode"]
