@@ -1,0 +1,81 @@
+"""Making and removing a VM's files. Blocking parts say so; nothing here touches a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from agent.domain.errors import Blame
+from agent.hypervisors.command import Command, CommandRunner
+from agent.hypervisors.contract import HypervisorError, VmExistsError
+from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
+
+if TYPE_CHECKING:
+    from agent.domain.model import LocalImage
+    from agent.hypervisors.qemu.layout import Layout
+    from agent.hypervisors.qemu.toolchain import Toolchain
+
+CREATE_S: Final = 60.0
+
+
+class UnfitImageError(HypervisorError):
+    """The image is for another kind of machine than this hypervisor makes."""
+
+    code = "unfit-image"
+    blame: ClassVar[Blame] = Blame.IMAGE
+
+
+async def make_clone(name: str, image: LocalImage, where: Layout, tools: Toolchain, runner: CommandRunner) -> None:
+    """Make a VM's directory from an image: a thin overlay on its disk, which stays as it is.
+
+    It is made aside and renamed when whole. Raises `VmExistsError`, also for what an interrupted clone left behind,
+    and `HypervisorError`.
+    """
+    _check_fit(image, tools)
+    staging = where.partial(name)
+    try:
+        await asyncio.to_thread(_begin, where, name)
+        overlay = staging / layout.DISK
+        argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay))
+        await runner.run(Command(argv, timeout_s=CREATE_S))
+        await asyncio.to_thread(_finish, where, name, image, tools)
+    except OSError as error:
+        raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
+
+
+def remove_vm(where: Layout, name: str) -> None:
+    """Remove all files of a VM, half-made ones included. Blocks: call it in a thread. Raises `HypervisorError`."""
+    for directory in (where.vm(name), where.partial(name)):
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise HypervisorError(f"{directory} cannot be removed: {error}") from error
+
+
+def _check_fit(image: LocalImage, tools: Toolchain) -> None:
+    if image.os != "linux":
+        raise UnfitImageError(f"image {image.digest} is for {image.os}, the qemu driver runs linux guests")
+    if image.arch != tools.machine.arch:
+        raise UnfitImageError(f"image {image.digest} is for {image.arch}, {tools.emulator} runs {tools.machine.arch}")
+
+
+def _begin(where: Layout, name: str) -> None:
+    where.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if where.vm(name).exists():
+        raise VmExistsError(f"a VM named {name} exists")
+    try:
+        where.partial(name).mkdir(mode=0o700)
+    except FileExistsError:
+        raise VmExistsError(f"a half-made VM named {name} exists", remedy="delete it first") from None
+
+
+def _finish(where: Layout, name: str, image: LocalImage, tools: Toolchain) -> None:
+    staging = where.partial(name)
+    if firmware := choose_firmware(tools.firmware, tools.machine, image.nvram):
+        write_variables(firmware, image.nvram, staging / layout.NVRAM)
+    os.rename(staging, where.vm(name))

@@ -1,0 +1,116 @@
+"""The QEMU command line of one VM. Pure.
+
+QEMU runs in the VM's directory, so that paths in it need neither length nor escaping; the one absolute path is that of
+its pid file, by which processes.py knows a VM's process in the process table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agent.hypervisors.qemu import layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.hypervisors.contract import VmSpec
+    from agent.hypervisors.qemu.firmware import Firmware
+    from agent.hypervisors.qemu.machine import Machine
+
+CPU_MODELS: Final = {"tcg": "max", "kvm": "host", "hvf": "host"}
+ALWAYS: Final = ("-nodefaults", "-no-user-config", "-display", "none")
+"""What every QEMU of ours is started with: nothing but what is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of one VM. The two descriptors are listening sockets the process inherits."""
+
+    binary: Path
+    machine: Machine
+    accelerator: str
+    spec: VmSpec
+    directory: Path
+    firmware: Firmware | None  # None: boot by the machine's BIOS
+    monitor_fd: int
+    agent_fd: int
+    incoming: bool = False  # wait for a saved memory instead of booting
+
+
+def command_line(launch: Launch) -> list[str]:
+    """Return the whole command."""
+    machine, spec = launch.machine, launch.spec
+    return [
+        str(launch.binary),
+        *("-name", spec.name),
+        *("-pidfile", str(launch.directory / layout.PID_FILE)),
+        *ALWAYS,
+        *accelerated(machine, launch.accelerator),
+        *("-no-reboot", "-smp", str(spec.size.cpus), "-m", f"{spec.size.memory_mib}M"),
+        *_pflash(launch.firmware),
+        *_disk(),
+        *_network(spec),
+        *_channels(launch.monitor_fd, launch.agent_fd),
+        *("-device", "virtio-rng-pci"),
+        *machine.devices,
+        *(("-incoming", "defer") if launch.incoming else ()),
+    ]
+
+
+def accelerated(machine: Machine, accelerator: str) -> tuple[str, ...]:
+    """Return the arguments that choose machine, accelerator and processor: the same for VMs and for the trial."""
+    return ("-machine", f"{machine.type},accel={accelerator}", "-cpu", CPU_MODELS[accelerator])
+
+
+def mac_address(name: str) -> str:
+    """Return a VM's own network address: locally administered, in QEMU's range, drawn from its name."""
+    tail = hashlib.sha256(name.encode()).digest()[:3]
+    return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, 0x00, *tail))
+
+
+def _pflash(firmware: Firmware | None) -> tuple[str, ...]:
+    if firmware is None:
+        return ()
+    code = {"driver": "file", "filename": str(firmware.code), "node-name": "code-file", "read-only": True}
+    variables = {"driver": "file", "filename": layout.NVRAM, "node-name": "nvram-file"}
+    return (
+        *("-blockdev", json.dumps(code)),
+        *("-blockdev", json.dumps({"driver": "raw", "file": "code-file", "node-name": "code", "read-only": True})),
+        *("-blockdev", json.dumps(variables)),
+        *("-blockdev", json.dumps({"driver": "raw", "file": "nvram-file", "node-name": "nvram"})),
+        *("-machine", "pflash0=code,pflash1=nvram"),
+    )
+
+
+def _disk() -> tuple[str, ...]:
+    # A clone dies with its host, so the guest's flushes need not reach the platter: builds are much faster for it.
+    disk = {
+        "driver": "qcow2",
+        "node-name": "disk",
+        "discard": "unmap",
+        "cache": {"direct": False, "no-flush": True},
+        "file": {"driver": "file", "filename": layout.DISK, "cache": {"direct": False, "no-flush": True}},
+    }
+    return ("-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk,bootindex=0")
+
+
+def _network(spec: VmSpec) -> tuple[str, ...]:
+    # Host port 0: the kernel picks a free one, without a race, and the monitor tells which.
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in spec.ports)
+    device = f"virtio-net-pci,netdev=net,mac={mac_address(spec.name)},romfile="
+    return ("-netdev", f"user,id=net{forwards}", "-device", device)
+
+
+def _channels(monitor_fd: int, agent_fd: int) -> tuple[str, ...]:
+    return (
+        *("-chardev", f"socket,id=monitor,fd={monitor_fd},server=on,wait=off"),
+        *("-mon", "chardev=monitor,mode=control"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-chardev", f"file,id=console,path={layout.CONSOLE},append=on"),
+        *("-serial", "chardev:console"),
+    )

@@ -1,0 +1,233 @@
+"""The qemu driver: real VMs on Linux, and Linux guests on Macs. Puts its parts in order and holds no policy."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from agent.domain.model import Observed
+from agent.domain.names import PREFIX
+from agent.hypervisors.bounded import trim
+from agent.hypervisors.command import CommandRunner
+from agent.hypervisors.contract import (
+    Address,
+    Capabilities,
+    ExecResult,
+    GuestError,
+    HypervisorError,
+    VmNotFoundError,
+    VmNotRunningError,
+)
+from agent.hypervisors.process import kill
+from agent.hypervisors.qemu import layout, suspend
+from agent.hypervisors.qemu.clone import make_clone, remove_vm
+from agent.hypervisors.qemu.evidence import gather_evidence
+from agent.hypervisors.qemu.fleet import Fleet, RunningVm
+from agent.hypervisors.qemu.launch import spawn, wait_until_up
+from agent.hypervisors.qemu.layout import Layout
+from agent.hypervisors.qemu.monitor import MonitorError, monitor
+from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.config import QemuConfig
+    from agent.domain.model import LocalImage
+    from agent.hypervisors.contract import VmExit, VmSpec
+
+ASK_S: Final = 5.0
+"""How long QEMU or the guest agent may take over a question that is none of the guest's business."""
+END_S: Final = 15.0
+"""How long a killed QEMU may take to vanish: it has the guest's memory to give back."""
+LOG_LIMIT_BYTES: Final = 8 << 20
+"""Size at which a VM's console or log is cut to its last half."""
+
+
+class QemuHypervisor:
+    """QEMU as a `Hypervisor`. VMs lie in `vms_dir`; `state_dir` keeps what was learnt about this host."""
+
+    name: Final = "qemu"
+    capabilities: Final = Capabilities(execute=True, suspend=True, fan_out=False, counts_foreign_slots=False)
+
+    def __init__(
+        self,
+        config: QemuConfig,
+        *,
+        vms_dir: Path,
+        state_dir: Path,
+        prefix: str = PREFIX,
+        runner: CommandRunner | None = None,
+    ) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._where = Layout(vms_dir, prefix=prefix)
+        self._runner = runner or CommandRunner()
+        self._fleet = Fleet(self._where)
+        self._tools: Toolchain | None = None
+        self._finding_tools = asyncio.Lock()
+
+    @property
+    def version(self) -> str:
+        """QEMU's version and its accelerator, empty before `preflight`."""
+        return f"{self._tools.version} ({self._tools.accelerator})" if self._tools else ""
+
+    async def preflight(self) -> None:
+        """See `Hypervisor`."""
+        await self._toolchain()
+
+    def on_exit(self, listener: Callable[[VmExit], None]) -> None:
+        """See `Hypervisor`."""
+        self._fleet.on_exit(listener)
+
+    async def inventory(self) -> tuple[Observed, ...]:
+        """See `Hypervisor`. On the way it keeps the logs of our VMs within their limit."""
+        processes = {vm.name: vm.process.pid for vm in await self._fleet.survey()}
+        try:
+            names = await asyncio.to_thread(self._names_with_trimmed_logs)
+        except OSError as error:
+            raise HypervisorError(f"the VMs in {self._where.root} cannot be listed: {error}") from error
+        return tuple(
+            Observed(name, ours=self._where.ours(name), running=name in processes, pid=processes.get(name))
+            for name in sorted(names | processes.keys())
+        )
+
+    async def clone(self, spec: VmSpec, image: LocalImage) -> None:
+        """See `Hypervisor`."""
+        await make_clone(spec.name, image, self._where, await self._toolchain(), self._runner)
+
+    async def start(self, spec: VmSpec) -> None:
+        """See `Hypervisor`. Starting what runs succeeds."""
+        if await self._fleet.find(spec.name) is None:
+            await self._launch(spec, incoming=False)
+
+    async def stop(self, name: str, *, grace_s: float) -> None:
+        """See `Hypervisor`. Nothing of a VM is used again once it stopped, so there is no more to it than its end."""
+        while (vm := await self._fleet.find(name)) is not None:
+            deadline_s = time.monotonic() + grace_s
+            if grace_s > 0 and await self._ask_to_shut_down(vm, patience_s=min(ASK_S, grace_s / 2)):
+                await _exited_within(vm, deadline_s - time.monotonic())
+            await _end(vm)
+
+    async def delete(self, name: str) -> None:
+        """See `Hypervisor`."""
+        if vm := await self._fleet.find(name):
+            raise HypervisorError(f"{name} still runs as process {vm.process.pid}", remedy="stop it first")
+        await asyncio.to_thread(remove_vm, self._where, name)
+        self._fleet.forget(name)
+
+    async def suspend(self, name: str) -> None:
+        """See `Hypervisor`."""
+        vm = await self._running(name)
+        await suspend.save_memory(vm)
+        await _exited_within(vm, ASK_S)
+        await _end(vm)
+        try:
+            await asyncio.to_thread(suspend.keep_memory, vm.directory)
+        except OSError as error:
+            raise HypervisorError(f"the memory of {name} cannot be kept: {error}") from error
+
+    async def resume(self, spec: VmSpec) -> None:
+        """See `Hypervisor`. The saved memory is used up by it."""
+        directory = self._where.vm(spec.name)
+        if not await asyncio.to_thread(suspend.has_memory, directory):
+            raise HypervisorError(f"{spec.name} has no saved memory to resume from")
+        await self.stop(spec.name, grace_s=0)  # a resume that was interrupted half-way
+        await self._launch(spec, incoming=True)
+        await asyncio.to_thread(suspend.drop_memory, directory)
+
+    async def address(self, name: str) -> Address:
+        """See `Hypervisor`."""
+        vm = await self._running(name)
+        if vm.ports is None:
+            async with monitor(name, vm.directory / layout.MONITOR, timeout_s=ASK_S) as qmp:
+                vm.ports = await qmp.forwarded_ports()
+        return Address("127.0.0.1", dict(vm.ports))
+
+    async def ping(self, name: str, *, timeout_s: float) -> None:
+        """See `Hypervisor`."""
+        vm = await self._running(name)
+        await vm.agent.ping(timeout_s=timeout_s)
+
+    async def execute(self, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """See `Hypervisor`."""
+        vm = await self._running(name)
+        return await vm.agent.execute(argv, timeout_s=timeout_s)
+
+    async def evidence(self, name: str, into: Path) -> None:
+        """See `Hypervisor`."""
+        vm = await self._fleet.find(name)
+        await gather_evidence(self._where.vm(name), vm, self._fleet.last_exit(name), into)
+
+    async def close(self) -> None:
+        """See `Hypervisor`."""
+        self._fleet.close()
+
+    async def _toolchain(self) -> Toolchain:
+        async with self._finding_tools:
+            if self._tools is None:
+                self._tools = await find_toolchain(self._config, self._runner, state_dir=self._state_dir)
+            return self._tools
+
+    async def _launch(self, spec: VmSpec, *, incoming: bool) -> None:
+        tools = await self._toolchain()
+        directory = self._where.vm(spec.name)
+        if not await asyncio.to_thread(directory.is_dir):
+            raise VmNotFoundError(f"there is no VM named {spec.name}")
+        try:
+            vm = await self._fleet.start(spec.name, lambda: spawn(tools, spec, directory, incoming=incoming))
+        except OSError as error:
+            raise HypervisorError(f"{spec.name} cannot be started: {error}") from error
+        try:
+            await wait_until_up(vm)
+            if incoming:
+                await suspend.load_memory(vm)
+        except HypervisorError:
+            await _end(vm)
+            raise
+
+    async def _running(self, name: str) -> RunningVm:
+        if vm := await self._fleet.find(name):
+            return vm
+        if name in await asyncio.to_thread(self._where.names):
+            raise VmNotRunningError(f"{name} does not run")
+        raise VmNotFoundError(f"there is no VM named {name}")
+
+    async def _ask_to_shut_down(self, vm: RunningVm, *, patience_s: float) -> bool:
+        """Ask the guest by its agent, else by its power button. Returns whether either took the request."""
+        try:
+            await vm.agent.shut_down(timeout_s=patience_s)
+        except GuestError:
+            try:
+                async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=patience_s) as qmp:
+                    await qmp.ask("system_powerdown")
+            except MonitorError:
+                return False
+        return True
+
+    def _names_with_trimmed_logs(self) -> set[str]:
+        names = self._where.names()
+        for name in filter(self._where.ours, names):
+            for log_file in (layout.CONSOLE, layout.LOG):
+                trim(self._where.vm(name) / log_file, limit_bytes=LOG_LIMIT_BYTES)
+        return names
+
+
+async def _exited_within(vm: RunningVm, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(vm.exited.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _end(vm: RunningVm) -> None:
+    """Kill a VM's process and return when it is gone, also one that is stopped, hung or has lost its files."""
+    kill(vm.process, signal.SIGKILL)
+    if not await _exited_within(vm, END_S):
+        raise HypervisorError(
+            f"process {vm.process.pid} of {vm.name} was killed but does not end",
+            remedy="the kernel holds it: look for a disk or network mount that hangs",
+        )

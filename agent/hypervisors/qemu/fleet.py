@@ -1,0 +1,132 @@
+"""The VMs that run now: which there are, and whose end to tell of. Started and adopted ones are the same here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+
+from agent.hypervisors.bounded import last_lines
+from agent.hypervisors.contract import HypervisorError, VmExit
+from agent.hypervisors.exits import exit_watcher
+from agent.hypervisors.process import is_alive
+from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.guest_agent import GuestAgent
+from agent.hypervisors.qemu.processes import running_vms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.hypervisors.process import ProcessIdentity
+    from agent.hypervisors.qemu.layout import Layout
+    from agent.hypervisors.qemu.processes import VmProcess
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class RunningVm:
+    """A VM with a process, and what is kept about it only while that runs."""
+
+    name: str
+    process: ProcessIdentity
+    directory: Path
+    agent: GuestAgent
+    ports: dict[int, int] | None = None  # host port by guest port, once asked
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    exit: VmExit | None = None
+
+
+class Fleet:
+    """All running VMs of one folder."""
+
+    def __init__(self, where: Layout) -> None:
+        self._where = where
+        self._watcher = exit_watcher()
+        self._running: dict[str, RunningVm] = {}
+        self._starting: set[str] = set()
+        self._listeners: list[Callable[[VmExit], None]] = []
+        self._last_exits: dict[str, VmExit] = {}
+
+    def on_exit(self, listener: Callable[[VmExit], None]) -> None:
+        """See `Hypervisor.on_exit`."""
+        self._listeners.append(listener)
+
+    def last_exit(self, name: str) -> VmExit | None:
+        """Return how a VM's process ended, if it did in this life of the agent."""
+        return self._last_exits.get(name)
+
+    def forget(self, name: str) -> None:
+        """Drop what is remembered of a VM that is deleted."""
+        self._last_exits.pop(name, None)
+
+    async def find(self, name: str) -> RunningVm | None:
+        """Return a VM if it runs: as watched, else as the process table says."""
+        if name not in self._running:
+            await self.survey()
+        return self._running.get(name)
+
+    async def survey(self) -> tuple[VmProcess, ...]:
+        """Look into the process table, and adopt each VM of ours not yet watched. Raises `HypervisorError`."""
+        try:
+            found = await asyncio.to_thread(running_vms, self._where.root)
+        except (OSError, psutil.Error) as error:
+            raise HypervisorError(f"the processes of this host cannot be listed: {error}") from error
+        for vm in found:
+            known = vm.name in self._running or vm.name in self._starting
+            if not known and self._where.ours(vm.name) and is_alive(vm.process):
+                self._add(vm.name, vm.process)
+                log.info("vm-adopted", vm=vm.name, pid=vm.process.pid)
+        return found
+
+    async def start(self, name: str, spawn: Callable[[], ProcessIdentity]) -> RunningVm:
+        """Start a VM's process by calling `spawn` in a thread, and watch it. A cancel leaves it running and watched."""
+        self._starting.add(name)
+        spawning = asyncio.ensure_future(asyncio.to_thread(spawn))
+        try:
+            await asyncio.wait([spawning])
+        except asyncio.CancelledError:
+            await asyncio.wait([spawning])
+            if spawning.exception() is None:
+                self._add(name, spawning.result())
+            raise
+        finally:
+            self._starting.discard(name)
+        return self._add(name, spawning.result())
+
+    def close(self) -> None:
+        """Stop watching. Every VM runs on."""
+        self._watcher.close()
+        for vm in self._running.values():
+            vm.agent.close()
+        self._running.clear()
+        self._listeners.clear()
+
+    def _add(self, name: str, process: ProcessIdentity) -> RunningVm:
+        directory = self._where.vm(name)
+        vm = RunningVm(name, process, directory, GuestAgent(name, directory / layout.AGENT))
+        self._running[name] = vm
+        self._watcher.watch(process, lambda code: self._ended(vm, code))
+        return vm
+
+    def _ended(self, vm: RunningVm, code: int | None) -> None:
+        if self._running.get(vm.name) is vm:
+            del self._running[vm.name]
+        vm.agent.close()
+        vm.exit = VmExit(vm.name, code, _last_words(vm.directory))
+        self._last_exits[vm.name] = vm.exit
+        vm.exited.set()
+        log.info("vm-exited", vm=vm.name, pid=vm.process.pid, code=code, detail=vm.exit.detail)
+        for listener in self._listeners:
+            listener(vm.exit)
+
+
+def _last_words(directory: Path) -> str:
+    try:
+        return last_lines(directory / layout.LOG)
+    except OSError:
+        return ""  # its files are gone too

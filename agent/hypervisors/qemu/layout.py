@@ -1,0 +1,62 @@
+"""Where the files of VMs lie: one directory for each, named as the VM, in a folder of VMs.
+
+A clone is made under `<name>.partial` and renamed when whole, so a directory without the suffix is a whole VM.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from agent.domain.names import PREFIX, parse
+
+PARTIAL: Final = ".partial"
+
+DISK: Final = "disk.qcow2"
+NVRAM: Final = "nvram.bin"
+PID_FILE: Final = "qemu.pid"
+LOG: Final = "qemu.log"
+CONSOLE: Final = "console.log"
+MEMORY: Final = "memory"
+MONITOR: Final = "monitor.sock"
+AGENT: Final = "agent.sock"
+SCREEN: Final = "screen.png"
+
+
+class Layout:
+    """The folder that holds all VMs, and what the names in it mean."""
+
+    def __init__(self, vms_dir: Path, *, prefix: str = PREFIX) -> None:
+        self._vms_dir = vms_dir
+        self._prefix = prefix
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder by its one true path: processes are known by it, however the configuration spells it."""
+        return Path(os.path.realpath(self._vms_dir))
+
+    def vm(self, name: str) -> Path:
+        """Directory of a whole VM."""
+        return self.root / name
+
+    def partial(self, name: str) -> Path:
+        """Directory of a VM that is being made."""
+        return self.root / f"{name}{PARTIAL}"
+
+    def ours(self, name: str) -> bool:
+        """Whether a VM of that name was made by us."""
+        return parse(name, prefix=self._prefix) is not None
+
+    def names(self) -> set[str]:
+        """Return the names of all VMs that have files here, half-made and foreign ones included. Raises `OSError`."""
+        try:
+            entries = [entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return set()
+        return {self._name(entry) for entry in entries}
+
+    def _name(self, entry: str) -> str:
+        name = entry.removesuffix(PARTIAL)
+        return name if self.ours(name) else entry

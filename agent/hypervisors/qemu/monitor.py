@@ -1,0 +1,112 @@
+"""Speaks QMP to one QEMU process. One short-lived connection for each operation: nothing to mend after a restart.
+
+QEMU serves one client at a time; a second one waits for its greeting until the first hangs up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from agent.hypervisors.contract import HypervisorError
+from agent.hypervisors.qemu.sockets import connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+# The library logs each failed connect as an error. All of them are raised here, for whoever asked to judge.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+UNLIMITED: Final = 1 << 40
+"""Bytes per second. QEMU's default of 128 MiB/s spares a network; this goes to a local file."""
+FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(?P<host>\d+)\s+\S+\s+(?P<guest>\d+)\s")
+"""A line of the monitor's `info usernet`, the only place that tells which host port the kernel chose."""
+
+
+class MonitorError(HypervisorError):
+    """QEMU's monitor did not answer, or refused."""
+
+    code = "monitor-error"
+
+
+@contextlib.asynccontextmanager
+async def monitor(vm: str, socket_path: Path, *, timeout_s: float) -> AsyncIterator[Monitor]:
+    """Connect to a VM's monitor for as long as the block runs, at most `timeout_s`. Raises `MonitorError`."""
+    client = QMPClient(vm)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await client.connect(connect(socket_path))
+            try:
+                yield Monitor(client)
+            finally:
+                # It tells again what the block was told, or that QEMU hung up once all was said.
+                with contextlib.suppress(OSError, EOFError, QMPError):
+                    await client.disconnect()
+    except TimeoutError:
+        raise MonitorError(f"the monitor of {vm} did not answer in {timeout_s:g} s") from None
+    except (OSError, EOFError, QMPError) as error:
+        raise MonitorError(f"the monitor of {vm} failed: {error or 'it hung up'}") from error
+
+
+class Monitor:
+    """One connection to a monitor. A lost one is raised where the `monitor` block ends."""
+
+    def __init__(self, client: QMPClient) -> None:
+        self._client = client
+
+    async def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        """Run a command and return its answer. Underscores in argument names stand for dashes.
+
+        Raises `MonitorError` when QEMU refuses it.
+        """
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        try:
+            return await self._client.execute(command, named or None)
+        except ExecuteError as error:
+            raise MonitorError(f"QEMU refused {command}: {error}") from error
+
+    async def forwarded_ports(self) -> dict[int, int]:
+        """Return the host port of each forwarded guest port."""
+        return parse_forwards(str(await self.ask("human-monitor-command", command_line="info usernet")))
+
+    async def quit(self) -> None:
+        """End the process in good order. It may hang up before it answers."""
+        with contextlib.suppress(ExecInterruptedError, EOFError):
+            await self.ask("quit")
+
+    async def migrate_out(self, uri: str) -> None:
+        """Save the memory of a stopped VM to `uri`. Raises `MonitorError` when QEMU could not."""
+        await self._migrate("migrate", uri)
+
+    async def migrate_in(self, uri: str) -> None:
+        """Load the memory of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
+        await self._migrate("migrate-incoming", uri)
+
+    async def _migrate(self, command: str, uri: str) -> None:
+        await self.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        await self.ask("migrate-set-parameters", max_bandwidth=UNLIMITED)
+        with self._client.listener("MIGRATION") as listener:
+            await self.ask(command, uri=uri)
+            if await _outcome(listener) != "completed":
+                status = await self.ask("query-migrate")
+                raise MonitorError(f"{command} to {uri} failed: {status.get('error-desc', status.get('status'))}")
+
+
+async def _outcome(listener: EventListener) -> str:
+    """Wait until a migration has ended one way or the other."""
+    async for event in listener:
+        status = cast("dict[str, str]", event["data"])["status"]
+        if status in {"completed", "failed", "cancelled"}:
+            return status
+    return "interrupted"
+
+
+def parse_forwards(info_usernet: str) -> dict[int, int]:
+    """Return host ports by guest port from the text of `info usernet`."""
+    return {int(match["guest"]): int(match["host"]) for match in FORWARD.finditer(info_usernet)}

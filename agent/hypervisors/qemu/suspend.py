@@ -1,0 +1,66 @@
+"""Saving a VM's memory to a file and starting it from there: QEMU's migration, to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.monitor import MonitorError, monitor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.hypervisors.qemu.fleet import RunningVm
+
+SAVE_S: Final = 300.0
+LOAD_S: Final = 300.0
+_UNFINISHED: Final = f"{layout.MEMORY}{layout.PARTIAL}"
+# QEMU runs in the VM's directory, so these need no quoting. `exec:` is known to every version, `file:` only from 8.2.
+_SAVE_TO: Final = f"exec:cat > {_UNFINISHED}"
+_LOAD_FROM: Final = f"exec:cat {layout.MEMORY}"
+
+
+async def save_memory(vm: RunningVm) -> None:
+    """Stop a VM, save its memory and ask its process to end.
+
+    Raises `HypervisorError`; the VM then runs on if QEMU still listens, and may be left stopped if it does not.
+    """
+    async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=SAVE_S) as qmp:
+        await qmp.ask("stop")
+        try:
+            await qmp.migrate_out(_SAVE_TO)
+        except MonitorError:
+            await qmp.ask("cont")
+            raise
+        await qmp.quit()
+
+
+def keep_memory(directory: Path) -> None:
+    """Make a saved memory and its disk last, then valid. Blocks for the write: call it in a thread. Raises `OSError`.
+
+    The guest's own flushes do not reach the platter (cmdline.py), and a memory is only good with the disk it knew.
+    """
+    for path in (directory / layout.DISK, directory / _UNFINISHED):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    os.rename(directory / _UNFINISHED, directory / layout.MEMORY)
+
+
+def has_memory(directory: Path) -> bool:
+    """Whether a VM is suspended: its memory is saved and whole."""
+    return (directory / layout.MEMORY).exists()
+
+
+async def load_memory(vm: RunningVm) -> None:
+    """Fill a process that waits for it with the saved memory, and let it run. Raises `HypervisorError`."""
+    async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=LOAD_S) as qmp:
+        await qmp.migrate_in(_LOAD_FROM)
+        await qmp.ask("cont")
+
+
+def drop_memory(directory: Path) -> None:
+    """Remove a saved memory that is used up: the VM has moved on from it. Raises `OSError`."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / layout.MEMORY)

@@ -1,0 +1,58 @@
+"""The programs the driver needs, found once and proven to work."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.hypervisors.command import Command, CommandRunner, ProgramMissingError
+from agent.hypervisors.qemu.accelerator import prove_accelerator
+from agent.hypervisors.qemu.firmware import Firmware, find_firmware
+from agent.hypervisors.qemu.machine import Machine, machine_for
+
+if TYPE_CHECKING:
+    from agent.config import QemuConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """What VMs are made and run with on this host."""
+
+    machine: Machine
+    emulator: Path
+    disk_tool: Path  # qemu-img
+    version: str
+    accelerator: str
+    firmware: tuple[Firmware, ...]
+
+
+async def find_toolchain(config: QemuConfig, runner: CommandRunner, *, state_dir: Path) -> Toolchain:
+    """Find QEMU and prove that it runs guests. Raises `HypervisorUnavailableError` naming what to install or change."""
+    machine = machine_for(config.binary)
+    emulator = _find(config.binary or machine.program, machine.remedy)
+    beside = emulator.with_name("qemu-img")
+    disk_tool = beside if beside.exists() else _find("qemu-img", "install the Debian package qemu-utils")
+    answer = await runner.run(Command((str(emulator), "--version"), timeout_s=30, remedy=machine.remedy))
+    version = _version(answer.stdout.decode(errors="replace"))
+    accelerator = await prove_accelerator(
+        runner, machine, emulator, version=version, wanted=config.accelerator, state_dir=state_dir
+    )
+    firmware = await asyncio.to_thread(find_firmware, machine, emulator)
+    return Toolchain(machine, emulator, disk_tool, version, accelerator, firmware)
+
+
+def _find(program: str, remedy: str) -> Path:
+    found = shutil.which(program)
+    if found is None:
+        raise ProgramMissingError(f"the program {program} was not found", remedy=remedy)
+    return Path(found).absolute()
+
+
+def _version(text: str) -> str:
+    """Return the version out of `QEMU emulator version 7.2.22 (Debian …)`."""
+    found = re.search(r"version (\S+)", text)
+    return found[1] if found else text.strip()

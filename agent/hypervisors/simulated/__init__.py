@@ -1,0 +1,18 @@
+"""The simulated hypervisor: no VM is real, every promise of the contract is. For load tests, fleets and demos."""
+
+from __future__ import annotations
+
+from agent.hypervisors.simulated.behaviour import Behaviour, Distribution, constant, lognormal, uniform
+from agent.hypervisors.simulated.driver import SimulatedHypervisor
+from agent.hypervisors.simulated.host import Clock, SimulatedHost
+
+__all__ = [
+    "Behaviour",
+    "Clock",
+    "Distribution",
+    "SimulatedHost",
+    "SimulatedHypervisor",
+    "constant",
+    "lognormal",
+    "uniform",
+]
