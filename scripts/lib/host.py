@@ -74,7 +74,7 @@ class Host:
     def socket(self) -> Path:
         """The agent's Unix socket, as configured."""
         api = tomllib.loads(self.config.read_text()).get("api", {})
-        return self.directory / api.get("socket", self.data_dir / "hearth.sock")
+        return self.directory / str(api.get("socket", self.data_dir / "hearth.sock"))
 
     def configure(self, text: str = "", *, slots: int = 2) -> None:
         """Write the configuration: small defaults, a free port, and `text` after them."""

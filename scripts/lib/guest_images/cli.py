@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from guest_images import small
-from guest_images.host import BuildError, check_host
+from scripts.lib.guest_images import small
+from scripts.lib.guest_images.host import BuildError, check_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from guest_images.host import BuildError, require, run
+from scripts.lib.guest_images.host import BuildError, require, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,10 @@ def fetch(downloads: Path) -> Path:
     if found is None:
         raise BuildError(f"the package lists do not know {META_PACKAGE}; refresh them with: apt-get update")
     downloads.mkdir(parents=True, exist_ok=True)
-    run(["apt-get", "download", found.group()], cwd=downloads)
+    try:
+        run(["apt-get", "download", found.group()], cwd=downloads)
+    except BuildError as error:
+        raise BuildError(f"{error}; if the package lists are old, refresh them with: apt-get update") from error
     return next(downloads.glob(f"{found.group()}_*.deb"))
 
 

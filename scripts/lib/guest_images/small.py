@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from guest_images import kernel
-from guest_images.cpio import Archive
-from guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
+from scripts.lib.guest_images import kernel
+from scripts.lib.guest_images.cpio import Archive
+from scripts.lib.guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
 
 DISK_BYTES: Final = 64 * 1024 * 1024
 EPOCH_S: Final = 1_700_000_000
