@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import structlog
 from aiohttp import web
 
+from agent.api.connection import Connection, connections
 from agent.domain.errors import Blame, HearthError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 log = structlog.get_logger()
@@ -22,7 +25,6 @@ log = structlog.get_logger()
 _SHUTDOWN_S: Final = 1.0
 """Grace for running requests. The library waits this long twice: once for their end, once after cancelling them."""
 
-_KEEPALIVE_S: Final = 75.0
 _BACKLOG: Final = 256
 
 
@@ -43,14 +45,8 @@ class Server:
         self, application: web.Application, *, host: str, port: int, socket_path: Path, port_file: Path | None = None
     ) -> None:
         # A client that hangs up cancels its handler: that is how a waiting lease request ends.
-        self._runner = web.AppRunner(
-            application,
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=_SHUTDOWN_S,
-            keepalive_timeout=_KEEPALIVE_S,
-            auto_decompress=False,
-        )
+        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
+        self._listeners: list[asyncio.Server] = []
         self._host, self._port, self._socket_path = host, port, socket_path
         self._port_file = port_file
         self._socket_inode = 0
@@ -76,12 +72,15 @@ class Server:
     async def close(self) -> None:
         """Stop listening, let running requests end within a short grace, cancel the rest. Once is enough."""
         self._remove_socket()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         await self._runner.cleanup()
 
     async def _listen_tcp(self) -> None:
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=_BACKLOG)
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            listener = await loop.create_server(self._connections(), self._host, self._port, backlog=_BACKLOG)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ListenError(
@@ -91,14 +90,19 @@ class Server:
                 f"{self._host}:{self._port} is in use by another program",
                 remedy="stop that program, or set api.port in the configuration to another port",
             ) from error
-        if not self._port:
-            self._port = next(address[1] for address in self._runner.addresses if isinstance(address, tuple))
+        self._listeners.append(listener)
+        self._port = listener.sockets[0].getsockname()[1]
 
     async def _listen_unix(self) -> None:
         _refuse_live(self._socket_path)
         listener = _bound_socket(self._socket_path)
         self._socket_inode = self._socket_path.stat().st_ino
-        await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()
+        server = await asyncio.get_running_loop().create_server(self._connections(), sock=listener, backlog=_BACKLOG)
+        self._listeners.append(server)
+
+    def _connections(self) -> Callable[[], Connection]:
+        assert self._runner.server is not None
+        return connections(self._runner.server)
 
     def _remove_socket(self) -> None:
         with suppress(FileNotFoundError):

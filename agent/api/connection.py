@@ -1,0 +1,74 @@
+"""One client's connection: a limit that the HTTP library leaves to us, and malformed requests answered as problems."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import hdrs, web
+from ulid import ULID
+
+from agent.api import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp.web_request import BaseRequest
+
+log = structlog.get_logger()
+
+MAX_CONNECTIONS: Final = 512
+"""Connections open at once on one listener; the next ones are closed. The Unix socket has a budget of its own, so the
+command line works while the TCP port is flooded."""
+
+IDLE_S: Final = 30.0
+"""How long a connection may stand without a whole request head: idle between requests, or sending one slowly."""
+
+
+class Connection(web.RequestHandler):
+    """Speaks HTTP with one client."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self, server: web.Server, open_connections: set[Connection]) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=IDLE_S,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off, as in the library's own runner
+            auto_decompress=False,
+        )
+        self._open = open_connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the client, or close at once when too many are here."""
+        super().connection_made(transport)
+        if len(self._open) < MAX_CONNECTIONS:
+            self._open.add(self)
+        else:
+            log.warning("api-connection-refused", limit=MAX_CONNECTIONS)
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the place back."""
+        self._open.discard(self)
+        super().connection_lost(exc)
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP request with problem details. A client's noise is no error of ours: debug only."""
+        request_id = str(ULID()).lower()
+        log.debug("api-malformed-request", request_id=request_id, error=str(exc or message))
+        detail = (message or "the agent failed to answer").strip().splitlines()[0]
+        headers = {str(hdrs.SERVER): "hearth", "X-Request-ID": request_id}
+        response = problems.from_status(status, detail, request_id=request_id, headers=headers)
+        response.force_close()
+        return response
+
+
+def connections(server: web.Server) -> Callable[[], Connection]:
+    """Return what makes the connections of one listener, which share one budget."""
+    open_connections: set[Connection] = set()
+    return lambda: Connection(server, open_connections)

@@ -1,0 +1,107 @@
+"""Clients that are broken, slow or many: they get problems or nothing, and everybody else is served as before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Running
+
+NOISE = [
+    b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 500 + b"\r\n",
+]
+
+
+async def exchange(port: int, request: bytes) -> bytes:
+    """Send raw bytes and return all that comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        await writer.drain()
+        async with asyncio.timeout(10):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("request_bytes", NOISE, ids=lambda noise: noise[:24].decode("latin-1"))
+async def test_what_is_no_http_request_gets_a_problem_and_the_door(api: Running, request_bytes: bytes) -> None:
+    answer = await exchange(api.server.port, request_bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.")
+    assert b" 400 " in head.splitlines()[0]
+    assert b"application/problem+json" in head
+    assert b"Server: hearth" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (400, "bad-request")
+    assert problem["request_id"].encode() in head
+
+
+async def test_a_request_head_that_never_ends_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.api.connection.IDLE_S", 0.05)
+    assert await exchange(api.server.port, b"GET /livez HTTP/1.1\r\nHost: loc") == b""
+
+
+async def test_too_many_connections_are_refused_without_locking_out_the_command_line(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.api.connection.MAX_CONNECTIONS", 3)
+    ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    held = [await asyncio.open_connection("127.0.0.1", api.server.port) for _ in range(3)]
+    assert await exchange(api.server.port, ask) == b""
+    async with api.unix.get("/livez") as response:
+        assert response.status == 200
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while b" 200 " not in await exchange(api.server.port, ask):
+            pass
+
+
+async def test_noise_and_slow_clients_do_not_delay_others(api: Running) -> None:
+    half = (
+        b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    )
+    slow = [await asyncio.open_connection("127.0.0.1", api.server.port) for _ in range(200)]
+    for _, writer in slow:
+        writer.write(half)
+    took_s: list[float] = []
+
+    async def noise(count: int) -> None:
+        for number in range(count):
+            await exchange(api.server.port, NOISE[number % len(NOISE)])
+
+    async def watch(done: asyncio.Event) -> None:
+        while not done.is_set():
+            start_s = time.perf_counter()
+            async with api.unix.get("/livez") as response:
+                assert response.status == 200
+            took_s.append(time.perf_counter() - start_s)
+
+    done = asyncio.Event()
+    watching = asyncio.create_task(watch(done))
+    await asyncio.gather(*(noise(250) for _ in range(4)))
+    done.set()
+    await watching
+    for _, writer in slow:
+        writer.close()
+    assert len(took_s) >= 100
+    assert statistics.quantiles(took_s, n=100)[98] < 0.2
