@@ -41,6 +41,8 @@ EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
     "draining": Exit.REFUSED,
     "assignment-read-only": Exit.REFUSED,
     "assignment-conflict": Exit.REFUSED,
+    "bad-reference": Exit.USAGE,
+    "bad-disk": Exit.USAGE,
     "bad-configuration": Exit.BAD_CONFIGURATION,
 }
 """The exit code of every error code; `FAILURE` for the rest."""

@@ -1,7 +1,6 @@
 """`hearth image`: push, pull and look after images, straight in the store of the data directory.
 
 Works with or without a running agent; both take the same locks. Results go to stdout, progress and errors to stderr.
-Exit codes: 0 done, 1 failed, 2 asked wrongly.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import structlog
 import typer
 
+from agent.cli.options import DEFAULT_CONFIG
+from agent.cli.options import Config as ConfigOption
+from agent.cli.options import Json as JsonOption
 from agent.cli.progress import pull_bar, push_bar
 from agent.config import Config, load_config
-from agent.domain.errors import Blame, HearthError
 from agent.images.errors import BadDiskError, ImageNotFoundError
 from agent.images.inspect import Description, describe
 from agent.images.manifest import MAX_NVRAM_BYTES
@@ -30,7 +31,6 @@ from agent.images.vmconfig import Hardware
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-DEFAULT_CONFIG: Final = Path("/etc/hearth/hearth.toml")
 _MIB: Final = 1 << 20
 
 _Result = TypeVar("_Result")
@@ -42,14 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="PATH", help=f"Configuration file. [default: {DEFAULT_CONFIG}, if it exists]"),
-]
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Data directory, instead of the configured one.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RefArgument = Annotated[
     str,
     typer.Argument(
@@ -198,23 +193,14 @@ def _text(found: Description) -> str:
 def _run(
     work: Callable[[ImageService], Awaitable[_Result]], config_path: Path | None, data_dir: Path | None
 ) -> _Result:
-    """Run `work` on the configured store; tell a failure on stderr and end with its exit code."""
+    """Run `work` on the configured store."""
 
     async def main() -> _Result:
         async with open_images(_load(config_path, data_dir)) as images:
             return await work(images)
 
-    try:
-        with _quiet_logs():
-            return asyncio.run(main())
-    except HearthError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        if error.remedy:
-            typer.echo(f"help: {error.remedy}", err=True)
-        asked_wrongly = error.blame is Blame.REQUEST and not isinstance(error, ImageNotFoundError)
-        raise typer.Exit(2 if asked_wrongly else 1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    with _quiet_logs():
+        return asyncio.run(main())
 
 
 def _load(path: Path | None, data_dir: Path | None) -> Config:

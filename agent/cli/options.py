@@ -26,7 +26,7 @@ Socket = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, as the agent answered it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
 _UNIT_S: Final = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

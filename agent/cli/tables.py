@@ -26,7 +26,6 @@ STATE_STYLES: Final = {
     "stopping": "yellow",
 }
 _PHASE_STYLES: Final = {"serving": "green", "rolled-back": "red"}
-_GOOD_WHEN_TRUE: Final = frozenset({"Ready", "ImagesAvailable", "RegistryReachable", "HypervisorResponding"})
 
 
 def status_view(host: Document, vms: list[Document], now: datetime) -> RenderableType:

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
 
 from agent.cli.image import app
+from agent.cli.main import run
 from tests.images.disks import sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from typer.testing import Result
 
 
 @pytest.fixture
@@ -20,10 +22,20 @@ def here(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def hearth_image(*arguments: str | Path, here: Path) -> Result:
+@dataclass(frozen=True)
+class Ended:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def hearth_image(*arguments: str | Path, here: Path) -> Ended:
     config = here.parent / "hearth.toml"
     config.write_text(f'data_dir = "{here}"\n')
-    return CliRunner().invoke(app, [*map(str, arguments), "--config", str(config)])
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(["image", *map(str, arguments), "--config", str(config)])
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
@@ -53,10 +65,10 @@ def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
     [
         (["pull", "debian"], 2, "names no registry"),
         (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "cannot be read"),
-        (["rm", "sha256:" + "0" * 64], 1, "not on this host"),
-        (["rm", "host.example/a:v1"], 1, "hearth image list"),
-        (["inspect", "oci-layout:/nonexistent:v1"], 1, "no OCI image layout"),
-        (["pull", "oci-layout:/nonexistent:v1"], 1, "push an image to it first"),
+        (["rm", "sha256:" + "0" * 64], 4, "not on this host"),
+        (["rm", "host.example/a:v1"], 4, "hearth image list"),
+        (["inspect", "oci-layout:/nonexistent:v1"], 4, "no OCI image layout"),
+        (["pull", "oci-layout:/nonexistent:v1"], 4, "push an image to it first"),
     ],
 )
 def test_what_fails_says_why_on_stderr_and_in_the_exit_code(

@@ -1,0 +1,46 @@
+"""The main job from a real registry: pushed by the command, pulled by the agent, running."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.test_agent import condition
+from tests.support.guests import build_small_image
+
+if TYPE_CHECKING:
+    from scripts.lib.host import Host
+    from tests.support.registry import RegistryProcess
+
+pytestmark = [pytest.mark.qemu, pytest.mark.registry, pytest.mark.timeout(300)]
+
+
+async def test_an_image_goes_from_a_disk_over_a_registry_into_a_lease(host: Host, registry: RegistryProcess) -> None:
+    host.configure(f'[images.registries."{registry.host}"]\ninsecure = true')
+    reference = f"{registry.host}/ci/small:1.0"
+    disk = build_small_image("1.0")
+    await host.hearth("image", "push", str(disk), reference, "--memory", "256", "--cpus", "1")
+    host.assign("small", reference, warm=1)
+    await host.start()
+    await host.until_warm(1)
+    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 0})
+    assert lease["address"]["ports"]["22"] > 0
+
+
+async def test_wrong_credentials_are_told_with_the_registry(host: Host, password_registry: RegistryProcess) -> None:
+    where = password_registry.host
+    host.configure(f'[images.registries."{where}"]\ninsecure = true\nusername = "builder"\npassword = "wrong"')
+    host.assign("small", f"{where}/ci/small:1.0", warm=1)
+    await host.start()
+    told = await condition(host, "ImagesAvailable", problem=True)
+    assert where in told["message"]
+    assert "wrong" not in told["message"].replace("wrong credentials", "")
+
+
+async def test_a_registry_that_is_not_there_is_told(host: Host) -> None:
+    host.configure('[images.registries."127.0.0.1:1"]\ninsecure = true')
+    host.assign("small", "127.0.0.1:1/ci/small:1.0", warm=1)
+    await host.start()
+    told = await condition(host, "ImagesAvailable", problem=True)
+    assert "127.0.0.1:1" in told["message"]
