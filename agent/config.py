@@ -6,6 +6,7 @@ because a misspelt limit is worse than a missing one. `hearth config check` runs
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -285,7 +286,8 @@ def _load(path: Path, kind: type[_Document]) -> _Document:
 
 def _validate(document: object, kind: type[_Document], source: str) -> _Document:
     try:
-        return kind.model_validate(document)
+        # As JSON and strictly: `slots = true` and `warm = "2"` are mistakes and not numbers.
+        return kind.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
         lines = [f"{_key(item['loc'])}: {_reason(item)}" for item in error.errors(include_input=False)]
         raise ConfigError(f"{source}: " + "; ".join(lines), remedy="see docs/configuration.md for every key") from None

@@ -34,6 +34,8 @@ def openapi(operations: Iterable[Operation]) -> dict[str, Any]:
     table = tuple(operations)
     wanted = {(Problem, "serialization"): None} | {key: None for item in table for key in _models(item)}
     schemas, definitions = models_json_schema(list(wanted), ref_template=_REF)  # type: ignore[arg-type]
+    for schema in definitions["$defs"].values():
+        _close_patterns(schema)
     paths: dict[str, dict[str, Any]] = {}
     for item in table:
         paths.setdefault(item.path, {})[item.method.lower()] = _operation(item, schemas)  # type: ignore[arg-type]
@@ -43,6 +45,13 @@ def openapi(operations: Iterable[Operation]) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": definitions["$defs"]},
     }
+
+
+def _close_patterns(schema: dict[str, Any]) -> None:
+    """Say of objects whose keys follow a pattern that no other keys are taken, as is the case."""
+    for inner in schema.get("properties", {}).values():
+        if "patternProperties" in inner:
+            inner["additionalProperties"] = False
 
 
 def _models(item: Operation) -> Iterable[tuple[type[BaseModel], str]]:
