@@ -42,6 +42,12 @@ class VmNotFoundError(HypervisorError):
     code = "vm-not-found"
 
 
+class ForeignVmError(HypervisorError):
+    """The name is not one of ours, so its VM is never made, stopped or deleted by us."""
+
+    code = "foreign-vm"
+
+
 class VmNotRunningError(HypervisorError):
     """The VM exists but does not run, so it cannot be asked."""
 
@@ -107,6 +113,10 @@ class Hypervisor(Protocol):
     @property
     def name(self) -> str:
         """`qemu`, `tart`, `anka` or `simulated`."""
+
+    @property
+    def version(self) -> str:
+        """The hypervisor's own version; known after `preflight`, empty before."""
 
     @property
     def capabilities(self) -> Capabilities:

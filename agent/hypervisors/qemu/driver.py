@@ -15,6 +15,7 @@ from agent.hypervisors.contract import (
     Address,
     Capabilities,
     ExecResult,
+    ForeignVmError,
     GuestError,
     HypervisorError,
     VmNotFoundError,
@@ -96,6 +97,7 @@ class QemuHypervisor:
 
     async def clone(self, spec: VmSpec, image: LocalImage) -> None:
         """See `Hypervisor`."""
+        self._only_ours(spec.name)
         await make_clone(spec.name, image, self._where, await self._toolchain(), self._runner)
 
     async def start(self, spec: VmSpec) -> None:
@@ -105,6 +107,7 @@ class QemuHypervisor:
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """See `Hypervisor`. Nothing of a VM is used again once it stopped, so there is no more to it than its end."""
+        self._only_ours(name)
         while (vm := await self._fleet.find(name)) is not None:
             deadline_s = time.monotonic() + grace_s
             if grace_s > 0 and await self._ask_to_shut_down(vm, patience_s=min(ASK_S, grace_s / 2)):
@@ -113,6 +116,7 @@ class QemuHypervisor:
 
     async def delete(self, name: str) -> None:
         """See `Hypervisor`."""
+        self._only_ours(name)
         if vm := await self._fleet.find(name):
             raise HypervisorError(f"{name} still runs as process {vm.process.pid}", remedy="stop it first")
         await asyncio.to_thread(remove_vm, self._where, name)
@@ -164,6 +168,10 @@ class QemuHypervisor:
     async def close(self) -> None:
         """See `Hypervisor`."""
         self._fleet.close()
+
+    def _only_ours(self, name: str) -> None:
+        if not self._where.ours(name):
+            raise ForeignVmError(f"{name} is not ours to touch")
 
     async def _toolchain(self) -> Toolchain:
         async with self._finding_tools:

@@ -12,6 +12,7 @@ from agent.hypervisors.contract import (
     Address,
     Capabilities,
     ExecResult,
+    ForeignVmError,
     GuestError,
     HypervisorError,
     VmExistsError,
@@ -64,8 +65,7 @@ class SimulatedHypervisor:
     async def clone(self, spec: VmSpec, image: LocalImage) -> None:
         """See `Hypervisor`."""
         host = self._host
-        if parse(spec.name, prefix=self._prefix) is None:
-            raise HypervisorError(f"{spec.name} is no name of ours")
+        self._only_ours(spec.name)
         if spec.name in host.vms:
             raise VmExistsError(f"a VM named {spec.name} exists")
         vm = host.add(spec, image.digest)
@@ -89,6 +89,7 @@ class SimulatedHypervisor:
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """See `Hypervisor`."""
+        self._only_ours(name)
         vm = self._host.vms.get(name)
         if vm is None or vm.life is None:
             return
@@ -105,6 +106,7 @@ class SimulatedHypervisor:
 
     async def delete(self, name: str) -> None:
         """See `Hypervisor`."""
+        self._only_ours(name)
         vm = self._host.vms.get(name)
         if vm is None:
             return
@@ -157,6 +159,10 @@ class SimulatedHypervisor:
         for listener in self._listeners:
             self._host.watchers.remove(listener)
         self._listeners.clear()
+
+    def _only_ours(self, name: str) -> None:
+        if parse(name, prefix=self._prefix) is None:
+            raise ForeignVmError(f"{name} is not ours to touch")
 
     def _known(self, name: str) -> SimulatedVm:
         vm = self._host.vms.get(name)

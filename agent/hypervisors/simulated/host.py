@@ -64,12 +64,11 @@ class SimulatedHost:
 
     async def run(self, vm: SimulatedVm, boot: Distribution) -> None:
         """Begin a life: the guest boots by itself, and what is to go wrong with it will."""
-        guest = Guest(vm.image)
+        life = vm.life = Life(next(self._pids), Guest(vm.image))
         if self.serve:
-            await guest.serve(vm.spec)
+            await life.guest.serve(vm.spec)
         else:
-            guest.ports.update(zip(vm.spec.ports, self._ports, strict=False))
-        life = vm.life = Life(next(self._pids), guest)
+            life.guest.ports.update(zip(vm.spec.ports, self._ports, strict=False))
         name, behaviour = vm.spec.name, vm.behaviour
         vm.console.append(f"process {life.pid} runs {vm.image}")
         if not self.chance(behaviour.never_boots):

@@ -1,0 +1,152 @@
+"""What a driver is tested on: a rig makes drivers for one host, and does to its VMs what drivers must not be told."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import psutil
+
+from agent.config import QemuConfig
+from agent.domain.model import LocalImage, VmSize
+from agent.domain.names import vm_name
+from agent.hypervisors.contract import VmSpec
+from agent.hypervisors.qemu import QemuHypervisor
+from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.hypervisors.contract import Hypervisor
+
+GUEST_PORT = 8080
+LONG = "a-data-directory-whose-name-alone-is-longer-than-a-socket-address-may-be" * 2
+
+
+def spec(number: int = 1) -> VmSpec:
+    """What the tests' VMs are: number `number` of the pool `small`, one of its ports forwarded."""
+    return VmSpec(vm_name("small", f"{number:026d}"), VmSize(cpus=1, memory_mib=256), (22, GUEST_PORT))
+
+
+class Rig(Protocol):
+    """One host."""
+
+    image: LocalImage
+
+    def driver(self) -> Hypervisor:
+        """Return a new driver of the host, as a new agent would have it."""
+
+    def traces(self, name: str) -> list[str]:
+        """What is left of a VM: processes and files."""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the VM's process."""
+
+    def hang(self, name: str) -> None:
+        """Let the VM stop answering without its process ending."""
+
+    def plant_foreign(self, name: str) -> None:
+        """Put somebody else's VM on the host."""
+
+    def half_make(self, name: str) -> None:
+        """Leave what a clone leaves that was interrupted."""
+
+    def clean_up(self) -> None:
+        """End every VM left."""
+
+
+@dataclass
+class QemuRig:
+    """Real VMs in directories with long names, from a real guest disk."""
+
+    folder: Path
+    image: LocalImage
+
+    @property
+    def vms(self) -> Path:
+        return self.folder / LONG / "vms"
+
+    def driver(self) -> QemuHypervisor:
+        # Emulation, whatever the host has: the same guest in every place the tests run.
+        config = QemuConfig(accelerator="tcg")
+        return QemuHypervisor(config, vms_dir=self.vms, state_dir=self.folder / "state")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """All processes, ours or not, that name the VM's directory."""
+        marker = f"{self.vms / name}/"
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(marker in argument for argument in process.info["cmdline"] or ())
+        ]
+
+    def traces(self, name: str) -> list[str]:
+        files = [str(path) for path in self.vms.glob(f"*{name}*")]
+        return files + [str(process) for process in self.processes(name)]
+
+    def kill(self, name: str) -> None:
+        self._signal(name, signal.SIGKILL)
+
+    def hang(self, name: str) -> None:
+        self._signal(name, signal.SIGSTOP)
+
+    def plant_foreign(self, name: str) -> None:
+        folder = self.vms / name
+        folder.mkdir(parents=True)
+        folder.joinpath("disk").write_text("precious")
+
+    def half_make(self, name: str) -> None:
+        (self.vms / f"{name}.partial").mkdir(parents=True)
+
+    def clean_up(self) -> None:
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self.vms) in argument for argument in process.info["cmdline"] or ()):
+                process.kill()
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        (process,) = self.processes(name)
+        os.kill(process.pid, number)
+
+
+@dataclass
+class SimulatedRig:
+    """A simulated host whose guests serve their ports."""
+
+    image: LocalImage
+    host: SimulatedHost = field(
+        default_factory=lambda: SimulatedHost(behaviour=Behaviour(boot_s=constant(0.1)), serve=True)
+    )
+
+    def driver(self) -> SimulatedHypervisor:
+        return SimulatedHypervisor(self.host)
+
+    def traces(self, name: str) -> list[str]:
+        return [name] if name in self.host.vms else []
+
+    def kill(self, name: str) -> None:
+        self.host.crash(name)
+
+    def hang(self, name: str) -> None:
+        self.host.hang(name)
+
+    def plant_foreign(self, name: str) -> None:
+        self.host.foreign[name] = False
+
+    def half_make(self, name: str) -> None:
+        self.host.add(spec_of(name), self.image.digest)
+
+    def clean_up(self) -> None:
+        for name in tuple(self.host.vms):
+            self.host.vanish(name)
+
+
+def spec_of(name: str) -> VmSpec:
+    """Return a spec like the tests' others under a given name."""
+    return VmSpec(name, spec().size, spec().ports)
+
+
+def local_image(disk: Path, *, arch: str = "amd64", system: str = "linux", nvram: Path | None = None) -> LocalImage:
+    """Return a guest disk as an image of the store."""
+    return LocalImage(digest=f"sha256:{disk.name}", directory=disk.parent, disk=disk, nvram=nvram, os=system, arch=arch)

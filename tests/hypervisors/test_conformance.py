@@ -1,0 +1,331 @@
+"""What every driver promises, held against each of them: the contract of `agent.hypervisors.contract`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from agent.domain.model import Observed
+from agent.hypervisors.contract import (
+    ForeignVmError,
+    GuestError,
+    HypervisorError,
+    VmExistsError,
+    VmExit,
+    VmNotFoundError,
+    VmNotRunningError,
+)
+from tests.hypervisors.rigs import GUEST_PORT, spec
+from tests.hypervisors.support import open_fds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.hypervisors.contract import Hypervisor
+    from tests.hypervisors.rigs import Rig
+
+BOOT_S = 60.0
+AT_ONCE_S = 0.5
+
+
+class Exits:
+    """The exits a driver tells of, as they come."""
+
+    def __init__(self, driver: Hypervisor) -> None:
+        self._queue: asyncio.Queue[VmExit] = asyncio.Queue()
+        driver.on_exit(self._queue.put_nowait)
+
+    async def next(self) -> VmExit:
+        return await asyncio.wait_for(self._queue.get(), 20)
+
+    def none_waiting(self) -> bool:
+        return self._queue.empty()
+
+
+async def running(driver: Hypervisor, rig: Rig, *, booted: bool = False) -> int:
+    """Clone and start the test's VM; returns its pid."""
+    await driver.clone(spec(), rig.image)
+    await driver.start(spec())
+    if booted:
+        await driver.ping(spec().name, timeout_s=BOOT_S)
+    return await pid_of(driver, spec().name)
+
+
+async def pid_of(driver: Hypervisor, name: str) -> int:
+    (vm,) = [vm for vm in await driver.inventory() if vm.name == name]
+    assert vm.running
+    assert vm.pid is not None
+    return vm.pid
+
+
+async def test_a_host_without_vms_lists_none(driver: Hypervisor) -> None:
+    assert await driver.inventory() == ()
+
+
+async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) -> None:
+    exits, name = Exits(driver), spec().name
+    await driver.clone(spec(), rig.image)
+    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    await driver.start(spec())
+    await driver.ping(name, timeout_s=BOOT_S)
+
+    assert (await driver.execute(name, ("echo", "hello", "guest"), timeout_s=20)).stdout == b"hello guest\n"
+    assert (await driver.execute(name, ("false",), timeout_s=20)).exit_code == 1
+    address = await driver.address(name)
+    assert set(address.ports) == set(spec().ports)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{address.host}:{address.ports[GUEST_PORT]}/") as response,
+    ):
+        assert response.status == 200
+    assert exits.none_waiting()
+
+    await driver.stop(name, grace_s=30)
+    ended = await exits.next()
+    assert (ended.name, ended.code) == (name, 0), "the guest shut down by itself"
+    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    await driver.delete(name)
+    assert await driver.inventory() == ()
+    assert rig.traces(name) == []
+
+
+async def test_a_taken_name_is_refused_and_its_vm_untouched(driver: Hypervisor, rig: Rig) -> None:
+    pid = await running(driver, rig)
+    with pytest.raises(VmExistsError, match=spec().name):
+        await driver.clone(spec(), rig.image)
+    assert await pid_of(driver, spec().name) == pid
+
+
+async def test_of_two_clones_of_one_name_one_is_made(driver: Hypervisor, rig: Rig) -> None:
+    done = await asyncio.gather(*(driver.clone(spec(), rig.image) for _ in range(2)), return_exceptions=True)
+    assert [type(result) for result in done if result] == [VmExistsError]
+    await driver.start(spec())
+
+
+async def test_a_half_made_vm_is_listed_as_ours_and_can_only_be_deleted(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    rig.half_make(name)
+    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    with pytest.raises(VmExistsError):
+        await driver.clone(spec(), rig.image)
+    with pytest.raises(HypervisorError):
+        await driver.start(spec())
+    await driver.stop(name, grace_s=1)
+    await driver.delete(name)
+    assert await driver.inventory() == ()
+    assert rig.traces(name) == []
+    await driver.clone(spec(), rig.image)
+
+
+async def test_ending_what_has_ended_succeeds(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    await driver.stop(name, grace_s=5)
+    await driver.delete(name)
+    await running(driver, rig)
+    for _ in range(2):
+        await driver.stop(name, grace_s=0)
+    for _ in range(2):
+        await driver.delete(name)
+    assert rig.traces(name) == []
+
+
+async def test_starting_what_runs_leaves_it_running(driver: Hypervisor, rig: Rig) -> None:
+    pid = await running(driver, rig)
+    await driver.start(spec())
+    assert await pid_of(driver, spec().name) == pid
+
+
+async def test_what_runs_is_not_deleted(driver: Hypervisor, rig: Rig) -> None:
+    pid = await running(driver, rig)
+    with pytest.raises(HypervisorError, match="still runs"):
+        await driver.delete(spec().name)
+    assert await pid_of(driver, spec().name) == pid
+
+
+async def test_unknown_and_stopped_vms_are_told_apart(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    with pytest.raises(VmNotFoundError):
+        await driver.start(spec())
+    for expected in (VmNotFoundError, VmNotRunningError):
+        with pytest.raises(expected):
+            await driver.ping(name, timeout_s=1)
+        with pytest.raises(expected):
+            await driver.execute(name, ("true",), timeout_s=1)
+        with pytest.raises(expected):
+            await driver.address(name)
+        with pytest.raises(expected):
+            await driver.suspend(name)
+        if expected is VmNotFoundError:
+            await driver.clone(spec(), rig.image)
+
+
+async def test_vms_do_not_disturb_each_other(driver: Hypervisor, rig: Rig) -> None:
+    specs = [spec(number) for number in (1, 2, 3)]
+    await asyncio.gather(*(driver.clone(each, rig.image) for each in specs))
+    await asyncio.gather(*(driver.start(each) for each in specs))
+    addresses = [await driver.address(each.name) for each in specs]
+    ports = [port for address in addresses for port in address.ports.values()]
+    assert len(set(ports)) == len(ports) == 6
+    await driver.stop(specs[0].name, grace_s=0)
+    await driver.delete(specs[0].name)
+    listed = await driver.inventory()
+    assert [(vm.name, vm.running) for vm in listed] == [(specs[1].name, True), (specs[2].name, True)]
+
+
+async def test_a_killed_vm_is_noticed_at_once(driver: Hypervisor, rig: Rig) -> None:
+    exits = Exits(driver)
+    await running(driver, rig)
+    started_s = time.monotonic()
+    rig.kill(spec().name)
+    assert (await exits.next()).code == -9
+    assert time.monotonic() - started_s < AT_ONCE_S
+    assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
+    with pytest.raises(VmNotRunningError):
+        await driver.ping(spec().name, timeout_s=1)
+
+
+async def test_another_driver_adopts_what_runs(
+    driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
+) -> None:
+    name = spec().name
+    pid = await running(driver, rig, booted=True)
+    before = await driver.address(name)
+    await driver.close()
+
+    adopter = new_driver()
+    exits = Exits(adopter)
+    assert await pid_of(adopter, name) == pid
+    assert await adopter.address(name) == before
+    await adopter.ping(name, timeout_s=20)
+    started_s = time.monotonic()
+    rig.kill(name)
+    assert (await exits.next()).name == name
+    assert time.monotonic() - started_s < AT_ONCE_S
+    assert exits.none_waiting(), "an end is told once"
+
+
+async def test_a_driver_that_never_listed_can_still_stop_what_runs(
+    driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
+) -> None:
+    await running(driver, rig)
+    await driver.close()
+    other = new_driver()
+    await other.stop(spec().name, grace_s=0)
+    await other.delete(spec().name)
+    assert rig.traces(spec().name) == []
+
+
+async def test_a_hung_vm_fails_its_pings_in_time_and_can_be_stopped(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    await running(driver, rig, booted=True)
+    rig.hang(name)
+    started_s = time.monotonic()
+    with pytest.raises(GuestError, match=r"did not answer.*0\.3 s"):
+        await driver.ping(name, timeout_s=0.3)
+    with pytest.raises(GuestError, match=r"did not answer.*0\.3 s"):
+        await driver.execute(name, ("true",), timeout_s=0.3)
+    assert time.monotonic() - started_s < 2
+    assert (await driver.inventory())[0].running
+    started_s = time.monotonic()
+    await driver.stop(name, grace_s=1)
+    assert time.monotonic() - started_s < 4
+    await driver.delete(name)
+    assert rig.traces(name) == []
+
+
+async def test_a_guest_that_is_not_up_yet_is_no_error_of_the_tool(driver: Hypervisor, rig: Rig) -> None:
+    await running(driver, rig)
+    with pytest.raises(GuestError):
+        await driver.ping(spec().name, timeout_s=0.01)
+
+
+async def test_questions_may_be_asked_at_the_same_time(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    await running(driver, rig, booted=True)
+    said = await asyncio.gather(
+        *(driver.execute(name, ("echo", str(number)), timeout_s=30) for number in range(5)),
+        *(driver.ping(name, timeout_s=30) for _ in range(5)),
+    )
+    assert [result.stdout for result in said if result] == [f"{number}\n".encode() for number in range(5)]
+
+
+async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    pid = await running(driver, rig, booted=True)
+    with pytest.raises(HypervisorError, match="no saved memory"):
+        await driver.resume(spec())
+    assert await pid_of(driver, name) == pid
+    await driver.suspend(name)
+    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    await driver.resume(spec())
+    await driver.ping(name, timeout_s=30)
+    assert (await driver.execute(name, ("echo", "again"), timeout_s=20)).stdout == b"again\n"
+    assert set((await driver.address(name)).ports) == set(spec().ports)
+    await driver.suspend(name)
+    await driver.delete(name)
+    assert rig.traces(name) == []
+
+
+async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:
+    name = spec().name
+    await driver.evidence(name, tmp_path / "unknown")
+    await running(driver, rig, booted=True)
+    await driver.evidence(name, tmp_path / "alive")
+    rig.hang(name)
+    await driver.evidence(name, tmp_path / "hung")
+    await driver.stop(name, grace_s=0)
+    await driver.evidence(name, tmp_path / "dead")
+    for state, alive in (("unknown", False), ("alive", True), ("hung", True), ("dead", False)):
+        assert f'"running": {str(alive).lower()}' in (tmp_path / state / "state.json").read_text()
+    for state in ("alive", "hung", "dead"):
+        assert (tmp_path / state / "console.log").stat().st_size > 0
+
+
+async def test_foreign_vms_are_listed_and_never_touched(driver: Hypervisor, rig: Rig) -> None:
+    rig.plant_foreign("somebody-elses")
+    before = rig.traces("somebody-elses")
+    assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
+    with pytest.raises(ForeignVmError):
+        await driver.stop("somebody-elses", grace_s=0)
+    with pytest.raises(ForeignVmError):
+        await driver.delete("somebody-elses")
+    assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
+    assert rig.traces("somebody-elses") == before
+
+
+async def test_a_cancelled_start_leaves_what_can_be_found_and_ended(driver: Hypervisor, rig: Rig) -> None:
+    name = spec().name
+    await driver.clone(spec(), rig.image)
+    for turns in (1, 3, 6, 20):
+        start = asyncio.create_task(driver.start(spec()))
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        start.cancel()
+        await asyncio.wait([start])
+        await driver.stop(name, grace_s=0)
+        assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    await driver.delete(name)
+    assert rig.traces(name) == []
+
+
+async def test_a_closed_driver_leaves_vms_running_and_tells_nothing(
+    new_driver: Callable[[], Hypervisor], driver: Hypervisor, rig: Rig
+) -> None:
+    before = open_fds()
+    other = new_driver()
+    exits = Exits(other)
+    await driver.clone(spec(), rig.image)
+    await other.start(spec())
+    pid = await pid_of(other, spec().name)
+    await other.close()
+    assert await pid_of(driver, spec().name) == pid
+    own = Exits(driver)
+    rig.kill(spec().name)
+    await own.next()
+    assert exits.none_waiting()
+    assert open_fds() == before
