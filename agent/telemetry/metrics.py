@@ -61,6 +61,10 @@ class Metrics:
 
         self.slots = self._gauge("slots", "Slots of this host by what holds them.", ("state",))
         self.vms = self._gauge("vms", "VMs by pool and state.", ("pool", "state"))
+        self.warm_target = self._gauge("pool_warm_target", "VMs a pool should keep ready.", ("pool",))
+        self.waiters = self._gauge("lease_waiters", "Lease requests that wait for a VM.", ("pool",))
+        self.condition = self._gauge("condition_problem", "1 for a condition that needs attention.", ("type",))
+        self.build = self._gauge("build_info", "Always 1; says what runs here.", ("version", "hypervisor"))
         self.heartbeat_age = self._gauge("loop_heartbeat_age_seconds", "Since the loop last finished a turn.", ())
 
     @contextmanager

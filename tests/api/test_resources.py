@@ -51,7 +51,7 @@ async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> No
     vms = {(s.labels["pool"], s.labels["state"]): s.value for s in families["hearth_vms"].samples}
     slots = {s.labels["state"]: s.value for s in families["hearth_slots"].samples}
     requests = families["hearth_api_request_duration_seconds"].samples
-    assert vms == {("small", "ready"): 2}
+    assert {key: count for key, count in vms.items() if count} == {("small", "ready"): 2}
     assert slots == {"starting": 0, "ready": 2, "leased": 0, "stopping": 0, "foreign": 0, "free": 0}
     assert any(s.labels.get("route") == "/v1/host" and s.labels["status"] == "200" for s in requests)
 

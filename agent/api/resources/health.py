@@ -11,6 +11,7 @@ from agent.api import schemas
 from agent.api.context import answer, context
 from agent.api.documents import slots
 from agent.api.operation import Operation
+from agent.domain.states import HOLDS_SLOT
 
 if TYPE_CHECKING:
     from agent.api.ports import Engine
@@ -46,11 +47,20 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _set_gauges(metrics: Metrics, engine: Engine) -> None:
-    world = engine.world()
+    world, identity = engine.world(), engine.identity()
+    metrics.build.labels(version=identity.agent_version, hypervisor=identity.hypervisor).set(1)
     metrics.heartbeat_age.set(engine.heartbeat_age_s())
+    for condition in engine.conditions():
+        metrics.condition.labels(type=condition.type).set(condition.problem)
     for state, count in slots(world).model_dump(exclude={"total", "used"}).items():
         metrics.slots.labels(state=state).set(count)
-    metrics.vms.clear()
+    for gauge in (metrics.vms, metrics.warm_target, metrics.waiters):
+        gauge.clear()
+    for pool in world.pools:
+        metrics.warm_target.labels(pool=pool.name).set(pool.warm)
+        metrics.waiters.labels(pool=pool.name).set(sum(waiter.pool == pool.name for waiter in world.waiters))
+        for state in HOLDS_SLOT:
+            metrics.vms.labels(pool=pool.name, state=state).set(0)
     for vm in world.vms:
         metrics.vms.labels(pool=vm.pool, state=vm.state).inc()
 
