@@ -116,8 +116,8 @@ async def query(client: aiohttp.ClientSession, expression: str) -> list[dict[str
 async def test_a_real_prometheus_scrapes_the_agent(api: Running, tmp_path: Path) -> None:
     async with prometheus(api.server.port, tmp_path) as address, aiohttp.ClientSession(address) as client:
         async with asyncio.timeout(30):
-            while not (up := await query(client, "hearth_slots")):
-                await asyncio.sleep(0.1)  # noqa: ASYNC110 - Prometheus tells no event
+            while not (up := await query(client, "hearth_slots")):  # noqa: ASYNC110 - it tells no event
+                await asyncio.sleep(0.1)
         slots = {series["metric"]["state"]: series["value"][1] for series in up}
         assert (slots["ready"], slots["starting"], slots["free"]) == ("1", "1", "0")
         assert [series["value"][1] for series in await query(client, "up")] == ["1"]
