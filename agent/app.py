@@ -24,6 +24,7 @@ from agent.engine.conditions import ConditionBoard
 from agent.engine.effects import Effects
 from agent.engine.engine import Engine, Parts
 from agent.engine.executor import Executor
+from agent.engine.history import History
 from agent.engine.journal import Journal
 from agent.engine.leases import LeaseDesk
 from agent.engine.ledger import Ledger
@@ -68,7 +69,11 @@ async def build(config: Config, stack: AsyncExitStack) -> App:
     http = await stack.enter_async_context(aiohttp.ClientSession())
     engine = _engine(config, hypervisor, images, journal, http, metrics)
     application = build_application(engine, metrics)
-    return App(engine, Server(application, host=config.api.host, port=config.api.port, socket_path=config.socket_path))
+    server = Server(
+        application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
+        port_file=config.data_dir / "api.port",
+    )  # fmt: skip
+    return App(engine, server)
 
 
 def _engine(
@@ -123,8 +128,8 @@ def _engine(
     )
     return Engine(
         Parts(
-            ledger=ledger, hypervisor=hypervisor, images=images, observation=observation, assignments=assignments,
-            leases=desk, executor=executor, board=board, prober=prober, verdicts=verdicts, reconciler=reconciler,
-            view=view, identity=identity, awake=awake,
+            ledger=ledger, history=History(ledger, journal), hypervisor=hypervisor, images=images,
+            observation=observation, assignments=assignments, leases=desk, executor=executor, board=board,
+            prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity, awake=awake,
         )
     )  # fmt: skip

@@ -13,13 +13,14 @@ from agent.host.facts import DiskFacts, HostIdentity
 
 if TYPE_CHECKING:
     from agent.config import Assignment
+    from agent.domain.events import Event
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, Lease, World
     from agent.hypervisors.contract import Address
     from agent.images.contract import PullProgress
 
 
-__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "HostIdentity", "Leases"]
+__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "History", "HostIdentity", "Leases"]
 
 
 class Leases(Protocol):
@@ -40,12 +41,29 @@ class Leases(Protocol):
         """Return a lease. Raises `LeaseNotFoundError`."""
 
 
+class History(Protocol):
+    """What happened, by number. Numbers grow by one and survive restarts of the agent."""
+
+    async def events(self, *, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
+        """Return at most `limit` events in order with their numbers: those after `after`, of one VM if named."""
+
+    async def last(self) -> int:
+        """Return the number of the latest event; 0 when nothing ever happened."""
+
+    async def changed(self, sequence: int) -> None:
+        """Return as soon as the world is no longer at `sequence`."""
+
+
 class Engine(Protocol):
     """The running agent, as HTTP sees it."""
 
     @property
     def leases(self) -> Leases:
         """The lease desk."""
+
+    @property
+    def history(self) -> History:
+        """What happened, and the moment there is more."""
 
     @property
     def sequence(self) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.engine.assignments import Assignments, HeldAssignment
     from agent.engine.conditions import ConditionBoard
     from agent.engine.executor import Executor
+    from agent.engine.history import History
     from agent.engine.leases import LeaseDesk
     from agent.engine.ledger import Ledger
     from agent.engine.observation import Observation
@@ -39,6 +40,7 @@ class Parts:
     """The parts of a running agent, put together by `agent.app`."""
 
     ledger: Ledger
+    history: History
     hypervisor: Hypervisor
     images: Images
     observation: Observation
@@ -90,6 +92,11 @@ class Engine:
     def leases(self) -> LeaseDesk:
         """The lease desk."""
         return self._parts.leases
+
+    @property
+    def history(self) -> History:
+        """What happened, and the moment there is more."""
+        return self._parts.history
 
     @property
     def sequence(self) -> int:

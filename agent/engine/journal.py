@@ -166,6 +166,15 @@ class Journal:
 
         return await self._run(read)
 
+    async def last_event(self) -> int:
+        """Return the sequence number of the latest event; 0 when there is none."""
+
+        def read() -> int:
+            number: int = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0]
+            return number
+
+        return await self._run(read)
+
     async def trim(self) -> None:
         """Forget the oldest events beyond `KEPT_EVENTS`."""
 

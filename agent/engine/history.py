@@ -1,0 +1,39 @@
+"""What happened: the events the journal keeps, and the moment there are more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.domain.events import Event
+    from agent.engine.journal import Journal
+    from agent.engine.ledger import Ledger
+
+
+class History:
+    """Reads events by their numbers, which grow by one and survive restarts, and tells when the world changes."""
+
+    def __init__(self, ledger: Ledger, journal: Journal) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._change = asyncio.Event()
+        ledger.on_change(self._note_change)
+
+    async def events(self, *, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
+        """Return at most `limit` events in order with their numbers: those after `after`, of one VM if named."""
+        return await self._journal.events(after=after, vm=vm, limit=limit)
+
+    async def last(self) -> int:
+        """Return the number of the latest event; 0 when nothing ever happened."""
+        return await self._journal.last_event()
+
+    async def changed(self, sequence: int) -> None:
+        """Return as soon as the world is no longer at `sequence`."""
+        while self._ledger.sequence == sequence:
+            await self._change.wait()
+
+    def _note_change(self, _events: tuple[Event, ...]) -> None:
+        # Everybody who waits now is woken once; who comes later waits for the next change.
+        self._change.set()
+        self._change = asyncio.Event()
