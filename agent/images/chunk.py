@@ -1,36 +1,93 @@
-"""One chunk's way from compressed bytes to verified bytes on the disk. Runs in threads: hashing, LZ4 and writing."""
+"""One chunk's way to verified bytes on the disk. Runs in threads: hashing, LZ4, reading and writing."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
 
-from agent.images.files import pwrite_all
-from agent.images.lz4frame import FrameDecoder, FrameError
-from agent.images.sparse import data_runs
+from agent.images.files import pread_into, pwrite_all
+from agent.images.lz4frame import END, FrameDecoder, FrameError
+from agent.images.plan import Local, Remote, Zeros
+from agent.images.sparse import data_runs, make_hole
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent.images.liblz4 import BlockCodec
-    from agent.images.plan import Fetch
+    from agent.images.plan import Fetch, Place, Rebuild
+
+_COPY_BYTES: Final = 1 << 20
+_ZEROS: Final = bytes(_COPY_BYTES)
 
 
 class CorruptChunkError(Exception):
     """A chunk's bytes are not what the manifest promised. Worth another try."""
 
 
+class RawWriter:
+    """Writes a chunk's raw bytes to its places, leaving holes for zeros, and hashes them on the way.
+
+    `base` is the disk that ours was cloned from, if any: what is there already, at the same offset, is not written
+    again, and zeros are punched into what it holds.
+    """
+
+    def __init__(self, fetch: Fetch, descriptor: int, *, base: Path | None = None) -> None:
+        self._fetch = fetch
+        self._descriptor = descriptor
+        self._base = base
+        self._raw = hashlib.sha256()
+        self._at = 0
+
+    def write(self, buffer: bytearray, start: int, end: int) -> None:
+        """Write `buffer[start:end]` next."""
+        with memoryview(buffer) as view:
+            self._raw.update(view[start:end])
+            if self._base is not None:
+                self._punch(end - start)
+            for first, last in data_runs(buffer, start, end):
+                for offset in self._fetch.offsets:
+                    pwrite_all(self._descriptor, view[first:last], offset + self._at + first - start)
+        self._at += end - start
+
+    def zeros(self, size: int) -> None:
+        """Leave a hole of `size` bytes next."""
+        for at in range(0, size, _COPY_BYTES):
+            self._raw.update(memoryview(_ZEROS)[: size - at])
+        if self._base is not None:
+            self._punch(size)
+        self._at += size
+
+    def holds(self, place: Place, view: memoryview) -> bool:
+        """Take the next bytes as read from `place`, if they need no writing since the clone has them there."""
+        if self._base != place.disk or self._fetch.offsets != (place.offset - self._at,):
+            return False
+        self._raw.update(view)
+        self._at += len(view)
+        return True
+
+    def check(self) -> None:
+        """Check the whole chunk's digest. Raises `CorruptChunkError`."""
+        if f"sha256:{self._raw.hexdigest()}" != self._fetch.chunk.raw_digest:
+            raise CorruptChunkError("its raw bytes have another digest")
+
+    def _punch(self, size: int) -> None:
+        for offset in self._fetch.offsets:
+            make_hole(self._descriptor, offset + self._at, size)
+
+
 class ChunkWriter:
-    """Decodes a chunk that comes in pieces and writes it to its places, leaving holes for zeros.
+    """Decodes a chunk that comes compressed, in pieces, and writes it.
 
     What is written counts for nothing until `finish` has returned: only then both digests are known to match.
     """
 
-    def __init__(self, fetch: Fetch, descriptor: int, codec: BlockCodec) -> None:
+    def __init__(self, fetch: Fetch, writer: RawWriter, codec: BlockCodec) -> None:
         self._fetch = fetch
-        self._descriptor = descriptor
+        self._writer = writer
         self._compressed = hashlib.sha256()
-        self._raw = hashlib.sha256()
-        self._written = 0
-        self._decoder = FrameDecoder(fetch.chunk.raw_size, self._write, codec)
+        self._decoder = FrameDecoder(fetch.chunk.raw_size, writer.write, codec)
 
     def feed(self, piece: memoryview) -> None:
         """Take the next compressed bytes. Raises `CorruptChunkError` as soon as they cannot be right."""
@@ -48,13 +105,67 @@ class ChunkWriter:
             self._decoder.finish()
         except FrameError as error:
             raise CorruptChunkError(str(error)) from None
-        if f"sha256:{self._raw.hexdigest()}" != self._fetch.chunk.raw_digest:
-            raise CorruptChunkError("its raw bytes have another digest")
+        self._writer.check()
 
-    def _write(self, buffer: bytearray, start: int, end: int) -> None:
-        with memoryview(buffer) as view:
-            self._raw.update(view[start:end])
-            for first, last in data_runs(buffer, start, end):
-                for offset in self._fetch.offsets:
-                    pwrite_all(self._descriptor, view[first:last], offset + self._written + first - start)
-        self._written += end - start
+
+class ChunkBuilder:
+    """Puts a chunk together from local bytes, zeros and fetched blocks, in order."""
+
+    def __init__(self, rebuild: Rebuild, writer: RawWriter, codec: BlockCodec) -> None:
+        self._steps = list(reversed(rebuild.steps))
+        self._writer = writer
+        self._codec = codec
+        self._opened = ExitStack()
+        self._disks: dict[Path, int] = {}
+
+    def feed(self, piece: memoryview) -> None:
+        """Take the bytes of the next range. Raises `CorruptChunkError`."""
+        self._advance()
+        step = self._steps.pop()
+        assert isinstance(step, Remote)
+        decoder = FrameDecoder(step.raw_size, self._writer.write, self._codec)
+        try:
+            decoder.feed(piece)
+            decoder.feed(memoryview(bytearray(END)))
+            decoder.finish()
+        except FrameError as error:
+            raise CorruptChunkError(str(error)) from None
+
+    def finish(self) -> None:
+        """Do what is left and check the whole. Raises `CorruptChunkError`."""
+        self._advance()
+        self._writer.check()
+
+    def close(self) -> None:
+        """Let go of the disks that were read from."""
+        self._opened.close()
+
+    def _advance(self) -> None:
+        while self._steps and not isinstance(self._steps[-1], Remote):
+            step = self._steps.pop()
+            if isinstance(step, Zeros):
+                self._writer.zeros(step.size)
+            elif isinstance(step, Local):
+                self._copy(step)
+
+    def _copy(self, step: Local) -> None:
+        buffer = bytearray(min(_COPY_BYTES, step.size))
+        descriptor = self._disk(step.place.disk)
+        for at in range(0, step.size, _COPY_BYTES):
+            size = min(_COPY_BYTES, step.size - at)
+            place = type(step.place)(step.place.disk, step.place.offset + at)
+            with memoryview(buffer) as view:
+                if pread_into(descriptor, view[:size], place.offset) < size:
+                    raise CorruptChunkError(f"{place.disk} is too short")
+                if self._writer.holds(place, view[:size]):
+                    continue
+            self._writer.write(buffer, 0, size)
+
+    def _disk(self, path: Path) -> int:
+        if path not in self._disks:
+            try:
+                self._disks[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise CorruptChunkError(f"{path} cannot be read: {error.strerror}") from None
+            self._opened.callback(os.close, self._disks[path])
+        return self._disks[path]

@@ -24,7 +24,9 @@ WINDOW_BYTES: Final = 1 << 20
 
 _COMPRESSED: Final = b"bv41"
 _PLAIN: Final = b"bv4-"
-_END: Final = b"bv4$"
+END: Final = b"bv4$"
+END_BYTES: Final = len(END)
+"""Length of what ends a stream."""
 _COMPRESSED_HEADER: Final = struct.Struct("<4sII")
 _PLAIN_HEADER: Final = struct.Struct("<4sI")
 
@@ -44,7 +46,7 @@ class FrameDecoder:
         self._left = raw_size
         self._sink = sink
         self._codec = codec
-        self._buffer = bytearray(DICTIONARY_BYTES + WINDOW_BYTES)
+        self._buffer = bytearray(DICTIONARY_BYTES + min(WINDOW_BYTES, raw_size))
         self._start = 0  # where output not yet handed on begins
         self._at = 0  # where the next block goes
         self._rest = bytearray()  # an incomplete block at the end of the last piece
@@ -79,7 +81,7 @@ class FrameDecoder:
         if self._ended:
             raise FrameError("bytes after the end of the stream")
         magic = bytes(block[:4])
-        if magic == _END:
+        if magic == END:
             self._ended = True
             return
         header = _COMPRESSED_HEADER if magic == _COMPRESSED else _PLAIN_HEADER
@@ -118,7 +120,7 @@ def _block_bytes(head: memoryview) -> int:
     magic = bytes(head[:4])
     if len(magic) < 4:
         return 4
-    if magic == _END:
+    if magic == END:
         return 4
     if magic not in (_COMPRESSED, _PLAIN):
         raise FrameError(f"not Apple's LZ4 framing: a block begins with {magic!r}")
@@ -158,5 +160,5 @@ def encode_frame(raw: memoryview, codec: BlockCodec) -> tuple[bytearray, list[in
     """Encode a chunk as independent 64 KiB blocks; return the stream and the framed length of each block."""
     out = bytearray()
     lengths = [encode_block(raw[start : start + BLOCK_BYTES], out, codec) for start in range(0, len(raw), BLOCK_BYTES)]
-    out += _END
+    out += END
     return out, lengths

@@ -13,32 +13,40 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from agent.images.blockindex import INDEX_TYPE, MAX_INDEX_BYTES, BadIndexError, ChunkBlocks, decode_index
+from agent.images.download import Downloader, Tools
 from agent.images.errors import (
     BadImageError,
     CorruptImageError,
     DiskTooSmallError,
+    ImageError,
     StoreError,
-    TransferError,
 )
-from agent.images.fetch import ChunkFetcher, Tools
+from agent.images.fetch import CORRUPT_ATTEMPTS, ChunkWorkers
 from agent.images.files import write_durably
-from agent.images.journal import Journal, boot_id, read_journal
+from agent.images.journal import FILE_NAME, Journal, boot_id
 from agent.images.manifest import Blob, Manifest, digest_of, parse_manifest, parse_vm_config
-from agent.images.plan import Fetch, Plan, make_plan
-from agent.images.rehash import matching_chunks
+from agent.images.prepare import Prepared, prepare
+from agent.images.referrers import find_attached
+from agent.images.sparse import make_hole
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, ImageStore, Stage
 from agent.images.threads import all_or_first_error, in_thread
-from agent.images.zeros import zero_digests
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from agent.images.manifest import Chunk
     from agent.images.meter import Meter
-    from agent.images.sources.contract import Source
+    from agent.images.plan import Plan
+    from agent.images.shelf import Shelf
+    from agent.images.sources.contract import Place
 
 log = structlog.get_logger()
 
 _OTHER_PROCESS_PERIOD_S: Final = 0.2
+_INDEX_TIMEOUT_S: Final = 60.0
+"""The block index saves far more than this, but an image pulls without it too."""
 _MIB: Final = 1 << 20
 
 
@@ -47,10 +55,11 @@ class Puller:
     """Pulls into one store. `reserve_bytes` stay free on its volume."""
 
     store: ImageStore
+    shelf: Shelf
     tools: Tools
     reserve_bytes: int
 
-    async def pull(self, source: Source, digest: str, meter: Meter) -> None:
+    async def pull(self, source: Place, digest: str, meter: Meter) -> None:
         """Return when the version is whole and published. What an interrupted try left is taken up again."""
         started_s = time.monotonic()
         manifest = await self._manifest(source, digest)
@@ -59,8 +68,9 @@ class Puller:
         if stage is None:
             return
         try:
-            await self._fill(source, manifest, stage, meter)
+            block_index = await self._fill(source, manifest, stage, meter)
             await in_thread(None, self.store.publish, digest, stage)
+            await in_thread(None, self.shelf.add, manifest, block_index)
         except OSError as error:
             raise await self._disk_error(error, stage) from error
         finally:
@@ -69,7 +79,7 @@ class Puller:
         duration_s = round(time.monotonic() - started_s, 3)
         log.info("image-pulled", image=digest, source=source.name, fetched_bytes=fetched, duration_s=duration_s)
 
-    async def _manifest(self, source: Source, digest: str) -> Manifest:
+    async def _manifest(self, source: Place, digest: str) -> Manifest:
         raw = await self.tools.retry.run(lambda: source.manifest(digest))
         if digest_of(raw) != digest:
             raise CorruptImageError(f"{source.name} answers with another manifest than {digest}")
@@ -88,44 +98,54 @@ class Puller:
             await asyncio.sleep(_OTHER_PROCESS_PERIOD_S)
         return None
 
-    async def _fill(self, source: Source, manifest: Manifest, stage: Stage, meter: Meter) -> None:
-        plan = await in_thread(self.tools.executor, self._plan, manifest, stage.path)
-        await in_thread(None, self._check_space, manifest, plan)
-        remaining = {number for fetch in plan.fetches for number in fetch.numbers}
-        here = (chunk.blob.size for number, chunk in enumerate(manifest.chunks) if number not in remaining)
-        meter.done(sum(here))
+    async def _fill(self, source: Place, manifest: Manifest, stage: Stage, meter: Meter) -> bytes | None:
+        """Make every file of the image whole in its staging directory; return its block index, if it has one."""
+        downloader = Downloader(source, self.tools, meter)
+        raw_index, index = await self._block_index(downloader, source, manifest)
+        prepared = await in_thread(self.tools.executor, prepare, manifest, stage.path, self.shelf, index)
+        await in_thread(None, self._check_space, manifest, prepared.plan)
+        meter.done(_bytes_here(manifest, prepared.plan))
+        await all_or_first_error(
+            [
+                self._small(downloader, manifest.vm_config, stage.path / CONFIG, meter),
+                self._small(downloader, manifest.nvram, stage.path / NVRAM, meter),
+                self._disk(downloader, manifest, stage, prepared, meter),
+            ]
+        )
+        await in_thread(None, _seal, manifest, stage.path)
+        return raw_index
+
+    async def _disk(
+        self, downloader: Downloader, manifest: Manifest, stage: Stage, prepared: Prepared, meter: Meter
+    ) -> None:
+        plan = prepared.plan
         with ExitStack() as opened:
             descriptor = os.open(stage.path / DISK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             opened.callback(os.close, descriptor)
             os.ftruncate(descriptor, manifest.disk_bytes)
+            if prepared.dirty or prepared.base is not None:
+                await in_thread(None, _punch, descriptor, [manifest.chunks[number] for number in plan.holes])
             journal = Journal.begin(stage.path, manifest.digest, boot=boot_id(), done=plan.done)
             opened.callback(journal.close)
-            fetcher = ChunkFetcher(source, descriptor, self.tools, meter, dirty=bool(plan.done))
-
-            def finished(fetch: Fetch) -> None:
-                journal.finished(fetch.numbers)
-
-            await all_or_first_error(
-                [
-                    self._small(source, manifest.vm_config, stage.path / CONFIG, meter),
-                    self._small(source, manifest.nvram, stage.path / NVRAM, meter),
-                    fetcher.run(plan.fetches, finished),
-                ]
-            )
+            workers = ChunkWorkers(downloader, descriptor, self.tools, meter, base=prepared.base, dirty=prepared.dirty)
+            # What is put together from here first: it frees no stream, but it needs few bytes of the network.
+            await workers.run([*plan.rebuilds, *plan.fetches], lambda fetch: journal.finished(fetch.numbers))
             await in_thread(None, os.fsync, descriptor)
-        await in_thread(None, _seal, manifest, stage.path)
 
-    def _plan(self, manifest: Manifest, directory: Path) -> Plan:
-        recovered = read_journal(directory, manifest.digest, boot=boot_id(), chunks=len(manifest.chunks))
-        disk = directory / DISK
-        numbers = recovered.numbers
-        if not disk.exists() or disk.stat().st_size != manifest.disk_bytes:
-            numbers = frozenset()
-        elif not recovered.trusted:
-            numbers = matching_chunks(disk, manifest, numbers)
-        if not numbers:
-            disk.unlink(missing_ok=True)  # it may hold bytes of unfinished chunks, where zeros must read as zeros
-        return make_plan(manifest, done=numbers, zero_digests=zero_digests(manifest))
+    async def _block_index(
+        self, downloader: Downloader, source: Place, manifest: Manifest
+    ) -> tuple[bytes | None, Sequence[ChunkBlocks | None]]:
+        """Return the image's block index, raw and read; nothing when it has none that can be used."""
+        try:
+            async with asyncio.timeout(_INDEX_TIMEOUT_S):
+                blob = await find_attached(source, manifest.digest, INDEX_TYPE)
+                if blob is None or blob.size > MAX_INDEX_BYTES:
+                    return None, ()
+                raw = bytes(await self._verified(downloader, blob))
+            return raw, await in_thread(self.tools.executor, decode_index, raw, manifest)
+        except (ImageError, BadIndexError, TimeoutError) as error:
+            log.info("block-index-unusable", image=manifest.digest, error=str(error))
+            return None, ()
 
     def _check_space(self, manifest: Manifest, plan: Plan) -> None:
         needed = plan.write_bytes + manifest.nvram.size
@@ -137,22 +157,18 @@ class Puller:
                 remedy="remove images with `hearth image rm`, or lower host.disk_reserve_mib",
             )
 
-    async def _small(self, source: Source, blob: Blob, path: Path, meter: Meter) -> None:
-        content = await self._verified(source, blob, meter)
+    async def _small(self, downloader: Downloader, blob: Blob, path: Path, meter: Meter) -> None:
+        content = await self._verified(downloader, blob)
         await in_thread(None, write_durably, path, content)
         meter.done(blob.size)
 
-    async def _verified(self, source: Source, blob: Blob, meter: Meter) -> bytearray:
+    async def _verified(self, downloader: Downloader, blob: Blob) -> bytearray:
         content = bytearray(blob.size)
-
-        async def read() -> None:
-            if blob.size:
-                await source.read(blob, 0, memoryview(content), meter.received)
-            if await in_thread(None, digest_of, content) != blob.digest:
-                raise TransferError(f"{source.name} sends another blob than {blob.digest}")
-
-        await self.tools.retry.run(read)
-        return content
+        for _ in range(CORRUPT_ATTEMPTS):
+            await downloader.fill(blob, 0, memoryview(content))
+            if await in_thread(None, digest_of, content) == blob.digest:
+                return content
+        raise CorruptImageError(f"{downloader.source.name} sends a corrupt blob {blob.digest}, again and again")
 
     async def _disk_error(self, error: OSError, stage: Stage) -> StoreError | DiskTooSmallError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -168,5 +184,15 @@ def _seal(manifest: Manifest, directory: Path) -> None:
         parse_vm_config((directory / CONFIG).read_bytes())
     except BadImageError as error:
         raise BadImageError(f"the image {manifest.digest} cannot be used here: {error.message}") from None
-    (directory / "journal").unlink()
+    (directory / FILE_NAME).unlink()
     write_durably(directory / MANIFEST, manifest.raw)
+
+
+def _punch(descriptor: int, chunks: Iterable[Chunk]) -> None:
+    for chunk in chunks:
+        make_hole(descriptor, chunk.offset, chunk.raw_size)
+
+
+def _bytes_here(manifest: Manifest, plan: Plan) -> int:
+    """Return the compressed size of the chunks that need no work."""
+    return sum(manifest.chunks[number].blob.size for number in (*plan.done, *plan.holes))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from agent.images.blockindex import INDEX_TYPE, ChunkBlocks, block_digests, encode_index
 from agent.images.errors import BadDiskError
 from agent.images.files import pread_into
 from agent.images.lz4frame import encode_frame
@@ -30,16 +31,18 @@ from agent.images.manifest import (
     Blob,
     digest_of,
 )
+from agent.images.referrers import attach
 from agent.images.sparse import data_extents
 from agent.images.threads import all_or_first_error, in_thread
 from agent.images.vmconfig import Hardware, oci_config, vm_config
+from agent.images.zeros import zero_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent.images.fetch import Tools
-    from agent.images.sources.contract import Sink
+    from agent.images.download import Tools
+    from agent.images.sources.contract import Place
 
 log = structlog.get_logger()
 
@@ -65,6 +68,7 @@ class _Encoded:
     raw_digest: str
     raw_size: int
     content: bytearray
+    blocks: ChunkBlocks | None  # None for zeros, which nobody fetches
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Pusher:
     async def push(
         self,
         disk: Path,
-        sink: Sink,
+        sink: Place,
         tag: str,
         *,
         hardware: Hardware,
@@ -97,8 +101,12 @@ class Pusher:
         small = [oci_config(hardware), vm_config(hardware, seed=seed), nvram]
         await all_or_first_error([upload.send(content) for content in small])
         manifest = _manifest(chunks, small, size)
+        subject = Blob(digest_of(manifest), len(manifest))
+        index = encode_index(upload.blocks[offset] for offset in sorted(upload.blocks))
+        await self.tools.retry.run(lambda: attach(sink, subject, INDEX_TYPE, index))
+        # The tag last: who sees the new version finds all that belongs to it.
         await self.tools.retry.run(lambda: sink.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=tag))
-        digest = digest_of(manifest)
+        digest = subject.digest
         log.info("image-pushed", image=digest, sink=sink.name, uploaded_bytes=upload.uploaded)
         return digest
 
@@ -107,7 +115,7 @@ class _Upload:
     """The state of one push."""
 
     def __init__(
-        self, pusher: Pusher, sink: Sink, descriptor: int, size: int, progress: Callable[[PushProgress], None]
+        self, pusher: Pusher, sink: Place, descriptor: int, size: int, progress: Callable[[PushProgress], None]
     ) -> None:
         self._tools = pusher.tools
         self._chunk_bytes = pusher.chunk_bytes
@@ -118,6 +126,7 @@ class _Upload:
         self._offsets = iter(range(0, size, pusher.chunk_bytes))
         self._holes = _Holes(descriptor, size)
         self._layers: dict[int, dict[str, Any]] = {}
+        self.blocks: dict[int, ChunkBlocks | None] = {}
         self._sent: set[str] = set()
         self._done = 0
         self.uploaded = 0
@@ -129,6 +138,7 @@ class _Upload:
             await self._send(encoded.blob, encoded.content)
             annotations = {RAW_SIZE: str(encoded.raw_size), RAW_DIGEST: encoded.raw_digest}
             self._layers[offset] = {**_descriptor(DISK_TYPE, encoded.blob), "annotations": annotations}
+            self.blocks[offset] = encoded.blocks
             self._done += encoded.raw_size
             self._progress(PushProgress(self._size, self._done, self.uploaded))
 
@@ -151,10 +161,13 @@ class _Upload:
 
     def _encode(self, offset: int) -> _Encoded:
         raw = bytearray(min(self._chunk_bytes, self._size - offset))
-        if self._holes.has_data(offset, len(raw)) and pread_into(self._descriptor, memoryview(raw), offset) < len(raw):
+        view = memoryview(raw)
+        if self._holes.has_data(offset, len(raw)) and pread_into(self._descriptor, view, offset) < len(raw):
             raise BadDiskError("the disk shrank while it was read")
-        content, _ = encode_frame(memoryview(raw), self._tools.codec)
-        return _Encoded(Blob(digest_of(content), len(content)), digest_of(raw), len(raw), content)
+        content, lengths = encode_frame(view, self._tools.codec)
+        raw_digest = digest_of(raw)
+        blocks = None if raw_digest == zero_digest(len(raw)) else ChunkBlocks(lengths, block_digests(view))
+        return _Encoded(Blob(digest_of(content), len(content)), raw_digest, len(raw), content, blocks)
 
 
 class _Holes:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from agent.images.download import Tools
 from agent.images.errors import BadReferenceError
-from agent.images.fetch import Tools
 from agent.images.liblz4 import best_codec
 from agent.images.manifest import digest_of
 from agent.images.meter import Meter
@@ -21,6 +21,7 @@ from agent.images.pull import Puller
 from agent.images.push import Pusher
 from agent.images.reference import parse_reference
 from agent.images.retry import Retry
+from agent.images.shelf import Shelf
 from agent.images.store import ImageStore
 from agent.images.threads import in_thread
 
@@ -51,6 +52,7 @@ class ImageService:
     """The image store with its puller (`agent.images.contract.Images`), and what the command line needs besides."""
 
     store: ImageStore
+    shelf: Shelf
     places: Places
     tools: Tools
     reserve_bytes: int
@@ -60,8 +62,10 @@ class ImageService:
     def build(cls, config: Config, *, places: Places | None = None, retry: Retry | None = None) -> Self:
         """Return the service of a configuration. Touches nothing yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
+        store = ImageStore(config.data_dir / "images")
         return cls(
-            store=ImageStore(config.data_dir / "images"),
+            store=store,
+            shelf=Shelf(store),
             places=places or Places(config.images.registries),
             tools=Tools(executor, best_codec(), retry or Retry(), config.images.streams),
             reserve_bytes=config.host.disk_reserve_mib << 20,
@@ -71,6 +75,7 @@ class ImageService:
         """Make the store ready and sweep what interrupted pulls left long ago."""
         await in_thread(None, self.store.prepare)
         await in_thread(None, self.store.sweep)
+        await in_thread(None, self.shelf.prepare)
 
     async def close(self) -> None:
         """End pulls under way, which go on where they are next time, and close all connections."""
@@ -118,6 +123,7 @@ class ImageService:
     async def remove(self, digest: str) -> None:
         """See `Images.remove`."""
         await in_thread(None, self.store.remove, digest)
+        await in_thread(None, self.shelf.drop, digest)
         log.info("image-removed", image=digest)
 
     async def find(self, text: str) -> str | None:
@@ -143,7 +149,7 @@ class ImageService:
     def _start(self, reference: str, digest: str) -> _Flight:
         meter = Meter(reference, digest)
         source = self.places.open(parse_reference(reference))
-        puller = Puller(self.store, self.tools, self.reserve_bytes)
+        puller = Puller(self.store, self.shelf, self.tools, self.reserve_bytes)
         task = asyncio.create_task(puller.pull(source, digest, meter), name=f"pull {digest}")
         flight = _Flight(task, meter)
         self._flights[digest] = flight

@@ -72,7 +72,12 @@ class ImageStore:
 
     def has(self, digest: str) -> bool:
         """Whether that version is whole here."""
-        return (self._path(digest) / MANIFEST).is_file()
+        return (self.path(digest) / MANIFEST).is_file()
+
+    def digests(self) -> list[str]:
+        """Return the versions that are whole here, the latest used first."""
+        found = sorted(self._published(), key=lambda path: -path.stat().st_mtime)
+        return [f"sha256:{path.name.removeprefix(_PREFIX)}" for path in found]
 
     def list(self) -> tuple[Image, ...]:
         """Return all versions that are whole here, oldest use first."""
@@ -97,7 +102,7 @@ class ImageStore:
         """Return where a version lies. Raises `ImageNotFoundError`."""
         if not is_digest(digest) or not self.has(digest):
             raise ImageNotFoundError(f"the image {digest} is not on this host", remedy="pull it")
-        path = self._path(digest)
+        path = self.path(digest)
         with self._os_errors():
             config = parse_vm_config((path / CONFIG).read_bytes())
             nvram = path / NVRAM
@@ -112,7 +117,7 @@ class ImageStore:
     def touch(self, digest: str) -> None:
         """Note that a version is in use now."""
         with suppress(FileNotFoundError):
-            os.utime(self._path(digest))
+            os.utime(self.path(digest))
 
     def try_stage(self, digest: str) -> Stage | None:
         """Open the staging directory of a version; None while another process works in it."""
@@ -136,8 +141,8 @@ class ImageStore:
         """Make a whole staged version visible, at once. Its files must be on the disk already."""
         with self._os_errors(), self._lock():
             sync_directory(stage.path)
-            stage.path.rename(self._path(digest))
-            os.utime(self._path(digest))
+            stage.path.rename(self.path(digest))
+            os.utime(self.path(digest))
             sync_directory(self.root)
 
     def remember(self, reference: str, digest: str) -> None:
@@ -160,7 +165,7 @@ class ImageStore:
             # First out of sight in one step, so that a half-removed image is never seen.
             doomed = self.root / _STAGING / f"removed-{digest.removeprefix('sha256:')}-{os.urandom(4).hex()}"
             with suppress(FileNotFoundError):
-                self._path(digest).rename(doomed)
+                self.path(digest).rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def sweep(self, *, older_than_s: float = PARTIAL_KEEP_S) -> int:
@@ -185,7 +190,8 @@ class ImageStore:
             return True
         return False
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Return where a version lies, or would."""
         return self.root / f"{_PREFIX}{digest.removeprefix('sha256:')}"
 
     def _published(self) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from typing import TYPE_CHECKING, Final
 
-from agent.images.fetch import Tools
+from agent.images.download import Tools
 from agent.images.liblz4 import best_codec
 from agent.images.push import Pusher
 from agent.images.retry import Retry

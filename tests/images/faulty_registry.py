@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -53,11 +54,13 @@ class FaultyRegistry:
     redirect_to: str = ""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def load(self, layout: Path, digest: str, *, tag: str = "v1") -> None:
-        """Take over all blobs of an OCI layout, and one manifest with its tag."""
+    def load(self, layout: Path) -> None:
+        """Take over all that is in an OCI layout."""
         for path in (layout / "blobs" / "sha256").iterdir():
             self.blobs[f"sha256:{path.name}"] = path.read_bytes()
-        self.manifests[digest] = self.manifests[tag] = self.blobs[digest]
+        for entry in json.loads((layout / "index.json").read_bytes())["manifests"]:
+            tag = entry.get("annotations", {}).get("org.opencontainers.image.ref.name", "")
+            self.manifests[entry["digest"]] = self.manifests[tag] = self.blobs[entry["digest"]]
 
     def arm(self, fault: str, *, times: float = 1, only: Callable[[str], bool] = lambda _: True) -> None:
         """Misbehave at the next `times` requests for blobs."""

@@ -34,9 +34,9 @@ PASSES = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429
 
 @pytest.fixture
 async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
-    digest = await push_layout(disk, tmp_path / "layout", executor)
+    await push_layout(disk, tmp_path / "layout", executor)
     registry = FaultyRegistry()
-    registry.load(tmp_path / "layout", digest)
+    registry.load(tmp_path / "layout")
     async with run_faulty(registry):
         yield registry
 

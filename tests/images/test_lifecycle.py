@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError
+from agent.images.manifest import parse_manifest
 from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
@@ -27,15 +28,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
-    digest = await push_layout(disk, tmp_path / "layout", executor)
+    await push_layout(disk, tmp_path / "layout", executor)
     registry = FaultyRegistry()
-    registry.load(tmp_path / "layout", digest)
+    registry.load(tmp_path / "layout")
     async with run_faulty(registry):
         yield registry
 
 
 def staged(images: ImageService) -> list[str]:
     return sorted(path.name for path in (images.store.root / ".staging").iterdir())
+
+
+def chunks_of(registry: FaultyRegistry, digest: str) -> set[str]:
+    return {chunk.blob.digest for chunk in parse_manifest(registry.manifests[digest]).chunks}
 
 
 async def test_one_flight_serves_all_who_ask(faulty: FaultyRegistry, make_service: MakeService) -> None:
@@ -175,8 +180,14 @@ async def test_removing_removes_everything_and_twice_is_fine(
     assert await images.find(reference) is None
     with pytest.raises(ImageNotFoundError, match="not on this host"):
         await images.local(digest)
-    assert sorted(path.name for path in images.store.root.iterdir()) == [".lock", ".staging", "references.json"]
+    assert sorted(path.name for path in images.store.root.iterdir()) == [
+        ".index",
+        ".lock",
+        ".staging",
+        "references.json",
+    ]
     assert staged(images) == []
+    assert [path.name for path in (images.store.root / ".index").iterdir()] == ["chunks.sqlite"]
 
 
 async def test_a_moved_tag_is_noticed_and_both_versions_stay(
@@ -234,7 +245,7 @@ async def test_an_image_that_cannot_fit_is_refused_before_the_download(
             await images.pull(faulty.reference(), digest)
         assert "needs 3 MiB" in raised.value.message
         assert "1 MiB of them" in raised.value.message
-        assert faulty.gets() == []
+        assert not chunks_of(faulty, digest) & {seen.path.rpartition("/")[2] for seen in faulty.gets()}
 
 
 async def test_a_disk_that_fills_up_half_way_is_freed_again(
@@ -244,7 +255,9 @@ async def test_a_disk_that_fills_up_half_way_is_freed_again(
         images = await make_service(faulty.host, data_dir=mount / "data")
         digest = await images.resolve(faulty.reference())
 
-        def fill(_: str) -> bool:
+        def fill(name: str) -> bool:
+            if name not in chunks_of(faulty, digest):
+                return False
             with contextlib.suppress(OSError), (mount / "filler").open("wb") as file:
                 while file.write(bytes(MIB)):
                     file.flush()

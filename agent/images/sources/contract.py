@@ -48,5 +48,15 @@ class Sink(Protocol):
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """Store a blob. Its digest has been computed from `content`."""
 
-    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> None:
-        """Store a manifest, and point the tag at it if one is given."""
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
+        """Store a manifest, and point the tag at it if one is given.
+
+        Returns whether the place has listed it among the referrers of its subject by itself.
+        """
+
+
+class Place(Source, Sink, Protocol):
+    """A place to read from and write to."""
+
+    async def referrers(self, digest: str) -> bytes | None:
+        """Return the image index of what is attached to a manifest; None where the place has no such list."""

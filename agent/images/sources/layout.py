@@ -64,9 +64,14 @@ class OciLayout:
         """See `Sink.put`."""
         await asyncio.to_thread(self._put, blob.digest, content)
 
-    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> None:
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
         """See `Sink.put_manifest`."""
         await asyncio.to_thread(self._put_manifest, content, media_type, tag)
+        return False
+
+    async def referrers(self, digest: str) -> bytes | None:
+        """See `Place.referrers`."""
+        return None
 
     def _blob_path(self, digest: str) -> Path:
         return self._path / "blobs" / "sha256" / digest.removeprefix("sha256:")
@@ -169,6 +174,12 @@ def _tag_of(entry: object) -> str | None:
 
 
 def _with(entries: list[Any], new: dict[str, Any]) -> list[Any]:
-    """Return the entries with a new one in place of its tag's last owner, or of the same entry without a tag."""
+    """Return the entries with a new one, in place of its tag's last owner."""
     tag = _tag_of(new)
-    return [*(entry for entry in entries if entry != new and (tag is None or _tag_of(entry) != tag)), new]
+    if tag is None:
+        return (
+            entries
+            if any(isinstance(e, dict) and e.get("digest") == new["digest"] for e in entries)
+            else [*entries, new]
+        )
+    return [*(entry for entry in entries if _tag_of(entry) != tag), new]

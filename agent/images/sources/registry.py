@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent.images.manifest import Blob
 
 _OK: Final = frozenset({200})
+_NO_SUCH_CALL: Final = frozenset({400, 404, 405, 501})
+"""How registries answer a call that they lack."""
 _WHOLE_OR_PART: Final = frozenset({200, 206})
 _CREATED: Final = frozenset({200, 201, 202, 204})
 _MANIFEST_TYPES: Final = ", ".join(
@@ -99,13 +101,20 @@ class RegistryRepository:
         async with self._http.send(finish):
             pass
 
-    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> None:
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
         """See `Sink.put_manifest`."""
         path = f"{self._namespace}/manifests/{tag or digest_of(content)}"
         headers = {"Content-Length": str(len(content)), "Content-Type": media_type}
         request = self._request("PUT", path, "pull,push", _CREATED, headers)
-        async with self._http.send(replace(request, body=lambda: _pieces(content))):
-            pass
+        async with self._http.send(replace(request, body=lambda: _pieces(content))) as response:
+            return "OCI-Subject" in response.headers
+
+    async def referrers(self, digest: str) -> bytes | None:
+        """See `Place.referrers`."""
+        path = f"{self._namespace}/referrers/{digest}"
+        request = self._request("GET", path, "pull", _OK | _NO_SUCH_CALL, {"Accept": INDEX_TYPE})
+        async with self._http.send(request) as response:
+            return await _read_all(response, MAX_MANIFEST_BYTES) if response.status == 200 else None
 
     async def _fill(
         self, response: aiohttp.ClientResponse, skip: int, into: memoryview, received: Callable[[int], None]

@@ -1,0 +1,97 @@
+"""What is attached to an image: found and added by the referrers API, or by its tag schema where that is missing.
+
+(OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema".)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.images.errors import BadImageError, ImageNotFoundError
+from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, Blob, digest_of, parse_json
+from agent.images.reference import is_digest
+
+if TYPE_CHECKING:
+    from agent.images.sources.contract import Place
+
+EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
+EMPTY: Final = b"{}"
+_MAX_BLOB_BYTES: Final = 1 << 40
+
+
+async def find_attached(place: Place, subject: str, artifact_type: str) -> Blob | None:
+    """Return the first layer of the newest artifact of that type attached to the manifest `subject`, if there is one.
+
+    Raises the errors of `Source`, and `BadImageError` for listings and artifacts that make no sense.
+    """
+    listing = await place.referrers(subject)
+    if listing is None:
+        try:
+            listing = await place.manifest(_tag(subject))
+        except ImageNotFoundError:
+            return None
+    for entry in reversed(_entries(listing)):
+        if entry.get("artifactType") == artifact_type and is_digest(str(entry.get("digest"))):
+            return _first_layer(await place.manifest(entry["digest"]), subject)
+    return None
+
+
+async def attach(place: Place, subject: Blob, artifact_type: str, content: bytes) -> None:
+    """Attach `content` to the manifest `subject`, whose digest and length are given."""
+    blob, empty = Blob(digest_of(content), len(content)), Blob(digest_of(EMPTY), len(EMPTY))
+    for part, data in ((blob, content), (empty, EMPTY)):
+        if not await place.has(part):
+            await place.put(part, data)
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": artifact_type,
+            "config": _descriptor(EMPTY_TYPE, empty),
+            "layers": [_descriptor(artifact_type, blob)],
+            "subject": _descriptor(MANIFEST_TYPE, subject),
+        },
+        separators=(",", ":"),
+    ).encode()
+    if not await place.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=None):
+        await _attach_by_tag(place, subject.digest, artifact_type, manifest)
+
+
+async def _attach_by_tag(place: Place, subject: str, artifact_type: str, manifest: bytes) -> None:
+    tag = _tag(subject)
+    try:
+        entries = _entries(await place.manifest(tag))
+    except (ImageNotFoundError, BadImageError):
+        entries = []
+    entry = _descriptor(MANIFEST_TYPE, Blob(digest_of(manifest), len(manifest))) | {"artifactType": artifact_type}
+    entries = [*(known for known in entries if known.get("digest") != entry["digest"]), entry]
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
+    await place.put_manifest(json.dumps(index, separators=(",", ":")).encode(), media_type=INDEX_TYPE, tag=tag)
+
+
+def _tag(subject: str) -> str:
+    return subject.replace(":", "-")
+
+
+def _entries(listing: bytes) -> list[dict[str, Any]]:
+    entries = parse_json(listing, "the list of referrers").get("manifests")
+    if not isinstance(entries, list):
+        raise BadImageError("the list of referrers lists nothing")
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _first_layer(raw: bytes, subject: str) -> Blob:
+    document = parse_json(raw, "the artifact")
+    about, layers = document.get("subject"), document.get("layers")
+    layer = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], dict) else {}
+    size = layer.get("size")
+    if not isinstance(about, dict) or about.get("digest") != subject or not is_digest(str(layer.get("digest"))):
+        raise BadImageError("the artifact is about another image")
+    if not isinstance(size, int) or not 0 < size < _MAX_BLOB_BYTES:
+        raise BadImageError("the artifact claims an impossible size")
+    return Blob(layer["digest"], size)
+
+
+def _descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}

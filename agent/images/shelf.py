@@ -1,0 +1,138 @@
+"""What the images on this host can give to one that is being pulled: a disk to clone, whole chunks, single blocks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.images.blockindex import BadIndexError, ChunkBlocks, decode_index
+from agent.images.errors import ImageError
+from agent.images.files import replace_durably
+from agent.images.index import ChunkIndex
+from agent.images.lz4frame import BLOCK_BYTES
+from agent.images.manifest import parse_manifest
+from agent.images.plan import Place
+from agent.images.store import DISK, MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
+
+    from agent.images.manifest import Manifest
+    from agent.images.store import ImageStore
+
+log = structlog.get_logger()
+
+_FOLDER: Final = ".index"
+
+
+class Shelf:
+    """The indexes over a store. They are derived: losing them costs speed, and `rebuild` brings them back."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._folder = store.root / _FOLDER
+
+    def prepare(self) -> None:
+        """Make ready, and take up images that the index does not know, and drop those that are gone."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        here = set(self._store.digests())
+        try:
+            known = self._chunks.images()
+            for digest in known - here:
+                self._chunks.drop(digest)
+            for manifest in self._manifests(here - known):
+                self._chunks.add(manifest)
+        except sqlite3.Error as error:
+            log.warning("chunk-index-unusable", error=str(error))
+        for path in self._folder.glob("*.blocks"):
+            if f"sha256:{path.stem}" not in here:
+                path.unlink(missing_ok=True)
+
+    def add(self, manifest: Manifest, block_index: bytes | None) -> None:
+        """Take up an image that has just been made whole."""
+        with self._only_an_index():
+            self._chunks.add(manifest)
+            if block_index is not None:
+                replace_durably(self._blocks_path(manifest.digest), block_index)
+
+    def drop(self, digest: str) -> None:
+        """Forget an image."""
+        with self._only_an_index():
+            self._chunks.drop(digest)
+            self._blocks_path(digest).unlink(missing_ok=True)
+
+    def rebuild(self) -> None:
+        """Make the chunk index anew from what is on the disk."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._chunks.rebuild(self._manifests(self._store.digests()))
+
+    def chunks(self, raw_digests: Collection[str]) -> dict[str, Place]:
+        """Return where whole chunks lie."""
+        found: dict[str, Place] = {}
+        with self._only_an_index():
+            for raw_digest, image, offset in self._chunks.find(raw_digests):
+                if raw_digest not in found and self._store.has(image):
+                    found[raw_digest] = Place(self._disk(image), offset)
+        return found
+
+    def base(self, manifest: Manifest, wanted: Collection[str]) -> tuple[Path, frozenset[int]] | None:
+        """Return the disk that shares most with an image, and the numbers of the chunks it has at the same offset."""
+        numbers = {(chunk.raw_digest, chunk.offset): number for number, chunk in enumerate(manifest.chunks)}
+        shared: dict[str, set[int]] = {}
+        with self._only_an_index():
+            for raw_digest, image, offset in self._chunks.find(wanted):
+                number = numbers.get((raw_digest, offset))
+                if number is not None and self._store.has(image):
+                    shared.setdefault(image, set()).add(number)
+        if not shared:
+            return None
+        [(image, _)] = Counter({image: len(found) for image, found in shared.items()}).most_common(1)
+        return self._disk(image), frozenset(shared[image])
+
+    def blocks(self, wanted: set[bytes]) -> dict[bytes, Place]:
+        """Return where single blocks lie, by block digest."""
+        found: dict[bytes, Place] = {}
+        left = set(wanted)
+        for digest in self._store.digests():
+            for block, place in self._blocks_of(digest) if left else ():
+                if block in left:
+                    found[block] = place
+                    left.discard(block)
+        return found
+
+    @property
+    def _chunks(self) -> ChunkIndex:
+        return ChunkIndex(self._folder / "chunks.sqlite")
+
+    def _blocks_of(self, digest: str) -> Iterator[tuple[bytes, Place]]:
+        disk = self._disk(digest)
+        for manifest in self._manifests([digest]):
+            for chunk, blocks in zip(manifest.chunks, self._load(manifest), strict=False):
+                for number, (block, _) in enumerate(blocks or ()):
+                    yield block, Place(disk, chunk.offset + number * BLOCK_BYTES)
+
+    def _load(self, manifest: Manifest) -> Sequence[ChunkBlocks | None]:
+        try:
+            return decode_index(self._blocks_path(manifest.digest).read_bytes(), manifest)
+        except (FileNotFoundError, BadIndexError):
+            return ()
+
+    def _manifests(self, digests: Collection[str]) -> Iterator[Manifest]:
+        for digest in digests:
+            with suppress(FileNotFoundError, ImageError):
+                yield parse_manifest((self._store.path(digest) / MANIFEST).read_bytes())
+
+    def _disk(self, digest: str) -> Path:
+        return self._store.path(digest) / DISK
+
+    def _blocks_path(self, digest: str) -> Path:
+        return self._folder / f"{digest.removeprefix('sha256:')}.blocks"
+
+    def _only_an_index(self) -> suppress:
+        """Go on without the index when it fails: images are never lost with it."""
+        return suppress(sqlite3.Error)

@@ -1,0 +1,176 @@
+"""The plan: every byte of the disk comes from exactly one place, and whatever it says rebuilds the right bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.images.blockindex import BadIndexError, ChunkBlocks, block_digests, decode_index, encode_index
+from agent.images.chunk import ChunkBuilder, RawWriter
+from agent.images.liblz4 import best_codec
+from agent.images.lz4frame import BLOCK_BYTES, encode_frame
+from agent.images.manifest import Blob, Chunk, Manifest, digest_of
+from agent.images.plan import BRIDGE_BLOCKS, Fetch, Here, Local, Place, Rebuild, Remote, Zeros, make_plan
+from agent.images.zeros import zero_digest, zero_digests
+
+CODEC = best_codec()
+CHUNK = 8 * BLOCK_BYTES
+OLD = Path("/old/disk.img")
+
+
+def block(letter: str) -> bytes:
+    """Return a block's bytes: '0' is zeros, any other letter its own noise, which LZ4 cannot shrink much."""
+    if letter == "0":
+        return bytes(BLOCK_BYTES)
+    return hashlib.shake_128(letter.encode()).digest(BLOCK_BYTES)
+
+
+def disk(letters: str) -> bytes:
+    return b"".join(block(letter) for letter in letters)
+
+
+def image(letters: str) -> tuple[Manifest, list[ChunkBlocks | None], list[bytes]]:
+    """Make a manifest, its block index and its blobs from one letter per block, eight blocks to a chunk."""
+    raw = disk(letters)
+    chunks, index, blobs = [], [], []
+    for offset in range(0, len(raw), CHUNK):
+        piece = bytearray(raw[offset : offset + CHUNK])
+        stream, lengths = encode_frame(memoryview(piece), CODEC)
+        chunks.append(Chunk(Blob(digest_of(stream), len(stream)), digest_of(piece), len(piece), offset))
+        empty = digest_of(piece) == zero_digest(len(piece))
+        index.append(None if empty else ChunkBlocks(lengths, block_digests(memoryview(piece))))
+        blobs.append(bytes(stream))
+    small = Blob(digest_of(b"{}"), 2)
+    return Manifest(digest_of(raw), b"", small, small, tuple(chunks), small), index, blobs
+
+
+def here(letters: str, manifest: Manifest) -> Here:
+    """Return what a disk of these letters can give to an image."""
+    raw = disk(letters)
+    whole = {digest_of(raw[at : at + CHUNK]): Place(OLD, at) for at in range(0, len(raw), CHUNK)}
+    blocks = {
+        block_digests(memoryview(raw[at : at + BLOCK_BYTES])): Place(OLD, at) for at in range(0, len(raw), BLOCK_BYTES)
+    }
+    wanted = {chunk.raw_digest for chunk in manifest.chunks}
+    return Here({digest: place for digest, place in whole.items() if digest in wanted}, blocks)
+
+
+letters = st.text("00abcdefgh", min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=letters, new=letters, done=st.sets(st.integers(0, 4)))
+def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: set[int]) -> None:
+    manifest, index, _ = image(new)
+    done &= set(range(len(manifest.chunks)))
+    plan = make_plan(manifest, done=done, zero_digests=zero_digests(manifest), here=here(old, manifest), index=index)
+    jobs = [*plan.fetches, *(rebuild.fetch for rebuild in plan.rebuilds)]
+    numbers = [number for fetch in jobs for number in fetch.numbers] + [*plan.done, *plan.holes]
+    assert sorted(numbers) == list(range(len(manifest.chunks)))
+    for fetch in jobs:
+        assert {manifest.chunks[number].raw_digest for number in fetch.numbers} == {fetch.chunk.raw_digest}
+        assert fetch.offsets == tuple(manifest.chunks[number].offset for number in fetch.numbers)
+    assert all(not disk(new)[n * CHUNK : (n + 1) * CHUNK].strip(b"\0") for n in plan.holes)
+    assert plan.fetch_bytes <= sum(fetch.blob.size for fetch in jobs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(old=letters, new=letters)
+def test_what_a_plan_rebuilds_is_the_image(old: str, new: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "old").write_bytes(disk(old))
+    manifest, index, blobs = image(new)
+    known = here(old, manifest)
+    moved = Here(
+        {digest: Place(folder / "old", place.offset) for digest, place in known.chunks.items()},
+        {digest: Place(folder / "old", place.offset) for digest, place in known.blocks.items()},
+    )
+    plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=moved, index=index)
+    with (folder / "new").open("w+b") as file:
+        file.truncate(manifest.disk_bytes)
+        for rebuild in plan.rebuilds:
+            blob = blobs[rebuild.fetch.numbers[0]]
+            builder = ChunkBuilder(rebuild, RawWriter(rebuild.fetch, file.fileno()), CODEC)
+            for step in rebuild.remote:
+                builder.feed(memoryview(bytearray(blob[step.start : step.start + step.size])))
+            builder.finish()
+            builder.close()
+    rebuilt = (folder / "new").read_bytes()
+    fetched = {number for fetch in plan.fetches for number in fetch.numbers}
+    for number, chunk in enumerate(manifest.chunks):
+        if number not in fetched:
+            assert digest_of(rebuilt[chunk.offset : chunk.offset + chunk.raw_size]) == chunk.raw_digest
+
+
+def steps(old: str, new: str) -> tuple[Rebuild, ...] | tuple[Fetch, ...]:
+    manifest, index, _ = image(new)
+    plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=here(old, manifest), index=index)
+    return plan.rebuilds or plan.fetches
+
+
+def kinds(old: str, new: str) -> str:
+    """Return the steps of a one-chunk rebuild as letters, one per block: local, zeros, remote; F when fetched whole."""
+    (job,) = steps(old, new)
+    if isinstance(job, Fetch):
+        return "F"
+    names = {Local: "L", Zeros: "Z", Remote: "R"}
+    sizes = [step.raw_size if isinstance(step, Remote) else step.size for step in job.steps]
+    return " ".join(names[type(step)] * (size // BLOCK_BYTES) for step, size in zip(job.steps, sizes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("abcdefgh", "abcdefgh", "LLLLLLLL"),
+        ("abcdefgh", "abcdefgX", "LLLLLLL R"),
+        ("abcdefgh", "Xbcdefgh", "R LLLLLLL"),
+        ("abcdefgh", "XbcdefgY", "R LLLLLL R"),
+        ("abcdefgh", "XbcdeYgh", "RRRRRR LL"),  # a gap of BRIDGE_BLOCKS is fetched along
+        ("abcdefgh", "XbcdefYh", "R LLLLL R L"),  # one more is not
+        ("abcdefgh", "hgfedcba", "L L L L L L L L"),
+        ("abcdefgh", "a000000X", "L ZZZZZZ R"),
+        ("abcdefgh", "0000000X", "F"),  # the zeros weigh nothing, so the block is nearly the whole blob
+        ("abcdefgh", "ijklmnop", "F"),
+        ("abcdefgh", "ijklmnoa", "RRRRRRR L"),
+        ("z", "abcdefgh", "F"),
+    ],
+)
+def test_the_cheapest_steps_are_chosen(old: str, new: str, expected: str) -> None:
+    assert BRIDGE_BLOCKS == 4
+    assert kinds(old, new) == expected
+
+
+def test_equal_chunks_are_fetched_once() -> None:
+    (job,) = steps("z", "abcdefghabcdefgh")
+    assert isinstance(job, Fetch)
+    assert job.offsets == (0, CHUNK)
+
+
+@settings(max_examples=40, deadline=None)
+@given(letters)
+def test_an_index_round_trips(text: str) -> None:
+    manifest, index, _ = image(text)
+    raw = encode_index(index)
+    found = decode_index(raw, manifest)
+    assert [list(blocks) if blocks else None for blocks in found] == [list(b) if b else None for b in index]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), text=letters)
+def test_a_changed_index_is_refused_or_keeps_its_shape(data: st.DataObject, text: str) -> None:
+    manifest, index, _ = image(text)
+    raw = bytearray(encode_index(index))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for changed in (bytes(raw), bytes(raw[:cut])):
+        try:
+            found = decode_index(changed, manifest)
+        except BadIndexError:
+            continue
+        for blocks, chunk in zip(found, manifest.chunks, strict=True):
+            assert blocks is None or sum(blocks.lengths) + 4 == chunk.blob.size
