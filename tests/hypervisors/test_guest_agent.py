@@ -1,0 +1,337 @@
+"""The guest agent's client against agents that are slow, late, silent, garbled or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.hypervisors.contract import ExecResult, GuestError
+from agent.hypervisors.qemu.framing import VOID, Decoder
+from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, GuestAgent
+from agent.hypervisors.qemu.sockets import listen
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+Request = dict[str, object]
+Script = Callable[[Request, "ScriptedAgent"], Awaitable[None]]
+
+
+class ScriptedAgent:
+    """The other end of the socket: answers the sync as qemu-ga does, and leaves all else to a script."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._writer: asyncio.StreamWriter
+        self.requests: list[Request] = []
+        self.connections = 0
+
+    def send(self, message: object) -> None:
+        self.send_raw(json.dumps(message).encode() + b"\n")
+
+    def send_raw(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def hang_up(self) -> None:
+        self._writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writer = writer
+        try:
+            while line := await reader.readline():
+                request = json.loads(line.lstrip(VOID))
+                if request["execute"] == "guest-sync-delimited":
+                    self.send_raw(VOID)
+                    self.send({"return": request["arguments"]["id"]})
+                else:
+                    self.requests.append(request)
+                    await self._script(request, self)
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def talking_to(script: Script, folder: Path) -> AsyncIterator[tuple[GuestAgent, ScriptedAgent]]:
+    path = folder / "agent.sock"
+    scripted = ScriptedAgent(script)
+    server = await asyncio.start_unix_server(scripted.serve, sock=listen(path))
+    client = GuestAgent("vm-1", path)
+    try:
+        async with server:
+            yield client, scripted
+    finally:
+        client.close()
+        await asyncio.sleep(0)
+
+
+async def obedient(request: Request, agent: ScriptedAgent) -> None:
+    agent.send({"return": {}})
+
+
+async def silent(_request: Request, _agent: ScriptedAgent) -> None:
+    pass
+
+
+async def test_one_connection_serves_many_pings(tmp_path: Path) -> None:
+    async with talking_to(obedient, tmp_path) as (client, agent):
+        for _ in range(3):
+            await client.ping(timeout_s=5)
+        assert agent.connections == 1
+        assert [request["execute"] for request in agent.requests] == ["guest-ping"] * 3
+
+
+async def test_an_agent_that_does_not_answer_costs_the_time_given(tmp_path: Path) -> None:
+    async with talking_to(silent, tmp_path) as (client, _):
+        started_s = time.monotonic()
+        with pytest.raises(GuestError, match=r"agent of vm-1 did not answer a ping in 0\.2 s"):
+            await client.ping(timeout_s=0.2)
+        assert 0.2 <= time.monotonic() - started_s < 1
+
+
+async def test_a_late_answer_never_answers_the_next_question(tmp_path: Path) -> None:
+    """The agent answers each question only when the next one comes, on whatever line is open then."""
+    owed: list[object] = []
+
+    async def one_behind(request: Request, agent: ScriptedAgent) -> None:
+        for answer in owed:
+            agent.send(answer)
+        owed.append({"return": {"pid": len(owed)}})
+
+    async with talking_to(one_behind, tmp_path) as (client, agent):
+        for _ in range(2):
+            with pytest.raises(GuestError, match="did not answer"):
+                await client.ping(timeout_s=0.1)
+            owed.clear()
+        assert agent.connections == 2, "a line with an answer outstanding is dropped"
+
+
+async def test_what_is_left_of_an_older_conversation_is_skipped(tmp_path: Path) -> None:
+    async def script(request: Request, agent: ScriptedAgent) -> None:
+        agent.send({"return": {"exited": True, "exitcode": 0}} if "status" in str(request) else {"return": {"pid": 9}})
+
+    class Garrulous(ScriptedAgent):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'lf a reply"}\n{"return": 1}\n{"return": {"exited": true, "exitcode": 77}}\n{"ret')
+            await super().serve(reader, writer)
+
+    path = tmp_path / "agent.sock"
+    server = await asyncio.start_unix_server(Garrulous(script).serve, sock=listen(path))
+    client = GuestAgent("vm-1", path)
+    async with server:
+        assert (await client.execute(("true",), timeout_s=5)).exit_code == 0
+        client.close()
+        await asyncio.sleep(0)
+
+
+async def test_an_agent_that_hung_up_is_called_again(tmp_path: Path) -> None:
+    async def once(request: Request, agent: ScriptedAgent) -> None:
+        agent.send({"return": {}})
+        agent.hang_up()
+
+    async with talking_to(once, tmp_path) as (client, agent):
+        await client.ping(timeout_s=5)
+        while agent.connections < 2:
+            with suppress(GuestError):  # the hang-up may only be noticed by calling
+                await client.ping(timeout_s=5)
+
+
+async def test_an_agent_that_hangs_up_instead_of_answering_is_a_guest_error(tmp_path: Path) -> None:
+    async def rude(_request: Request, agent: ScriptedAgent) -> None:
+        agent.hang_up()
+
+    async with talking_to(rude, tmp_path) as (client, _):
+        with pytest.raises(GuestError, match="cannot be reached"):
+            await client.ping(timeout_s=5)
+
+
+async def test_no_socket_and_no_listener_are_guest_errors(tmp_path: Path) -> None:
+    client = GuestAgent("vm-1", tmp_path / "agent.sock")
+    with pytest.raises(GuestError, match="cannot be reached"):
+        await client.ping(timeout_s=5)
+    listen(tmp_path / "agent.sock").close()
+    with pytest.raises(GuestError, match="cannot be reached"):
+        await client.ping(timeout_s=5)
+
+
+async def test_a_listener_that_never_accepts_is_not_waited_for_beyond_the_deadline(tmp_path: Path) -> None:
+    with listen(tmp_path / "agent.sock"):
+        client = GuestAgent("vm-1", tmp_path / "agent.sock")
+        for _ in range(40):  # more than its backlog holds
+            with pytest.raises(GuestError):
+                await client.ping(timeout_s=0.01)
+
+
+async def test_a_refusal_is_told_in_the_guests_words(tmp_path: Path) -> None:
+    async def refuse(_request: Request, agent: ScriptedAgent) -> None:
+        agent.send({"error": {"class": "GenericError", "desc": "no such file"}})
+
+    async with talking_to(refuse, tmp_path) as (client, _):
+        with pytest.raises(GuestError, match="refused guest-exec: no such file"):
+            await client.execute(("nothing",), timeout_s=5)
+
+
+@pytest.mark.parametrize("answer", [{"return": {}}, {"return": {"pid": 1, "exited": True}}, {"surprise": 1}])
+async def test_nonsense_is_a_guest_error(answer: object, tmp_path: Path) -> None:
+    async def script(_request: Request, agent: ScriptedAgent) -> None:
+        agent.send(answer)
+
+    async with talking_to(script, tmp_path) as (client, _):
+        with pytest.raises(GuestError, match="makes no sense"):
+            await client.execute(("true",), timeout_s=5)
+
+
+async def test_callers_take_turns(tmp_path: Path) -> None:
+    asked = 0
+
+    async def one_at_a_time(_request: Request, agent: ScriptedAgent) -> None:
+        nonlocal asked
+        asked += 1
+        number = asked
+        await asyncio.sleep(0.01)
+        assert asked == number, "a question came before the last one was answered"
+        agent.send({"return": {}})
+
+    async with talking_to(one_at_a_time, tmp_path) as (client, agent):
+        await asyncio.gather(*(client.ping(timeout_s=5) for _ in range(10)))
+        assert agent.connections == 1
+
+
+async def test_a_cancelled_caller_does_not_spoil_the_line_for_others(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    async def slow_first(_request: Request, agent: ScriptedAgent) -> None:
+        asked.set()
+        await asyncio.sleep(0.1 if len(agent.requests) == 1 else 0)
+        agent.send({"return": {}})
+
+    async with talking_to(slow_first, tmp_path) as (client, agent):
+        impatient = asyncio.create_task(client.ping(timeout_s=5))
+        await asked.wait()
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        assert impatient.cancelled()
+        await client.ping(timeout_s=5)
+        assert agent.connections == 2
+
+
+def exec_script(status: dict[str, object], *, polls: int = 1) -> Script:
+    """Return a guest in which every command runs until it was asked about `polls` times."""
+    asked = 0
+
+    async def script(request: Request, agent: ScriptedAgent) -> None:
+        nonlocal asked
+        if request["execute"] == "guest-exec":
+            agent.send({"return": {"pid": 4}})
+            return
+        assert request["arguments"] == {"pid": 4}
+        asked += 1
+        agent.send({"return": status if asked >= polls else {"exited": False}})
+
+    return script
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+async def test_a_command_runs_to_its_end(tmp_path: Path) -> None:
+    status = {"exited": True, "exitcode": 3, "out-data": encoded(b"out"), "err-data": encoded(b"err")}
+    async with talking_to(exec_script(status, polls=3), tmp_path) as (client, agent):
+        assert await client.execute(("sh", "-c", "x"), timeout_s=5) == ExecResult(3, b"out", b"err")
+        assert agent.requests[0]["arguments"] == {"path": "sh", "arg": ["-c", "x"], "capture-output": True}
+        assert len(agent.requests) == 4
+
+
+async def test_a_command_ended_by_a_signal_has_a_shells_exit_code(tmp_path: Path) -> None:
+    async with talking_to(exec_script({"exited": True, "signal": 9}), tmp_path) as (client, _):
+        assert (await client.execute(("x",), timeout_s=5)).exit_code == 137
+
+
+async def test_output_is_bounded_and_says_so(tmp_path: Path) -> None:
+    flood = random.Random(1).randbytes(OUTPUT_LIMIT_BYTES + 1)
+    status = {"exited": True, "exitcode": 0, "out-data": encoded(flood)}
+    async with talking_to(exec_script(status), tmp_path) as (client, _):
+        result = await client.execute(("x",), timeout_s=20)
+        assert result.truncated
+        assert result.stdout == flood[:OUTPUT_LIMIT_BYTES]
+    status = {"exited": True, "exitcode": 0, "out-data": encoded(b"cut"), "out-truncated": True}
+    async with talking_to(exec_script(status), tmp_path) as (client, _):
+        assert (await client.execute(("x",), timeout_s=5)).truncated
+
+
+async def test_a_command_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    async with talking_to(exec_script({"exited": False}), tmp_path) as (client, _):
+        with pytest.raises(GuestError, match=r"did not answer `sleep` in 0\.2 s"):
+            await client.execute(("sleep", "99"), timeout_s=0.2)
+
+
+async def test_silence_after_a_shutdown_request_is_consent(tmp_path: Path) -> None:
+    async def script(request: Request, agent: ScriptedAgent) -> None:
+        if request["execute"] == "guest-ping":
+            agent.send({"return": {}})
+
+    async with talking_to(script, tmp_path) as (client, agent):
+        await client.shut_down(timeout_s=5)
+        assert agent.requests[-1] == {"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}}
+
+
+async def test_a_guest_that_goes_down_at_once_has_consented(tmp_path: Path) -> None:
+    async def script(request: Request, agent: ScriptedAgent) -> None:
+        agent.send({"return": {}}) if request["execute"] == "guest-ping" else agent.hang_up()
+
+    async with talking_to(script, tmp_path) as (client, _):
+        await client.shut_down(timeout_s=5)
+
+
+async def test_a_hung_guest_has_not_consented_to_a_shutdown(tmp_path: Path) -> None:
+    async with talking_to(silent, tmp_path) as (client, _):
+        with pytest.raises(GuestError, match="did not answer a shutdown request"):
+            await client.shut_down(timeout_s=0.2)
+
+
+JSON_OBJECTS = st.dictionaries(st.text(), st.text() | st.integers() | st.none() | st.booleans(), max_size=3)
+
+
+@given(
+    st.binary(max_size=40),
+    st.lists(JSON_OBJECTS.filter(bool), max_size=5),
+    st.lists(st.integers(1, 30), max_size=40),
+)
+def test_messages_survive_any_cut_and_any_noise_before_them(
+    noise: bytes, messages: list[dict[str, object]], cuts: list[int]
+) -> None:
+    """Whatever came before a 0xFF, and however the stream is cut into pieces, what follows is decoded exactly."""
+    stream = VOID + b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+    noise = noise.replace(b"\n", b" ")
+    rest, decoded, decoder = noise + stream, [], Decoder()
+    for cut in cuts:
+        decoded += decoder.feed(rest[:cut])
+        rest = rest[cut:]
+    assert decoded + decoder.feed(rest) == messages
+
+
+@given(st.lists(st.binary(max_size=20), max_size=10))
+def test_noise_is_never_an_error(pieces: list[bytes]) -> None:
+    decoder = Decoder()
+    for piece in pieces:
+        for message in decoder.feed(piece):
+            assert isinstance(message, dict)
+
+
+def test_a_line_that_never_ends_is_given_up() -> None:
+    decoder = Decoder(limit_bytes=100)
+    decoder.feed(b"x" * 100)
+    with pytest.raises(GuestError, match="over 100 bytes"):
+        decoder.feed(b"x")

@@ -1,0 +1,246 @@
+"""What the qemu driver promises beyond the contract, on real VMs: crashes at any step, lost files, honest errors."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.model import Observed
+from agent.hypervisors.contract import HypervisorError
+from agent.hypervisors.process import ProcessIdentity, identify
+from agent.hypervisors.qemu import driver as driver_module
+from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.clone import UnfitImageError
+from tests.hypervisors.rigs import local_image, spec
+from tests.hypervisors.support import eventually, gone
+from tests.hypervisors.test_conformance import AT_ONCE_S, Exits, pid_of, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.hypervisors.contract import Hypervisor
+    from tests.hypervisors.rigs import QemuRig
+
+pytestmark = pytest.mark.qemu
+
+NAME = spec().name
+AGENT = textwrap.dedent("""
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from agent.hypervisors.qemu import clone, driver
+    from tests.hypervisors.rigs import QemuRig, local_image, spec
+
+    def die(*_arguments):
+        os.killpg(0, signal.SIGKILL)
+
+    async def main(folder, disk, step):
+        if step == "cloning":
+            clone._finish = die
+        if step == "starting":
+            driver.wait_until_up = die
+        rig = QemuRig(Path(folder), local_image(Path(disk)))
+        hypervisor = rig.driver()
+        await hypervisor.clone(spec(), rig.image)
+        await hypervisor.start(spec())
+        die()
+
+    asyncio.run(main(*sys.argv[1:]))
+""")
+
+
+@pytest.fixture
+def rig(qemu_rig: QemuRig) -> QemuRig:
+    return qemu_rig
+
+
+async def die_while(step: str, rig: QemuRig) -> None:
+    """Run an agent of its own that is killed with its process group at one step of making the test's VM."""
+    argv = [sys.executable, "-c", AGENT, str(rig.folder), str(rig.image.disk), step]
+    agent = await asyncio.to_thread(
+        subprocess.run, argv, start_new_session=True, check=False, timeout=60, capture_output=True
+    )
+    assert agent.returncode == -signal.SIGKILL, agent.stderr
+
+
+def process_of(rig: QemuRig) -> ProcessIdentity:
+    (process,) = rig.processes(NAME)
+    identity = identify(process.pid)
+    assert identity is not None
+    return identity
+
+
+@pytest.mark.parametrize("step", ["starting", "running"])
+async def test_a_vm_whose_agent_was_killed_is_adopted(step: str, rig: QemuRig, driver: Hypervisor) -> None:
+    await die_while(step, rig)
+    process = process_of(rig)
+    exits = Exits(driver)
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=True, pid=process.pid),)
+    address = await driver.address(NAME)
+    assert set(address.ports) == set(spec().ports)
+    await driver.ping(NAME, timeout_s=60)
+    rig.kill(NAME)
+    async with asyncio.timeout(AT_ONCE_S):
+        assert (await exits.next()).name == NAME
+    await driver.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_a_clone_whose_agent_was_killed_is_listed_and_removed(rig: QemuRig, driver: Hypervisor) -> None:
+    await die_while("cloning", rig)
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+    await driver.delete(NAME)
+    assert await driver.inventory() == ()
+    assert rig.traces(NAME) == []
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_vm_that_lost_its_files_is_still_found_and_ended(
+    adopted: bool, rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
+) -> None:
+    pid = await running(driver, rig)
+    shutil.rmtree(rig.vms / NAME)
+    if adopted:
+        await driver.close()
+        driver = new_driver()
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=True, pid=pid),)
+    process = process_of(rig)
+    await driver.stop(NAME, grace_s=0.5)
+    await gone([process])
+    await driver.delete(NAME)
+    assert await driver.inventory() == ()
+
+
+async def test_a_foreign_qemu_in_our_folder_is_listed_as_running_and_left_alone(
+    rig: QemuRig, driver: Hypervisor
+) -> None:
+    folder = rig.vms / "by-hand"
+    folder.mkdir(parents=True)
+    argv = ["qemu-system-x86_64", "-pidfile", str(folder / layout.PID_FILE), "-nodefaults", "-display", "none", "-S"]
+    foreign = subprocess.Popen(argv)
+    try:
+        assert await driver.inventory() == (Observed("by-hand", ours=False, running=True, pid=foreign.pid),)
+        with pytest.raises(HypervisorError):
+            await driver.stop("by-hand", grace_s=0)
+        assert foreign.poll() is None
+    finally:
+        foreign.kill()
+        foreign.wait()
+
+
+async def test_a_vm_that_cannot_start_says_why(rig: QemuRig, driver: Hypervisor) -> None:
+    exits = Exits(driver)
+    await driver.clone(spec(), rig.image)
+    (rig.vms / NAME / layout.DISK).write_bytes(b"not a disk")
+    with pytest.raises(HypervisorError, match=rf"{NAME} ended as soon as it was started: .*qcow2"):
+        await driver.start(spec())
+    ended = await exits.next()
+    assert ended.code == 1
+    assert "qcow2" in ended.detail
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+    await driver.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_an_image_that_is_gone_is_an_error_of_the_clone(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError, match="no-such-disk"):
+        await driver.clone(spec(), local_image(tmp_path / "no-such-disk"))
+    await driver.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_images_for_other_machines_are_refused(rig: QemuRig, driver: Hypervisor) -> None:
+    with pytest.raises(UnfitImageError, match="is for darwin"):
+        await driver.clone(spec(), local_image(rig.image.disk, system="darwin"))
+    with pytest.raises(UnfitImageError, match="is for arm64"):
+        await driver.clone(spec(), local_image(rig.image.disk, arch="arm64"))
+    assert rig.traces(NAME) == []
+
+
+async def test_a_clone_never_writes_to_its_image(rig: QemuRig, driver: Hypervisor) -> None:
+    before = rig.image.disk.stat()
+    await running(driver, rig, booted=True)
+    await driver.execute(NAME, ("sh", "-c", "echo spoilt > /dev/vda; sync"), timeout_s=20)
+    await driver.stop(NAME, grace_s=0)
+    after = rig.image.disk.stat()
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+
+
+async def test_memory_goes_on_after_a_suspend(rig: QemuRig, driver: Hypervisor) -> None:
+    pid = await running(driver, rig, booted=True)
+    await driver.execute(
+        NAME, ("sh", "-c", "echo kept in memory > /dev/shm/note || echo kept in memory > /note"), timeout_s=20
+    )
+    await driver.suspend(NAME)
+    assert (rig.vms / NAME / layout.MEMORY).stat().st_size > 1 << 20
+    await driver.resume(spec())
+    assert await pid_of(driver, NAME) != pid
+    said = await driver.execute(NAME, ("cat", "/note"), timeout_s=20)
+    assert said.stdout == b"kept in memory\n"
+    assert not (rig.vms / NAME / layout.MEMORY).exists(), "a memory is used once: the VM has moved on"
+
+
+async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_process(
+    rig: QemuRig, driver: Hypervisor
+) -> None:
+    await running(driver, rig)
+    await driver.suspend(NAME)
+    (rig.vms / NAME / layout.MEMORY).write_bytes(b"no memory at all" * 100)
+    with pytest.raises(HypervisorError):
+        await driver.resume(spec())
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+
+
+async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: Hypervisor) -> None:
+    pid = await running(driver, rig)
+    (rig.vms / NAME / f"{layout.MEMORY}{layout.PARTIAL}").mkdir()  # nothing can be written there
+    with pytest.raises(HypervisorError, match="migrate"):
+        await driver.suspend(NAME)
+    assert await pid_of(driver, NAME) == pid
+    await driver.ping(NAME, timeout_s=60)
+
+
+async def test_the_console_cannot_fill_the_disk(
+    rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "LOG_LIMIT_BYTES", 200_000)
+    await running(driver, rig, booted=True)
+    console = rig.vms / NAME / layout.CONSOLE
+    flood = ("sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x > /dev/ttyS0; echo the end > /dev/ttyS0")
+    await driver.execute(NAME, flood, timeout_s=60)
+    assert console.stat().st_size > 300_000
+    await driver.inventory()
+    assert console.stat().st_size < 200_000
+    assert console.with_name(f"{layout.CONSOLE}.1").stat().st_size == 100_000
+    await driver.execute(NAME, ("sh", "-c", "echo after the cut > /dev/ttyS0"), timeout_s=20)
+    assert b"after the cut" in console.read_bytes()
+    assert b"\0" not in console.read_bytes(), "the writer goes on at the new end, not at the old"
+
+
+async def test_evidence_shows_the_screen_and_the_machine(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+    await running(driver, rig)
+    await driver.evidence(NAME, tmp_path / "evidence")
+    assert (tmp_path / "evidence" / layout.SCREEN).read_bytes().startswith(b"\x89PNG")
+    state = (tmp_path / "evidence" / "state.json").read_text()
+    assert '"query-status"' in state
+    assert f'"pid": {await pid_of(driver, NAME)}' in state
+
+
+async def test_a_vm_with_uefi_variables_boots_by_uefi(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+    template = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+    if not template.exists():
+        pytest.skip("the package ovmf is not installed")
+    shutil.copyfile(template, tmp_path / "nvram.bin")
+    await driver.clone(spec(), local_image(rig.image.disk, nvram=tmp_path / "nvram.bin"))
+    await driver.start(spec())
+    own = rig.vms / NAME / layout.NVRAM
+    # The firmware notes its boot order as it comes up.
+    await eventually(lambda: own.read_bytes() != template.read_bytes(), timeout_s=60)
+    assert (tmp_path / "nvram.bin").read_bytes() == template.read_bytes(), "the image's own are left alone"

@@ -1,0 +1,213 @@
+"""The simulated hypervisor goes wrong exactly as asked, in its own time, and the same way for the same seed."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from agent.domain.model import Observed
+from agent.hypervisors.contract import GuestError, HypervisorError, VmExit
+from agent.hypervisors.simulated import (
+    Behaviour,
+    Clock,
+    SimulatedHost,
+    SimulatedHypervisor,
+    constant,
+    lognormal,
+    uniform,
+)
+from tests.hypervisors.rigs import GUEST_PORT, local_image, spec
+from tests.hypervisors.support import open_fds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NAME = spec().name
+IMAGE = local_image(Path("/images/disk.img"))
+
+
+class Fleet:
+    """A simulated host with its driver, and the exits it told of."""
+
+    def __init__(self, behaviour: Behaviour | None = None, *, serve: bool = False) -> None:
+        self.host = SimulatedHost(behaviour=behaviour or Behaviour(), rng=Random(1), serve=serve)
+        self.driver = SimulatedHypervisor(self.host)
+        self.exits: asyncio.Queue[VmExit] = asyncio.Queue()
+        self.driver.on_exit(self.exits.put_nowait)
+
+    async def start(self) -> None:
+        await self.driver.clone(spec(), IMAGE)
+        await self.driver.start(spec())
+
+    async def listed(self) -> list[tuple[str, bool]]:
+        return [(vm.name, vm.running) for vm in await self.driver.inventory()]
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left_running() -> AsyncIterator[None]:
+    before = open_fds()
+    yield
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0)
+    assert open_fds() == before
+
+
+async def test_a_clone_that_fails_leaves_nothing() -> None:
+    fleet = Fleet(Behaviour(clone_fails=1))
+    with pytest.raises(HypervisorError, match="cannot be cloned"):
+        await fleet.driver.clone(spec(), IMAGE)
+    assert await fleet.listed() == []
+
+
+async def test_a_clone_that_breaks_leaves_half_a_vm() -> None:
+    fleet = Fleet(Behaviour(clone_breaks=1))
+    with pytest.raises(HypervisorError, match="half cloned"):
+        await fleet.driver.clone(spec(), IMAGE)
+    assert await fleet.listed() == [(NAME, False)]
+
+
+async def test_a_start_can_fail() -> None:
+    fleet = Fleet(Behaviour(start_fails=1))
+    with pytest.raises(HypervisorError, match="cannot be started"):
+        await fleet.start()
+    assert await fleet.listed() == [(NAME, False)]
+
+
+async def test_a_guest_can_fail_to_boot() -> None:
+    fleet = Fleet(Behaviour(never_boots=1))
+    await fleet.start()
+    with pytest.raises(GuestError):
+        await fleet.driver.ping(NAME, timeout_s=0.2)
+    assert await fleet.listed() == [(NAME, True)]
+
+
+async def test_a_vm_can_die_by_itself() -> None:
+    fleet = Fleet(Behaviour(dies=1, dies_after_s=constant(0.05)))
+    await fleet.start()
+    assert (await asyncio.wait_for(fleet.exits.get(), 5)).code == 1
+    assert await fleet.listed() == [(NAME, False)]
+
+
+async def test_a_guest_can_hang_by_itself() -> None:
+    fleet = Fleet(Behaviour(boot_s=constant(0), hangs=1, hangs_after_s=constant(0.1)))
+    await fleet.start()
+    await fleet.driver.ping(NAME, timeout_s=5)
+    await asyncio.gather(*fleet.host.vms[NAME].life.fates, return_exceptions=True)  # type: ignore[union-attr]
+    with pytest.raises(GuestError):
+        await fleet.driver.ping(NAME, timeout_s=0.05)
+    assert fleet.exits.empty()
+
+
+async def test_teardown_can_leak() -> None:
+    fleet = Fleet(Behaviour(stop_fails=1, delete_fails=1))
+    await fleet.start()
+    with pytest.raises(HypervisorError, match="cannot be stopped"):
+        await fleet.driver.stop(NAME, grace_s=0)
+    assert await fleet.listed() == [(NAME, True)]
+    fleet.host.crash(NAME)
+    with pytest.raises(HypervisorError, match="cannot be deleted"):
+        await fleet.driver.delete(NAME)
+    assert await fleet.listed() == [(NAME, False)]
+
+
+@pytest.mark.parametrize(("behaviour", "code"), [(Behaviour(), 0), (Behaviour(ignores_shutdown=1), -9)])
+async def test_a_guest_may_ignore_a_shutdown(behaviour: Behaviour, code: int) -> None:
+    fleet = Fleet(behaviour)
+    await fleet.start()
+    await fleet.driver.ping(NAME, timeout_s=5)
+    await fleet.driver.stop(NAME, grace_s=0.2)
+    assert fleet.exits.get_nowait().code == code
+
+
+async def test_images_can_differ() -> None:
+    fleet = Fleet()
+    fleet.host.behaviours = {IMAGE.digest: Behaviour(start_fails=1)}
+    with pytest.raises(HypervisorError):
+        await fleet.start()
+    other = local_image(Path("/images/other.img"))
+    await fleet.driver.clone(spec(2), other)
+    await fleet.driver.start(spec(2))
+
+
+async def test_a_vm_can_vanish_and_foreign_ones_appear() -> None:
+    fleet = Fleet()
+    await fleet.start()
+    fleet.host.vanish(NAME)
+    fleet.host.foreign["somebody-elses"] = True
+    assert await fleet.driver.inventory() == (Observed("somebody-elses", ours=False, running=True),)
+    assert fleet.exits.get_nowait().name == NAME
+
+
+async def test_time_can_run_faster_than_the_world() -> None:
+    fleet = Fleet(Behaviour(clone_s=constant(30), start_s=constant(10), boot_s=constant(120)))
+    fleet.host.clock = Clock(sleep=lambda seconds: asyncio.sleep(seconds / 1000))
+    started_s = time.monotonic()
+    await fleet.start()
+    await fleet.driver.ping(NAME, timeout_s=300)
+    assert 0.16 <= time.monotonic() - started_s < 5
+
+
+async def test_the_same_seed_draws_the_same_lives() -> None:
+    async def draw() -> list[str]:
+        fleet = Fleet(Behaviour(clone_s=constant(0), clone_fails=0.3, clone_breaks=0.3))
+        outcomes = []
+        for number in range(20):
+            try:
+                await fleet.driver.clone(spec(number), IMAGE)
+                outcomes.append("made")
+            except HypervisorError as error:
+                outcomes.append(error.message.removeprefix(spec(number).name))
+        return outcomes
+
+    first = await draw()
+    assert first == await draw()
+    assert len(set(first)) == 3
+
+
+def test_durations_follow_their_distribution() -> None:
+    rng = Random(1)
+    assert constant(2.5)(rng) == 2.5
+    assert all(1 <= uniform(1, 2)(rng) <= 2 for _ in range(100))
+    boots = [lognormal(30, 0.5)(rng) for _ in range(2000)]
+    assert statistics.median(boots) == pytest.approx(30, rel=0.1)
+    assert max(boots) > 90
+
+
+async def test_a_guest_serves_its_ports_once_it_is_up_and_until_it_hangs() -> None:
+    fleet = Fleet(Behaviour(boot_s=constant(0.2)), serve=True)
+    await fleet.start()
+    address = await fleet.driver.address(NAME)
+    url = f"http://{address.host}:{address.ports[GUEST_PORT]}/"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as response:
+            assert (response.status, (await response.text()).strip()) == (200, IMAGE.digest)
+        fleet.host.hang(NAME)
+        with pytest.raises(TimeoutError):
+            await session.get(url, timeout=aiohttp.ClientTimeout(total=0.2))
+        fleet.host.crash(NAME)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await session.get(url)
+
+
+async def test_fifty_vms_live_and_die_together() -> None:
+    fleet = Fleet(Behaviour(clone_s=uniform(0, 0.05), start_s=uniform(0, 0.05), boot_s=uniform(0, 0.1)))
+    specs = [spec(number) for number in range(50)]
+    started_s = time.monotonic()
+    await asyncio.gather(*(fleet.driver.clone(each, IMAGE) for each in specs))
+    await asyncio.gather(*(fleet.driver.start(each) for each in specs))
+    await asyncio.gather(*(fleet.driver.ping(each.name, timeout_s=5) for each in specs))
+    ports = {port for each in specs for port in (await fleet.driver.address(each.name)).ports.values()}
+    assert len(ports) == 100
+    await asyncio.gather(*(fleet.driver.stop(each.name, grace_s=1) for each in specs))
+    await asyncio.gather(*(fleet.driver.delete(each.name) for each in specs))
+    assert await fleet.listed() == []
+    assert fleet.exits.qsize() == 50
+    assert time.monotonic() - started_s < 5
