@@ -17,6 +17,7 @@ class Limit(StrEnum):
     CPUS = "cpus"
     MEMORY = "memory"
     DISK = "disk"
+    DRAINING = "draining"
     POOL_MAX = "pool-max"
 
 
@@ -77,6 +78,8 @@ def could_fit(world: World, size: VmSize) -> bool:
 
 def startable(world: World, pool: PoolSpec) -> tuple[int, Limit]:
     """Return how many more VMs of `pool` could start now, and the limit that binds."""
+    if world.draining:
+        return 0, Limit.DRAINING
     if world.disk_full:
         return 0, Limit.DISK
     room, count = free(world), 0

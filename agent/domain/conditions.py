@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain import capacity
 from agent.domain.demand import pool_views
-from agent.domain.model import Condition, ConditionStatus
+from agent.domain.model import Condition, ConditionStatus, Mode
 from agent.domain.rollout import Phase
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def conditions(world: World) -> tuple[Condition, ...]:
         _disk(world),
         _rollouts(world),
         _capacity(world),
-        _condition(world, "Draining", problem=world.draining, reason="DrainRequested", message="no new VMs or leases"),
+        _cordoned(world),
+        _draining(world),
     )
 
 
@@ -37,7 +38,12 @@ def _condition(world: World, kind: str, *, problem: bool, reason: str, message: 
 def _ready(world: World) -> Condition:
     short = [view for view in pool_views(world) if len(view.ready) < view.spec.warm]
     if len(world.pools) > len(world.rollouts):
-        return Condition("Ready", _FALSE, "Starting", "the first look at the host is under way", world.now_s, problem=True)
+        return Condition(
+            "Ready", _FALSE, "Starting", "the first look at the host is under way", world.now_s, problem=True
+        )
+    if not world.mode.takes_leases:
+        message = f"this host is {world.mode.mode}: {world.mode.reason or 'asked for by an operator'}"
+        return Condition("Ready", _FALSE, "NoLeases", message, world.now_s, problem=True)
     if short:
         message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
         return Condition("Ready", _FALSE, "PoolsNotWarm", message, world.now_s, problem=True)
@@ -56,6 +62,24 @@ def _registry(world: World) -> Condition:
 def _pull_failing(world: World, key: str) -> bool:
     wanted = {rollout.target for rollout in world.rollouts.values()}
     return key in wanted and not world.has_image(key) and world.breakers[key].failures > 0
+
+
+def _cordoned(world: World) -> Condition:
+    message = f"{_asked(world)}no leases are given, the pools stay warm; `hearth uncordon` ends it"
+    cordoned = world.mode.mode is Mode.CORDONED
+    return _condition(world, "Cordoned", problem=cordoned, reason="CordonRequested", message=message)
+
+
+def _draining(world: World) -> Condition:
+    leased = len(world.leases)
+    left = f"{leased} leased {'VM' if leased == 1 else 'VMs'} left to end" if leased else "no VM is leased"
+    message = f"{_asked(world)}{left}; no new VMs or leases until `hearth uncordon`"
+    reason = "Draining" if world.vms else "Drained"
+    return _condition(world, "Draining", problem=world.draining, reason=reason, message=message)
+
+
+def _asked(world: World) -> str:
+    return f"{world.mode.reason}: " if world.mode.reason else ""
 
 
 def _disk(world: World) -> Condition:

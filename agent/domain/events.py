@@ -33,6 +33,7 @@ class EventKind(StrEnum):
     IMAGE_EVICTED = "image-evicted"
     IMAGE_EVICT_FAILED = "image-evict-failed"
     ROLLOUT = "rollout"  # a pool's rollout entered a new phase
+    HOST_MODE = "host-mode"  # an operator opened, cordoned or drained the host
     ASSIGNMENT_CHANGED = "assignment-changed"
     ASSIGNMENT_REFUSED = "assignment-refused"
 

@@ -221,6 +221,30 @@ class HostLimits:
     memory_mib: int
 
 
+class Mode(StrEnum):
+    """What an operator lets this host do."""
+
+    OPEN = "open"  # leases and new VMs, as the assignment asks
+    CORDONED = "cordoned"  # no new leases; the pools stay warm
+    DRAINING = "draining"  # no new leases, no new VMs; idle VMs go now, leased ones end with their leases
+
+
+@dataclass(frozen=True, slots=True)
+class HostMode:
+    """The mode of this host, since when, and why in the operator's words. Kept in the journal."""
+
+    mode: Mode = Mode.OPEN
+    since_s: float = 0.0
+    reason: str = ""
+
+    key: str = "host"
+
+    @property
+    def takes_leases(self) -> bool:
+        """Whether VMs may be handed out."""
+        return self.mode is Mode.OPEN
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """All a plan is made from, at one moment. `now_s` and `jitter` (0 to 1) come in from outside."""
@@ -238,12 +262,17 @@ class World:
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
     listing: Listing | None = None  # None: the hypervisor was not asked yet, or did not answer
     busy: frozenset[str] = frozenset()  # resources with an action under way: VM names, digests, references
-    draining: bool = False
+    mode: HostMode = HostMode()
     disk_full: bool = False
     foreign_slots: int = 0  # slots held by VMs that are not ours, where the hypervisor counts them
     fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
     name_prefix: str = PREFIX
     resolve_period_s: float = 300.0
+
+    @property
+    def draining(self) -> bool:
+        """Whether this host is to be emptied."""
+        return self.mode.mode is Mode.DRAINING
 
     def pool(self, name: str) -> PoolSpec | None:
         """Return the assigned pool of that name, or None."""

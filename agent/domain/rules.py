@@ -71,7 +71,9 @@ def expire(world: World) -> Iterator[ExpireLease]:
 
 
 def grant(world: World) -> Iterator[GrantLease]:
-    """Give ready VMs to the requests that wait, longest first."""
+    """Give ready VMs to the requests that wait, longest first, while this host takes leases."""
+    if not world.mode.takes_leases:
+        return
     taken = world.busy
     for waiter in sorted(world.waiters, key=lambda waiter: (waiter.since_s, waiter.id)):
         rollout = world.rollouts.get(waiter.pool)
