@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from agent.api.context import CONTEXT, Context
+from agent.api.events import EventHub
 from agent.api.middleware import loopback_host_only, name_the_answer, observed, problems_only
-from agent.api.resources import assignment, health, host, images, leases, openapi, vms
+from agent.api.resources import assignment, events, health, host, images, leases, openapi, vms
 from agent.api.views import HostView
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from agent.api.operation import Operation
     from agent.api.ports import Engine
     from agent.telemetry.metrics import Metrics
@@ -27,6 +30,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *images.OPERATIONS,
     *assignment.OPERATIONS,
     *leases.OPERATIONS,
+    *events.OPERATIONS,
 )
 
 
@@ -35,18 +39,30 @@ def build_application(engine: Engine, metrics: Metrics) -> web.Application:
     application = web.Application(
         middlewares=[observed, problems_only, loopback_host_only], client_max_size=MAX_BODY_BYTES
     )
-    application[CONTEXT] = Context(engine, metrics, HostView(engine))
+    application[CONTEXT] = Context(engine, metrics, HostView(engine), EventHub(engine))
     for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
         if operation.method == "GET":
             application.router.add_get(operation.path, operation.handler)  # HEAD too
         else:
             application.router.add_route(operation.method, operation.path, operation.handler)
     application.on_response_prepare.append(name_the_answer)
-    application.on_shutdown.append(_finish_writes)
+    application.cleanup_ctx.append(_follow_events)
+    application.on_shutdown.append(_let_go)
     return application
 
 
-async def _finish_writes(application: web.Application) -> None:
+async def _follow_events(application: web.Application) -> AsyncIterator[None]:
+    hub = application[CONTEXT].events
+    await hub.start()
+    following = asyncio.create_task(hub.run(), name="events")
+    yield
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def _let_go(application: web.Application) -> None:
+    """End every event stream, and see writes through whose clients are gone."""
+    application[CONTEXT].events.close()
     unfinished = application[CONTEXT].unfinished
     if unfinished:
         await asyncio.wait(unfinished, timeout=5.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MAX_CONNECTIONS: Final = 512
+MAX_CONNECTIONS: Final = 2048
 """Connections open at once on one listener; the next ones are closed. The Unix socket has a budget of its own, so the
 command line works while the TCP port is flooded."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from agent.api.events import EventHub
     from agent.api.ports import Engine
     from agent.api.views import HostView
     from agent.telemetry.metrics import Metrics
@@ -39,6 +40,7 @@ class Context:
     engine: Engine
     metrics: Metrics
     host_view: HostView
+    events: EventHub
     unfinished: set[asyncio.Task[Any]] = field(default_factory=set)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from agent.api.ports import DiskFacts, Engine
     from agent.domain.breaker import Breaker
+    from agent.domain.events import Event
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, Image, Lease, PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
@@ -177,6 +178,22 @@ def lease_document(lease: Lease, address: Address | None) -> schemas.LeaseDocume
 def address_document(address: Address | None) -> schemas.AddressDocument | None:
     """Return an address for the wire."""
     return schemas.AddressDocument(host=address.host, ports=dict(address.ports)) if address else None
+
+
+def event_document(number: int, event: Event) -> schemas.EventDocument:
+    """Return an event for the wire."""
+    return schemas.EventDocument(
+        number=number,
+        kind=event.kind,
+        at=_at(event.at_s),
+        vm=event.vm,
+        pool=event.pool,
+        image=event.image,
+        lease=event.lease,
+        cause=event.cause,
+        detail=event.detail,
+        duration_s=event.duration_s,
+    )
 
 
 def _amounts(total: float, allocatable: float, used: float, free: float) -> schemas.Amounts:

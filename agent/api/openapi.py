@@ -112,6 +112,8 @@ def _answer(item: Operation, status: int, schemas: _Schemas) -> dict[str, Any]:
         response["content"] = {item.answer: {"schema": {"type": "string"}}}
     elif item.answer is not None:
         response["content"] = {"application/json": {"schema": schemas[item.answer, "serialization"]}}
+        if item.stream:
+            response["content"][item.stream] = {"schema": {"type": "string"}}
     if item.etag:
         response["headers"] = {"ETag": {"schema": {"type": "string"}}}
     return response

@@ -22,7 +22,8 @@ class Operation:
 
     `answer` is the document of `status`, or the media type of a body that is no document, or None for an empty body.
     `also` lists other statuses that carry the answer's document, and `errors` the statuses of problems that belong to
-    this operation (those any operation can have are not repeated).
+    this operation (those any operation can have are not repeated). `stream` is the media type that a client can ask
+    for instead, to be told as things happen.
     """
 
     id: str
@@ -37,3 +38,4 @@ class Operation:
     query: type[Schema] | None = None
     etag: bool = False
     errors: tuple[int, ...] = ()
+    stream: str = ""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent.config import PoolName, Seconds
 from agent.domain.capacity import Limit
+from agent.domain.events import EventKind
 from agent.domain.health import Outcome
 from agent.domain.model import Cause, ConditionStatus
 from agent.domain.rollout import Phase
@@ -52,9 +53,28 @@ class LeaseRenewal(Schema):
 class VmReplacement(Schema):
     """Why a VM is replaced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
     reason: Text = "asked for over the API"
+
+
+class HostQuery(Schema):
+    """Wait for a change: answer as soon as the sequence is no longer `after`, or after `wait_s`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    after: Count | None = None
+    wait_s: Annotated[float, Field(ge=0, le=120, allow_inf_nan=False)] = 30.0
+
+
+class EventQuery(Schema):
+    """Which events: those after the number `after`, of one VM if named, at most `limit` of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    after: Count | None = None
+    vm: Text | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 class Document(BaseModel):
@@ -327,3 +347,26 @@ class LeaseDocument(Document):
     created_at: datetime
     expires_at: datetime
     address: AddressDocument | None
+
+
+class EventDocument(Document):
+    """One thing that happened. `number` grows by one with every event and survives restarts of the agent."""
+
+    number: Count
+    kind: EventKind
+    at: datetime
+    vm: str | None = None
+    pool: str | None = None
+    image: str | None = None
+    lease: str | None = None
+    cause: str | None = None
+    detail: str = ""
+    duration_s: Amount | None = None
+
+
+class EventPage(Document):
+    """Events in order. Ask again with `after` = `next` for those that follow; `last` is the latest there is."""
+
+    events: tuple[EventDocument, ...]
+    next: Count
+    last: Count

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from agent.config import Assignment
 from agent.domain.conditions import conditions
 from agent.domain.errors import Blame, HearthError
+from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome, ProbeResult
 from agent.domain.model import (
     Check,
@@ -64,6 +65,7 @@ class MemoryEngine:
         self.vms = {item.name: item for item in vms}
         self.pools = {SMALL.name: SMALL}
         self.leases = MemoryLeases(self)
+        self.history = MemoryHistory(self)
         self.checks = [Check("journal", True, "open"), Check("hypervisor", True, "qemu")]
         self.age_s = 0.5
         self.foreign_slots = 0
@@ -76,14 +78,16 @@ class MemoryEngine:
         document = Assignment.model_validate({"pools": {"small": {"image": SMALL.image}}})
         self._held = HeldAssignment(document, "1", source)
 
-    def changed(self) -> None:
-        """Count one change of the world."""
+    def changed(self, *events: Event) -> None:
+        """Count one change of the world, with the events that go with it."""
         self.sequence += 1
+        self.history.add(events)
 
     def become(self, name: str, state: VmState) -> None:
         """Move a VM to a state and serve who waits for it."""
         self.vms[name] = replace(self.vms[name], state=state)
-        self.changed()
+        kinds = {VmState.READY: EventKind.VM_READY, VmState.STOPPING: EventKind.VM_STOPPING}
+        self.changed(*([Event(kinds[state], NOW_S, vm=name, pool="small")] if state in kinds else []))
         self.leases.serve()
 
     def world(self) -> World:
@@ -148,6 +152,33 @@ class MemoryEngine:
             raise VmLeasedError(f"{name} is leased", remedy="release its lease first")
         self.replaced.append((name, reason))
         self.become(name, VmState.STOPPING)
+
+
+class MemoryHistory:
+    """Implements `agent.api.ports.History`."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self.engine = engine
+        self.all: list[Event] = []
+        self.reads = 0
+        self._change = asyncio.Event()
+
+    def add(self, events: tuple[Event, ...]) -> None:
+        self.all += events
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def events(self, *, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
+        self.reads += 1
+        numbered = [(number, event) for number, event in enumerate(self.all, 1) if vm in (None, event.vm)]
+        return [item for item in numbered if item[0] > after][:limit]
+
+    async def last(self) -> int:
+        return len(self.all)
+
+    async def changed(self, sequence: int) -> None:
+        while self.engine.sequence == sequence:
+            await self._change.wait()
 
 
 class MemoryLeases:

@@ -1,0 +1,104 @@
+"""The event stream: one reader of the journal, any number of subscribers.
+
+The hub reads each new event once, renders it once, and keeps the latest. Subscribers ask for what comes after the
+number they have seen: recent events come from memory, older ones from the journal. A subscriber holds no buffer in the
+hub, so a slow one costs nothing but its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.api.documents import event_document
+from agent.domain.errors import HearthError
+
+if TYPE_CHECKING:
+    from agent.api.ports import Engine
+    from agent.api.schemas import EventDocument
+    from agent.domain.events import Event
+
+log = structlog.get_logger()
+
+RECENT: Final = 1000
+_PAGE: Final = 500
+_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One event with its number, and as the bytes of a server-sent event."""
+
+    number: int
+    document: EventDocument
+    sse: bytes
+
+
+def told(number: int, event: Event) -> Told:
+    """Return an event ready to be sent."""
+    document = event_document(number, event)
+    data = document.model_dump_json(exclude_defaults=True)
+    return Told(number, document, f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n".encode())
+
+
+class EventHub:
+    """Follows the history (`run`) and hands out events (`after`)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._recent: list[Told] = []
+        self._last = 0
+        self._news = asyncio.Event()
+        self._closed = False
+
+    @property
+    def last(self) -> int:
+        """The number of the latest event known here."""
+        return self._last
+
+    async def start(self) -> None:
+        """Note where the history stands: what happened before is read from the journal when asked for."""
+        self._last = await self._engine.history.last()
+
+    async def run(self) -> None:
+        """Follow the history until cancelled."""
+        while True:
+            sequence = self._engine.sequence
+            try:
+                await self._gather()
+            except HearthError as error:
+                log.warning("events-unreadable", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+            else:
+                await self._engine.history.changed(sequence)
+
+    async def after(self, number: int) -> list[Told]:
+        """Return the next events after `number`, waiting for one if there is none. Empty: the agent stops."""
+        while not self._closed:
+            if number < self._last:
+                if self._recent and self._recent[0].number <= number + 1:
+                    return self._recent[bisect_right(self._recent, number, key=lambda item: item.number) :]
+                return [told(*item) for item in await self._engine.history.events(after=number, limit=_PAGE)]
+            await self._news.wait()
+        return []
+
+    def close(self) -> None:
+        """Let every subscriber end."""
+        self._closed = True
+        self._wake()
+
+    async def _gather(self) -> None:
+        """Take in what happened since the last look."""
+        while page := await self._engine.history.events(after=self._last, limit=_PAGE):
+            self._recent += [told(*item) for item in page]
+            del self._recent[:-RECENT]
+            self._last = page[-1][0]
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()

@@ -1,0 +1,91 @@
+"""`/v1/events`: what happened, as pages of JSON or as a stream of server-sent events that survives restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import hdrs, web
+
+from agent.api import schemas
+from agent.api.context import answer, context, read_query
+from agent.api.documents import event_document
+from agent.api.operation import Operation
+from agent.api.problems import RequestError
+
+if TYPE_CHECKING:
+    from agent.api.events import EventHub
+
+KEEP_ALIVE_S: Final = 15.0
+"""A comment is sent when nothing happens for so long: proxies and clients then know the line is good."""
+
+SEND_TIMEOUT_S: Final = 30.0
+"""A subscriber that takes nothing for so long is cut off. It comes back where it was, by Last-Event-ID."""
+
+_STREAM: Final = "text/event-stream"
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Answer a page of events, or stream them when the client accepts `text/event-stream`.
+
+    A stream begins with what happens from now on, or right after `Last-Event-ID` (or `after`).
+    """
+    wanted = read_query(request, schemas.EventQuery)
+    if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
+        return await _stream(request, wanted)
+    ctx = context(request)
+    found = await ctx.engine.history.events(after=wanted.after or 0, vm=wanted.vm, limit=wanted.limit)
+    page = schemas.EventPage(
+        events=tuple(event_document(number, event) for number, event in found),
+        next=found[-1][0] if found else wanted.after or 0,
+        last=ctx.events.last,
+    )
+    return answer(page)
+
+
+async def _stream(request: web.Request, wanted: schemas.EventQuery) -> web.StreamResponse:
+    hub = context(request).events
+    seen = _resume_at(request, wanted, hub)
+    response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-store"})
+    response.content_type = _STREAM
+    await response.prepare(request)
+    await _send(request, response, b"retry: 2000\n\n")
+    while True:
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                batch = await hub.after(seen)
+        except TimeoutError:
+            await _send(request, response, b": nothing new\n\n")
+            continue
+        if not batch:
+            return response
+        seen = batch[-1].number
+        text = b"".join(item.sse for item in batch if wanted.vm in (None, item.document.vm))
+        if text:
+            await _send(request, response, text)
+
+
+def _resume_at(request: web.Request, wanted: schemas.EventQuery, hub: EventHub) -> int:
+    """Return the number of the last event the client has seen."""
+    header = request.headers.get("Last-Event-ID", "")
+    if header and not (header.isascii() and header.isdigit()):
+        raise RequestError(f"Last-Event-ID is {header!r}, which is no event number", remedy="send the id of an event")
+    if header:
+        return int(header)
+    return hub.last if wanted.after is None else wanted.after
+
+
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await response.write(data)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()  # closing would wait for the very client that takes nothing
+        raise ConnectionResetError("the subscriber takes nothing") from None
+
+
+OPERATIONS: Final = (
+    Operation("events", "GET", "/v1/events", events, "What happened, as pages or as a live stream", schemas.EventPage,
+              query=schemas.EventQuery, errors=(422,), stream=_STREAM),
+)  # fmt: skip
