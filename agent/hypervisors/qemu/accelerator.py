@@ -94,9 +94,15 @@ def _remember(cache: Path, key: list[str], accelerator: str) -> None:
     os.replace(new, cache)
 
 
-async def _boot_id(runner: CommandRunner) -> str:
-    """Name this boot of the host: what a hypervisor below us offers can change with each."""
-    if sys.platform == "darwin":
+if sys.platform == "darwin":
+
+    async def _boot_id(runner: CommandRunner) -> str:
+        """Name this boot of the host: what a hypervisor below us offers can change with each."""
         result = await runner.run(Command(("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"), timeout_s=10))
         return result.stdout.decode().strip()
-    return await asyncio.to_thread(Path("/proc/sys/kernel/random/boot_id").read_text)
+
+else:
+
+    async def _boot_id(_runner: CommandRunner) -> str:
+        """Name this boot of the host: what a hypervisor below us offers can change with each."""
+        return (await asyncio.to_thread(Path("/proc/sys/kernel/random/boot_id").read_text)).strip()

@@ -80,7 +80,7 @@ class Fleet:
             known = vm.name in self._running or vm.name in self._starting
             if not known and self._where.ours(vm.name) and is_alive(vm.process):
                 self._add(vm.name, vm.process)
-                log.info("vm-adopted", vm=vm.name, pid=vm.process.pid)
+                log.info("vm-process-adopted", vm=vm.name, pid=vm.process.pid)
         return found
 
     async def start(self, name: str, spawn: Callable[[], ProcessIdentity]) -> RunningVm:
@@ -96,7 +96,9 @@ class Fleet:
             raise
         finally:
             self._starting.discard(name)
-        return self._add(name, spawning.result())
+        vm = self._add(name, spawning.result())
+        log.info("vm-process-started", vm=name, pid=vm.process.pid)
+        return vm
 
     def close(self) -> None:
         """Stop watching. Every VM runs on."""
@@ -120,7 +122,7 @@ class Fleet:
         vm.exit = VmExit(vm.name, code, _last_words(vm.directory))
         self._last_exits[vm.name] = vm.exit
         vm.exited.set()
-        log.info("vm-exited", vm=vm.name, pid=vm.process.pid, code=code, detail=vm.exit.detail)
+        log.info("vm-process-ended", vm=vm.name, pid=vm.process.pid, code=code, detail=vm.exit.detail)
         for listener in self._listeners:
             listener(vm.exit)
 
