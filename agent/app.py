@@ -30,6 +30,7 @@ from agent.engine.leases import LeaseDesk
 from agent.engine.ledger import Ledger
 from agent.engine.metering import Metering
 from agent.engine.observation import Observation
+from agent.engine.operations import Operations
 from agent.engine.prober import Prober
 from agent.engine.probes import Asker
 from agent.engine.reconciler import Reconciler
@@ -112,6 +113,7 @@ def _engine(
         ledger, desk, executor, observation, facts.limits(config.host), config.images.resolve_period_s,
         pools=pools, jitter=jitter, clock=clock,
     )  # fmt: skip
+    operations = Operations(ledger, desk, wake=awake.set)
     verdicts = Verdicts(ledger, jitter=jitter, awake=awake)
     asker = Asker(hypervisor, http, clock=clock)
     prober = Prober(asker, verdicts, on_answer=metering.answer, clock=clock)
@@ -129,7 +131,8 @@ def _engine(
     return Engine(
         Parts(
             ledger=ledger, history=History(ledger, journal), hypervisor=hypervisor, images=images,
-            observation=observation, assignments=assignments, leases=desk, executor=executor, board=board,
-            prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity, awake=awake,
+            observation=observation, assignments=assignments, leases=desk, operations=operations, executor=executor,
+            board=board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity,
+            awake=awake,
         )
     )  # fmt: skip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.engine.leases import LeaseDesk
     from agent.engine.ledger import Ledger
     from agent.engine.observation import Observation
+    from agent.engine.operations import Operations
     from agent.engine.prober import Prober
     from agent.engine.reconciler import Reconciler
     from agent.engine.verdicts import Verdicts
@@ -46,6 +47,7 @@ class Parts:
     observation: Observation
     assignments: Assignments
     leases: LeaseDesk
+    operations: Operations
     executor: Executor
     board: ConditionBoard
     prober: Prober
@@ -84,7 +86,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop working and leave every VM running."""
-        self._parts.leases.closed = True
+        self._parts.leases.close()
         await self._parts.prober.close()
         await self._parts.executor.stop()
 
@@ -97,6 +99,11 @@ class Engine:
     def history(self) -> History:
         """What happened, and the moment there is more."""
         return self._parts.history
+
+    @property
+    def operations(self) -> Operations:
+        """What an operator does to this host."""
+        return self._parts.operations
 
     @property
     def sequence(self) -> int:
@@ -140,12 +147,14 @@ class Engine:
         problems = self._parts.observation.problems
         conditions = self._parts.board.as_mapping()
         journal = conditions.get("JournalWritable")
+        mode = self._parts.ledger.mode
         age_s = self.heartbeat_age_s()
         hypervisor = problems.get("HypervisorResponding", "")
         return (
             Check("started", self._started, "" if self._started else "the first look at the host is under way"),
             Check("loop", age_s < HEARTBEAT_LIMIT_S, f"the last turn ended {age_s:.1f} s ago"),
             Check("hypervisor", not hypervisor, hypervisor),
+            Check("schedulable", mode.takes_leases, "" if mode.takes_leases else f"this host is {mode.mode}"),
             Check("journal", journal is None or not journal.message, journal.message if journal else ""),
         )
 

@@ -16,38 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.breaker import Breaker
-from agent.domain.errors import HearthError
 from agent.domain.events import Event
-from agent.domain.model import Lease, Resolution, Vm
+from agent.domain.model import HostMode, Lease, Resolution, Vm
 from agent.domain.rollout import Rollout
+from agent.engine.schema import JournalError, connect, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+__all__ = ["TABLES", "Change", "Drop", "Journal", "JournalError", "Put", "Record", "StoredAssignment", "key_of"]
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 1
 WRITE_TIMEOUT_S: Final = 30.0
 KEPT_EVENTS: Final = 50_000
-
-_SCHEMA: Final = """
-CREATE TABLE vms (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE TABLE leases (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE UNIQUE INDEX one_lease_per_vm ON leases (json_extract(doc, '$.vm'));
-CREATE TABLE rollouts (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE TABLE breakers (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE TABLE resolutions (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE TABLE assignments (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
-CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, vm TEXT, lease TEXT, doc TEXT NOT NULL) STRICT;
-CREATE INDEX events_by_vm ON events (vm) WHERE vm IS NOT NULL;
-"""
-
-
-class JournalError(HearthError):
-    """The journal cannot be read or written. What was not written has no effect."""
-
-    code = "journal-error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +44,7 @@ class StoredAssignment:
     key: str = "current"
 
 
-Record = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment
+Record = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment | HostMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +63,7 @@ TABLES: Final[dict[type[Record], _Table]] = {
     Breaker: _Table("breakers", lambda breaker: breaker.key, TypeAdapter(Breaker)),
     Resolution: _Table("resolutions", lambda resolution: resolution.reference, TypeAdapter(Resolution)),
     StoredAssignment: _Table("assignments", lambda stored: stored.key, TypeAdapter(StoredAssignment)),
+    HostMode: _Table("modes", lambda mode: mode.key, TypeAdapter(HostMode)),
 }
 _EVENT: Final = TypeAdapter(Event)
 
@@ -121,7 +105,7 @@ class Journal:
         thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
             connection = await asyncio.wait_for(
-                asyncio.get_running_loop().run_in_executor(thread, _connect, path), WRITE_TIMEOUT_S
+                asyncio.get_running_loop().run_in_executor(thread, connect, path), WRITE_TIMEOUT_S
             )
         except BaseException:
             thread.shutdown(wait=False)
@@ -214,37 +198,4 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}", remedy="free space on its disk, or check the disk") from error
         except ValidationError as error:
-            raise _unreadable(self._path, error) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # autocommit: transactions are begun by hand, one per write
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    except sqlite3.Error as error:
-        raise _unreadable(path, error) from error
-    if version > SCHEMA_VERSION:
-        connection.close()
-        raise JournalError(
-            f"{path} was written by a newer agent (schema {version}, this one knows {SCHEMA_VERSION})",
-            remedy="install that version again",
-        )
-    return connection
-
-
-def _unreadable(path: Path, error: Exception) -> JournalError:
-    return JournalError(
-        f"{path} cannot be read: {error}",
-        remedy="move it aside to start from what runs on the host: VMs that are not in the journal are torn down",
-    )
-
-
-def puts(records: Iterable[Record]) -> list[Change]:
-    """Return the changes that write these records."""
-    return [Put(record) for record in records]
+            raise unreadable(self._path, error) from error

@@ -102,7 +102,7 @@ class LeaseDesk:
         self._wake = wake
         self._line: dict[str, _Waiting] = {}
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.closed = False
+        self._closed = False
 
     @property
     def waiters(self) -> tuple[Waiter, ...]:
@@ -122,8 +122,6 @@ class LeaseDesk:
             raise PoolUnknownError(
                 f"there is no pool {pool!r} on this host", remedy="see `hearth status` for its pools"
             )
-        if self.closed:
-            raise DrainingError("this host takes no new leases", remedy="ask another host")
         ttl_s = _ttl(spec, ttl_s)
         if idempotency_key is None:
             return await self._acquire(spec, holder, ttl_s, wait_s, None)
@@ -168,6 +166,19 @@ class LeaseDesk:
             return None
         return self._give(transaction, vm, waiting)
 
+    def turn_away(self) -> None:
+        """Refuse whoever stands in line, if this host gives no leases any more."""
+        refusal = self._refusal()
+        while refusal is not None and self._line:
+            _, waiting = self._line.popitem()
+            if not waiting.granted.done():
+                waiting.granted.set_exception(refusal)
+
+    def close(self) -> None:
+        """Give no leases any more in this life of the agent. Leases that are given live on."""
+        self._closed = True
+        self.turn_away()
+
     def hand_over(self, waiter_id: str, lease: Lease) -> None:
         """Wake the request whose lease is now durable."""
         waiting = self._line.pop(waiter_id, None)
@@ -199,6 +210,9 @@ class LeaseDesk:
         """Give a ready VM now, when there is one and nobody waits before this request; else join the line."""
         lease = None
         async with self._ledger.transaction() as transaction:
+            refusal = self._refusal()
+            if refusal is not None:
+                raise refusal
             if not any(other.pool.name == waiting.pool.name for other in self._line.values()):
                 rollout = self._ledger.rollouts.get(waiting.pool.name)
                 serving = rollout.serving if rollout else None
@@ -215,22 +229,40 @@ class LeaseDesk:
         try:
             return await asyncio.wait_for(asyncio.shield(waiting.granted), wait_s)
         except TimeoutError:
+            await self._leave_line(waiting)
             if waiting.granted.done():
                 return waiting.granted.result()
             raise NoVmFreeError(
                 f"no VM of pool {waiting.pool.name!r} turned ready within {wait_s:g} s: {self._why_none(waiting.pool)}",
                 remedy="wait longer, or ask another host",
             ) from None
-        finally:
+
+    async def _leave_line(self, waiting: _Waiting) -> None:
+        """Leave the line when no grant is being written: one that was meant for this request has reached it then."""
+        async with self._ledger.transaction():
             self._line.pop(waiting.waiter.id, None)
 
     async def _undo(self, waiting: _Waiting) -> None:
         """End the lease that reached a request which is gone."""
-        self._line.pop(waiting.waiter.id, None)
-        if waiting.granted.done() and not waiting.granted.cancelled():
-            lease = waiting.granted.result()
+        await self._leave_line(waiting)
+        granted = waiting.granted
+        if granted.done() and not granted.cancelled() and granted.exception() is None:
+            lease = granted.result()
             if lease.id in self._ledger.leases:
                 await self.release(lease.id)
+
+    def _refusal(self) -> DrainingError | None:
+        """Return why no leases are given now, if so."""
+        if self._closed:
+            return DrainingError("the agent of this host is stopping", remedy="ask another host, or again in a while")
+        mode = self._ledger.mode
+        if mode.takes_leases:
+            return None
+        why = f": {mode.reason}" if mode.reason else ""
+        return DrainingError(
+            f"this host is {mode.mode} and gives no leases{why}",
+            remedy="ask another host; `hearth uncordon` opens this one",
+        )
 
     def _give(self, transaction: Transaction, vm: Vm, waiting: _Waiting) -> Lease:
         lease = Lease(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
 from agent.domain.breaker import Breaker, record_failure
 from agent.domain.events import Event, EventKind
-from agent.domain.model import Lease, Resolution, Vm
+from agent.domain.model import HostMode, Lease, Resolution, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.states import VmEvent, advance
 from agent.engine.journal import TABLES, Drop, Put, StoredAssignment, key_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agent.engine.journal import Change, Journal, Record
 
 T = TypeVar("T")
+OPEN: Final = HostMode()
 log = structlog.get_logger()
 
 
@@ -124,6 +125,11 @@ class Ledger:
     def assignment(self) -> StoredAssignment | None:
         """The last good assignment."""
         return self.table(StoredAssignment).get("current")
+
+    @property
+    def mode(self) -> HostMode:
+        """What an operator lets this host do."""
+        return self.table(HostMode).get("host", OPEN)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -51,6 +51,7 @@ class Worldview:
             breakers=dict(self.ledger.breakers),
             listing=listing,
             busy=self.executor.busy,
+            mode=self.ledger.mode,
             disk_full=self.observation.disk.full,
             foreign_slots=self.observation.foreign_slots,
             fresh_ids=tuple(str(ULID()) for _ in range(_IDS_A_TURN)),

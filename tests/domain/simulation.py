@@ -14,9 +14,11 @@ from agent.domain.model import (
     Cause,
     Failure,
     HostLimits,
+    HostMode,
     Image,
     Lease,
     Listing,
+    Mode,
     Observed,
     PoolSpec,
     Resolution,
@@ -30,7 +32,7 @@ from agent.domain.states import VmEvent, VmState
 from agent.engine.intents import fail_vm, intend
 from agent.engine.journal import TABLES, Put
 from agent.engine.leases import end_lease
-from agent.engine.ledger import Transaction
+from agent.engine.ledger import OPEN, Transaction
 
 if TYPE_CHECKING:
     from agent.domain.actions import Action
@@ -54,7 +56,7 @@ class Host:
     bad: set[str] = field(default_factory=set)
     now_s: float = 1_000_000.0
     jitter: float = 0.5
-    draining: bool = False
+    mode: HostMode = OPEN
 
     def __post_init__(self) -> None:
         self.tables: dict[type, dict[str, Any]] = {kind: {} for kind in TABLES}
@@ -112,7 +114,7 @@ class Host:
             breakers=dict(self.tables[Breaker]),
             listing=self.listing,
             busy=frozenset(self.flying),
-            draining=self.draining,
+            mode=self.mode,
             fresh_ids=tuple(self._ulid() for _ in range(8)),
         )
 
@@ -220,7 +222,14 @@ class Host:
 
     def ask_lease(self, pool: str) -> None:
         """Let a request join the line."""
-        self.waiters.append(Waiter(f"w{next(self._numbers)}", pool, self.now_s))
+        if self.mode.takes_leases:
+            self.waiters.append(Waiter(f"w{next(self._numbers)}", pool, self.now_s))
+
+    def set_mode(self, mode: Mode) -> None:
+        """Open, cordon or drain the host: who waits for a VM is turned away unless it is open."""
+        self.mode = HostMode(mode, self.now_s)
+        if not self.mode.takes_leases:
+            self.waiters.clear()
 
     def release(self, lease_id: str) -> None:
         """End a lease by its holder."""

@@ -8,7 +8,7 @@ import pytest
 
 from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, ReapStray, ResolveImage
 from agent.domain.events import EventKind
-from agent.domain.model import Cause, HostLimits, Image, PoolSpec
+from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec
 from agent.domain.names import vm_name
 from agent.domain.plan import plan
 from agent.domain.rollout import Phase
@@ -273,7 +273,7 @@ def test_a_draining_host_empties_but_for_leases() -> None:
     host = serving_host()
     host.ask_lease("ci")
     host.turn()
-    host.draining = True
+    host.set_mode(Mode.DRAINING)
     host.turn()
     assert {vm.state for vm in host.vms.values()} == {VmState.LEASED, VmState.STOPPING}
 

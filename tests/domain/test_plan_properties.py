@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.domain.actions import DestroyVm
-from agent.domain.model import HostLimits, PoolSpec, VmSize
+from agent.domain.actions import CreateVm, DestroyVm, GrantLease
+from agent.domain.model import HostLimits, Mode, PoolSpec, VmSize
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 from tests.domain.simulation import Host, digest
@@ -65,6 +65,7 @@ class HostMachine(RuleBasedStateMachine):
         ready = self._ready_of_serving()
         plan = self.host.turn()
         self._leaves_leases_alone(plan, leased)
+        self._keeps_its_mode(plan)
         self._keeps_min_ready(plan, ready)
 
     @precondition(lambda self: self.host.flying)
@@ -97,6 +98,10 @@ class HostMachine(RuleBasedStateMachine):
         leases = sorted(self.host.leases)
         self.host.release(leases[pick % len(leases)])
 
+    @rule(mode=st.sampled_from(Mode))
+    def set_mode(self, mode: Mode) -> None:
+        self.host.set_mode(mode)
+
     @rule()
     def look(self) -> None:
         self.host.look()
@@ -123,7 +128,10 @@ class HostMachine(RuleBasedStateMachine):
         host.waiters = [waiter for waiter in host.waiters if any(pool.name == waiter.pool for pool in host.pools)]
         for lease in list(host.leases):
             host.release(lease)
-        host.waiters.clear()
+        host.set_mode(Mode.DRAINING)
+        host.settle()
+        assert not host.vms
+        host.set_mode(Mode.OPEN)
         host.settle()
         assert set(host.vms) == host.files == host.running
         assert {vm.state for vm in host.vms.values()} <= {VmState.READY}
@@ -154,6 +162,13 @@ class HostMachine(RuleBasedStateMachine):
     def _leaves_leases_alone(self, plan: Plan, leased: set[str]) -> None:
         destroyed = {action.vm for action in plan.actions if isinstance(action, DestroyVm)}
         assert not destroyed & leased & {lease.vm for lease in self.host.leases.values()}
+
+    def _keeps_its_mode(self, plan: Plan) -> None:
+        """A host that is not open grants nothing, and one that drains creates nothing."""
+        if not self.host.mode.takes_leases:
+            assert not any(isinstance(action, GrantLease) for action in plan.actions)
+        if self.host.mode.mode is Mode.DRAINING:
+            assert not any(isinstance(action, CreateVm) for action in plan.actions)
 
     def _keeps_min_ready(self, plan: Plan, before: dict[str, int]) -> None:
         """A rollout never takes the ready VMs below `min_ready`, where they were at or above it."""

@@ -14,7 +14,7 @@ import pytest
 
 from agent.domain.breaker import Breaker
 from agent.domain.events import Event, EventKind
-from agent.domain.model import Cause, Failure, Lease, Resolution, Vm
+from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Resolution, Vm
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 from agent.engine.journal import Drop, Journal, JournalError, Put, Record, StoredAssignment, key_of
@@ -31,6 +31,7 @@ RECORDS: tuple[Record, ...] = (
     Breaker("sha256:b", 3, 10.0, 5.0, "no"),
     Resolution("reg/ci:1", None, 5.0, "unreachable"),
     StoredAssignment("file", "etag", "{}"),
+    HostMode(Mode.DRAINING, 5.0, "new disks"),
 )
 
 
@@ -79,7 +80,7 @@ async def test_events_are_kept_in_order_and_told_by_vm(tmp_path: Path) -> None:
 async def test_a_corrupt_journal_is_refused_by_name_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 100)
-    with pytest.raises(JournalError, match=r"journal\.sqlite cannot be read.*move it aside"):
+    with pytest.raises(JournalError, match=r"journal\.sqlite cannot be read.*journal rebuild"):
         await Journal.open(path)
     assert path.read_bytes().startswith(b"this is not")
 

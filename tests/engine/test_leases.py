@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.domain.demand import pick_ready
-from agent.domain.model import Lease, PoolSpec, Vm
-from agent.domain.states import VmState
+from agent.domain.model import HostMode, Lease, Mode, PoolSpec, Vm
+from agent.domain.states import VmEvent, VmState
 from agent.engine.leases import (
     BadTtlError,
     DrainingError,
@@ -22,6 +22,7 @@ from agent.engine.leases import (
     NoVmFreeError,
     PoolUnknownError,
 )
+from agent.engine.operations import Operations
 from tests.engine.support import Clock, open_ledger, put, vm
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ async def test_unknown_pools_and_closed_desks_are_told(tmp_path: Path) -> None:
     async with bench(tmp_path) as on:
         with pytest.raises(PoolUnknownError, match="there is no pool 'nope'"):
             await on.desk.acquire("nope", holder="h", ttl_s=None, wait_s=1, idempotency_key=None)
-        on.desk.closed = True
+        on.desk.close()
         with pytest.raises(DrainingError):
             await on.acquire()
 
@@ -206,3 +207,58 @@ async def test_a_grant_for_a_request_that_left_changes_nothing(tmp_path: Path) -
         async with on.ledger.transaction() as transaction:
             assert on.desk.intend_grant(transaction, "gone", "v1") is None
         assert on.ledger.table(Vm)["v1"].state is VmState.READY
+
+
+async def test_a_request_that_gives_up_while_its_grant_is_written_gets_the_lease(tmp_path: Path) -> None:
+    async with bench(tmp_path) as on:
+        await put(on.ledger, vm("v1", VmState.STARTING))
+        request = asyncio.create_task(on.acquire(wait_s=0.05))
+        await on.queued(1)
+        (waiter,) = on.desk.waiters
+        async with on.ledger.transaction() as transaction:
+            ready = transaction.get(Vm, "v1")
+            assert ready is not None
+            transaction.move(ready, VmEvent.PROVEN)
+            lease = on.desk.intend_grant(transaction, waiter.id, "v1")
+            assert lease is not None
+            await asyncio.sleep(0.2)  # the request's time is over, and it cannot leave the line yet
+        on.desk.hand_over(waiter.id, lease)
+        assert await asyncio.wait_for(request, 5) == lease
+        assert set(on.ledger.leases) == {lease.id}
+        assert on.desk.waiters == ()
+
+
+@pytest.mark.parametrize("mode", [Mode.CORDONED, Mode.DRAINING])
+async def test_a_host_that_is_not_open_gives_no_leases_and_keeps_what_it_gave(tmp_path: Path, mode: Mode) -> None:
+    async with bench(tmp_path) as on:
+        operations = Operations(on.ledger, on.desk, wake=on.woken.set)
+        await put(on.ledger, vm("v1"), vm("v2"))
+        lease = await on.acquire(key="mine")
+        await operations.set_mode(mode, reason="new disks")
+        with pytest.raises(DrainingError, match=f"this host is {mode} and gives no leases: new disks"):
+            await on.acquire()
+        assert await on.acquire(key="mine") == lease
+        assert (await on.desk.renew(lease.id, ttl_s=None)).id == lease.id
+        await operations.set_mode(Mode.OPEN, reason="")
+        assert (await on.acquire()).vm == "v2"
+
+
+async def test_who_stands_in_line_is_refused_when_the_host_is_cordoned(tmp_path: Path) -> None:
+    async with bench(tmp_path) as on:
+        operations = Operations(on.ledger, on.desk, wake=on.woken.set)
+        requests = [asyncio.create_task(on.acquire(wait_s=60, holder=f"h{number}")) for number in range(3)]
+        await on.queued(3)
+        await operations.set_mode(Mode.CORDONED, reason="")
+        answers = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 5)
+        assert [type(answer) for answer in answers] == [DrainingError] * 3
+        assert on.desk.waiters == ()
+
+
+async def test_the_mode_outlives_the_agent_and_keeps_its_time(tmp_path: Path) -> None:
+    async with bench(tmp_path) as on:
+        operations = Operations(on.ledger, on.desk, wake=on.woken.set)
+        asked = await operations.set_mode(Mode.DRAINING, reason="new disks")
+        on.clock.now_s += 100
+        assert (await operations.set_mode(Mode.DRAINING, reason="other disks")).since_s == asked.since_s
+    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as again:
+        assert again.mode == HostMode(Mode.DRAINING, asked.since_s, "other disks")
