@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
 from dataclasses import dataclass, field
@@ -69,13 +70,13 @@ class Guest:
 
 
 @contextlib.asynccontextmanager
-async def boot(disk: Path, folder: Path) -> AsyncIterator[Guest]:
+async def boot(disk: Path, folder: Path, *, memory_mib: int = 256) -> AsyncIterator[Guest]:
     """Start a guest on a throw-away overlay of `disk`; it is gone when the block ends."""
     ports = {guest_port: _free_port() for guest_port in (22, 8080)}
     agent_socket = folder / "agent.sock"
     forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in ports.items())
     process = await asyncio.create_subprocess_exec(
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-display", "none",
+        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", str(memory_mib), "-nodefaults", "-display", "none",
         "-no-reboot", "-serial", "stdio",
         "-drive", f"file={disk},format=raw,if=virtio,snapshot=on",
         "-netdev", f"user,id=net,{forwards}", "-device", "virtio-net-pci,netdev=net",
@@ -118,6 +119,22 @@ async def test_a_healthy_guest_serves_its_version_and_powers_off_when_asked(
             assert (await guest.ask_agent("guest-exec", path="/bin/sh", arg=["-c", "exit 0"]))["pid"] > 0
             await power_off(guest)
             assert await guest.process.wait() == 0
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="takes minutes; asked for with HEARTH_SLOW=1")
+async def test_a_debian_guest_gains_a_package_from_version_to_version(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.img", tmp_path / "two.img"
+    build_image("debian", "--version", "1", str(one))
+    build_image("debian", "--version", "2", "--from", str(one), "--add", "tree", str(two))
+    async with boot(two, tmp_path, memory_mib=512) as guest, asyncio.timeout(2 * BOOT_DEADLINE_S):
+        await guest.console_says("hearth-guest ttyS0")
+        assert await guest.ask_agent("guest-ping") == {}
+        assert (await guest.execute("tree", "--version")).startswith("tree v")
+        assert await fetch(guest.ports[8080]) == "2\n"
+        await power_off(guest)
+        assert await guest.process.wait() == 0
 
 
 async def power_off(guest: Guest) -> None:
@@ -191,6 +208,21 @@ def test_a_missing_tool_names_its_package_and_the_old_disk_stays(tmp_path: Path)
     assert "apt-get install coreutils mtools" in done.stderr
     assert disk.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["disk.img"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from", "no-such-disk"], "there is no disk no-such-disk"),
+        (["--add", "--purge"], "expected one argument"),
+        (["--add", "Git"], "is not the name of a Debian package"),
+    ],
+)
+def test_a_debian_guest_names_what_it_cannot_use(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = run_builder("debian", "--version", "1", *arguments, str(tmp_path / "disk.img"))
+    assert done.returncode in {1, 2}
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_flavours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.guest_images import small
+from scripts.lib.guest_images import debian, small
 from scripts.lib.guest_images.host import BuildError, check_host
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ examples:
   scripts/demo-image small --version 1.0 one.img          healthy: agent, HTTP on 8080, SSH on 22
   scripts/demo-image small --version 2.0 --sick two.img   boots and is never healthy
   scripts/demo-image small --version 3.0 --dies-after 20 three.img
+  sudo scripts/demo-image debian --version 1 one.img      systemd, OpenSSH; the same probes pass
+  sudo scripts/demo-image debian --version 2 --from one.img --add git two.img
 
 Downloads and finished pieces are kept in $HEARTH_CACHE (default: .cache in the repository).
 docs/guest-images.md says what each guest holds and how to start one by hand.
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     _add_small(kinds)
+    _add_debian(kinds)
     return parser
 
 
@@ -63,6 +66,17 @@ def _add_small(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(build=_build_small)
 
 
+def _add_debian(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser("debian", help="4 GiB, sparse; systemd, OpenSSH; built as root")
+    _add_common(parser)
+    parser.add_argument("--from", type=Path, dest="start_from", metavar="OLD_DISK", help="the earlier version's disk")
+    parser.add_argument(
+        "--add", type=_package, action="append", default=[], metavar="PACKAGE", help="install this as well; repeatable"
+    )
+    parser.add_argument("--refresh", action="store_true", help="install the base system anew first")
+    parser.set_defaults(build=_build_debian)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=_version, required=True, help="what the guest says it is, for example 1.0")
     parser.add_argument("out", type=Path, metavar="OUT", help="the raw disk to write; replaced only when it is whole")
@@ -73,9 +87,20 @@ def _build_small(options: argparse.Namespace) -> None:
     small.build(guest, options.out, refresh=options.refresh)
 
 
+def _build_debian(options: argparse.Namespace) -> None:
+    guest = debian.DebianGuest(options.version, packages=tuple(options.add), start_from=options.start_from)
+    debian.build(guest, options.out, refresh=options.refresh)
+
+
 def _version(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: letters, digits and . _ + - only, at most 64")
+    return text
+
+
+def _package(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a Debian package")
     return text
 
 

@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "apt-cache": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
+    "chroot": "coreutils",
     "cp": "coreutils",
     "debootstrap": "debootstrap",
     "depmod": "kmod",
@@ -33,8 +36,8 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "dropbear": "dropbear-bin",
     "dropbearkey": "dropbear-bin",
     "extlinux": "extlinux",
+    "fstrim": "util-linux",
     "ldd": "libc-bin",
-    "losetup": "mount",
     "mcopy": "mtools",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
@@ -43,6 +46,8 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "qemu-ga": "qemu-guest-agent",
     "sfdisk": "fdisk",
     "syslinux": "syslinux",
+    "umount": "mount",
+    "unshare": "util-linux",
 }
 """The Debian package that holds each tool a build runs or copies into a guest."""
 
@@ -92,6 +97,7 @@ def run(
     argv: Sequence[str | Path],
     *,
     cwd: Path | None = None,
+    stdin: str = "",
     env: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> str:
@@ -99,19 +105,25 @@ def run(
     command = [str(part) for part in argv]
     settings = {**os.environ, "PATH": _search_path(), "LC_ALL": "C", **(env or {})}
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=True, timeout=timeout_s,
+        process = subprocess.Popen(
+            command, cwd=cwd, env=settings, text=True, process_group=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-    except FileNotFoundError as error:
+    except OSError as error:
         require(command[0])
         raise BuildError(f"cannot run {command[0]}: {error}") from error
+    try:
+        output, complaints = process.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"`{' '.join(command)}` did not end in {timeout_s:.0f} s") from error
-    except subprocess.CalledProcessError as error:
-        words = (error.stderr or error.stdout).strip()[-2000:]
-        raise BuildError(f"`{' '.join(command)}` failed ({error.returncode}): {words}") from error
-    return done.stdout
+        raise BuildError(f"`{shlex.join(command)}` did not end in {timeout_s:.0f} s") from error
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            process.wait()
+    if process.returncode != 0:
+        words = (complaints or output).strip()[-2000:]
+        raise BuildError(f"`{shlex.join(command)}` failed ({process.returncode}): {words}")
+    return output
 
 
 def cache_dir() -> Path:
