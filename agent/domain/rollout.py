@@ -47,7 +47,9 @@ class Rollout:
 
 
 JUDGED_PHASES: Final = frozenset({Phase.CANARY, Phase.PROMOTING})
-_BLAMELESS: Final = frozenset({Cause.REQUESTED, Cause.INTERRUPTED, Cause.CLONE_FAILED})
+_BLAMELESS: Final = frozenset(
+    {Cause.REQUESTED, Cause.INTERRUPTED, Cause.CLONE_FAILED, Cause.SUSPEND_FAILED, Cause.RESUME_FAILED}
+)
 """Causes that say nothing about the image."""
 
 
@@ -80,6 +82,29 @@ def record_failure(rollout: Rollout, vm: Vm) -> Rollout:
     if not on_trial or vm.failure is None or vm.failure.cause in _BLAMELESS:
         return rollout
     return replace(rollout, failures=rollout.failures + 1, reason=f"{vm.failure.cause}: {vm.failure.reason}")
+
+
+def retry(rollout: Rollout, now_s: float) -> Rollout:
+    """Return the rollout with its target on trial anew: no longer quarantined, its failures forgotten."""
+    if rollout.phase is Phase.SERVING:
+        return rollout
+    fresh = replace(rollout, failures=0, reason="", since_s=now_s)
+    if rollout.phase is not Phase.ROLLED_BACK:
+        return fresh
+    quarantined = tuple(digest for digest in rollout.quarantined if digest != rollout.target)
+    return replace(fresh, phase=Phase.PULLING, quarantined=quarantined)
+
+
+def undo(rollout: Rollout, *, reason: str, now_s: float) -> Rollout | None:
+    """Return the rollout with the version before the target serving again and the target quarantined.
+
+    That is the one that still serves while the target is not proven, and the previous one after. None when there is
+    no such version, or it serves already.
+    """
+    last_good = rollout.previous if rollout.serving == rollout.target else rollout.serving
+    if last_good is None or rollout.phase is Phase.ROLLED_BACK:
+        return None
+    return replace(_roll_back(rollout, last_good, now_s), reason=reason)
 
 
 def needed_images(rollout: Rollout) -> frozenset[str]:

@@ -27,7 +27,7 @@ from agent.domain.model import (
     World,
 )
 from agent.domain.plan import Plan, plan
-from agent.domain.rollout import Rollout
+from agent.domain.rollout import Rollout, retry, undo
 from agent.domain.states import VmEvent, VmState
 from agent.engine.intents import fail_vm, intend
 from agent.engine.journal import TABLES, Put
@@ -230,6 +230,18 @@ class Host:
         self.mode = HostMode(mode, self.now_s)
         if not self.mode.takes_leases:
             self.waiters.clear()
+
+    def retry(self, pool: str) -> None:
+        """Try a pool's target again, as an operator does."""
+        self.rollouts[pool] = retry(self.rollouts[pool], self.now_s)
+        self.tables[Breaker].pop(self.rollouts[pool].target or "", None)
+
+    def undo(self, pool: str) -> bool:
+        """Go back to the version before, as an operator does; return whether there was one."""
+        undone = undo(self.rollouts[pool], reason="undone", now_s=self.now_s)
+        if undone is not None:
+            self.rollouts[pool] = undone
+        return undone is not None
 
     def release(self, lease_id: str) -> None:
         """End a lease by its holder."""

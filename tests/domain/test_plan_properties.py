@@ -102,6 +102,13 @@ class HostMachine(RuleBasedStateMachine):
     def set_mode(self, mode: Mode) -> None:
         self.host.set_mode(mode)
 
+    @precondition(lambda self: self.host.rollouts)
+    @rule(pick=picks, undo=st.booleans())
+    def take_rollout_in_hand(self, pick: int, undo: bool) -> None:
+        pools = sorted(self.host.rollouts)
+        pool = pools[pick % len(pools)]
+        self.host.undo(pool) if undo else self.host.retry(pool)
+
     @rule()
     def look(self) -> None:
         self.host.look()
