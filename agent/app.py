@@ -31,6 +31,7 @@ from agent.engine.ledger import Ledger
 from agent.engine.metering import Metering
 from agent.engine.observation import Observation
 from agent.engine.operations import Operations
+from agent.engine.outside import Outside
 from agent.engine.prober import Prober
 from agent.engine.probes import Asker
 from agent.engine.reconciler import Reconciler
@@ -91,7 +92,8 @@ def _engine(
     ledger.on_change(metering.count)
     measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
     observation = Observation(hypervisor, images, measure)
-    effects = Effects(hypervisor, images, ledger, config.data_dir / "evidence", observation.look_at_images, jitter)
+    outside = Outside(hypervisor, images, ledger, config.data_dir / "evidence", jitter)
+    effects = Effects(outside, observation.look_at_stock)
     executor = Executor(effects.perform, awake.set)
     assignments = Assignments(ledger, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
 
@@ -110,8 +112,8 @@ def _engine(
         new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
     )  # fmt: skip
     view = Worldview(
-        ledger, desk, executor, observation, facts.limits(config.host), config.images.resolve_period_s,
-        pools=pools, jitter=jitter, clock=clock,
+        ledger, desk, executor, observation, hypervisor.capabilities, facts.limits(config.host),
+        config.images.resolve_period_s, pools=pools, jitter=jitter, clock=clock,
     )  # fmt: skip
     operations = Operations(ledger, desk, wake=awake.set)
     verdicts = Verdicts(ledger, jitter=jitter, awake=awake)

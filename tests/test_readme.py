@@ -20,7 +20,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def block(title: str) -> str:
     """Return the TOML block that begins with a comment."""
     blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    return next(text for text in blocks if text.startswith(title))
+    return str(next(text for text in blocks if text.startswith(title)))
 
 
 def uncommented(text: str) -> dict[str, Any]:

@@ -81,11 +81,62 @@ class CreateVm:
     vm: str
     pool: PoolSpec
     image: str
+    template: str | None = None  # start from this memory instead of booting
 
     @property
     def resource(self) -> str:
         """The VM to be."""
         return self.vm
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendVm:
+    """Put a ready VM on standby."""
+
+    vm: str
+
+    @property
+    def resource(self) -> str:
+        """The VM."""
+        return self.vm
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeVm:
+    """Bring a standby VM back."""
+
+    vm: str
+    pool: PoolSpec
+
+    @property
+    def resource(self) -> str:
+        """The VM."""
+        return self.vm
+
+
+@dataclass(frozen=True, slots=True)
+class SaveTemplate:
+    """Keep the memory of a proven VM, to start others from."""
+
+    vm: str
+    template: str
+
+    @property
+    def resource(self) -> str:
+        """The VM, which pauses meanwhile."""
+        return self.vm
+
+
+@dataclass(frozen=True, slots=True)
+class DropTemplate:
+    """Remove a memory that no pool starts VMs from."""
+
+    template: str
+
+    @property
+    def resource(self) -> str:
+        """The template."""
+        return self.template
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,5 +177,17 @@ class EvictImage:
 
 
 Action: TypeAlias = (
-    MarkFailed | DestroyVm | ReapStray | ExpireLease | GrantLease | CreateVm | ResolveImage | PullImage | EvictImage
+    MarkFailed
+    | DestroyVm
+    | ReapStray
+    | ExpireLease
+    | GrantLease
+    | CreateVm
+    | SuspendVm
+    | ResumeVm
+    | SaveTemplate
+    | DropTemplate
+    | ResolveImage
+    | PullImage
+    | EvictImage
 )

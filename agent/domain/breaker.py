@@ -8,7 +8,10 @@ replaced at once. A breaker closes again after ten stable minutes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from agent.domain.model import World
 
 BASE_S: Final = 5.0
 CAP_S: Final = 600.0
@@ -30,6 +33,12 @@ class Breaker:
     def is_open(self, now_s: float) -> bool:
         """Whether the thing must be left alone now."""
         return now_s < self.open_until_s
+
+
+def held_back(world: World, key: str) -> bool:
+    """Whether something is busy with `key`, or its breaker is open."""
+    breaker = world.breakers.get(key)
+    return key in world.busy or (breaker is not None and breaker.is_open(world.now_s))
 
 
 def record_failure(breaker: Breaker, *, now_s: float, jitter: float, reason: str, free: int = 0) -> Breaker:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.domain.rollout import Phase
-from agent.domain.states import VmState
+from agent.domain.states import UNPROVEN, VmState
 
 if TYPE_CHECKING:
     from agent.domain.model import PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
 
-_COMING = (VmState.CREATING, VmState.STARTING)
-_IDLE = (*_COMING, VmState.READY)
+_IDLE = UNPROVEN | {VmState.CREATING, VmState.READY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,7 @@ class PoolView:
     rollout: Rollout
     waiting: int
     idle: tuple[Vm, ...]  # alive and not leased, of any version, oldest first
+    standby: tuple[Vm, ...]  # suspended, or about to be, of any version, oldest first
     held: int  # VMs that hold a slot, leased and stopping ones included
 
     def of(self, digest: str | None) -> tuple[Vm, ...]:
@@ -76,6 +76,7 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
                 rollout=rollout,
                 waiting=sum(waiter.pool == spec.name for waiter in world.waiters),
                 idle=tuple(vm for vm in vms if vm.state in _IDLE),
+                standby=tuple(vm for vm in vms if vm.state in (VmState.SUSPENDING, VmState.STANDBY)),
                 held=sum(vm.holds_slot for vm in vms),
             )
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.domain.states import VmState
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,5 +22,10 @@ def _moments(world: World) -> Iterator[float]:
         yield lease.expires_at_s
     for breaker in world.breakers.values():
         yield breaker.open_until_s
+    for vm in world.vms:
+        pool = world.pool(vm.pool)
+        if pool is not None and vm.ready_at_s is not None and vm.state is VmState.READY:
+            yield from (vm.created_at_s + pool.max_age_s,) if pool.max_age_s else ()
+            yield from (vm.ready_at_s + pool.max_idle_s,) if pool.max_idle_s else ()
     for resolution in world.resolutions.values():
         yield resolution.at_s + world.resolve_period_s

@@ -81,6 +81,10 @@ class PoolSpec:
     lease_ttl_s: float = 3600.0
     lease_max_ttl_s: float = 86400.0
     canary_attempts: int = 2
+    standby: int = 0  # proven VMs to keep suspended beyond the warm ones, where the hypervisor can
+    fan_out: bool = True  # start VMs from the memory of a proven one, where hypervisor and guest can
+    max_age_s: float | None = None  # an idle VM older than this is replaced
+    max_idle_s: float | None = None  # a VM that was ready for this long without a lease is replaced
 
 
 class Cause(StrEnum):
@@ -88,6 +92,8 @@ class Cause(StrEnum):
 
     CLONE_FAILED = "clone-failed"
     START_FAILED = "start-failed"
+    SUSPEND_FAILED = "suspend-failed"
+    RESUME_FAILED = "resume-failed"
     STARTUP_DEADLINE = "startup-deadline"
     EXITED = "exited"
     PROBE_FAILED = "probe-failed"
@@ -121,6 +127,7 @@ class Vm:
     lease_id: str | None = None
     failure: Failure | None = None
     stop_grace_s: float = 10.0
+    template: str | None = None  # the memory it was started from; None: it booted
 
     @property
     def alive(self) -> bool:
@@ -197,6 +204,7 @@ class Observed:
     ours: bool
     running: bool
     pid: int | None = None
+    suspended: bool = False  # it can be resumed from a saved memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +275,9 @@ class World:
     foreign_slots: int = 0  # slots held by VMs that are not ours, where the hypervisor counts them
     fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
     name_prefix: str = PREFIX
+    can_suspend: bool = False  # the hypervisor can keep a VM suspended
+    can_fan_out: bool = False  # and start several from one memory
+    templates: frozenset[str] = frozenset()  # the memories that stand ready to start VMs from
     resolve_period_s: float = 300.0
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from agent.domain import fill, rules
+from agent.domain import fill, rules, standby
 from agent.domain.conditions import conditions
 from agent.domain.rollout import advance
 
@@ -29,8 +29,13 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.retire_unassigned,
     rules.retire_outdated,
     rules.retire_surplus,
+    rules.retire_aged,
     rules.retire_outranked,
+    standby.retire_standby,
     fill.fill,
+    standby.stock,
+    standby.save_templates,
+    standby.drop_templates,
     rules.resolve,
     rules.prefetch,
     rules.evict,

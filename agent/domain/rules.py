@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from agent.domain import capacity
 from agent.domain.actions import (
@@ -15,18 +15,18 @@ from agent.domain.actions import (
     ReapStray,
     ResolveImage,
 )
+from agent.domain.breaker import held_back
 from agent.domain.demand import pick_ready, pool_views, shortage
 from agent.domain.model import Cause, Failure
 from agent.domain.rollout import Phase, needed_images
-from agent.domain.states import VmState
+from agent.domain.standby import wants_standby
+from agent.domain.states import RUNNING, UNPROVEN, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.domain.demand import PoolView
-    from agent.domain.model import Vm, World
-
-_RUNS: Final = frozenset({VmState.STARTING, VmState.READY, VmState.LEASED})
+    from agent.domain.model import PoolSpec, Vm, World
 
 
 def reap(world: World) -> Iterator[ReapStray]:
@@ -35,30 +35,33 @@ def reap(world: World) -> Iterator[ReapStray]:
         return
     known = world.listing.known | {vm.name for vm in world.vms}
     for seen in world.listing.seen:
-        if seen.ours and seen.name not in known and not _held_back(world, seen.name):
+        if seen.ours and seen.name not in known and not held_back(world, seen.name):
             yield ReapStray(seen.name)
 
 
 def lose(world: World) -> Iterator[MarkFailed]:
     """Mark what the journal knows but the host does not: dead without a word, or half-made when the agent died."""
-    absent: frozenset[str] = frozenset()
-    if world.listing is not None:
-        absent = world.listing.idle - {seen.name for seen in world.listing.seen if seen.running}
+    listed = world.listing.idle if world.listing else frozenset()
+    running = {seen.name for seen in world.listing.seen if seen.running} if world.listing else set()
+    suspended = {seen.name for seen in world.listing.seen if seen.suspended} if world.listing else set()
     for vm in world.vms:
         if vm.name in world.busy:
             continue
-        if vm.state is VmState.CREATING:
-            reason = "the agent stopped while this VM was being created"
+        if vm.state in (VmState.CREATING, VmState.SUSPENDING):
+            reason = f"the agent stopped while this VM was {vm.state}"
             yield MarkFailed(vm.name, Failure(Cause.INTERRUPTED, reason, world.now_s))
-        elif vm.state in _RUNS and vm.name in absent:
+        elif vm.state in RUNNING and vm.name in listed - running:
             reason = "the hypervisor does not list it as running"
+            yield MarkFailed(vm.name, Failure(Cause.LOST, reason, world.now_s))
+        elif vm.state is VmState.STANDBY and vm.name in listed - suspended:
+            reason = "the hypervisor does not list it as suspended"
             yield MarkFailed(vm.name, Failure(Cause.LOST, reason, world.now_s))
 
 
 def replace_failed(world: World) -> Iterator[DestroyVm]:
     """Tear down what failed, and go on with every teardown that was interrupted or did not succeed."""
     for vm in world.vms:
-        if vm.state in (VmState.FAILED, VmState.STOPPING) and not _held_back(world, vm.name):
+        if vm.state in (VmState.FAILED, VmState.STOPPING) and not held_back(world, vm.name):
             reason = str(vm.failure.cause) if vm.failure else "teardown was interrupted"
             yield DestroyVm(vm.name, reason, evidence=vm.state is VmState.FAILED)
 
@@ -87,7 +90,7 @@ def retire_unassigned(world: World) -> Iterator[DestroyVm]:
     """Tear down idle VMs of pools that are not assigned any more, and all idle VMs of a host that drains."""
     assigned = {pool.name for pool in world.pools}
     for vm in world.vms:
-        if vm.state not in (VmState.STARTING, VmState.READY):
+        if vm.state not in UNPROVEN | {VmState.READY}:
             continue
         if world.draining:
             yield DestroyVm(vm.name, "the host is draining")
@@ -101,7 +104,7 @@ def retire_outdated(world: World) -> Iterator[DestroyVm]:
         reason = "another image version serves this pool"
         booting = [vm for vm in view.outdated if vm.state is not VmState.READY]
         ready = [vm for vm in view.outdated if vm.state is VmState.READY]
-        yield from (DestroyVm(vm.name, reason) for vm in booting if vm.state is VmState.STARTING)
+        yield from (DestroyVm(vm.name, reason) for vm in booting if vm.state in UNPROVEN)
         surplus = min(len(ready), len(view.ready) - max(view.wanted, view.spec.min_ready))
         yield from (DestroyVm(vm.name, reason) for vm in ready[: max(0, surplus)])
         if surplus <= 0 and _should_make_room(world, view):
@@ -115,8 +118,17 @@ def retire_surplus(world: World) -> Iterator[DestroyVm]:
             continue  # two versions stand side by side; `retire_outdated` takes care of the old one
         idle = [vm for vm in view.idle if vm.state is not VmState.CREATING and vm.image == view.rollout.serving]
         idle.sort(key=lambda vm: (vm.state is VmState.READY, vm.created_at_s))
-        surplus = len(idle) - view.wanted
+        surplus = len(idle) - view.wanted - (world.can_suspend and wants_standby(view))
         yield from (DestroyVm(vm.name, "the pool has more idle VMs than it wants") for vm in idle[: max(0, surplus)])
+
+
+def retire_aged(world: World) -> Iterator[DestroyVm]:
+    """Replace VMs that stood idle for too long, one at a time, and never below `min_ready`."""
+    for view in pool_views(world):
+        changing = any(vm.state is not VmState.READY for vm in view.idle) or len(view.ready) < view.wanted
+        aged = [vm for vm in view.ready if _too_old(view.spec, vm, world.now_s)]
+        if aged and not changing and (len(view.ready) > view.spec.min_ready or view.spec.min_ready >= view.wanted):
+            yield DestroyVm(aged[0].name, "it stood idle for longer than its pool allows")
 
 
 def retire_outranked(world: World) -> Iterator[DestroyVm]:
@@ -126,7 +138,7 @@ def retire_outranked(world: World) -> Iterator[DestroyVm]:
         if not _starved(world, view):
             continue
         lower = [other for other in reversed(views) if other.spec.priority < view.spec.priority]
-        idle = [vm for other in lower for vm in other.idle if vm.state in (VmState.STARTING, VmState.READY)]
+        idle = [vm for other in lower for vm in other.idle if vm.state is not VmState.CREATING]
         yield from (DestroyVm(vm.name, f"pool {view.spec.name} of higher priority needs its room") for vm in idle[:1])
         return
 
@@ -136,7 +148,7 @@ def resolve(world: World) -> Iterator[ResolveImage]:
     for reference in sorted({pool.image for pool in world.pools}):
         known = world.resolutions.get(reference)
         due = known is None or world.now_s - known.at_s >= world.resolve_period_s or bool(known.error)
-        if due and not _held_back(world, reference):
+        if due and not held_back(world, reference):
             yield ResolveImage(reference)
 
 
@@ -147,7 +159,7 @@ def prefetch(world: World) -> Iterator[PullImage]:
     for view in pool_views(world):
         wanted = {view.rollout.target, view.rollout.serving} - {None, *view.rollout.quarantined}
         for digest in sorted(filter(None, wanted)):
-            if not world.has_image(digest) and not _held_back(world, digest):
+            if not world.has_image(digest) and not held_back(world, digest):
                 yield PullImage(view.spec.image, digest)
 
 
@@ -160,14 +172,20 @@ def evict(world: World) -> Iterator[EvictImage]:
         needed |= needed_images(rollout)
     idle = [image for image in world.images if image.digest not in needed]
     for image in sorted(idle, key=lambda image: image.last_used_at_s):
-        if not _held_back(world, image.digest):
+        if not held_back(world, image.digest):
             yield EvictImage(image.digest)
+
+
+def _too_old(pool: PoolSpec, vm: Vm, now_s: float) -> bool:
+    aged = pool.max_age_s is not None and now_s - vm.created_at_s >= pool.max_age_s
+    idled = pool.max_idle_s is not None and vm.ready_at_s is not None and now_s - vm.ready_at_s >= pool.max_idle_s
+    return aged or idled
 
 
 def _starved(world: World, view: PoolView) -> bool:
     """Whether a pool lacks VMs only for want of room that other pools hold, and none is being freed."""
     incoming = view.canary_image or view.rollout.serving
-    if incoming is None or not world.has_image(incoming) or _held_back(world, incoming):
+    if incoming is None or not world.has_image(incoming) or held_back(world, incoming):
         return False
     freeing = any(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
     room = capacity.free(world).lacking_for(view.spec.size)
@@ -178,7 +196,7 @@ def _starved(world: World, view: PoolView) -> bool:
 def _should_make_room(world: World, view: PoolView) -> bool:
     """Whether the new version needs a slot that only an old VM can give."""
     incoming = view.canary_image or view.rollout.serving
-    if incoming is None or world.disk_full or not world.has_image(incoming) or _held_back(world, incoming):
+    if incoming is None or world.disk_full or not world.has_image(incoming) or held_back(world, incoming):
         return False
     needs_one = view.needs_canary or (bool(view.outdated) and len(view.of(incoming)) < view.wanted)
     booting = any(vm.state is not VmState.READY for vm in view.of(incoming))
@@ -193,9 +211,3 @@ def _making_room(view: PoolView, outdated_ready: list[Vm]) -> list[Vm]:
         return []
     candidates = outdated_ready or [vm for vm in view.ready if vm.image != view.canary_image]
     return candidates[:1]
-
-
-def _held_back(world: World, key: str) -> bool:
-    """Whether something is busy with it, or its breaker is open."""
-    breaker = world.breakers.get(key)
-    return key in world.busy or (breaker is not None and breaker.is_open(world.now_s))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.domain.events import EventKind
 from agent.domain.model import Check
-from agent.engine.prober import WATCHED
+from agent.domain.states import RUNNING
 
 if TYPE_CHECKING:
     from agent.config import Assignment
@@ -193,7 +193,7 @@ class Engine:
         running = {seen.name: seen.pid for seen in listing.seen if seen.running} if listing else {}
         async with self._parts.ledger.transaction() as transaction:
             for vm in self._parts.ledger.vms.values():
-                if vm.state in WATCHED and vm.name in running:
+                if vm.state in RUNNING and vm.name in running:
                     transaction.event(
                         EventKind.VM_ADOPTED, vm=vm.name, pool=vm.pool, image=vm.image,
                         detail=f"{vm.state}, process {running[vm.name]}",

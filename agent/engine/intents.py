@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed
+from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, ResumeVm, SuspendVm
 from agent.domain.breaker import HOST_BREAKER
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Lease, Vm
@@ -21,7 +21,16 @@ YOUNG_S: Final = 60.0
 """A VM that fails sooner than this after it was proven counts against its image, as one that was never proven does."""
 _FREE_FAILURES: Final = 2
 """Failures of one image, or of the host, that are answered at once before the breaker slows the retries."""
-_NOT_THE_IMAGES_FAULT: Final = frozenset({Cause.REQUESTED, Cause.INTERRUPTED, Cause.CLONE_FAILED, Cause.LOST})
+_NOT_THE_IMAGES_FAULT: Final = frozenset(
+    {
+        Cause.REQUESTED,
+        Cause.INTERRUPTED,
+        Cause.CLONE_FAILED,
+        Cause.SUSPEND_FAILED,
+        Cause.RESUME_FAILED,
+        Cause.LOST,
+    }
+)
 
 
 def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
@@ -33,6 +42,8 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
                 Vm(name, pool.name, image, VmState.CREATING, pool.size, now_s, now_s, stop_grace_s=pool.stop_grace_s)
             )
             transaction.event(EventKind.VM_CREATING, vm=name, pool=pool.name, image=image)
+        case SuspendVm(name) | ResumeVm(name):
+            _intend_memory(transaction, name, suspends=isinstance(action, SuspendVm))
         case DestroyVm(name, reason):
             vm = transaction.get(Vm, name)
             if vm is not None and vm.state is not VmState.STOPPING:
@@ -45,6 +56,14 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
             lease = transaction.get(Lease, lease_id)
             if lease is not None:
                 end_lease(transaction, lease, EventKind.LEASE_EXPIRED, detail=f"of {lease.holder}")
+
+
+def _intend_memory(transaction: Transaction, name: str, *, suspends: bool) -> None:
+    vm = transaction.get(Vm, name)
+    if vm is not None:
+        transaction.move(vm, VmEvent.SUSPEND if suspends else VmEvent.RESUME)
+        kind = EventKind.VM_SUSPENDING if suspends else EventKind.VM_RESUMING
+        transaction.event(kind, vm=name, pool=vm.pool, image=vm.image)
 
 
 def intend_teardown(transaction: Transaction, vm: Vm, reason: str) -> None:
@@ -66,7 +85,10 @@ def fail_vm(transaction: Transaction, vm: Vm, failure: Failure, *, jitter: float
     rollout = transaction.get(Rollout, vm.pool)
     if rollout is not None:
         transaction.put(record_failure(rollout, failed))
-    if failure.cause is Cause.CLONE_FAILED:
+    if vm.template is not None and vm.ready_at_s is None:
+        # It never got to be healthy from a memory that was: the memory is the first suspect, and the next VM boots.
+        transaction.trip(vm.template, reason=failure.reason, jitter=jitter)
+    elif failure.cause is Cause.CLONE_FAILED:
         transaction.trip(HOST_BREAKER, reason=failure.reason, jitter=jitter, free=_FREE_FAILURES)
     elif _counts_against_image(vm, failure):
         transaction.trip(vm.image, reason=failure.reason, jitter=jitter, free=_FREE_FAILURES)

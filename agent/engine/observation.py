@@ -32,6 +32,7 @@ class Observation:
         self._measure = measure
         self._listing: Listing | None = None
         self.images: tuple[Image, ...] = ()
+        self.templates: frozenset[str] = frozenset()
         self.disk = DISK_UNKNOWN
         self.foreign_slots = 0
         self.problems: dict[str, str] = {}
@@ -39,12 +40,14 @@ class Observation:
     async def look(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
         """Look at everything. `known` and `busy` tell which VMs the journal knows and which are being worked on."""
         await self._guard("HypervisorResponding", self._list(known(), busy()))
-        await self.look_at_images()
+        await self.look_at_stock()
         await self._guard("DiskMeasured", self._measure_disk())
 
-    async def look_at_images(self) -> None:
-        """Look at the local images only."""
+    async def look_at_stock(self) -> None:
+        """Look at what VMs are made from: the local images, and the templates."""
         await self._guard("ImageStoreReadable", self._list_images())
+        if self._hypervisor.capabilities.fan_out:
+            await self._guard("HypervisorResponding", self._list_templates())
 
     def take_listing(self) -> Listing | None:
         """Return the newest listing once: acting twice on one listing would act on what was already changed."""
@@ -63,6 +66,9 @@ class Observation:
 
     async def _list_images(self) -> None:
         self.images = await self._images.list()
+
+    async def _list_templates(self) -> None:
+        self.templates = await self._hypervisor.templates()
 
     async def _measure_disk(self) -> None:
         self.disk = await asyncio.to_thread(self._measure)

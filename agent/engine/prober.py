@@ -13,7 +13,7 @@ import structlog
 
 from agent.domain.health import Health, Outcome, ProbeResult, Sick, observe
 from agent.domain.model import Cause
-from agent.domain.states import VmState
+from agent.domain.states import RUNNING, UNPROVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-WATCHED: Final = frozenset({VmState.STARTING, VmState.READY, VmState.LEASED})
 _FIRST_STARTUP_TIMEOUT_S: Final = 0.5
 """A connection to a guest without a network yet may hang for its whole timeout, so the first tries are short."""
 
@@ -66,7 +65,7 @@ class Prober:
 
     def sync(self, vms: Iterable[Vm], pool: Callable[[str], PoolSpec | None], busy: frozenset[str]) -> None:
         """Start the watches that are missing and end those of VMs that do not run any more."""
-        running = {vm.name: vm for vm in vms if vm.state in WATCHED}
+        running = {vm.name: vm for vm in vms if vm.state in RUNNING}
         for name in self._watches.keys() - running.keys():
             self._end(name)
             self._latest.pop(name, None)
@@ -99,7 +98,7 @@ class Prober:
 
     async def _watch(self, vm: Vm, pool: PoolSpec) -> None:
         with structlog.contextvars.bound_contextvars(vm=vm.name, pool=vm.pool):
-            if vm.state is VmState.STARTING and not await self._prove(vm, pool):
+            if vm.state in UNPROVEN and not await self._prove(vm, pool):
                 return
             async with asyncio.TaskGroup() as group:
                 for probe in pool.probes:

@@ -13,10 +13,9 @@ import structlog
 from agent.domain.errors import Blame, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Failure, Vm
-from agent.domain.states import VmEvent, VmState
+from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
 from agent.engine.intents import fail_vm
 from agent.engine.journal import JournalError
-from agent.engine.prober import WATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,13 +54,14 @@ class Verdicts:
         """All startup probes of a VM passed: it is ready."""
         async with self._ledger.transaction() as transaction:
             known = transaction.get(Vm, vm)
-            if known is None or known.state is not VmState.STARTING:
+            if known is None or known.state not in UNPROVEN:
                 return
             now_s = transaction.now_s
+            began_s = known.created_at_s if known.state is VmState.STARTING else known.since_s
             transaction.move(known, VmEvent.PROVEN, ready_at_s=now_s)
             transaction.event(
                 EventKind.VM_READY,
-                vm=vm, pool=known.pool, image=known.image, duration_s=max(0.0, now_s - known.created_at_s),
+                vm=vm, pool=known.pool, image=known.image, duration_s=max(0.0, now_s - began_s),
             )  # fmt: skip
         self._awake.set()
 
@@ -76,7 +76,7 @@ class Verdicts:
                     EventKind.VM_SICK_WHILE_LEASED,
                     vm=vm, pool=known.pool, lease=known.lease_id, cause=sick.cause, detail=sick.reason,
                 )  # fmt: skip
-            elif known.state in WATCHED:
+            elif known.state in RUNNING:
                 failure = Failure(sick.cause, sick.reason, transaction.now_s)
                 fail_vm(transaction, known, failure, jitter=self._jitter())
         self._awake.set()
@@ -114,7 +114,7 @@ class Verdicts:
     async def _exited(self, gone: VmExit) -> None:
         async with self._ledger.transaction() as transaction:
             known = transaction.get(Vm, gone.name)
-            if known is None or known.state not in WATCHED:
+            if known is None or known.state not in RUNNING:
                 return
             code = "" if gone.code is None else f" with code {gone.code}"
             reason = f"its process ended{code}" + (f": {gone.detail}" if gone.detail else "")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.engine.leases import LeaseDesk
     from agent.engine.ledger import Ledger
     from agent.engine.observation import Observation
+    from agent.hypervisors.contract import Capabilities
 
 _IDS_A_TURN: Final = 64
 
@@ -29,6 +30,7 @@ class Worldview:
     desk: LeaseDesk
     executor: Executor
     observation: Observation
+    capabilities: Capabilities
     limits: HostLimits
     resolve_period_s: float
     pools: Callable[[], tuple[PoolSpec, ...]]
@@ -54,6 +56,9 @@ class Worldview:
             mode=self.ledger.mode,
             disk_full=self.observation.disk.full,
             foreign_slots=self.observation.foreign_slots,
+            can_suspend=self.capabilities.suspend,
+            can_fan_out=self.capabilities.fan_out,
+            templates=self.observation.templates,
             fresh_ids=tuple(str(ULID()) for _ in range(_IDS_A_TURN)),
             resolve_period_s=self.resolve_period_s,
         )

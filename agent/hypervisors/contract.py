@@ -54,6 +54,13 @@ class VmNotRunningError(HypervisorError):
     code = "vm-not-running"
 
 
+class FanOutUnsupportedError(HypervisorError):
+    """This guest cannot be started several times from one memory: it has no means to become itself afterwards."""
+
+    code = "fan-out-unsupported"
+    blame: ClassVar[Blame] = Blame.GUEST
+
+
 class GuestError(HypervisorError):
     """The guest did not answer, or answered wrong: no verdict on the tool."""
 
@@ -137,11 +144,18 @@ class Hypervisor(Protocol):
         The first call after a start also adopts: processes found running are watched for their exit from then on.
         """
 
-    async def clone(self, spec: VmSpec, image: LocalImage) -> None:
-        """Make a stopped VM from an image. Raises `VmExistsError` when the name is taken."""
+    async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
+        """Make a stopped VM from an image, or a suspended one from a template of that image.
+
+        Raises `VmExistsError` when the name is taken, `HypervisorError` when there is no such template.
+        """
 
     async def start(self, spec: VmSpec) -> None:
-        """Start a cloned VM and return when its process runs; the guest may still be booting."""
+        """Start a cloned VM and return when its process runs; the guest may still be booting.
+
+        One cloned from a template goes on from that memory, and this returns when it has become itself: random numbers
+        of its own, the time of now, its own network address, host name and SSH host keys.
+        """
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """Ask the guest to shut down, wait at most `grace_s`, then end it. Returns when it provably does not run.
@@ -157,6 +171,19 @@ class Hypervisor(Protocol):
 
     async def resume(self, spec: VmSpec) -> None:
         """Start a suspended VM from its saved memory."""
+
+    async def save_template(self, name: str, template: str) -> None:
+        """Keep memory and disk of a running VM under a name, to clone others from; it pauses and then runs on.
+
+        Raises `FanOutUnsupportedError`, at once and with the VM untouched, when its guest is not made for it.
+        Saving under a name that exists replaces it for the clones to come.
+        """
+
+    async def templates(self) -> frozenset[str]:
+        """The names of the templates that are whole. Empty where `capabilities.fan_out` is false."""
+
+    async def drop_template(self, template: str) -> None:
+        """Remove a template. VMs cloned from it are not harmed. Removing what does not exist succeeds."""
 
     async def address(self, name: str) -> Address:
         """Where the VM is reached. Raises `VmNotRunningError` when it does not run."""

@@ -95,10 +95,21 @@ class QemuHypervisor:
             for name in sorted(names | processes.keys())
         )
 
-    async def clone(self, spec: VmSpec, image: LocalImage) -> None:
+    async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
         """See `Hypervisor`."""
         self._only_ours(spec.name)
         await make_clone(spec.name, image, self._where, await self._toolchain(), self._runner)
+
+    async def save_template(self, name: str, template: str) -> None:
+        """See `Hypervisor`."""
+        raise HypervisorError(f"{name} cannot be kept as the template {template}: this driver does not fan out")
+
+    async def templates(self) -> frozenset[str]:
+        """See `Hypervisor`."""
+        return frozenset()
+
+    async def drop_template(self, template: str) -> None:
+        """See `Hypervisor`."""
 
     async def start(self, spec: VmSpec) -> None:
         """See `Hypervisor`. Starting what runs succeeds."""

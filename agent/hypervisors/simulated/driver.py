@@ -62,7 +62,7 @@ class SimulatedHypervisor:
         foreign = (Observed(name, ours=False, running=running) for name, running in self._host.foreign.items())
         return tuple(sorted((*ours, *foreign), key=lambda vm: vm.name))
 
-    async def clone(self, spec: VmSpec, image: LocalImage) -> None:
+    async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
         """See `Hypervisor`."""
         host = self._host
         self._only_ours(spec.name)
@@ -76,6 +76,17 @@ class SimulatedHypervisor:
         if host.chance(vm.behaviour.clone_breaks):
             raise HypervisorError(f"{spec.name} was only half cloned: the simulation says so")
         vm.whole = True
+
+    async def save_template(self, name: str, template: str) -> None:
+        """See `Hypervisor`."""
+        raise HypervisorError(f"{name} cannot be kept as the template {template}: this driver does not fan out")
+
+    async def templates(self) -> frozenset[str]:
+        """See `Hypervisor`."""
+        return frozenset()
+
+    async def drop_template(self, template: str) -> None:
+        """See `Hypervisor`."""
 
     async def start(self, spec: VmSpec) -> None:
         """See `Hypervisor`. Starting what runs succeeds."""

@@ -1,0 +1,44 @@
+"""The world outside, as effects reach it: hypervisor and images, with a bound on everything that is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from agent.domain.errors import HearthError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from agent.engine.ledger import Ledger
+    from agent.hypervisors.contract import Hypervisor
+    from agent.images.contract import Images
+
+T = TypeVar("T")
+
+
+class TooSlowError(HearthError):
+    """The outside world did not answer in time."""
+
+    code = "too-slow"
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What effects work on, and the ledger they write their ends into. `jitter` gives numbers from 0 to 1."""
+
+    hypervisor: Hypervisor
+    images: Images
+    ledger: Ledger
+    evidence_dir: Path
+    jitter: Callable[[], float]
+
+
+async def bounded(awaitable: Awaitable[T], limit_s: float, what: str) -> T:
+    """Await at most `limit_s`. Raises `TooSlowError` that says what was waited for."""
+    try:
+        return await asyncio.wait_for(awaitable, limit_s)
+    except TimeoutError:
+        raise TooSlowError(f"{what} took longer than {limit_s:g} s", remedy="it was ended and is retried") from None
