@@ -9,8 +9,8 @@ from aiohttp import web
 
 from agent.api.context import CONTEXT, Context
 from agent.api.events import EventHub
-from agent.api.middleware import loopback_host_only, name_the_answer, observed, problems_only
-from agent.api.resources import assignment, events, health, host, images, leases, openapi, vms
+from agent.api.middleware import name_the_answer, no_foreign_pages, observed, problems_only
+from agent.api.resources import assignment, events, health, host, images, leases, openapi, page, vms
 from agent.api.views import HostView
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 def build_application(engine: Engine, metrics: Metrics) -> web.Application:
     """Return the application that serves `engine`."""
     application = web.Application(
-        middlewares=[observed, problems_only, loopback_host_only], client_max_size=MAX_BODY_BYTES
+        middlewares=[observed, problems_only, no_foreign_pages], client_max_size=MAX_BODY_BYTES
     )
     application[CONTEXT] = Context(engine, metrics, HostView(engine), EventHub(engine))
     for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
@@ -45,6 +45,8 @@ def build_application(engine: Engine, metrics: Metrics) -> web.Application:
             application.router.add_get(operation.path, operation.handler)  # HEAD too
         else:
             application.router.add_route(operation.method, operation.path, operation.handler)
+    for path in page.FILES:
+        application.router.add_get(path, page.page)
     application.on_response_prepare.append(name_the_answer)
     application.cleanup_ctx.append(_follow_events)
     application.on_shutdown.append(_let_go)

@@ -75,17 +75,21 @@ async def problems_only(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 @web.middleware
-async def loopback_host_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse requests over TCP whose Host is not this machine's loopback.
+async def no_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page from elsewhere makes a browser on this host send us over TCP.
 
-    A web page can point a name of its own at 127.0.0.1 and make a browser on this host speak to us (DNS rebinding);
-    the Host header still tells. The Unix socket has no such callers.
+    A page can point a name of its own at 127.0.0.1 (DNS rebinding): the Host header still tells. And it can post
+    without asking first: the Origin header tells. The Unix socket has no such callers.
     """
     address = request.transport.get_extra_info("sockname") if request.transport else None
-    if isinstance(address, tuple) and (request.url.host or "") not in _LOOPBACK:
-        raise problems.HostRefusedError(
-            f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
-        )
+    if isinstance(address, tuple):
+        if (request.url.host or "") not in _LOOPBACK:
+            raise problems.HostRefusedError(
+                f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
+            )
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and request.method not in _READS and origin != f"http://{request.host}":
+            raise problems.OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
     return await handler(request)
 
 

@@ -22,6 +22,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "malformed-json": 400,
     "broken-body": 400,
+    "origin-refused": 403,
     "pool-unknown": 404,
     "lease-not-found": 404,
     "vm-not-found": 404,
@@ -85,6 +86,12 @@ class HostRefusedError(RequestError):
     """The Host header does not name this listener: a browser led astray by DNS, most likely."""
 
     code = "host-refused"
+
+
+class OriginRefusedError(RequestError):
+    """The Origin header tells of a web page from elsewhere."""
+
+    code = "origin-refused"
 
 
 class VmUnknownError(RequestError):

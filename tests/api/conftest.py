@@ -33,10 +33,10 @@ class Running:
 
 
 @asynccontextmanager
-async def run(engine: MemoryEngine, folder: Path) -> AsyncIterator[Running]:
+async def run(engine: MemoryEngine, folder: Path, *, port: int = 0) -> AsyncIterator[Running]:
     """Serve `engine` until the block ends."""
     metrics, socket = Metrics(), folder / "hearth.sock"
-    server = Server(build_application(engine, metrics), host="127.0.0.1", port=0, socket_path=socket)
+    server = Server(build_application(engine, metrics), host="127.0.0.1", port=port, socket_path=socket)
     await server.start()
     async with (
         aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as tcp,

@@ -118,6 +118,16 @@ async def test_a_browser_led_astray_by_dns_is_refused(api: Running, host: str) -
         assert response.status == 200
 
 
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
+async def test_a_page_from_elsewhere_cannot_write(api: Running, origin: str) -> None:
+    body = {"pool": "small", "holder": "page"}
+    async with api.tcp.post("/v1/leases", json=body, headers={"Origin": origin}) as response:
+        await problem(response, 403, "origin-refused")
+    own = f"http://127.0.0.1:{api.server.port}"
+    async with api.tcp.post("/v1/leases", json=body, headers={"Origin": own}) as response:
+        assert response.status == 201
+
+
 async def test_an_unexpected_error_is_logged_and_tells_nothing_but_its_id(
     api: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
