@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from agent.images.blockindex import ZERO_BLOCK, ChunkBlocks
 from agent.images.lz4frame import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
     from agent.images.manifest import Blob, Chunk, Manifest
@@ -19,6 +20,8 @@ BRIDGE_BLOCKS: Final = 4
 than a few blocks. (Measured on a Debian package added in place: half the requests for 0.5 % more bytes.)"""
 MAX_RANGE_BYTES: Final = 4 << 20
 """Longest range asked for at once."""
+MAX_FIRSTS: Final = 200_000
+"""New blocks remembered, so that the memory of a plan stays bounded."""
 WORTH_IT: Final = 0.9
 """A chunk whose missing blocks are more than this part of it is fetched whole."""
 
@@ -93,17 +96,19 @@ class Plan:
     rebuilds: tuple[Rebuild, ...]
     done: frozenset[int]
     holes: tuple[int, ...] = ()
+    repeats: tuple[Rebuild, ...] = ()
+    """What takes blocks from chunks that this pull itself fetches; to be done after all others."""
 
     @property
     def fetch_bytes(self) -> int:
         """Compressed bytes to come over the wire."""
-        ranges = (step.size for rebuild in self.rebuilds for step in rebuild.remote)
+        ranges = (step.size for rebuild in (*self.rebuilds, *self.repeats) for step in rebuild.remote)
         return sum(fetch.blob.size for fetch in self.fetches) + sum(ranges)
 
     @property
     def write_bytes(self) -> int:
         """The most bytes that can land on the disk."""
-        fetches = (*self.fetches, *(rebuild.fetch for rebuild in self.rebuilds))
+        fetches = (*self.fetches, *(rebuild.fetch for rebuild in (*self.rebuilds, *self.repeats)))
         return sum(fetch.chunk.raw_size * len(fetch.offsets) for fetch in fetches)
 
 
@@ -112,7 +117,7 @@ class Here:
     """What images on this host can give: whole chunks by raw digest, blocks by block digest."""
 
     chunks: Mapping[str, Place] = field(default_factory=dict)
-    blocks: Mapping[bytes, Place] = field(default_factory=dict)
+    blocks: MutableMapping[bytes, Place] = field(default_factory=dict)
 
 
 def make_plan(
@@ -122,27 +127,38 @@ def make_plan(
     zero_digests: Mapping[int, str],
     here: Here | None = None,
     index: Sequence[ChunkBlocks | None] = (),
+    own_disk: Path | None = None,
 ) -> Plan:
     """Decide a pull.
 
     `done` are the chunks in place already, `zero_digests` what zeros hash to, by size; `index` is the image's own block
-    index if it has one.
+    index if it has one. With `own_disk`, the disk being made, a new block that the image holds often moves once.
     """
     here = here or Here()
-    fetches: list[Fetch] = []
-    rebuilds: list[Rebuild] = []
+    firsts: dict[bytes, Place] = {}
+    here_or_first = Here(here.chunks, ChainMap(here.blocks, firsts))
+    jobs: dict[str, list[Any]] = {"fetches": [], "rebuilds": [], "repeats": []}
     missing = missing_chunks(manifest, done=done, zero_digests=zero_digests)
     for numbers in missing.values():
         chunk = manifest.chunks[numbers[0]]
+        blocks = index[numbers[0]] if index else None
         fetch = Fetch(chunk, tuple(numbers), tuple(manifest.chunks[number].offset for number in numbers))
-        steps = _steps(chunk, index[numbers[0]] if index else None, here)
-        if steps:
-            rebuilds.append(Rebuild(fetch, steps))
-        else:
-            fetches.append(fetch)
+        repeats = any(digest in firsts for digest, _ in blocks or ())
+        steps = _steps(chunk, blocks, here_or_first if repeats else here)
+        kind = "fetches" if not steps else "repeats" if repeats else "rebuilds"
+        jobs[kind].append(Rebuild(fetch, steps) if steps else fetch)
+        if own_disk is not None and blocks and kind != "repeats" and len(firsts) < MAX_FIRSTS:
+            firsts.update(_fetched_blocks(chunk, blocks, here, own_disk))
     elsewhere = {number for numbers in missing.values() for number in numbers} | set(done)
     holes = tuple(number for number in range(len(manifest.chunks)) if number not in elsewhere)
-    return Plan(tuple(fetches), tuple(rebuilds), frozenset(done), holes)
+    return Plan(done=frozenset(done), holes=holes, **{kind: tuple(found) for kind, found in jobs.items()})
+
+
+def _fetched_blocks(chunk: Chunk, blocks: ChunkBlocks, here: Here, disk: Path) -> Iterator[tuple[bytes, Place]]:
+    """Yield the blocks that will have come over the wire with a chunk, and where they lie then."""
+    for number, (digest, _) in enumerate(blocks):
+        if digest != ZERO_BLOCK and digest not in here.blocks:
+            yield digest, Place(disk, chunk.offset + number * BLOCK_BYTES)
 
 
 def missing_chunks(

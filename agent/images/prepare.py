@@ -42,7 +42,9 @@ def prepare(manifest: Manifest, directory: Path, shelf: Shelf, index: Sequence[C
     chunks = shelf.chunks(missing.keys())
     unknown = [numbers[0] for raw_digest, numbers in missing.items() if raw_digest not in chunks]
     blocks = shelf.blocks(wanted_blocks(unknown, index)) if index else {}
-    plan = make_plan(manifest, done=done, zero_digests=zeros, here=Here(chunks, blocks), index=index)
+    here = Here(chunks, blocks)
+    own = directory / DISK
+    plan = make_plan(manifest, done=done, zero_digests=zeros, here=here, index=index, own_disk=own)
     return Prepared(plan, base, dirty)
 
 

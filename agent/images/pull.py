@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from agent.images.manifest import Chunk
     from agent.images.meter import Meter
-    from agent.images.plan import Plan
+    from agent.images.plan import Fetch, Plan, Rebuild
     from agent.images.shelf import Shelf
     from agent.images.sources.contract import Place
 
@@ -128,8 +128,9 @@ class Puller:
             journal = Journal.begin(stage.path, manifest.digest, boot=boot_id(), done=plan.done)
             opened.callback(journal.close)
             workers = ChunkWorkers(downloader, descriptor, self.tools, meter, base=prepared.base, dirty=prepared.dirty)
-            # What is put together from here first: it frees no stream, but it needs few bytes of the network.
-            await workers.run([*plan.rebuilds, *plan.fetches], lambda fetch: journal.finished(fetch.numbers))
+            rounds: tuple[tuple[Fetch | Rebuild, ...], ...] = ((*plan.rebuilds, *plan.fetches), plan.repeats)
+            for jobs in rounds:
+                await workers.run(jobs, lambda fetch: journal.finished(fetch.numbers))
             await in_thread(None, os.fsync, descriptor)
 
     async def _block_index(
