@@ -10,7 +10,7 @@ from aiohttp import web
 from agent.api.context import CONTEXT, Context
 from agent.api.events import EventHub
 from agent.api.middleware import name_the_answer, no_foreign_pages, observed, problems_only
-from agent.api.resources import assignment, events, health, host, images, leases, openapi, page, vms
+from agent.api.resources import assignment, events, health, host, images, leases, modes, openapi, page, rollouts, vms
 from agent.api.views import HostView
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ MAX_BODY_BYTES: Final = 1 << 20
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *health.OPERATIONS,
     *host.OPERATIONS,
+    *modes.OPERATIONS,
+    *rollouts.OPERATIONS,
     *vms.OPERATIONS,
     *images.OPERATIONS,
     *assignment.OPERATIONS,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, Image, Lease, PoolSpec, Vm, World
+    from agent.domain.model import Condition, HostMode, Image, Lease, PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
     from agent.hypervisors.contract import Address
     from agent.images.contract import PullProgress
@@ -60,6 +60,7 @@ def host_document(engine: Engine) -> schemas.HostDocument:
             hypervisor=identity.hypervisor,
             hypervisor_version=identity.hypervisor_version,
         ),
+        mode=mode_document(world.mode),
         draining=world.draining,
         slots=slots(world),
         cpus=_amounts(identity.cpus, world.limits.cpus, used.cpus, free.cpus),
@@ -194,6 +195,16 @@ def event_document(number: int, event: Event) -> schemas.EventDocument:
         detail=event.detail,
         duration_s=event.duration_s,
     )
+
+
+def mode_document(mode: HostMode) -> schemas.ModeDocument:
+    """Return the host's mode for the wire."""
+    return schemas.ModeDocument(mode=mode.mode, since=when(mode.since_s), reason=mode.reason)
+
+
+def rollout_document(rollout: Rollout) -> schemas.PoolRollout:
+    """Return the rollout of one pool for the wire."""
+    return schemas.PoolRollout(pool=rollout.pool, **dict(_rollout(rollout)))
 
 
 def _amounts(total: float, allocatable: float, used: float, free: float) -> schemas.Amounts:

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from agent.config import Assignment
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, Lease, World
+    from agent.domain.model import Condition, HostMode, Lease, Mode, World
+    from agent.domain.rollout import Rollout
     from agent.hypervisors.contract import Address
     from agent.images.contract import PullProgress
 
 
-__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "History", "HostIdentity", "Leases"]
+__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "History", "HostIdentity", "Leases", "Operations"]
 
 
 class Leases(Protocol):
@@ -54,6 +55,19 @@ class History(Protocol):
         """Return as soon as the world is no longer at `sequence`."""
 
 
+class Operations(Protocol):
+    """What an operator does to this host. Durable before it returns."""
+
+    async def set_mode(self, mode: Mode, *, reason: str) -> HostMode:
+        """Open, cordon or drain the host."""
+
+    async def retry_rollout(self, pool: str) -> Rollout:
+        """Try the target of a pool again at once. Raises `PoolUnknownError`, `NothingToRetryError`."""
+
+    async def undo_rollout(self, pool: str, *, reason: str) -> Rollout:
+        """Go back to the version before. Raises `PoolUnknownError`, `NothingToUndoError`."""
+
+
 class Engine(Protocol):
     """The running agent, as HTTP sees it."""
 
@@ -64,6 +78,10 @@ class Engine(Protocol):
     @property
     def history(self) -> History:
         """What happened, and the moment there is more."""
+
+    @property
+    def operations(self) -> Operations:
+        """What an operator does to this host."""
 
     @property
     def sequence(self) -> int:

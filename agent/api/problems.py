@@ -32,6 +32,8 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "lease-conflict": 409,
     "lease-wait-refused": 409,
     "draining": 409,
+    "nothing-to-retry": 409,
+    "nothing-to-undo": 409,
     "assignment-read-only": 409,
     "assignment-conflict": 412,
     "unsupported-media-type": 415,

@@ -15,7 +15,7 @@ from agent.config import PoolName, Seconds
 from agent.domain.capacity import Limit
 from agent.domain.events import EventKind
 from agent.domain.health import Outcome
-from agent.domain.model import Cause, ConditionStatus
+from agent.domain.model import Cause, ConditionStatus, Mode
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 
@@ -75,6 +75,14 @@ class EventQuery(Schema):
     after: Count | None = None
     vm: Text | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class Reason(Schema):
+    """Why an operator asks for it, in their own words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    reason: Text | Literal[""] = ""
 
 
 class Document(BaseModel):
@@ -208,6 +216,18 @@ class RolloutStatus(Document):
     reason: str = ""
 
 
+class PoolRollout(RolloutStatus):
+    """How far the newest version of one pool is."""
+
+    pool: str
+
+
+class RolloutList(Document):
+    """The rollouts of all pools."""
+
+    rollouts: tuple[PoolRollout, ...]
+
+
 class Startable(Document):
     """How many more VMs of a pool could start now, and the limit that binds then."""
 
@@ -251,12 +271,21 @@ class AssignmentStatus(Document):
     error: str
 
 
+class ModeDocument(Document):
+    """What an operator lets this host do, since when and why. `open` is the only one in which leases are given."""
+
+    mode: Mode
+    since: datetime | None
+    reason: str
+
+
 class HostDocument(Document):
     """Everything a scheduler needs to know of this host, as of `sequence`."""
 
     sequence: Count
     host: Identity
     versions: Versions
+    mode: ModeDocument
     draining: bool
     slots: Slots
     cpus: Amounts

@@ -39,6 +39,8 @@ EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
     "lease-conflict": Exit.REFUSED,
     "lease-wait-refused": Exit.REFUSED,
     "draining": Exit.REFUSED,
+    "nothing-to-retry": Exit.REFUSED,
+    "nothing-to-undo": Exit.REFUSED,
     "assignment-read-only": Exit.REFUSED,
     "assignment-conflict": Exit.REFUSED,
     "bad-reference": Exit.USAGE,

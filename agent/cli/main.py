@@ -28,6 +28,10 @@ class Entry(NamedTuple):
 COMMANDS: Final[dict[str, Entry]] = {
     "run": Entry("agent.cli.run", "app", "Run the agent in the foreground."),
     "status": Entry("agent.cli.status", "app", "Show slots, pools, VMs, images and conditions of this host."),
+    "cordon": Entry("agent.cli.modes", "cordon_app", "Give no leases any more; the pools stay warm."),
+    "uncordon": Entry("agent.cli.modes", "uncordon_app", "Give leases again."),
+    "drain": Entry("agent.cli.modes", "drain_app", "Empty this host."),
+    "rollout": Entry("agent.cli.rollouts", "app", "Show rollouts, try one again, or undo one."),
     "vms": Entry("agent.cli.vms", "app", "List the VMs of this host, or replace one."),
     "lease": Entry("agent.cli.leases", "lease_app", "Claim a ready VM of a pool."),
     "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on."),

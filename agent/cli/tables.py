@@ -77,6 +77,21 @@ def pool_table(pools: Iterable[Document]) -> Table:
     return table
 
 
+def rollout_table(rollouts: Iterable[Document], now: datetime) -> Table:
+    """Return the rollouts with why they stand where they do."""
+    table = _table("POOL", "PHASE", "FOR", "TARGET", "SERVING", "PREVIOUS")
+    table.add_column("WHY", overflow="fold")
+    for rollout in rollouts:
+        table.add_row(
+            rollout["pool"],
+            Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow")),
+            since(rollout["since"], now) if rollout["since"] else "",
+            *(short_digest(rollout[kind]) for kind in ("target", "serving", "previous")),
+            rollout["reason"],
+        )
+    return table
+
+
 def vm_table(vms: Iterable[Document], now: datetime) -> Table:
     """Return the VMs with their state, the age of that state, and who holds them."""
     table = _table("VM", "STATE", "FOR")

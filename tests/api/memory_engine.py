@@ -21,6 +21,7 @@ from agent.domain.model import (
     Check,
     Condition,
     HostLimits,
+    HostMode,
     Image,
     Lease,
     PoolSpec,
@@ -35,6 +36,7 @@ from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnly
 from agent.engine.leases import LeaseConflictError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
 from agent.hypervisors.contract import Address, VmNotRunningError
+from tests.api.memory_operations import MemoryOperations
 
 if TYPE_CHECKING:
     from agent.images.contract import PullProgress
@@ -65,6 +67,9 @@ class MemoryEngine:
         self.vms = {item.name: item for item in vms}
         self.pools = {SMALL.name: SMALL}
         self.leases = MemoryLeases(self)
+        self.operations = MemoryOperations(self)
+        self.mode = HostMode()
+        self.rollouts = {"small": Rollout("small", DIGEST, DIGEST, Phase.SERVING, NOW_S)}
         self.history = MemoryHistory(self)
         self.checks = [Check("journal", True, "open"), Check("hypervisor", True, "qemu")]
         self.age_s = 0.5
@@ -101,7 +106,8 @@ class MemoryEngine:
             leases=tuple(self.leases.held.values()),
             waiters=tuple(waiter for waiter, _ in self.leases.line),
             images=(Image(DIGEST, (SMALL.image,), 64 << 20, 10 << 20, NOW_S),),
-            rollouts={"small": Rollout("small", DIGEST, DIGEST, Phase.SERVING, NOW_S)},
+            rollouts=self.rollouts,
+            mode=self.mode,
             foreign_slots=self.foreign_slots,
         )
 

@@ -1,0 +1,45 @@
+"""`/v1/host/cordon`, `/uncordon`, `/drain`: what an operator lets this host do. Durable before the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.api import schemas
+from agent.api.context import answer, context, read_query, unbroken
+from agent.api.documents import mode_document
+from agent.api.operation import Operation
+from agent.domain.model import Mode
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def cordon(request: web.Request) -> web.Response:
+    """Give no leases any more. The pools stay warm, leases that are given live on, and who waits is refused."""
+    return await _set(request, Mode.CORDONED)
+
+
+async def uncordon(request: web.Request) -> web.Response:
+    """Give leases again, and fill the pools if the host was drained."""
+    return await _set(request, Mode.OPEN)
+
+
+async def drain(request: web.Request) -> web.Response:
+    """Empty the host: no leases, no new VMs, idle VMs go now and leased ones with their leases. Answers at once."""
+    return await _set(request, Mode.DRAINING)
+
+
+async def _set(request: web.Request, mode: Mode) -> web.Response:
+    reason = read_query(request, schemas.Reason).reason
+    operations = context(request).engine.operations
+    return answer(mode_document(await unbroken(request, operations.set_mode(mode, reason=reason))))
+
+
+OPERATIONS: Final = (
+    Operation("cordon", "POST", "/v1/host/cordon", cordon, "Give no leases any more", schemas.ModeDocument,
+              query=schemas.Reason, errors=(422,)),
+    Operation("uncordon", "POST", "/v1/host/uncordon", uncordon, "Give leases again", schemas.ModeDocument,
+              query=schemas.Reason, errors=(422,)),
+    Operation("drain", "POST", "/v1/host/drain", drain, "Empty the host", schemas.ModeDocument,
+              query=schemas.Reason, errors=(422,)),
+)  # fmt: skip

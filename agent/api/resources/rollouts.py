@@ -1,0 +1,43 @@
+"""`/v1/rollouts`: how far each pool's newest version is, and the operator's hand on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.api import schemas
+from agent.api.context import answer, context, read_query, unbroken
+from agent.api.documents import rollout_document
+from agent.api.operation import Operation
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def rollouts(request: web.Request) -> web.Response:
+    """List the rollouts by pool."""
+    known = context(request).engine.world().rollouts
+    listed = tuple(rollout_document(known[pool]) for pool in sorted(known))
+    return answer(schemas.RolloutList(rollouts=listed))
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Try the target again at once: its quarantine, its failures and its breaker are forgotten."""
+    operations = context(request).engine.operations
+    return answer(rollout_document(await unbroken(request, operations.retry_rollout(request.match_info["pool"]))))
+
+
+async def undo(request: web.Request) -> web.Response:
+    """Go back to the version before. The target is left alone until it changes or is retried."""
+    operations, reason = context(request).engine.operations, read_query(request, schemas.Reason).reason
+    pool = request.match_info["pool"]
+    return answer(rollout_document(await unbroken(request, operations.undo_rollout(pool, reason=reason))))
+
+
+OPERATIONS: Final = (
+    Operation("rollouts", "GET", "/v1/rollouts", rollouts, "How far each pool's newest version is",
+              schemas.RolloutList),
+    Operation("retry-rollout", "POST", "/v1/rollouts/{pool}/retry", retry, "Try a pool's target again",
+              schemas.PoolRollout, errors=(404, 409)),
+    Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Go back to the version before",
+              schemas.PoolRollout, query=schemas.Reason, errors=(404, 409, 422)),
+)  # fmt: skip

@@ -1,0 +1,58 @@
+"""Cordon, drain and rollouts over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.rollout import Phase
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Running
+
+OLD = "sha256:" + "c" * 64
+
+
+@pytest.mark.parametrize(("verb", "mode"), [("cordon", "cordoned"), ("drain", "draining"), ("uncordon", "open")])
+async def test_the_mode_is_set_and_told(api: Running, verb: str, mode: str) -> None:
+    async with api.tcp.post(f"/v1/host/{verb}", params={"reason": "new disks"}) as response:
+        assert response.status == 200
+        told = await response.json()
+    assert (told["mode"], told["reason"]) == (mode, "new disks")
+    async with api.tcp.get("/v1/host") as response:
+        host = await response.json()
+    assert host["mode"] == told
+    assert host["draining"] == (mode == "draining")
+    conditions = {one["type"]: one for one in host["conditions"]}
+    assert conditions["Cordoned"]["problem"] == (mode == "cordoned")
+    assert conditions["Draining"]["problem"] == (mode == "draining")
+
+
+async def test_unknown_parameters_are_refused(api: Running) -> None:
+    async with api.tcp.post("/v1/host/cordon", params={"why": "x"}) as response:
+        assert response.status == 422
+
+
+async def test_a_rollout_is_undone_and_tried_again(api: Running) -> None:
+    rollout = api.engine.rollouts["small"]
+    api.engine.rollouts["small"] = replace(rollout, previous=OLD)
+    async with api.tcp.post("/v1/rollouts/small/undo", params={"reason": "builds fail"}) as response:
+        assert response.status == 200
+        undone = await response.json()
+    assert (undone["phase"], undone["serving"], undone["quarantined"]) == ("rolled-back", OLD, [rollout.target])
+    async with api.tcp.post("/v1/rollouts/small/undo") as response:
+        assert (response.status, (await response.json())["code"]) == (409, "nothing-to-undo")
+    async with api.tcp.post("/v1/rollouts/small/retry") as response:
+        assert (await response.json())["phase"] == Phase.PULLING
+    async with api.tcp.get("/v1/rollouts") as response:
+        (listed,) = (await response.json())["rollouts"]
+    assert (listed["pool"], listed["phase"], listed["quarantined"]) == ("small", "pulling", [])
+
+
+async def test_what_cannot_be_retried_is_told(api: Running) -> None:
+    async with api.tcp.post("/v1/rollouts/small/retry") as response:
+        assert (response.status, (await response.json())["code"]) == (409, "nothing-to-retry")
+    async with api.tcp.post("/v1/rollouts/nope/retry") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "pool-unknown")
