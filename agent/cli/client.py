@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 TIMEOUT_S: Final = 30.0
+STREAM_SILENCE_S: Final = 45.0
+"""The agent sends a comment every 15 s when nothing happens: three missed ones mean that it hangs."""
 
 
 class AgentUnreachableError(HearthError):
@@ -89,10 +92,35 @@ class ApiClient:
 
         Raises `AgentUnreachableError` when nobody answers within `timeout_s`, `ProblemError` for every problem.
         """
-        try:
+        with self._told():
             return self._exchange(method, path, body, dict(headers or {}), timeout_s)
+
+    def stream(self, path: str, *, after: int) -> Iterator[dict[str, Any]]:
+        """Yield the documents of an event stream that begins after the event of that number.
+
+        Ends when the agent ends the stream. Raises `AgentUnreachableError` when it goes away or falls silent.
+        """
+        connection = _UnixConnection(self._path, STREAM_SILENCE_S)
+        try:
+            with self._told():
+                headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+                if response.status >= 400:
+                    raise _problem(response.status, json.loads(response.read()))
+                for line in response:
+                    if line.startswith(b"data: "):
+                        yield json.loads(line.removeprefix(b"data: "))
+        finally:
+            connection.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what can go wrong with the socket into an error that says what to do."""
+        try:
+            yield
         except TimeoutError as error:
-            message = f"the agent on {self._path} did not answer within {timeout_s:g} s"
+            message = f"the agent on {self._path} did not answer in time"
             raise AgentUnreachableError(message, remedy="see `hearth logs` for what it is busy with") from error
         except PermissionError as error:
             message = f"this user may not speak to the agent on {self._path}"

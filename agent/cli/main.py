@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on."),
     "release": Entry("agent.cli.leases", "release_app", "End a lease; its VM is torn down."),
     "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log."),
+    "events": Entry("agent.cli.events", "app", "Show or follow what happens on this host."),
     "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),
     "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),

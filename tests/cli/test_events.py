@@ -1,0 +1,56 @@
+"""What happened, in the terminal: the latest, one VM's story, and live over a restart of the agent."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+from agent.cli.exits import Exit
+from agent.domain.events import Event, EventKind
+from tests.api.memory_engine import NOW_S, MemoryEngine
+from tests.cli.conftest import Agent, Ended, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Hearth = Callable[..., Ended]
+
+
+def engine_with(*vms: str) -> MemoryEngine:
+    engine = MemoryEngine()
+    engine.changed(*(Event(EventKind.VM_READY, NOW_S, vm=vm, pool="small", duration_s=3.5) for vm in vms))
+    return engine
+
+
+def test_the_latest_events_are_shown_oldest_first(tmp_path: Path, hearth: Hearth) -> None:
+    with Agent(tmp_path, engine_with("a", "b", "a", "c")) as agent:
+        ended = hearth("events", "-n", 2, "--socket", agent.socket)
+        as_json = hearth("events", "--json", "--vm", "a", "--socket", agent.socket)
+    first, second = ended.out.splitlines()
+    assert first == "01-15 08:00:00Z info    vm-ready vm=a pool=small duration_s=3.5"
+    assert "vm=c" in second
+    assert [json.loads(line)["number"] for line in as_json.out.splitlines()] == [1, 3]
+
+
+def test_following_goes_on_over_a_restart_of_the_agent(tmp_path: Path) -> None:
+    engine = engine_with("a")
+    with Agent(tmp_path, engine) as agent:
+        process = start("events", "-f", "--json", "--socket", agent.socket)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["vm"] == "a"
+
+        async def happen(engine: MemoryEngine) -> None:
+            engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="b"))
+
+        agent.ask(happen)
+        assert json.loads(process.stdout.readline())["vm"] == "b"
+    engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="c"))
+    assert "does not answer" in process.stderr.readline()
+    with Agent(tmp_path, engine):
+        assert json.loads(process.stdout.readline())["vm"] == "c"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == Exit.OK
