@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from tests.hypervisors.rigs import Rig
 
 BOOT_S = 60.0
-AT_ONCE_S = 0.5
+AT_ONCE_S = 2.0
+"""Nothing here lists or asks, so an exit that is told at all was an event; this is patience with a busy machine."""
 
 
 class Exits:
@@ -74,8 +75,12 @@ async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) 
     await driver.start(spec())
     await driver.ping(name, timeout_s=BOOT_S)
 
-    assert (await driver.execute(name, ("echo", "hello", "guest"), timeout_s=20)).stdout == b"hello guest\n"
     assert (await driver.execute(name, ("false",), timeout_s=20)).exit_code == 1
+    said = await asyncio.gather(
+        *(driver.execute(name, ("echo", "number", str(number)), timeout_s=30) for number in range(5)),
+        *(driver.ping(name, timeout_s=30) for _ in range(5)),
+    )
+    assert [result.stdout for result in said if result] == [f"number {number}\n".encode() for number in range(5)]
     address = await driver.address(name)
     assert set(address.ports) == set(spec().ports)
     async with (
@@ -244,27 +249,18 @@ async def test_a_guest_that_is_not_up_yet_is_no_error_of_the_tool(driver: Hyperv
         await driver.ping(spec().name, timeout_s=0.01)
 
 
-async def test_questions_may_be_asked_at_the_same_time(driver: Hypervisor, rig: Rig) -> None:
-    name = spec().name
-    await running(driver, rig, booted=True)
-    said = await asyncio.gather(
-        *(driver.execute(name, ("echo", str(number)), timeout_s=30) for number in range(5)),
-        *(driver.ping(name, timeout_s=30) for _ in range(5)),
-    )
-    assert [result.stdout for result in said if result] == [f"{number}\n".encode() for number in range(5)]
-
-
 async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     pid = await running(driver, rig, booted=True)
     with pytest.raises(HypervisorError, match="no saved memory"):
         await driver.resume(spec())
     assert await pid_of(driver, name) == pid
+    await driver.execute(name, ("touch", "/kept-in-memory"), timeout_s=20)
     await driver.suspend(name)
     assert await driver.inventory() == (Observed(name, ours=True, running=False),)
     await driver.resume(spec())
     await driver.ping(name, timeout_s=30)
-    assert (await driver.execute(name, ("echo", "again"), timeout_s=20)).stdout == b"again\n"
+    assert (await driver.execute(name, ("ls", "/kept-in-memory"), timeout_s=20)).exit_code == 0
     assert set((await driver.address(name)).ports) == set(spec().ports)
     await driver.suspend(name)
     await driver.delete(name)
@@ -296,6 +292,18 @@ async def test_foreign_vms_are_listed_and_never_touched(driver: Hypervisor, rig:
         await driver.delete("somebody-elses")
     assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
     assert rig.traces("somebody-elses") == before
+
+
+async def test_a_cancelled_clone_leaves_what_can_be_found_and_removed(driver: Hypervisor, rig: Rig) -> None:
+    for turns in (1, 3, 6, 10):
+        clone = asyncio.create_task(driver.clone(spec(), rig.image))
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        clone.cancel()
+        await asyncio.wait([clone])
+        await driver.delete(spec().name)
+        assert await driver.inventory() == ()
+        assert rig.traces(spec().name) == []
 
 
 async def test_a_cancelled_start_leaves_what_can_be_found_and_ended(driver: Hypervisor, rig: Rig) -> None:

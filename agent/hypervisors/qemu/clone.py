@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from agent.domain.errors import Blame
@@ -12,6 +12,7 @@ from agent.hypervisors.command import Command, CommandRunner
 from agent.hypervisors.contract import HypervisorError, VmExistsError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
+from agent.hypervisors.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from agent.domain.model import LocalImage
@@ -37,11 +38,11 @@ async def make_clone(name: str, image: LocalImage, where: Layout, tools: Toolcha
     _check_fit(image, tools)
     staging = where.partial(name)
     try:
-        await asyncio.to_thread(_begin, where, name)
+        await finish_in_thread(partial(_begin, where, name))
         overlay = staging / layout.DISK
         argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay))
         await runner.run(Command(argv, timeout_s=CREATE_S))
-        await asyncio.to_thread(_finish, where, name, image, tools)
+        await finish_in_thread(partial(_finish, where, name, image, tools))
     except OSError as error:
         raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.model import Observed
@@ -30,6 +31,7 @@ from agent.hypervisors.qemu.launch import spawn, wait_until_up
 from agent.hypervisors.qemu.layout import Layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
+from agent.hypervisors.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +132,7 @@ class QemuHypervisor:
         self._only_ours(name)
         if vm := await self._fleet.find(name):
             raise HypervisorError(f"{name} still runs as process {vm.process.pid}", remedy="stop it first")
-        await asyncio.to_thread(remove_vm, self._where, name)
+        await finish_in_thread(partial(remove_vm, self._where, name))
         self._fleet.forget(name)
 
     async def suspend(self, name: str) -> None:

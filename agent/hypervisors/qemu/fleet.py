@@ -16,6 +16,7 @@ from agent.hypervisors.process import is_alive
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.processes import running_vms
+from agent.hypervisors.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,19 +87,12 @@ class Fleet:
     async def start(self, name: str, spawn: Callable[[], ProcessIdentity]) -> RunningVm:
         """Start a VM's process by calling `spawn` in a thread, and watch it. A cancel leaves it running and watched."""
         self._starting.add(name)
-        spawning = asyncio.ensure_future(asyncio.to_thread(spawn))
         try:
-            await asyncio.wait([spawning])
-        except asyncio.CancelledError:
-            await asyncio.wait([spawning])
-            if spawning.exception() is None:
-                self._add(name, spawning.result())
-            raise
+            process = await finish_in_thread(spawn, if_cancelled=lambda process: self._add(name, process))
         finally:
             self._starting.discard(name)
-        vm = self._add(name, spawning.result())
-        log.info("vm-process-started", vm=name, pid=vm.process.pid)
-        return vm
+        log.info("vm-process-started", vm=name, pid=process.pid)
+        return self._add(name, process)
 
     def close(self) -> None:
         """Stop watching. Every VM runs on."""
