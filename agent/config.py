@@ -87,6 +87,8 @@ class ImagesConfig(Section):
     """Parallel downloads of one pull."""
     resolve_period_s: Seconds = 300.0
     """How often a tag is asked for anew, to notice that it moved."""
+    budget_mib: int | None = Field(default=None, gt=0)
+    """The most that images may take on the disk together; default: all but the reserve."""
     registries: dict[str, RegistryConfig] = {}
 
 
@@ -197,6 +199,10 @@ class PoolDocument(Section):
     lease_ttl_s: Seconds = 3600.0
     lease_max_ttl_s: Seconds = 86400.0
     canary_attempts: int = Field(default=2, ge=1, le=10)
+    standby: int = Field(default=0, ge=0, le=1000)
+    fan_out: bool = True
+    max_age_s: Seconds | None = None
+    max_idle_s: Seconds | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -230,6 +236,10 @@ class PoolDocument(Section):
             lease_ttl_s=self.lease_ttl_s,
             lease_max_ttl_s=self.lease_max_ttl_s,
             canary_attempts=self.canary_attempts,
+            standby=self.standby,
+            fan_out=self.fan_out,
+            max_age_s=self.max_age_s,
+            max_idle_s=self.max_idle_s,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,12 +65,15 @@ class PoolView:
 
 def pool_views(world: World) -> tuple[PoolView, ...]:
     """Return a view of every assigned pool that has a rollout record, by priority, then name."""
+    vms_of: defaultdict[str, list[Vm]] = defaultdict(list)
+    for vm in sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name)):
+        vms_of[vm.pool].append(vm)
     views = []
     for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name)):
         rollout = world.rollouts.get(spec.name)
         if rollout is None:
             continue
-        vms = sorted((vm for vm in world.vms if vm.pool == spec.name), key=lambda vm: (vm.created_at_s, vm.name))
+        vms = vms_of[spec.name]
         views.append(
             PoolView(
                 spec=spec,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agent.engine.verdicts import Verdicts
     from agent.engine.worldview import Worldview
     from agent.host.facts import DiskFacts, HostIdentity
-    from agent.hypervisors.contract import Address, Hypervisor
+    from agent.hypervisors.contract import Address, ExecResult, Hypervisor
     from agent.images.contract import Images, PullProgress
 
 OBSERVE_PERIOD_S: Final = 10.0
@@ -169,6 +169,10 @@ class Engine:
     async def replace_vm(self, name: str, *, reason: str) -> None:
         """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""
         await self._parts.verdicts.replace(name, reason=reason)
+
+    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
+        return await self._parts.hypervisor.execute(vm, argv, timeout_s=timeout_s)
 
     async def _look_around(self) -> None:
         """Look outside at a slow tick. Events tell most things sooner; this finds what no event tells."""

@@ -36,11 +36,14 @@ _NOT_THE_IMAGES_FAULT: Final = frozenset(
 def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
     """Write the intent of one action; `jitter` is 0 to 1."""
     match action:
-        case CreateVm(name, pool, image):
-            now_s = transaction.now_s
+        case CreateVm(name, pool, image, template):
+            now_s, grace_s = transaction.now_s, pool.stop_grace_s
             transaction.put(
-                Vm(name, pool.name, image, VmState.CREATING, pool.size, now_s, now_s, stop_grace_s=pool.stop_grace_s)
-            )
+                Vm(
+                    name, pool.name, image, VmState.CREATING, pool.size, created_at_s=now_s, since_s=now_s,
+                    stop_grace_s=grace_s, template=template,
+                )
+            )  # fmt: skip
             transaction.event(EventKind.VM_CREATING, vm=name, pool=pool.name, image=image)
         case SuspendVm(name) | ResumeVm(name):
             _intend_memory(transaction, name, suspends=isinstance(action, SuspendVm))

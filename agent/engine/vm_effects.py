@@ -103,7 +103,7 @@ async def _clone_and_start(outside: Outside, action: CreateVm, template: str | N
         if vm is None or not vm.alive:
             return
         if vm.state is VmState.CREATING:
-            transaction.move(vm, VmEvent.CLONED, template=template)
+            transaction.move(vm, VmEvent.CLONED)
             transaction.event(
                 EventKind.VM_STARTING,
                 vm=vm.name, pool=vm.pool, image=vm.image, detail="from a template" if template else "by a boot",

@@ -7,7 +7,21 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.domain import capacity
-from agent.domain.actions import CreateVm, DestroyVm, EvictImage, GrantLease, PullImage, ReapStray, ResolveImage
+from agent.domain.actions import (
+    CreateVm,
+    DestroyVm,
+    DropTemplate,
+    EvictImage,
+    ExpireLease,
+    GrantLease,
+    MarkFailed,
+    PullImage,
+    ReapStray,
+    ResolveImage,
+    ResumeVm,
+    SaveTemplate,
+    SuspendVm,
+)
 from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
 from agent.domain.model import (
@@ -28,7 +42,7 @@ from agent.domain.model import (
 )
 from agent.domain.plan import Plan, plan
 from agent.domain.rollout import Rollout, retry, undo
-from agent.domain.states import VmEvent, VmState
+from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
 from agent.engine.intents import fail_vm, intend
 from agent.engine.journal import TABLES, Put
 from agent.engine.leases import end_lease
@@ -38,7 +52,6 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action
 
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
-RUNS = (VmState.STARTING, VmState.READY, VmState.LEASED)
 
 
 def digest(version: str) -> str:
@@ -56,12 +69,16 @@ class Host:
     bad: set[str] = field(default_factory=set)
     now_s: float = 1_000_000.0
     jitter: float = 0.5
+    can_suspend: bool = False
+    can_fan_out: bool = False
     mode: HostMode = OPEN
 
     def __post_init__(self) -> None:
         self.tables: dict[type, dict[str, Any]] = {kind: {} for kind in TABLES}
         self.images: dict[str, Image] = {}
         self.running: set[str] = set()  # processes
+        self.suspended: set[str] = set()  # saved memories of VMs
+        self.templates: set[str] = set()
         self.files: set[str] = set()  # clones on disk
         self.flying: dict[str, Action] = {}
         self.waiters: list[Waiter] = []
@@ -115,6 +132,9 @@ class Host:
             listing=self.listing,
             busy=frozenset(self.flying),
             mode=self.mode,
+            can_suspend=self.can_suspend,
+            can_fan_out=self.can_fan_out,
+            templates=frozenset(self.templates),
             fresh_ids=tuple(self._ulid() for _ in range(8)),
         )
 
@@ -133,7 +153,7 @@ class Host:
                 self._grant(transaction, action)
         self.commit(transaction)
         for action in planned.actions:
-            if isinstance(action, CreateVm | DestroyVm | EvictImage | PullImage | ReapStray | ResolveImage):
+            if not isinstance(action, MarkFailed | ExpireLease | GrantLease):
                 assert action.resource not in self.flying
                 self.flying[action.resource] = action
         return planned
@@ -158,7 +178,10 @@ class Host:
     def look(self) -> None:
         """List the hypervisor's VMs."""
         known = frozenset(self.vms)
-        seen = tuple(Observed(name, ours=True, running=name in self.running) for name in sorted(self.files))
+        seen = tuple(
+            Observed(name, ours=True, running=name in self.running, suspended=name in self.suspended)
+            for name in sorted(self.files)
+        )
         self.listing = Listing(seen, known, known - frozenset(self.flying))
 
     def land(self, resource: str, *, ok: bool = True) -> None:
@@ -171,6 +194,26 @@ class Host:
                 self._created(transaction, self.vms[name], ok=ok)
             case DestroyVm(name) | ReapStray(name):
                 self._ended(transaction, name, ok=ok)
+            case SuspendVm(name) | ResumeVm(name):
+                self._moved_memory(transaction, self.vms[name], ok=ok)
+            case SaveTemplate() | DropTemplate():
+                self._changed_templates(transaction, action, ok=ok)
+            case PullImage() | EvictImage() | ResolveImage():
+                self._changed_images(transaction, action, ok=ok)
+        self.commit(transaction)
+
+    def _changed_templates(self, transaction: Transaction, action: SaveTemplate | DropTemplate, *, ok: bool) -> None:
+        if isinstance(action, DropTemplate):
+            self.templates.discard(action.template)
+        elif ok:
+            self.templates.add(action.template)
+        else:
+            transaction.trip(action.template, reason="cannot be saved", jitter=1.0)
+
+    def _changed_images(
+        self, transaction: Transaction, action: PullImage | EvictImage | ResolveImage, *, ok: bool
+    ) -> None:
+        match action:
             case PullImage(_, image) if ok:
                 self.images[image] = Image(image)
             case PullImage(_, image):
@@ -183,12 +226,11 @@ class Host:
                 known = self.tables[Resolution].get(reference)
                 transaction.put(Resolution(reference, known.digest if known else None, self.now_s, "unreachable"))
                 transaction.trip(reference, reason="unreachable", jitter=self.jitter)
-        self.commit(transaction)
 
     def prove(self, name: str) -> bool:
         """Let the startup probes of a VM give their verdict; return whether there was one to give."""
         vm = self.vms[name]
-        if vm.state is not VmState.STARTING or name in self.flying:
+        if vm.state not in UNPROVEN or name in self.flying or name not in self.running:
             return False
         transaction = self.transaction()
         if vm.image in self.bad:
@@ -202,7 +244,7 @@ class Host:
         """End a VM's process, noticed at once."""
         self.running.discard(name)
         vm = self.vms.get(name)
-        if vm is not None and vm.state in RUNS:
+        if vm is not None and vm.state in RUNNING:
             transaction = self.transaction()
             self._fail(transaction, vm, Cause.EXITED)
             self.commit(transaction)
@@ -277,11 +319,27 @@ class Host:
         transaction.move(vm, VmEvent.CLONED)
         self.running.add(vm.name)
 
+    def _moved_memory(self, transaction: Transaction, vm: Vm, *, ok: bool) -> None:
+        if vm.state is VmState.SUSPENDING:
+            self.running.discard(vm.name)
+            if ok:
+                self.suspended.add(vm.name)
+                transaction.move(vm, VmEvent.SUSPENDED)
+            else:
+                self._fail(transaction, vm, Cause.SUSPEND_FAILED)
+        elif vm.state is VmState.RESUMING:
+            self.suspended.discard(vm.name)
+            if ok:
+                self.running.add(vm.name)
+            else:
+                self._fail(transaction, vm, Cause.RESUME_FAILED)
+
     def _ended(self, transaction: Transaction, name: str, *, ok: bool) -> None:
         if not ok:
             transaction.trip(name, reason="teardown failed", jitter=self.jitter)
             return
         self.running.discard(name)
+        self.suspended.discard(name)
         self.files.discard(name)
         transaction.drop(Vm, name)
         transaction.drop(Breaker, name)

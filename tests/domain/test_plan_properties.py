@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hypothesis import HealthCheck, settings
@@ -26,7 +27,7 @@ class HostMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000))
+        self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000), can_suspend=True, can_fan_out=True)
         for name in POOLS:
             self.host.registry[f"reg/{name}:latest"] = digest(f"{name}-1")
 
@@ -36,11 +37,22 @@ class HostMachine(RuleBasedStateMachine):
         min_ready=st.integers(0, 1),
         priority=st.integers(0, 1),
         memory_mib=st.sampled_from([1000, 4000]),
+        standby=st.integers(0, 2),
+        max_age_s=st.sampled_from([None, 500.0]),
     )
-    def assign(self, pool: str, warm: int, min_ready: int, priority: int, memory_mib: int) -> None:
+    def assign(
+        self,
+        pool: str,
+        warm: int,
+        min_ready: int,
+        priority: int,
+        memory_mib: int,
+        standby: int,
+        max_age_s: float | None,
+    ) -> None:
         spec = PoolSpec(
             pool, f"reg/{pool}:latest", warm=warm, min_ready=min(warm, min_ready), priority=priority,
-            size=VmSize(1, memory_mib),
+            size=VmSize(1, memory_mib), standby=standby, max_age_s=max_age_s,
         )  # fmt: skip
         self.host.pools = (*(other for other in self.host.pools if other.name != pool), spec)
 
@@ -139,9 +151,10 @@ class HostMachine(RuleBasedStateMachine):
         host.settle()
         assert not host.vms
         host.set_mode(Mode.OPEN)
+        host.pools = tuple(replace(pool, max_age_s=None) for pool in host.pools)
         host.settle()
-        assert set(host.vms) == host.files == host.running
-        assert {vm.state for vm in host.vms.values()} <= {VmState.READY}
+        assert set(host.vms) == host.files == host.running | host.suspended
+        assert {vm.state for vm in host.vms.values()} <= {VmState.READY, VmState.STANDBY}
         room_mib = host.limits.memory_mib
         if sum(pool.warm for pool in host.pools) > host.limits.slots or any(
             pool.warm * pool.size.memory_mib > room_mib for pool in host.pools

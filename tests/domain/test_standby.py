@@ -1,0 +1,169 @@
+"""Standby VMs and templates, each rule by an example on a simulated host."""
+
+from __future__ import annotations
+
+from agent.domain.actions import CreateVm, DestroyVm, ResumeVm, SaveTemplate
+from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
+from agent.domain.standby import template_key
+from agent.domain.states import VmState
+from tests.domain.simulation import Host, assigned, digest
+
+
+def standby_host(*, warm: int = 1, standby: int = 2, slots: int = 3) -> Host:
+    """Return a settled host that keeps standby VMs."""
+    pool = PoolSpec("ci", "reg/ci:latest", warm=warm, standby=standby)
+    host = Host(limits=HostLimits(slots, 64, 65536), pools=(pool,), can_suspend=True)
+    host.registry["reg/ci:latest"] = digest("v1")
+    host.settle()
+    return host
+
+
+def fan_out_host(*, warm: int = 2, slots: int = 2) -> Host:
+    """Return a settled host whose hypervisor fans out."""
+    pool = PoolSpec("ci", "reg/ci:latest", warm=warm)
+    host = Host(limits=HostLimits(slots, 64, 65536), pools=(pool,), can_fan_out=True)
+    host.registry["reg/ci:latest"] = digest("v1")
+    host.settle()
+    return host
+
+
+KEY = template_key(digest("v1"), VmSize())
+
+
+def test_standby_vms_are_kept_beyond_the_slots() -> None:
+    host = standby_host(warm=1, standby=3, slots=2)
+    assert len(host.in_state("ci", VmState.READY)) == 1
+    assert len(host.in_state("ci", VmState.STANDBY)) == 3
+    assert host.used().slots == 1
+
+
+def test_without_a_free_slot_no_warm_vm_is_given_up_for_standby() -> None:
+    host = standby_host(warm=2, standby=1, slots=2)
+    assert len(host.in_state("ci", VmState.READY)) == 2
+    assert not host.in_state("ci", VmState.STANDBY)
+
+
+def test_a_dead_vm_is_replaced_by_a_resume() -> None:
+    host = standby_host()
+    (victim,) = host.in_state("ci", VmState.READY)
+    host.die(victim.name)
+    actions = host.turn().actions
+    assert {type(action) for action in actions} >= {DestroyVm, ResumeVm}
+    (resume,) = (action for action in actions if isinstance(action, ResumeVm))
+    host.land(resume.vm)
+    host.prove(resume.vm)
+    assert host.vms[resume.vm].state is VmState.READY
+
+
+def test_a_resume_that_fails_costs_that_vm_only() -> None:
+    host = standby_host()
+    (victim,) = host.in_state("ci", VmState.READY)
+    host.die(victim.name)
+    (resume,) = (action for action in host.turn().actions if isinstance(action, ResumeVm))
+    host.land(resume.vm, ok=False)
+    failure = host.vms[resume.vm].failure
+    assert failure is not None
+    assert failure.cause is Cause.RESUME_FAILED
+    host.settle()
+    assert resume.vm not in host.vms
+    assert len(host.in_state("ci", VmState.READY)) == 1
+    assert len(host.in_state("ci", VmState.STANDBY)) == 2
+
+
+def test_a_suspension_cut_short_by_a_restart_ends_in_a_teardown() -> None:
+    host = standby_host(standby=0)
+    assigned(host, standby=1)
+    for _ in range(20):
+        host.turn()
+        if host.in_state("ci", VmState.SUSPENDING):
+            break
+        for resource in list(host.flying):
+            host.land(resource)
+        for name in list(host.vms):
+            host.prove(name)
+    (half,) = host.in_state("ci", VmState.SUSPENDING)
+    host.restart_agent()
+    host.settle()
+    assert half.name not in host.vms
+    assert len(host.in_state("ci", VmState.STANDBY)) == 1
+
+
+def test_a_standby_vm_whose_memory_vanished_is_replaced() -> None:
+    host = standby_host(standby=1)
+    (lost,) = host.in_state("ci", VmState.STANDBY)
+    host.suspended.discard(lost.name)
+    host.look()
+    host.turn()
+    host.settle()
+    assert lost.name not in host.vms
+    assert len(host.in_state("ci", VmState.STANDBY)) == 1
+
+
+def test_standby_vms_of_an_old_version_go() -> None:
+    host = standby_host()
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301
+    host.settle()
+    assert {vm.image for vm in host.vms.values()} == {digest("v2")}
+    assert len(host.in_state("ci", VmState.STANDBY)) == 2
+
+
+def test_the_memory_of_a_proven_vm_is_kept_once() -> None:
+    host = fan_out_host()
+    assert host.templates == {KEY}
+    assert not any(isinstance(action, SaveTemplate) for action in host.turn().actions)
+
+
+def test_a_replacement_starts_from_the_template() -> None:
+    host = fan_out_host()
+    victim = next(iter(host.vms))
+    host.die(victim)
+    host.turn()
+    host.land(victim)
+    (creation,) = host.turn().actions
+    assert isinstance(creation, CreateVm)
+    assert creation.template == KEY
+
+
+def test_a_vm_from_a_template_that_never_gets_healthy_condemns_the_template_not_the_image() -> None:
+    host = fan_out_host()
+    victim = next(iter(host.vms))
+    host.die(victim)
+    host.turn()
+    host.land(victim)
+    (creation,) = host.turn().actions
+    host.land(creation.resource)
+    host.die(creation.resource)
+    host.turn()
+    host.land(creation.resource)
+    (second,) = host.turn().actions
+    assert isinstance(second, CreateVm)
+    assert second.template is None
+
+
+def test_templates_of_versions_nobody_runs_are_removed() -> None:
+    host = fan_out_host()
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301
+    host.settle()
+    assert host.templates == {template_key(digest("v2"), VmSize())}
+
+
+def test_a_guest_that_cannot_fan_out_boots() -> None:
+    host = fan_out_host()
+    host.templates.clear()
+    (saving,) = host.turn().actions
+    assert isinstance(saving, SaveTemplate)
+    host.land(saving.vm, ok=False)
+    assert host.turn().actions == ()
+    assert host.in_state("ci", VmState.READY)
+
+
+def test_old_idle_vms_are_replaced_one_at_a_time() -> None:
+    host = standby_host(warm=2, standby=0)
+    before = set(host.vms)
+    assigned(host, max_age_s=100.0)
+    host.now_s += 10**6
+    planned = [action for action in host.turn().actions if isinstance(action, DestroyVm)]
+    assert len(planned) == 1
+    assert planned[0].vm in before
