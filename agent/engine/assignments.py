@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from agent.engine.ledger import Ledger
 
 log = structlog.get_logger()
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts every change aloud
 
 
 class AssignmentReadOnlyError(HearthError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import select
 import sys
@@ -55,7 +56,8 @@ if sys.platform == "linux":
                 loop.call_soon(on_exit, None)
                 return
             self._fds.add(fd)
-            loop.add_reader(fd, self._ended, fd, on_exit)
+            # In a context of its own: whoever started the VM has long ended when its exit is logged.
+            contextvars.Context().run(loop.add_reader, fd, self._ended, fd, on_exit)
 
         def _ended(self, fd: int, on_exit: ExitCallback) -> None:
             code = None
