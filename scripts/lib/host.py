@@ -63,6 +63,11 @@ class Host:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether the agent was started and did not end."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
     def http(self) -> aiohttp.ClientSession:
         """A session whose requests go to the agent's Unix socket, whatever host their URL names."""
         if self._http is None or self._http.closed:
@@ -214,6 +219,18 @@ class Host:
             raise LookupError(f"{name} has {len(found)} processes")
         return found[0]
 
+    def vm_pids(self) -> dict[str, list[int]]:
+        """Return the processes of every VM of this host by its name, known to the agent or not."""
+        pids: dict[str, list[int]] = {}
+        for process in self.vm_processes():
+            try:
+                command = process.cmdline()
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if "-name" in command:
+                pids.setdefault(command[command.index("-name") + 1], []).append(process.pid)
+        return pids
+
     def vm_processes(self) -> list[psutil.Process]:
         """Return the processes of VMs of this host, known to the agent or not."""
         found = []
@@ -249,6 +266,11 @@ class Host:
 
     async def close(self) -> None:
         """End the agent and every VM of it, whatever their state, and remove the directory."""
+        await self.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def end(self) -> None:
+        """End the agent and every VM of it, whatever their state. Its files stay."""
         await self._close_http()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
@@ -256,7 +278,6 @@ class Host:
         for process in self.vm_processes():
             process.kill()
             process.wait(10)
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     async def _close_http(self) -> None:
         if self._http is not None:

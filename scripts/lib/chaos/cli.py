@@ -1,0 +1,89 @@
+"""The command line of `scripts/chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from scripts.lib.chaos.run import Outcome, Run
+from scripts.lib.chaos.story import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the rounds; return 0 only when all of them were clean."""
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each seed (default 10)")
+    parser.add_argument("--seed", type=int, help="one seed; default: a new one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several seeds, one after another")
+    parser.add_argument("--slots", type=int, default=2, help="VMs at once (default 2)")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
+    options = parser.parse_args(arguments)
+    seeds = [*options.seeds, *([options.seed] if options.seed is not None else [])]
+    seeds = seeds or [int.from_bytes(os.urandom(3))]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
+    try:
+        outcomes = asyncio.run(_run(seeds, options.rounds, options.slots))
+    except asyncio.CancelledError:
+        return 130
+    figures = summary(outcomes)
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+    else:
+        sys.stdout.write("".join(f"{name}: {value}\n" for name, value in figures.items()))
+    return 0 if figures["ok"] else 1
+
+
+async def _run(seeds: list[int], rounds: int, slots: int) -> list[Outcome]:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    outcomes = []
+    for seed in seeds:
+        directory = Path(tempfile.mkdtemp(prefix=f"hearth-chaos-{seed}-"))
+        outcome = await Run(seed, directory, slots=slots).rounds(rounds)
+        outcomes.append(outcome)
+        if outcome.findings:
+            sys.stderr.write(
+                f"seed {seed} failed in round {outcome.rounds}; its log, journal and evidence are in {directory}\n"
+                f"replay: scripts/chaos --rounds {outcome.rounds} --seed {seed} --slots {slots}\n"
+            )
+        else:
+            shutil.rmtree(directory)
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the figures over all seeds."""
+    faults = Counter(finding.fault for outcome in outcomes for finding in outcome.findings)
+    counts: Counter[str] = sum((outcome.book.counts for outcome in outcomes), Counter())
+    seconds = [took_s for outcome in outcomes for took_s in outcome.seconds]
+    return {
+        "rounds": sum(outcome.rounds for outcome in outcomes),
+        "seeds": len(outcomes),
+        **{str(fault): faults[fault] for fault in Fault},
+        **dict(sorted(counts.items())),
+        "failed_seeds": [outcome.seed for outcome in outcomes if outcome.findings],
+        "round_mean_s": round(statistics.fmean(seconds), 1),
+        "round_max_s": round(max(seconds), 1),
+        "ok": not faults,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

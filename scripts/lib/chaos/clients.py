@@ -1,0 +1,92 @@
+"""Lease clients, as a controller would be one: they retry what got no answer, and know what they were promised."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+
+from scripts.lib.chaos.book import Claim, Ending
+
+if TYPE_CHECKING:
+    from scripts.lib.chaos.book import Book
+    from scripts.lib.host import Host
+
+HOLD_TTL_S: Final = 3600.0
+RETRY_S: Final = 0.2
+PATIENCE_S: Final = 90.0
+"""How long a client goes on asking an agent that does not answer: it is started again meanwhile."""
+_NO_ANSWER: Final = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class Clients:
+    """All clients of one host."""
+
+    def __init__(self, host: Host, book: Book) -> None:
+        self._host = host
+        self._book = book
+
+    async def lease(
+        self, pool: str, holder: str, *, wait_s: float, ttl_s: float | None = None, keyed: bool
+    ) -> Claim | None:
+        """Ask for a lease. A request with a key is repeated until it is answered, one without may stay unanswered.
+
+        With `ttl_s` the claim is one to be forgotten; without, it is held.
+        """
+        body: dict[str, Any] = {"pool": pool, "holder": holder, "wait_s": wait_s, "ttl_s": ttl_s or HOLD_TTL_S}
+        if keyed:
+            body["idempotency_key"] = holder
+        self._book.unanswered.add(holder)
+        try:
+            asked_s, (status, answer) = time.time(), await self._ask("POST", "/v1/leases", body, again=keyed)
+        except _NO_ANSWER:
+            self._book.deeds.gave_up.add(pool)
+            self._book.counts["leases_unanswered"] += 1
+            return None
+        self._book.unanswered.discard(holder)
+        if status >= 400:
+            self._book.deeds.gave_up.add(pool)
+            self._book.counts["leases_refused"] += 1
+            return None
+        if keyed and any(claim.lease == answer["id"] for claim in self._book.claims):
+            raise AssertionError(f"{holder} was given the lease of somebody else")
+        self._book.counts["leases"] += 1
+        expires_at_s = asked_s + ttl_s if ttl_s else None
+        claim = Claim(answer["id"], answer["vm"], pool, holder, self._book.deeds.number, expires_at_s)
+        self._book.claims.append(claim)
+        return claim
+
+    async def release(self, claim: Claim) -> None:
+        """Give a lease back, however often that takes."""
+        claim.ending = Ending.RELEASED
+        await self._ask("DELETE", f"/v1/leases/{claim.lease}", None, again=True)
+
+    async def release_unanswered(self, lease_id: str) -> None:
+        """Give back a lease whose answer never came."""
+        await self._ask("DELETE", f"/v1/leases/{lease_id}", None, again=True)
+
+    async def _ask(self, method: str, path: str, body: object, *, again: bool) -> tuple[int, Any]:
+        """Return status and document. Server errors count as no answer: a full disk is one, and passes."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                status, document = await self._once(method, path, body)
+                if status < 500 or status == 503 or not again:
+                    return status, document
+            except _NO_ANSWER:
+                if not again or time.monotonic() > deadline_s:
+                    raise
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{method} {path} was not answered for {PATIENCE_S:g} s")
+            await asyncio.sleep(RETRY_S)
+
+    async def _once(self, method: str, path: str, body: object) -> tuple[int, Any]:
+        connector = aiohttp.UnixConnector(str(self._host.socket))
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        async with (
+            aiohttp.ClientSession("http://hearth", connector=connector, timeout=timeout) as http,
+            http.request(method, path, json=body) as response,
+        ):
+            return response.status, await response.json(content_type=None)

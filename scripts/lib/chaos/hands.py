@@ -1,0 +1,256 @@
+"""Does the steps of a round to a host, and writes each deed into the book before it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from agent.domain.names import parse
+from scripts.lib.chaos.book import PATIENT_S, Wish
+from scripts.lib.chaos.steps import Kind
+from scripts.lib.chaos.versions import Flavour
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from scripts.lib.chaos.book import Book
+    from scripts.lib.chaos.clients import Clients
+    from scripts.lib.chaos.keeper import Keeper
+    from scripts.lib.chaos.steps import Step
+    from scripts.lib.chaos.versions import Version, Versions
+    from scripts.lib.chaos.volume import Volume
+    from scripts.lib.host import Host
+
+MAIN, SIDE = "main", "side"
+SHORT_DEADLINE_S: Final = 8.0
+"""Startup deadline while a sick version is on trial: a healthy guest is up in half of it on a quiet machine."""
+EXPIRES_S: Final = 2.0
+FLAVOURS: Final = {
+    Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_SICK: Flavour.SICK, Kind.BUMP_DYING: Flavour.DYING,
+}  # fmt: skip
+PROBES: Final = """
+[[pools.{pool}.probes]]
+kind = "agent"
+period_s = 1
+timeout_s = 1.5
+failures = 3
+
+[[pools.{pool}.probes]]
+kind = "http"
+port = 8080
+period_s = 1
+timeout_s = 1.5
+failures = 3
+"""
+POOL: Final = """
+[pools.{pool}]
+image = "{image}"
+warm = {warm}
+priority = {priority}
+cpus = 1
+memory_mib = 256
+ports = [22, 8080]
+stop_grace_s = 0
+startup_deadline_s = {deadline_s}
+canary_attempts = 1
+"""
+
+
+class Hands:
+    """What harms and uses a host."""
+
+    def __init__(
+        self, host: Host, book: Book, clients: Clients, keeper: Keeper, versions: Versions, volume: Volume | None
+    ) -> None:
+        self._host = host
+        self._book = book
+        self._clients = clients
+        self._keeper = keeper
+        self._versions = versions
+        self._volume = volume
+        self._traps: list[asyncio.Task[None]] = []
+        self._kinds: dict[Kind, Callable[[Step], Awaitable[None]]] = {
+            Kind.LEASE: self._lease,
+            Kind.LEASE_AND_HOLD: self._lease,
+            Kind.LEASE_AND_FORGET: self._lease,
+            Kind.RELEASE: self._release,
+            Kind.RESIZE: self._resize,
+            Kind.SIDE_POOL: self._side_pool,
+            Kind.UNASSIGN: self._unassign,
+            Kind.MALFORMED: self._malformed,
+            Kind.BUMP_GOOD: self._bump,
+            Kind.BUMP_SICK: self._bump,
+            Kind.BUMP_DYING: self._bump,
+            Kind.KILL_VM: self._kill_vm,
+            Kind.STOP_VM: self._stop_vm,
+            Kind.DELETE_FILES: self._delete_files,
+            Kind.CRASH: self._crash,
+            Kind.CRASH_AT_EVENT: self._crash_at_event,
+            Kind.CRASH_WITH_VM: self._crash_with_vm,
+            Kind.OUTAGE: self._outage,
+            Kind.FULL_DISK: self._full_disk,
+        }
+
+    async def do(self, steps: Sequence[Step]) -> None:
+        """Do all steps, each at its moment, and return when all are done."""
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(self._at_its_moment(step))
+
+    async def disarm(self) -> None:
+        """Give up on events that did not come; see a crash that has begun to its end. Raises what went wrong in it."""
+        traps, self._traps = self._traps, []
+        for trap in traps:
+            if not self._keeper.at_work:
+                trap.cancel()
+        for ended in await asyncio.gather(*traps, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+    async def wish(self, pool: str, wish: Wish | None) -> None:
+        """Change one pool of the assignment, or take it out."""
+        self._book.deeds.wishes_changed.add(pool)
+        if wish is None:
+            self._book.wishes.pop(pool, None)
+        else:
+            self._book.wishes[pool] = wish
+            if wish.deadline_s < PATIENT_S:
+                self._book.impatient.add(pool)
+        text = "".join(
+            (POOL + PROBES).format(
+                pool=name, image=one.version.reference, warm=one.warm, priority=one.priority, deadline_s=one.deadline_s
+            )
+            for name, one in self._book.wishes.items()
+        )
+        self._book.file_is_good = True
+        self._host.write_assignment(text)
+
+    async def new_version(self, flavour: Flavour) -> Version:
+        """Push a version and write it into the book."""
+        version = await self._versions.push(flavour)
+        self._book.versions[version.digest] = version
+        return version
+
+    def harm(self, name: str, deed: str) -> None:
+        """Write down that a VM is about to be harmed."""
+        self._book.harmed.setdefault(name, deed)
+        self._book.counts["vms_harmed"] += 1
+        parts = parse(name)
+        if parts is not None and parts.pool in self._book.wishes:
+            self._book.harms_of[self._book.wishes[parts.pool].version.digest] += 1
+
+    async def _at_its_moment(self, step: Step) -> None:
+        await asyncio.sleep(step.at_s)
+        await self._kinds[step.kind](step)
+
+    async def _lease(self, step: Step) -> None:
+        pools = sorted(self._book.wishes) or [MAIN]
+        pool = pools[int(step.pick * len(pools))]
+        holder = f"{step.kind}-{self._book.deeds.number}-{step.pick:.6f}"
+        forget = step.kind is Kind.LEASE_AND_FORGET
+        claim = await self._clients.lease(
+            pool, holder, wait_s=3 * step.lasts_s, ttl_s=EXPIRES_S if forget else None, keyed=step.pick * 7 % 1 < 0.5
+        )
+        if claim is not None and step.kind is Kind.LEASE:
+            await asyncio.sleep(step.lasts_s)
+            await self._clients.release(claim)
+
+    async def _release(self, step: Step) -> None:
+        held = [claim for claim in self._book.held() if claim.expires_at_s is None]
+        if held:
+            await self._clients.release(held[int(step.pick * len(held))])
+
+    async def _resize(self, step: Step) -> None:
+        pool = MAIN if step.pick < 0.7 else SIDE
+        if wish := self._book.wishes.get(pool):
+            await self.wish(pool, replace(wish, warm=1 + wish.warm % 2, priority=int(step.pick * 100) % 2))
+
+    async def _side_pool(self, step: Step) -> None:
+        if SIDE in self._book.wishes:
+            await self.wish(SIDE, None)
+        else:
+            await self.wish(SIDE, Wish(await self.new_version(Flavour.GOOD), 1, priority=int(step.pick * 100) % 2))
+
+    async def _unassign(self, step: Step) -> None:
+        for pool in tuple(self._book.wishes):
+            await self.wish(pool, None)
+
+    async def _malformed(self, step: Step) -> None:
+        self._book.file_is_good = False
+        bad = ("[pools.main\n", "[pools.main]\nimage = 3\n", '[pools.main]\nimage = "x"\nwarm = 3\nmax = 2\n')
+        self._host.write_assignment(bad[int(step.pick * len(bad))])
+
+    async def _bump(self, step: Step) -> None:
+        flavour = FLAVOURS[step.kind]
+        pool = SIDE if SIDE in self._book.wishes and step.pick < 0.3 else MAIN
+        wish = self._book.wishes.get(pool)
+        version = await self.new_version(flavour)
+        deadline_s = SHORT_DEADLINE_S if flavour is Flavour.SICK else PATIENT_S
+        warm = wish.warm if wish else 1 + int(step.pick * 100) % 2
+        await self.wish(pool, Wish(version, warm, priority=wish.priority if wish else 0, deadline_s=deadline_s))
+
+    async def _kill_vm(self, step: Step) -> None:
+        if victim := self._victim(step.pick):
+            name, pid = victim
+            self.harm(name, "killed")
+            _signal(pid, signal.SIGKILL)
+
+    async def _stop_vm(self, step: Step) -> None:
+        if victim := self._victim(step.pick):
+            name, pid = victim
+            self.harm(name, "stopped")
+            _signal(pid, signal.SIGSTOP)
+
+    async def _delete_files(self, step: Step) -> None:
+        if victim := self._victim(step.pick):
+            self.harm(victim[0], "files deleted")
+            await asyncio.to_thread(shutil.rmtree, self._host.data_dir / "vms" / victim[0], ignore_errors=True)
+
+    async def _crash(self, step: Step) -> None:
+        await self._keeper.crash(down_s=step.lasts_s / 2)
+
+    async def _crash_at_event(self, step: Step) -> None:
+        trap = self._keeper.crash_at(step.event, delay_s=step.pick**3 * 0.2, down_s=step.lasts_s / 4)
+        self._traps.append(asyncio.create_task(trap, name=str(step)))
+
+    async def _crash_with_vm(self, step: Step) -> None:
+        def kill() -> None:
+            if victim := self._victim(step.pick):
+                self.harm(victim[0], "killed")
+                _signal(victim[1], signal.SIGKILL)
+
+        await self._keeper.crash(down_s=step.lasts_s / 2, meanwhile=kill)
+
+    async def _outage(self, step: Step) -> None:
+        self._book.counts["outages"] += 1
+        await self._versions.outage(step.lasts_s)
+
+    async def _full_disk(self, step: Step) -> None:
+        if self._volume is None:
+            return
+        self._book.deeds.disk_was_full = True
+        self._book.counts["full_disks"] += 1
+        await asyncio.to_thread(self._volume.fill)
+        try:
+            await asyncio.sleep(2 * step.lasts_s)
+        finally:
+            await asyncio.to_thread(self._volume.free)
+
+    def _victim(self, pick: float) -> tuple[str, int] | None:
+        """Return one of the VMs that have a process, by name and process."""
+        processes = sorted(self._host.vm_pids().items())
+        if not processes:
+            return None
+        name, pids = processes[int(pick * len(processes))]
+        return name, pids[0]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

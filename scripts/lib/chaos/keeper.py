@@ -1,0 +1,96 @@
+"""Kills the agent, and starts it again as launchd would; tells when it ended by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from scripts.lib.chaos.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scripts.lib.chaos.book import Book
+    from scripts.lib.host import Host
+
+POLL_S: Final = 0.002
+"""How often the journal is looked at for the event the agent is to die at. Effects take longer than this."""
+THROTTLE_S: Final = 0.5
+START_LIMIT_S: Final = 60.0
+
+
+class AgentEndedError(Exception):
+    """The agent ended though nobody killed it, or does not start again."""
+
+
+class Keeper:
+    """The one who kills and starts the agent."""
+
+    def __init__(self, host: Host, book: Book, tell: Callable[[str], None]) -> None:
+        self._host = host
+        self._book = book
+        self._tell = tell
+        self._record = Record(host.data_dir / "journal.sqlite")
+        self._turn = asyncio.Lock()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the agent is being killed or started."""
+        return self._turn.locked()
+
+    async def crash(self, *, down_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Kill the agent with -9, do what is to be done while it is dead, and start it again."""
+        async with self._turn:
+            self._check()
+            self._book.deeds.crashed = True
+            self._book.counts["agent_kills"] += 1
+            await self._host.kill()
+            meanwhile()
+            await asyncio.sleep(down_s)
+            await self._start()
+
+    async def crash_at(self, kind: str, *, delay_s: float, down_s: float) -> None:
+        """Wait for the next event of a kind, and kill the agent a moment after it."""
+        seen = await asyncio.to_thread(self._last)
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                events = self._record.events(after=seen)
+            except sqlite3.Error:
+                continue  # the agent is just opening it
+            if any(event["kind"] == kind for event in events):
+                break
+            seen = events[-1]["sequence"] if events else seen
+        await asyncio.sleep(delay_s)
+        self._tell(f"the agent is killed {delay_s * 1000:.0f} ms after {kind}")
+        await self.crash(down_s=down_s)
+
+    async def check(self) -> None:
+        """Raise `AgentEndedError` when the agent does not run."""
+        async with self._turn:
+            self._check()
+
+    def _check(self) -> None:
+        if not self._host.running:
+            raise AgentEndedError(f"the agent ended by itself: {self._host.output()[-2000:]}")
+
+    async def _start(self) -> None:
+        """Start it until it runs: with a full disk it may give up at first."""
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                while True:
+                    try:
+                        await self._host.start()
+                    except RuntimeError:
+                        if not self._book.deeds.disk_was_full:
+                            raise
+                        self._book.counts["starts_refused"] += 1
+                        await asyncio.sleep(THROTTLE_S)
+                    else:
+                        return
+        except (TimeoutError, RuntimeError) as error:
+            raise AgentEndedError(f"the agent does not start: {error}") from error
+
+    def _last(self) -> int:
+        return self._record.snapshot().last_event

@@ -1,0 +1,57 @@
+"""The agent's journal, read from outside by a connection of its own: what the agent knows, and what happened."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The records at one moment, by their keys, and the number of the latest event."""
+
+    vms: dict[str, Document] = field(default_factory=dict)
+    leases: dict[str, Document] = field(default_factory=dict)
+    rollouts: dict[str, Document] = field(default_factory=dict)
+    breakers: dict[str, Document] = field(default_factory=dict)
+    last_event: int = 0
+
+    def leased(self, vm: str) -> str | None:
+        """Return the lease a VM is held by, or None."""
+        lease: str | None = self.vms[vm].get("lease_id") if vm in self.vms else None
+        return lease
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A journal file. Each read is consistent in itself and never writes; raises `sqlite3.Error` when it cannot."""
+
+    path: Path
+
+    def snapshot(self) -> Snapshot:
+        """Return everything as it stands."""
+        with closing(self._connect()) as connection:
+            connection.execute("BEGIN")
+            tables = {
+                name: {key: json.loads(doc) for key, doc in connection.execute(f"SELECT key, doc FROM {name}")}
+                for name in ("vms", "leases", "rollouts", "breakers")
+            }
+            (last,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
+        return Snapshot(**tables, last_event=last)
+
+    def events(self, *, after: int) -> list[Document]:
+        """Return the events after a number, in order, each with its `sequence`."""
+        with closing(self._connect()) as connection:
+            rows = connection.execute("SELECT sequence, doc FROM events WHERE sequence > ? ORDER BY sequence", [after])
+            return [{**json.loads(doc), "sequence": sequence} for sequence, doc in rows]
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=10, isolation_level=None)

@@ -1,0 +1,247 @@
+"""One seed: a host of its own, round after round of harm, each settled and judged before the next begins."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import sqlite3
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from agent.images.service import open_images
+from scripts.lib.chaos.book import PATIENT_S, Book, Deeds, Wish
+from scripts.lib.chaos.clients import Clients
+from scripts.lib.chaos.hands import MAIN, Hands
+from scripts.lib.chaos.judge import Scene, judge, not_settled
+from scripts.lib.chaos.keeper import AgentEndedError, Keeper
+from scripts.lib.chaos.record import Record, Snapshot
+from scripts.lib.chaos.steps import draw_round
+from scripts.lib.chaos.story import Fault, Finding, Story
+from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
+from scripts.lib.chaos.volume import Volume, can_mount
+from scripts.lib.host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+
+SETTLE_S: Final = 75.0
+"""Time a host gets to become as desired: several boots on a busy machine. Open breakers are waited for on top."""
+LONGEST_SETTLE_S: Final = 200.0
+QUIET_S: Final = 0.4
+"""A host that is as desired, and where nothing happened for so long, is settled."""
+POLL_S: Final = 0.1
+HARMS_A_VERSION: Final = 2
+"""VMs of one version that are harmed before it is followed by another: the agent cannot tell our harm from a bad
+image, and would rightly slow down."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one seed."""
+
+    seed: int
+    rounds: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    book: Book = field(default_factory=Book)
+
+
+class Run:
+    """The rounds of one seed in `directory`."""
+
+    def __init__(self, seed: int, directory: Path, *, slots: int) -> None:
+        self._rng = random.Random(seed)
+        self._slots = slots
+        self._directory = directory
+        self._began_s = time.monotonic()
+        self._host = Host(directory / "host")
+        self._record = Record(self._host.data_dir / "journal.sqlite")
+        self.outcome = Outcome(seed)
+        self._book = self.outcome.book
+        self._story = Story(self._book)
+        self._keeper = Keeper(self._host, self._book, self._tell)
+        self._clients = Clients(self._host, self._book)
+
+    async def rounds(self, count: int) -> Outcome:
+        """Run rounds until one finds a fault. Whatever happens, no process and no mount is left behind."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            volume = await self._mount(stack)
+            stack.push_async_callback(self._end)
+            images = await stack.enter_async_context(open_images(scratch_config(self._directory)))
+            versions = Versions(self._directory, images)
+            await versions.build()
+            self._hands = Hands(self._host, self._book, self._clients, self._keeper, versions, volume)
+            self._host.configure(slots=self._slots)
+            await self._host.start()
+            for number in range(1, count + 1):
+                began_s = time.monotonic()
+                found = await self._guarded(self._round(number))
+                self.outcome.rounds = number
+                self.outcome.seconds.append(time.monotonic() - began_s)
+                if found:
+                    break
+            else:
+                await self._guarded(self._leave())
+        return self.outcome
+
+    async def _mount(self, stack: AsyncExitStack) -> Volume | None:
+        if not can_mount():
+            self._tell("no right to mount a file system: rounds leave out the full disk")
+            return None
+        volume = Volume(self._directory / "volume.img", self._host.data_dir)
+        await asyncio.to_thread(volume.mount)
+        stack.push_async_callback(asyncio.to_thread, volume.unmount)
+        return volume
+
+    async def _guarded(self, work: Awaitable[list[Finding]]) -> list[Finding]:
+        """Do a round; what breaks it is a finding too."""
+        found: list[Finding] = []
+        try:
+            found = await work
+        except* AgentEndedError as errors:
+            found = [Finding(Fault.AGENT_ENDED, str(error)) for error in errors.exceptions]
+        except* (TimeoutError, aiohttp.ClientError, RuntimeError, sqlite3.Error) as errors:
+            found = [Finding(Fault.UNSETTLED, repr(error)) for error in errors.exceptions]
+        for finding in found:
+            self._tell(f"FOUND {finding}")
+        self.outcome.findings += found
+        return found
+
+    async def _round(self, number: int) -> list[Finding]:
+        steps = draw_round(self._rng)
+        self._book.deeds = Deeds(number)
+        await self._mend()
+        for step in steps:
+            self._tell(f"round {number}: {step}")
+        await self._hands.do(steps)
+        findings = await self._settle()
+        findings += await self._look()
+        pids = await asyncio.to_thread(self._host.vm_pids)
+        self._book.standing = {name: pids[name][0] for name in self._record.snapshot().vms if name in pids}
+        self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
+        return findings
+
+    async def _mend(self) -> None:
+        """Do what an operator would before the next round: a pool to work with, on a version that is not worn out."""
+        wish = self._book.wishes.get(MAIN)
+        if wish is None:
+            await self._hands.wish(MAIN, Wish(await self._hands.new_version(Flavour.GOOD), 2))
+            return
+        for pool, wish in tuple(self._book.wishes.items()):
+            worn = self._book.harms_of[wish.version.digest] >= HARMS_A_VERSION
+            if worn or wish.version.flavour is not Flavour.GOOD:
+                version = await self._hands.new_version(Flavour.GOOD)
+                await self._hands.wish(pool, replace(wish, version=version, deadline_s=PATIENT_S))
+
+    async def _settle(self) -> list[Finding]:
+        """Wait until the host is as desired and quiet."""
+        began_s, quiet_since_s, last, findings = time.monotonic(), time.monotonic(), -1, []
+        while True:
+            await asyncio.sleep(POLL_S)
+            now_s = time.monotonic()
+            try:
+                snapshot = self._record.snapshot()
+                findings += self._story.tell(self._record.events(after=self._story.last_event))
+            except sqlite3.Error:
+                continue  # the agent is starting just now
+            await self._tidy(snapshot)
+            reasons = self._unfinished() or not_settled(snapshot, self._book, slots=self._slots)
+            if reasons or snapshot.last_event != last or self._keeper.at_work:
+                quiet_since_s, last = now_s, snapshot.last_event
+            elif now_s - quiet_since_s > QUIET_S:
+                await self._hands.disarm()
+                if self._record.snapshot().last_event == last and self._host.running:
+                    return findings
+            if now_s - began_s > self._patience_s(snapshot):
+                await self._hands.disarm()
+                return [*findings, Finding(Fault.UNSETTLED, "; ".join(reasons))]
+
+    def _patience_s(self, snapshot: Snapshot) -> float:
+        """How long settling may take: longer by what open breakers ask for."""
+        open_s = [float(breaker["open_until_s"]) - time.time() for breaker in snapshot.breakers.values()]
+        return min(LONGEST_SETTLE_S, SETTLE_S + max([0.0, *open_s]))
+
+    def _unfinished(self) -> list[str]:
+        """Return what must come by itself before a judgement is fair: leases that are to expire."""
+        now_s = time.time()
+        return [
+            f"lease {claim.lease} has yet to expire"
+            for claim in self._book.held()
+            if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
+        ]
+
+    async def _tidy(self, snapshot: Snapshot) -> None:
+        """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""
+        for claim in self._book.held():
+            sick = self._story.sick_while_leased(claim.vm)
+            if sick and claim.lease in snapshot.leases:
+                await self._clients.release(claim)
+        for lease_id, lease in snapshot.leases.items():
+            if lease["holder"] in self._book.unanswered:
+                await self._clients.release_unanswered(lease_id)
+        for pool, wish in tuple(self._book.wishes.items()):
+            rollout = snapshot.rollouts.get(pool)
+            if wish.version.flavour is Flavour.DYING and rollout and rollout["phase"] == "serving":
+                await self._hands.wish(pool, replace(wish, version=await self._hands.new_version(Flavour.GOOD)))
+
+    async def _look(self) -> list[Finding]:
+        """Judge the host as it stands."""
+        await self._keeper.check()
+        served = {vm["name"]: vm["state"] for vm in (await self._host.get("/v1/vms"))["vms"]}
+        problems = {one["type"]: one["problem"] for one in (await self._host.get("/v1/host"))["conditions"]}
+        scene = Scene(
+            snapshot=self._record.snapshot(),
+            processes=await asyncio.to_thread(self._host.vm_pids),
+            files=_entries(self._host.data_dir / "vms"),
+            evidence=_entries(self._host.data_dir / "evidence"),
+            served=served,
+            now_s=time.time(),
+        )
+        findings = self._story.tell(self._record.events(after=self._story.last_event))
+        findings += judge(scene, self._book, self._story)
+        if problems["AssignmentValid"] == self._book.file_is_good:
+            findings.append(Finding(Fault.UNEXPLAINED, "the condition AssignmentValid does not tell of the bad file"))
+        return findings
+
+    async def _leave(self) -> list[Finding]:
+        """Give everything back: nothing may be left of any VM."""
+        self._book.deeds = Deeds(self.outcome.rounds + 1)
+        for claim in self._book.held():
+            await self._clients.release(claim)
+        left = await self._host.empty()
+        code = await self._host.stop()
+        findings = [Finding(Fault.LEAKED, f"at the end: {one}") for one in left]
+        if code:
+            findings.append(Finding(Fault.AGENT_ENDED, f"with exit code {code} when it was asked to stop"))
+        return findings
+
+    async def _end(self) -> None:
+        """End every process; of a run with faults keep what explains them."""
+        await self._host.end()
+        if self.outcome.findings or sys.exc_info()[0] is not None:
+            ignore = shutil.ignore_patterns("images", "vms", "*.sock", "filler", "lost+found")
+            await asyncio.to_thread(
+                shutil.copytree, self._host.data_dir, self._directory / "kept", ignore=ignore, dirs_exist_ok=True
+            )
+
+    def _tell(self, text: str) -> None:
+        line = f"[seed {self.outcome.seed} {time.monotonic() - self._began_s:7.1f} s] {text}\n"
+        sys.stderr.write(line)
+        with (self._directory / "chaos.log").open("a") as file:
+            file.write(f"{time.time():.3f} {line}")
+
+
+def _entries(directory: Path) -> frozenset[str]:
+    try:
+        return frozenset(entry.removesuffix(".partial") for entry in os.listdir(directory))
+    except FileNotFoundError:
+        return frozenset()
