@@ -72,6 +72,10 @@ class RegistryConfig(Section):
     """Speak plain http. Never guessed: a registry not listed as insecure is spoken to by https only."""
     username: str | None = None
     password: SecretStr | None = None
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust for this registry, beside the system's."""
+    mirrors: tuple[str, ...] = ()
+    """Registries, `host[:port]`, that hold the same repositories: asked first, in this order."""
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:
@@ -89,6 +93,8 @@ class ImagesConfig(Section):
     """How often a tag is asked for anew, to notice that it moved."""
     budget_mib: int | None = Field(default=None, gt=0)
     """The most that images may take on the disk together; default: all but the reserve."""
+    bandwidth_mib_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The most that all pulls may take of the network together; default: no limit."""
     registries: dict[str, RegistryConfig] = {}
 
 

@@ -149,6 +149,23 @@ def inspect(
     _print(_document(found), _text(found), as_json=as_json)
 
 
+@app.command(epilog="Example: hearth image fsck --repair")
+def fsck(
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged images and make the indexes anew.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every image of this host byte for byte. Exit code 1 when something is wrong and was not repaired."""
+    findings = _run(lambda images: images.check(repair=repair), config, data_dir)
+    documents = [{"image": f.image, "problem": f.problem, "repaired": f.repaired} for f in findings]
+    lines = [f"{f.image}  {f.problem}{'; removed' if f.repaired else ''}" for f in findings]
+    _print(documents, "\n".join(lines) or "all images are whole", as_json=as_json)
+    if findings and not repair:
+        raise typer.Exit(1)
+
+
 async def _local_digest(images: ImageService, name: str) -> str:
     digest = name if is_digest(name) else await images.find(name)
     if digest is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from agent.images.manifest import Chunk
     from agent.images.meter import Meter
     from agent.images.plan import Fetch, Plan, Rebuild
+    from agent.images.room import RoomMaker
     from agent.images.shelf import Shelf
     from agent.images.sources.contract import Place
 
@@ -47,17 +47,16 @@ log = structlog.get_logger()
 _OTHER_PROCESS_PERIOD_S: Final = 0.2
 _INDEX_TIMEOUT_S: Final = 60.0
 """The block index saves far more than this, but an image pulls without it too."""
-_MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Pulls into one store. `reserve_bytes` stay free on its volume."""
+    """Pulls into one store."""
 
     store: ImageStore
     shelf: Shelf
     tools: Tools
-    reserve_bytes: int
+    room: RoomMaker
 
     async def pull(self, source: Place, digest: str, meter: Meter) -> None:
         """Return when the version is whole and published. What an interrupted try left is taken up again."""
@@ -77,7 +76,7 @@ class Puller:
             stage.close()
         fetched = meter.snapshot().fetched_bytes
         duration_s = round(time.monotonic() - started_s, 3)
-        log.info("image-pulled", image=digest, source=source.name, fetched_bytes=fetched, duration_s=duration_s)
+        log.info("pull-finished", image=digest, source=source.name, fetched_bytes=fetched, duration_s=duration_s)
 
     async def _manifest(self, source: Place, digest: str) -> Manifest:
         raw = await self.tools.retry.run(lambda: source.manifest(digest))
@@ -103,7 +102,8 @@ class Puller:
         downloader = Downloader(source, self.tools, meter)
         raw_index, index = await self._block_index(downloader, source, manifest)
         prepared = await in_thread(self.tools.executor, prepare, manifest, stage.path, self.shelf, index)
-        await in_thread(None, self._check_space, manifest, prepared.plan)
+        needed = prepared.plan.write_bytes + manifest.nvram.size
+        await in_thread(None, self.room.make, manifest.digest, needed)
         meter.done(_bytes_here(manifest, prepared.plan))
         await all_or_first_error(
             [
@@ -147,16 +147,6 @@ class Puller:
         except (ImageError, BadIndexError, TimeoutError) as error:
             log.info("block-index-unusable", image=manifest.digest, error=str(error))
             return None, ()
-
-    def _check_space(self, manifest: Manifest, plan: Plan) -> None:
-        needed = plan.write_bytes + manifest.nvram.size
-        free = shutil.disk_usage(self.store.root).free
-        if needed > free - self.reserve_bytes:
-            raise DiskTooSmallError(
-                f"the image {manifest.digest} needs {needed // _MIB} MiB below {self.store.root}, where "
-                f"{free // _MIB} MiB are free and {self.reserve_bytes // _MIB} MiB of them are kept in reserve",
-                remedy="remove images with `hearth image rm`, or lower host.disk_reserve_mib",
-            )
 
     async def _small(self, downloader: Downloader, blob: Blob, path: Path, meter: Meter) -> None:
         content = await self._verified(downloader, blob)

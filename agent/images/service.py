@@ -13,6 +13,7 @@ import structlog
 
 from agent.images.download import Tools
 from agent.images.errors import BadReferenceError
+from agent.images.fsck import Finding, check_store
 from agent.images.liblz4 import best_codec
 from agent.images.manifest import digest_of
 from agent.images.meter import Meter
@@ -21,12 +22,13 @@ from agent.images.pull import Puller
 from agent.images.push import Pusher
 from agent.images.reference import parse_reference
 from agent.images.retry import Retry
+from agent.images.room import RoomMaker
 from agent.images.shelf import Shelf
 from agent.images.store import ImageStore
 from agent.images.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
     from pathlib import Path
 
     from agent.config import Config
@@ -55,7 +57,7 @@ class ImageService:
     shelf: Shelf
     places: Places
     tools: Tools
-    reserve_bytes: int
+    room: RoomMaker
     _flights: dict[str, _Flight] = field(default_factory=dict)
 
     @classmethod
@@ -63,12 +65,18 @@ class ImageService:
         """Return the service of a configuration. Touches nothing yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
         store = ImageStore(config.data_dir / "images")
+        shelf = Shelf(store)
         return cls(
             store=store,
-            shelf=Shelf(store),
+            shelf=shelf,
             places=places or Places(config.images.registries),
             tools=Tools(executor, best_codec(), retry or Retry(), config.images.streams),
-            reserve_bytes=config.host.disk_reserve_mib << 20,
+            room=RoomMaker(
+                store,
+                shelf,
+                reserve_bytes=config.host.disk_reserve_mib << 20,
+                budget_bytes=None if config.images.budget_mib is None else config.images.budget_mib << 20,
+            ),
         )
 
     async def open(self) -> None:
@@ -126,6 +134,17 @@ class ImageService:
         await in_thread(None, self.shelf.drop, digest)
         log.info("image-removed", image=digest)
 
+    def protect(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Let pulls remove images for room, least recently used first, but never one that `in_use` names.
+
+        Until this is called nothing is removed by itself. `in_use` is called in threads, at any time.
+        """
+        self.room.in_use = in_use
+
+    async def check(self, *, repair: bool) -> tuple[Finding, ...]:
+        """Check every image byte for byte; with `repair` remove damaged ones and make the indexes anew."""
+        return await in_thread(None, check_store, self.store, self.shelf, self.tools.executor, repair=repair)
+
     async def find(self, text: str) -> str | None:
         """Return the digest of what is whole here under a reference or digest, without asking any registry."""
         return await in_thread(None, self.store.find, str(parse_reference(text)))
@@ -149,7 +168,7 @@ class ImageService:
     def _start(self, reference: str, digest: str) -> _Flight:
         meter = Meter(reference, digest)
         source = self.places.open(parse_reference(reference))
-        puller = Puller(self.store, self.shelf, self.tools, self.reserve_bytes)
+        puller = Puller(self.store, self.shelf, self.tools, self.room)
         task = asyncio.create_task(puller.pull(source, digest, meter), name=f"pull {digest}")
         flight = _Flight(task, meter)
         self._flights[digest] = flight

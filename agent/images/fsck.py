@@ -1,0 +1,103 @@
+"""Checks every image of the store against its own manifest, byte for byte, and mends what can be mended.
+
+A damaged image is removed: it is pulled again in less time than anybody needs to find out what a wrong bit does to a
+build. The indexes are derived from the images and made anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.images.errors import ImageError
+from agent.images.manifest import Blob, Chunk, Manifest, digest_of, parse_manifest
+from agent.images.rehash import chunk_matches
+from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from agent.images.shelf import Shelf
+    from agent.images.store import ImageStore
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong in the store. `image` is a digest; `repaired` says that it is gone now."""
+
+    image: str
+    problem: str
+    repaired: bool
+
+
+def check_store(store: ImageStore, shelf: Shelf, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
+    """Check all images, several chunks at once. Blocks for as long as the disk takes to be read."""
+    findings: list[Finding] = []
+    for digest in store.digests():
+        problems = tuple(_problems(digest, store.path(digest), executor))
+        if problems and repair:
+            store.remove(digest)
+            shelf.drop(digest)
+            log.warning("image-removed-damaged", image=digest, problem=problems[0])
+        findings.extend(Finding(digest, problem, repair) for problem in problems)
+    if repair:
+        shelf.rebuild()
+        store.sweep()
+    return tuple(findings)
+
+
+def _problems(digest: str, folder: Path, executor: Executor) -> Iterator[str]:
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = parse_manifest(raw)
+    except (OSError, ImageError) as error:
+        yield f"its manifest cannot be used: {error}"
+        return
+    if manifest.digest != digest:
+        yield "its manifest is that of another image"
+        return
+    yield from _small_problems(folder / CONFIG, manifest.vm_config)
+    yield from _small_problems(folder / NVRAM, manifest.nvram)
+    yield from _disk_problems(folder / DISK, manifest, executor)
+
+
+def _small_problems(path: Path, blob: Blob) -> Iterator[str]:
+    try:
+        right = path.stat().st_size == blob.size and digest_of(path.read_bytes()) == blob.digest
+    except OSError as error:
+        yield f"{path.name} cannot be read: {error.strerror}"
+        return
+    if not right:
+        yield f"{path.name} has changed"
+
+
+def _disk_problems(path: Path, manifest: Manifest, executor: Executor) -> Iterator[str]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        yield f"{path.name} cannot be read: {error.strerror}"
+        return
+    try:
+        if os.fstat(descriptor).st_size != manifest.disk_bytes:
+            yield f"{path.name} is not {manifest.disk_bytes} bytes long"
+            return
+        verdicts = executor.map(lambda chunk: _matches(descriptor, chunk), manifest.chunks)
+        for number, right in enumerate(verdicts):
+            if not right:
+                yield f"chunk {number} of {path.name} has changed"
+    finally:
+        os.close(descriptor)
+
+
+def _matches(descriptor: int, chunk: Chunk) -> bool:
+    try:
+        return chunk_matches(descriptor, chunk)
+    except OSError:
+        return False

@@ -1,0 +1,137 @@
+"""Room for images: who has to go, who never does, and what is said when nobody can."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.domain.model import Image
+from agent.images.errors import DiskTooSmallError, ImageNotFoundError
+from agent.images.space import Room, holders, victims
+from tests.images.disks import MIB, push_layout, write_disk
+from tests.images.test_lifecycle import small_file_system, staged
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from agent.images.service import ImageService
+    from tests.images.conftest import MakeService
+
+images_strategy = st.lists(
+    st.builds(
+        Image,
+        digest=st.uuids().map(str),
+        allocated_bytes=st.integers(0, 1000),
+        last_used_at_s=st.floats(0, 1e9, allow_nan=False),
+    ),
+    max_size=8,
+    unique_by=lambda image: image.digest,
+)
+
+
+@given(images_strategy, st.integers(0, 5000), st.data())
+def test_only_what_nobody_uses_goes_and_only_if_it_is_enough(
+    images: list[Image], missing: int, data: st.DataObject
+) -> None:
+    in_use = set(data.draw(st.lists(st.sampled_from([image.digest for image in images]) if images else st.nothing())))
+    chosen = list(victims(images, in_use=in_use, missing=missing))
+    assert not {image.digest for image in chosen} & in_use
+    freed = [image.allocated_bytes for image in chosen]
+    idle = [image for image in images if image.digest not in in_use]
+    if missing > 0 and sum(image.allocated_bytes for image in idle) >= missing:
+        assert sum(freed) >= missing > sum(freed[:-1])
+    else:
+        assert chosen == []
+    ages = [image.last_used_at_s for image in chosen]
+    assert ages == sorted(ages)
+    kept = [image.last_used_at_s for image in idle if image not in chosen]
+    assert not chosen or not kept or max(ages) <= min(kept)
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), images_strategy)
+def test_disk_and_budget_both_hold(free: int, reserve: int, needed: int, images: list[Image]) -> None:
+    held = sum(image.allocated_bytes for image in images)
+    for budget in (None, 0, 2000, 10**9):
+        missing = Room(free, reserve, budget).missing(needed, images)
+        fits = needed <= free - reserve and (budget is None or held + needed <= budget)
+        assert (missing == 0) == fits
+
+
+def test_the_largest_holders_are_named() -> None:
+    images = [Image(f"sha256:{n}", (f"host/a:{n}",), allocated_bytes=n * MIB) for n in range(8)]
+    text = holders(images, {"sha256:7"})
+    assert text.startswith("host/a:7 7 MiB (in use), host/a:6 6 MiB")
+    assert text.endswith("and 3 more")
+
+
+async def pull_versions(images: ImageService, tmp_path: Path, executor: Executor, count: int) -> list[str]:
+    """Push and pull so many different versions of about 2 MiB each, the first one used longest ago."""
+    digests = []
+    for number in range(count):
+        disk = write_disk(tmp_path / f"d{number}.img", mib=4, seed=number + 10, every=2)
+        digests.append(await push_layout(disk, tmp_path / "layout", executor, tag=f"v{number}"))
+        await images.pull(f"oci-layout:{tmp_path}/layout:v{number}", digests[-1])
+        os.utime(images.store.path(digests[-1]), (number, number))
+    return digests
+
+
+async def test_a_pull_makes_room_within_the_budget(
+    make_service: MakeService, tmp_path: Path, executor: Executor
+) -> None:
+    images = await make_service()
+    first, second, third = await pull_versions(images, tmp_path, executor, 3)
+    held = sum(image.allocated_bytes for image in await images.list())
+    images.room.budget_bytes = held + MIB
+    partial = images.store.try_stage(f"sha256:{'e' * 64}")
+    assert partial is not None
+    partial.close()
+    disk = write_disk(tmp_path / "next.img", mib=4, seed=99, every=2)
+    digest = await push_layout(disk, tmp_path / "layout", executor, tag="next")
+    reference = f"oci-layout:{tmp_path}/layout:next"
+
+    with pytest.raises(DiskTooSmallError) as raised:
+        await images.pull(reference, digest)
+    assert "the space is held by oci-layout:" in raised.value.message
+    assert {image.digest for image in await images.list()} == {first, second, third}
+    assert staged(images) == [digest.removeprefix("sha256:")]
+
+    images.protect(lambda: {first})
+    await images.pull(reference, digest)
+    left = {image.digest for image in await images.list()}
+    assert left in ({first, third, digest}, {first, digest})
+    with pytest.raises(ImageNotFoundError):
+        await images.local(second)
+
+
+async def test_what_is_in_use_stays_even_if_the_pull_must_fail(
+    make_service: MakeService, tmp_path: Path, executor: Executor
+) -> None:
+    images = await make_service()
+    digests = await pull_versions(images, tmp_path, executor, 2)
+    images.room.budget_bytes = sum(image.allocated_bytes for image in await images.list())
+    images.protect(lambda: set(digests))
+    digest = await push_layout(write_disk(tmp_path / "n.img", seed=99), tmp_path / "layout", executor, tag="next")
+    with pytest.raises(DiskTooSmallError, match=r"\(in use\)"):
+        await images.pull(f"oci-layout:{tmp_path}/layout:next", digest)
+    assert {image.digest for image in await images.list()} == set(digests)
+
+
+async def test_eviction_works_on_a_disk_that_is_nearly_full(
+    make_service: MakeService, tmp_path: Path, executor: Executor
+) -> None:
+    with small_file_system(tmp_path, 8) as mount:
+        images = await make_service(data_dir=mount / "data")
+        first, second = await pull_versions(images, tmp_path, executor, 2)
+        images.protect(lambda: {second})
+        free = os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize
+        (mount / "filler").write_bytes(bytes(max(0, free - 64 * 1024)))
+        disk = write_disk(tmp_path / "next.img", mib=1, seed=99, every=1)
+        digest = await push_layout(disk, tmp_path / "layout", executor, tag="next")
+        await images.pull(f"oci-layout:{tmp_path}/layout:next", digest)
+        assert {image.digest for image in await images.list()} == {second, digest} != {first}
+        await images.close()
