@@ -11,8 +11,8 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from agent.api.problem_schemas import FieldProblem
 from agent.api.problems import BodyTimeoutError, BrokenBodyError, MalformedJsonError, MediaTypeError, RequestError
-from agent.api.schemas import FieldProblem
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping

@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from agent.api import schemas
+from agent.api import operator_schemas, schemas
 from agent.domain import capacity
 from agent.domain.states import VmState
 
@@ -202,9 +202,9 @@ def mode_document(mode: HostMode) -> schemas.ModeDocument:
     return schemas.ModeDocument(mode=mode.mode, since=when(mode.since_s), reason=mode.reason)
 
 
-def rollout_document(rollout: Rollout) -> schemas.PoolRollout:
+def rollout_document(rollout: Rollout) -> operator_schemas.PoolRollout:
     """Return the rollout of one pool for the wire."""
-    return schemas.PoolRollout(pool=rollout.pool, **dict(_rollout(rollout)))
+    return operator_schemas.PoolRollout(pool=rollout.pool, **dict(_rollout(rollout)))
 
 
 def _amounts(total: float, allocatable: float, used: float, free: float) -> schemas.Amounts:

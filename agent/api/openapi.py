@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from agent import __version__
+from agent.api.problem_schemas import Problem
 from agent.api.problems import MEDIA_TYPE
-from agent.api.schemas import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

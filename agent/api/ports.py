@@ -36,10 +36,10 @@ class Leases(Protocol):
         """Let a lease live on for its ttl from now."""
 
     async def release(self, lease_id: str) -> None:
-        """End a lease: its VM is torn down, the pool refilled. Raises `LeaseNotFoundError` for what is gone."""
+        """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
 
-    def get(self, lease_id: str) -> Lease:
-        """Return a lease. Raises `LeaseNotFoundError`."""
+    async def get(self, lease_id: str) -> Lease:
+        """Return a lease that lives. Raises `LeaseEndedError` for one that is over, else `LeaseNotFoundError`."""
 
 
 class History(Protocol):

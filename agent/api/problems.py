@@ -6,16 +6,21 @@ only its HTTP status has the type `about:blank`, as the RFC asks.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from aiohttp import web
 
-from agent.api.schemas import FieldProblem, Problem
+from agent.api.problem_schemas import FieldProblem, LeaseEnding, Problem
 from agent.domain.errors import Blame, HearthError
+from agent.domain.events import EventKind
+from agent.engine.leases import LeaseEndedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from agent.domain.events import Event
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -35,6 +40,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "nothing-to-retry": 409,
     "nothing-to-undo": 409,
     "assignment-read-only": 409,
+    "lease-ended": 410,
     "assignment-conflict": 412,
     "unsupported-media-type": 415,
     "host-refused": 421,
@@ -47,6 +53,13 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
 
 RETRY_AFTER_S: Final = 5
 """What a client that found no VM free is told to wait: about the boot time of a small guest."""
+
+
+_HOW: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
+    EventKind.LEASE_RELEASED: "released",
+    EventKind.LEASE_EXPIRED: "expired",
+    EventKind.LEASE_BROKEN: "broken",
+}
 
 
 class RequestError(HearthError):
@@ -119,6 +132,7 @@ def from_error(error: HearthError, *, request_id: str) -> web.Response:
         remedy=error.remedy,
         request_id=request_id,
         errors=error.errors if isinstance(error, RequestError) else (),
+        ending=_ending(error.ending) if isinstance(error, LeaseEndedError) else None,
     )
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
     return respond(problem, headers)
@@ -136,5 +150,18 @@ def from_status(status: int, detail: str, *, request_id: str, headers: Mapping[s
 
 def respond(problem: Problem, headers: Mapping[str, str]) -> web.Response:
     """Return the problem as a response."""
-    body = problem.model_dump_json().encode()
+    body = problem.model_dump_json(exclude_none=True).encode()
     return web.Response(status=problem.status, body=body, content_type=MEDIA_TYPE, headers=headers)
+
+
+def _ending(event: Event) -> LeaseEnding:
+    broken = event.kind is EventKind.LEASE_BROKEN
+    return LeaseEnding(
+        how=_HOW[event.kind],
+        at=datetime.fromtimestamp(event.at_s, UTC),
+        pool=event.pool,
+        vm=event.vm,
+        cause=event.cause,
+        detail=event.detail,
+        evidence=f"/v1/vms/{event.vm}/evidence" if broken else None,
+    )

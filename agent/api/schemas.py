@@ -91,26 +91,6 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class FieldProblem(Document):
-    """One field at fault: a JSON Pointer into the request's body and what is wrong there."""
-
-    pointer: str
-    detail: str
-
-
-class Problem(Document):
-    """RFC 9457 problem details, with a stable `code` to branch on and a `remedy` for people."""
-
-    type: str
-    title: str
-    status: Annotated[int, Field(ge=400, le=599)]
-    detail: str
-    code: str
-    remedy: str = ""
-    request_id: str
-    errors: tuple[FieldProblem, ...] = ()
-
-
 class Live(Document):
     """Whether the loop still turns."""
 
@@ -214,18 +194,6 @@ class RolloutStatus(Document):
     failures: Count = 0
     quarantined: tuple[str, ...] = ()
     reason: str = ""
-
-
-class PoolRollout(RolloutStatus):
-    """How far the newest version of one pool is."""
-
-    pool: str
-
-
-class RolloutList(Document):
-    """The rollouts of all pools."""
-
-    rollouts: tuple[PoolRollout, ...]
 
 
 class Startable(Document):

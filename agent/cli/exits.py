@@ -33,6 +33,7 @@ EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
     "pool-unknown": Exit.NOT_FOUND,
     "vm-not-found": Exit.NOT_FOUND,
     "lease-not-found": Exit.NOT_FOUND,
+    "lease-ended": Exit.NOT_FOUND,
     "image-not-found": Exit.NOT_FOUND,
     "no-vm-free": Exit.NO_VM_FREE,
     "vm-leased": Exit.REFUSED,

@@ -84,7 +84,10 @@ def fail_vm(transaction: Transaction, vm: Vm, failure: Failure, *, jitter: float
     )  # fmt: skip
     if vm.lease_id is not None:
         transaction.drop(Lease, vm.lease_id)
-        transaction.event(EventKind.LEASE_BROKEN, lease=vm.lease_id, vm=vm.name, pool=vm.pool, detail=failure.reason)
+        transaction.event(
+            EventKind.LEASE_BROKEN,
+            lease=vm.lease_id, vm=vm.name, pool=vm.pool, cause=failure.cause, detail=failure.reason,
+        )  # fmt: skip
     rollout = transaction.get(Rollout, vm.pool)
     if rollout is not None:
         transaction.put(record_failure(rollout, failed))

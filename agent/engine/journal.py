@@ -159,6 +159,16 @@ class Journal:
 
         return await self._run(read)
 
+    async def last_of_lease(self, lease_id: str) -> Event | None:
+        """Return the latest event of a lease, or None when none is kept."""
+
+        def read() -> Event | None:
+            query = "SELECT doc FROM events WHERE lease = ? ORDER BY sequence DESC LIMIT 1"
+            row = self._connection.execute(query, [lease_id]).fetchone()
+            return _EVENT.validate_json(row[0]) if row else None
+
+        return await self._run(read)
+
     async def trim(self) -> None:
         """Forget the oldest events beyond `KEPT_EVENTS`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
 from agent.domain.demand import pick_ready
@@ -21,6 +21,7 @@ from agent.domain.states import VmEvent, VmState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from agent.domain.events import Event
     from agent.engine.ledger import Ledger, Transaction
 
 
@@ -37,9 +38,30 @@ class PoolUnknownError(LeaseError):
 
 
 class LeaseNotFoundError(LeaseError):
-    """No such lease: never given, released, expired, or its VM died."""
+    """No such lease was given in the time the journal remembers."""
 
     code = "lease-not-found"
+
+
+class LeaseEndedError(LeaseError):
+    """The lease was given and is over; `ending` is the event that tells how."""
+
+    code = "lease-ended"
+
+    def __init__(self, ending: Event) -> None:
+        how = _ENDINGS[ending.kind]
+        super().__init__(
+            f"lease {ending.lease} ended: {how}" + (f": {ending.detail}" if ending.detail else ""),
+            remedy="ask for a new lease",
+        )
+        self.ending = ending
+
+
+_ENDINGS: Final = {
+    EventKind.LEASE_RELEASED: "it was released",
+    EventKind.LEASE_EXPIRED: "its time was over",
+    EventKind.LEASE_BROKEN: "its VM died",
+}
 
 
 class LeaseConflictError(LeaseError):
@@ -138,9 +160,10 @@ class LeaseDesk:
             return known
 
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
-        """Let a lease live on for `ttl_s` (default: its own) from now."""
+        """Let a lease live on for `ttl_s` (default: its own) from now. Raises as `get` does."""
+        await self.get(lease_id)
         async with self._ledger.transaction() as transaction:
-            lease = self._found(transaction.get(Lease, lease_id), lease_id)
+            lease = _found(transaction.get(Lease, lease_id), lease_id)
             spec = self._pool(lease.pool)
             ttl_s = lease.ttl_s if ttl_s is None else _ttl(spec, ttl_s)
             renewed = replace(lease, ttl_s=ttl_s, expires_at_s=transaction.now_s + ttl_s)
@@ -149,15 +172,21 @@ class LeaseDesk:
         return renewed
 
     async def release(self, lease_id: str) -> None:
-        """End a lease: its VM is torn down, the pool refilled. Raises `LeaseNotFoundError` for what is gone."""
+        """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
+        await self.get(lease_id)
         async with self._ledger.transaction() as transaction:
-            lease = self._found(transaction.get(Lease, lease_id), lease_id)
+            lease = _found(transaction.get(Lease, lease_id), lease_id)
             end_lease(transaction, lease, EventKind.LEASE_RELEASED)
         self._wake()
 
-    def get(self, lease_id: str) -> Lease:
-        """Return a lease. Raises `LeaseNotFoundError`."""
-        return self._found(self._ledger.leases.get(lease_id), lease_id)
+    async def get(self, lease_id: str) -> Lease:
+        """Return a lease that lives. Raises `LeaseEndedError` for one that is over, else `LeaseNotFoundError`."""
+        lease = self._ledger.leases.get(lease_id)
+        if lease is None:
+            ending = await self._ledger.last_of_lease(lease_id)
+            if ending is not None and ending.kind in _ENDINGS:
+                raise LeaseEndedError(ending)
+        return _found(lease, lease_id)
 
     def intend_grant(self, transaction: Transaction, waiter_id: str, vm_name: str) -> Lease | None:
         """Write the lease that the planner decided on, unless its request has left the line meanwhile."""
@@ -288,15 +317,6 @@ class LeaseDesk:
         leases: Iterable[Lease] = self._ledger.leases.values()
         return next((lease for lease in leases if lease.idempotency_key == idempotency_key), None)
 
-    @staticmethod
-    def _found(lease: Lease | None, lease_id: str) -> Lease:
-        if lease is None:
-            raise LeaseNotFoundError(
-                f"there is no lease {lease_id!r}: it was released, it expired, or its VM died",
-                remedy="ask for a new lease",
-            )
-        return lease
-
 
 def end_lease(transaction: Transaction, lease: Lease, kind: EventKind, *, detail: str = "") -> None:
     """End a lease and intend the teardown of its VM: a VM is used once."""
@@ -306,6 +326,12 @@ def end_lease(transaction: Transaction, lease: Lease, kind: EventKind, *, detail
     if vm is not None and vm.state is VmState.LEASED:
         transaction.move(vm, VmEvent.TEARDOWN, lease_id=None)
         transaction.event(EventKind.VM_STOPPING, vm=vm.name, pool=vm.pool, image=vm.image, detail="its lease ended")
+
+
+def _found(lease: Lease | None, lease_id: str) -> Lease:
+    if lease is None:
+        raise LeaseNotFoundError(f"there is no lease {lease_id!r} on this host", remedy="ask for a new lease")
+    return lease
 
 
 def _ttl(spec: PoolSpec | None, asked_s: float | None) -> float:

@@ -88,6 +88,10 @@ class Ledger:
         for kind in TABLES:
             self._tables[kind] = await self._journal.load(kind)
 
+    async def last_of_lease(self, lease_id: str) -> Event | None:
+        """Return the latest event of a lease that the journal remembers."""
+        return await self._journal.last_of_lease(lease_id)
+
     def on_change(self, listener: Callable[[tuple[Event, ...]], None]) -> None:
         """Call `listener` after every commit with the events it recorded."""
         self._listeners.append(listener)

@@ -33,7 +33,7 @@ from agent.domain.model import (
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
-from agent.engine.leases import LeaseConflictError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
+from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
 from agent.hypervisors.contract import Address, VmNotRunningError
 from tests.api.memory_operations import MemoryOperations
@@ -193,6 +193,7 @@ class MemoryLeases:
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine
         self.held: dict[str, Lease] = {}
+        self.endings: dict[str, Event] = {}
         self.line: list[tuple[Waiter, asyncio.Future[Vm]]] = []
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
@@ -221,18 +222,20 @@ class MemoryLeases:
         return lease
 
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
-        lease = self.get(lease_id)
+        lease = await self.get(lease_id)
         ttl_s = ttl_s or lease.ttl_s
         self.held[lease_id] = replace(lease, ttl_s=ttl_s, expires_at_s=NOW_S + 60 + ttl_s)
         return self.held[lease_id]
 
     async def release(self, lease_id: str) -> None:
-        lease = self.get(lease_id)
+        lease = await self.get(lease_id)
         del self.held[lease_id]
         self.engine.become(lease.vm, VmState.STOPPING)
         self.released.set()
 
-    def get(self, lease_id: str) -> Lease:
+    async def get(self, lease_id: str) -> Lease:
+        if lease_id in self.endings:
+            raise LeaseEndedError(self.endings[lease_id])
         if lease_id not in self.held:
             raise LeaseNotFoundError(f"there is no lease {lease_id!r}", remedy="ask for a new lease")
         return self.held[lease_id]

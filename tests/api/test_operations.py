@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.domain.events import Event, EventKind
 from agent.domain.rollout import Phase
 
 if TYPE_CHECKING:
@@ -56,3 +57,25 @@ async def test_what_cannot_be_retried_is_told(api: Running) -> None:
         assert (response.status, (await response.json())["code"]) == (409, "nothing-to-retry")
     async with api.tcp.post("/v1/rollouts/nope/retry") as response:
         assert (response.status, (await response.json())["code"]) == (404, "pool-unknown")
+
+
+async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
+    vm = "hearth-small-1"
+    api.engine.leases.endings["l1"] = Event(
+        EventKind.LEASE_BROKEN, 1_800_000_000.0, vm=vm, pool="small", lease="l1", cause="exited", detail="it died"
+    )
+    api.engine.leases.endings["l2"] = Event(EventKind.LEASE_EXPIRED, 1_800_000_000.0, vm=vm, pool="small", lease="l2")
+    for method in ("GET", "DELETE"):
+        async with api.tcp.request(method, "/v1/leases/l1") as response:
+            assert response.status == 410
+            problem = await response.json()
+        assert problem["code"] == "lease-ended"
+        assert problem["detail"] == "lease l1 ended: its VM died: it died"
+        assert problem["ending"] == {
+            "how": "broken", "at": "2027-01-15T08:00:00Z", "pool": "small", "vm": vm, "cause": "exited",
+            "detail": "it died", "evidence": f"/v1/vms/{vm}/evidence",
+        }  # fmt: skip
+    async with api.tcp.get("/v1/leases/l2") as response:
+        ending = (await response.json())["ending"]
+    assert ending["how"] == "expired"
+    assert "evidence" not in ending

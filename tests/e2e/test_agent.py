@@ -89,9 +89,11 @@ async def test_a_lease_waits_for_a_vm_and_breaks_when_it_dies(host: Host, layout
     assert "there is no pool 'nope' on this host" in unknown[2]
 
     os.kill(host.vm_pid(lease["vm"]), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="404.*its VM died"):
+    with pytest.raises(RuntimeError, match=r'410.*lease-ended.*"how":"broken".*"cause":"exited"'):
         while True:
             await host.get(f"/v1/leases/{lease['id']}")
+    with pytest.raises(RuntimeError, match="404.*lease-not-found"):
+        await host.get("/v1/leases/01jx4c8h2m9v3k5n7p1q0r2s4t")
 
 
 async def test_a_sick_version_is_rolled_back_and_the_pool_stays(host: Host, layout: dict[str, str]) -> None:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.domain.actions import ExpireLease
 from agent.domain.demand import pick_ready
-from agent.domain.model import HostMode, Lease, Mode, PoolSpec, Vm
+from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, PoolSpec, Vm
 from agent.domain.states import VmEvent, VmState
+from agent.engine.intents import fail_vm, intend
 from agent.engine.leases import (
     BadTtlError,
     DrainingError,
     LeaseConflictError,
     LeaseDesk,
+    LeaseEndedError,
     LeaseNotFoundError,
     NoVmFreeError,
     PoolUnknownError,
@@ -175,10 +178,28 @@ async def test_release_ends_the_vm_too(tmp_path: Path) -> None:
         lease = await on.acquire()
         await on.desk.release(lease.id)
         assert on.ledger.vms["v1"].state is VmState.STOPPING
-        with pytest.raises(LeaseNotFoundError):
+        with pytest.raises(LeaseEndedError, match="it was released"):
             await on.desk.release(lease.id)
         with pytest.raises(LeaseNotFoundError):
-            on.desk.get(lease.id)
+            await on.desk.get("never-given")
+
+
+async def test_how_a_lease_ended_is_told_also_after_a_restart(tmp_path: Path) -> None:
+    async with bench(tmp_path) as on:
+        await put(on.ledger, vm("v1"), vm("v2"))
+        expired, broken = await on.acquire(), await on.acquire()
+        async with on.ledger.transaction() as transaction:
+            intend(transaction, ExpireLease(expired.id, expired.vm), jitter=0.5)
+            dead = transaction.get(Vm, broken.vm)
+            assert dead is not None
+            fail_vm(transaction, dead, Failure(Cause.EXITED, "its process ended", 5.0), jitter=0.5)
+    async with bench(tmp_path) as on:
+        with pytest.raises(LeaseEndedError, match="its time was over") as ended:
+            await on.desk.renew(expired.id, ttl_s=None)
+        assert ended.value.ending.vm == expired.vm
+        with pytest.raises(LeaseEndedError, match="its VM died: its process ended") as ended:
+            await on.desk.get(broken.id)
+        assert (ended.value.ending.vm, ended.value.ending.cause) == (broken.vm, Cause.EXITED)
 
 
 async def test_renewal_counts_from_now_and_stays_within_the_maximum(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ async def acquire(request: web.Request) -> web.Response:
 
 async def lease(request: web.Request) -> web.Response:
     """Tell of a lease."""
-    return await _told(request, context(request).engine.leases.get(request.match_info["id"]))
+    return await _told(request, await context(request).engine.leases.get(request.match_info["id"]))
 
 
 async def renew(request: web.Request) -> web.Response:
@@ -68,9 +68,9 @@ async def _told(request: web.Request, lease: Lease) -> web.Response:
 OPERATIONS: Final = (
     Operation("acquire-lease", "POST", "/v1/leases", acquire, "Claim a ready VM, waiting for one if asked",
               schemas.LeaseDocument, status=201, body=schemas.LeaseRequest, errors=(404, 409, 503)),
-    Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument, errors=(404,)),
+    Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument, errors=(404, 410)),
     Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
-              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404,)),
+              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404, 410)),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
-              None, status=204, errors=(404,)),
+              None, status=204, errors=(404, 410)),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import schemas
+from agent.api import operator_schemas, schemas
 from agent.api.context import answer, context, read_query, unbroken
 from agent.api.documents import rollout_document
 from agent.api.operation import Operation
@@ -17,7 +17,7 @@ async def rollouts(request: web.Request) -> web.Response:
     """List the rollouts by pool."""
     known = context(request).engine.world().rollouts
     listed = tuple(rollout_document(known[pool]) for pool in sorted(known))
-    return answer(schemas.RolloutList(rollouts=listed))
+    return answer(operator_schemas.RolloutList(rollouts=listed))
 
 
 async def retry(request: web.Request) -> web.Response:
@@ -35,9 +35,9 @@ async def undo(request: web.Request) -> web.Response:
 
 OPERATIONS: Final = (
     Operation("rollouts", "GET", "/v1/rollouts", rollouts, "How far each pool's newest version is",
-              schemas.RolloutList),
+              operator_schemas.RolloutList),
     Operation("retry-rollout", "POST", "/v1/rollouts/{pool}/retry", retry, "Try a pool's target again",
-              schemas.PoolRollout, errors=(404, 409)),
+              operator_schemas.PoolRollout, errors=(404, 409)),
     Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Go back to the version before",
-              schemas.PoolRollout, query=schemas.Reason, errors=(404, 409, 422)),
+              operator_schemas.PoolRollout, query=schemas.Reason, errors=(404, 409, 422)),
 )  # fmt: skip
