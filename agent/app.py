@@ -43,6 +43,7 @@ from agent.images.service import open_images
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
 
     from agent.config import Config
@@ -59,17 +60,26 @@ class App:
     api: Server
 
 
-async def build(config: Config, stack: AsyncExitStack) -> App:
-    """Build an agent and prove its hypervisor. Raises `HearthError` when the agent cannot work here."""
+async def build(
+    config: Config,
+    stack: AsyncExitStack,
+    *,
+    hypervisor: Hypervisor | None = None,
+    jitter: Callable[[], float] | None = None,
+) -> App:
+    """Build an agent and prove its hypervisor: the configured one, unless one is given.
+
+    Raises `HearthError` when the agent cannot work here.
+    """
     metrics = Metrics()
-    hypervisor = build_hypervisor(config)
+    hypervisor = hypervisor or build_hypervisor(config)
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
     images = await stack.enter_async_context(open_images(config))
     journal = await Journal.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(journal.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
-    engine = _engine(config, hypervisor, images, journal, http, metrics)
+    engine = _engine(config, hypervisor, images, journal, http, metrics, jitter or random.SystemRandom().random)
     application = build_application(engine, metrics)
     server = Server(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
@@ -85,8 +95,9 @@ def _engine(
     journal: Journal,
     http: aiohttp.ClientSession,
     metrics: Metrics,
+    jitter: Callable[[], float],
 ) -> Engine:
-    clock, jitter, awake = time.time, random.SystemRandom().random, asyncio.Event()
+    clock, awake = time.time, asyncio.Event()
     metering = Metering(metrics)
     ledger = Ledger(journal, clock=clock)
     ledger.on_change(metering.count)

@@ -1,0 +1,150 @@
+"""The whole engine against the simulated hypervisor, whose VMs fail in every way it knows, until it settles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent import app
+from agent.config import AssignmentConfig, Config, HostConfig, ImagesConfig
+from agent.domain.states import VmState
+from agent.engine.leases import LeaseNotFoundError, NoVmFreeError
+from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor
+from agent.hypervisors.simulated.behaviour import constant, uniform
+from agent.images.service import open_images
+from agent.images.vmconfig import Hardware
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from agent.domain.model import Lease
+    from agent.engine.engine import Engine
+
+POOLS = """
+[pools.{name}]
+image = "oci-layout:{layout}:v1"
+warm = {warm}
+cpus = 1
+memory_mib = 128
+startup_period_s = 0.02
+startup_deadline_s = 1.0
+stop_grace_s = 0.05
+standby = {standby}
+canary_attempts = 10
+
+[[pools.{name}.probes]]
+kind = "agent"
+period_s = 0.05
+timeout_s = 0.1
+failures = 2
+"""
+
+FAULTY = Behaviour(
+    clone_s=uniform(0, 0.02),
+    boot_s=uniform(0, 0.1),
+    clone_fails=0.1,
+    clone_breaks=0.1,
+    start_fails=0.1,
+    never_boots=0.1,
+    ignores_shutdown=0.2,
+    stop_fails=0.1,
+    delete_fails=0.1,
+    dies=0.2,
+    dies_after_s=uniform(0, 1),
+    hangs=0.2,
+    hangs_after_s=uniform(0, 1),
+)
+HEALTHY = Behaviour(boot_s=constant(0.02))
+
+
+@asynccontextmanager
+async def running(path: Path, simulated: SimulatedHost, *, slots: int) -> AsyncIterator[Engine]:
+    """Run an engine on a simulated host; its journal and images are real. Breakers never delay anything."""
+    config = Config(
+        data_dir=path / "data",
+        host=HostConfig(slots=slots, memory_mib=65536, cpus=1000, disk_reserve_mib=0),
+        assignment=AssignmentConfig(file=path / "assignment.toml"),
+        images=ImagesConfig(),
+    )
+    async with AsyncExitStack() as stack:
+        built = await app.build(config, stack, hypervisor=SimulatedHypervisor(simulated), jitter=lambda: 0.0)
+        await built.engine.start()
+        loop = asyncio.create_task(built.engine.run())
+        try:
+            yield built.engine
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+            await built.engine.stop()
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - some of what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def tiny_image(path: Path) -> Path:
+    """Push a disk of 1 MiB to an OCI layout."""
+    disk = path / "disk.img"
+    disk.write_bytes(random.Random(1).randbytes(1 << 20))
+    async with open_images(Config(data_dir=path / "scratch")) as images:
+        await images.push(disk, f"oci-layout:{path}/layout:v1", hardware=Hardware("linux", "amd64", 1, 128))
+    return path / "layout"
+
+
+async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
+    """Lease and release for ever, as jobs do."""
+    while True:
+        try:
+            lease = await engine.leases.acquire(pool, holder="job", ttl_s=60, wait_s=1, idempotency_key=None)
+        except NoVmFreeError:
+            continue
+        served.append(lease)
+        await asyncio.sleep(0.02)
+        with contextlib.suppress(LeaseNotFoundError):  # its VM died meanwhile
+            await engine.leases.release(lease.id)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_it_settles_whatever_failed_before(tmp_path: Path, seed: int) -> None:
+    layout = await tiny_image(tmp_path)
+    text = POOLS.format(name="a", layout=layout, warm=2, standby=1)
+    text += POOLS.format(name="b", layout=layout, warm=1, standby=0)
+    (tmp_path / "assignment.toml").write_text(text)
+    simulated = SimulatedHost(behaviour=FAULTY, rng=random.Random(seed))
+    async with running(tmp_path, simulated, slots=5) as engine:
+        served: list[Lease] = []
+        jobs = asyncio.create_task(keep_leasing(engine, "a", served))
+        await until(lambda: len(served) >= 10)
+        jobs.cancel()
+        await asyncio.gather(jobs, return_exceptions=True)
+        assert len({lease.vm for lease in served}) == len(served)  # no VM serves two leases
+
+        simulated.behaviour = HEALTHY
+        for vm in simulated.vms.values():
+            vm.behaviour = HEALTHY
+
+        def settled() -> bool:
+            world = engine.world()
+            ready = [vm.pool for vm in world.vms if vm.state is VmState.READY]
+            return (sorted(ready), len(world.busy)) == (["a", "a", "b"], 0) and set(simulated.vms) == {
+                vm.name for vm in world.vms
+            }
+
+        for lease in engine.world().leases:
+            await engine.leases.release(lease.id)
+        await until(settled)
+
+
+async def test_fifty_vms_are_kept_warm(tmp_path: Path) -> None:
+    layout = await tiny_image(tmp_path)
+    (tmp_path / "assignment.toml").write_text(POOLS.format(name="many", layout=layout, warm=50, standby=0))
+    async with running(tmp_path, SimulatedHost(behaviour=HEALTHY), slots=50) as engine:
+        await until(lambda: sum(vm.state is VmState.READY for vm in engine.world().vms) == 50)
