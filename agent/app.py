@@ -19,6 +19,7 @@ from agent import __version__
 from agent.api.application import build_application
 from agent.api.server import Server
 from agent.domain.capacity import startable
+from agent.domain.rules import images_in_use
 from agent.engine.assignments import Assignments
 from agent.engine.conditions import ConditionBoard
 from agent.engine.effects import Effects
@@ -132,8 +133,12 @@ def _engine(
     prober = Prober(asker, verdicts, on_answer=metering.answer, clock=clock)
 
     board = ConditionBoard()
+    in_use: frozenset[str] = frozenset()
+    images.protect(lambda: in_use)
 
     def after_turn(world: World) -> None:
+        nonlocal in_use
+        in_use = images_in_use(world)
         prober.sync(world.vms, world.pool, world.busy)
         board.post([assignments.condition(world.now_s)])
 

@@ -163,13 +163,17 @@ def prefetch(world: World) -> Iterator[PullImage]:
                 yield PullImage(view.spec.image, digest)
 
 
+def images_in_use(world: World) -> frozenset[str]:
+    """Return the image versions that VMs run and that rollouts need, the ones to roll back to included."""
+    rollouts = (needed_images(rollout) for rollout in world.rollouts.values())
+    return frozenset(vm.image for vm in world.vms).union(*rollouts)
+
+
 def evict(world: World) -> Iterator[EvictImage]:
     """Free the disk from versions nobody needs, least recently used first, when it is short."""
     if not world.disk_full:
         return
-    needed = {vm.image for vm in world.vms}
-    for rollout in world.rollouts.values():
-        needed |= needed_images(rollout)
+    needed = images_in_use(world)
     idle = [image for image in world.images if image.digest not in needed]
     for image in sorted(idle, key=lambda image: image.last_used_at_s):
         if not held_back(world, image.digest):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from agent.domain.model import Image, LocalImage
 
 
@@ -42,6 +44,12 @@ class Images(Protocol):
 
     async def local(self, digest: str) -> LocalImage:
         """Return where an image version lies. Raises `ImageNotFoundError` when it is not whole here."""
+
+    def protect(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Let pulls remove images for room, least recently used first, but never one that `in_use` names.
+
+        `in_use` is called in threads, at any time. Until this is called nothing is removed by itself.
+        """
 
     async def remove(self, digest: str) -> None:
         """Remove an image version and the references to it. Removing what is not there succeeds."""
