@@ -267,6 +267,15 @@ async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig)
     assert rig.traces(name) == []
 
 
+async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervisor, rig: Rig) -> None:
+    await running(driver, rig)
+    await driver.suspend(spec().name)
+    await driver.start(spec())
+    await driver.stop(spec().name, grace_s=0)
+    with pytest.raises(HypervisorError, match="no saved memory"):
+        await driver.resume(spec())
+
+
 async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:
     name = spec().name
     await driver.evidence(name, tmp_path / "unknown")

@@ -114,7 +114,7 @@ class QemuHypervisor:
         """See `Hypervisor`."""
 
     async def start(self, spec: VmSpec) -> None:
-        """See `Hypervisor`. Starting what runs succeeds."""
+        """See `Hypervisor`. Starting what runs succeeds; starting what is suspended boots it."""
         if await self._fleet.find(spec.name) is None:
             await self._launch(spec, incoming=False)
 
@@ -148,12 +148,10 @@ class QemuHypervisor:
 
     async def resume(self, spec: VmSpec) -> None:
         """See `Hypervisor`. The saved memory is used up by it."""
-        directory = self._where.vm(spec.name)
-        if not await asyncio.to_thread(suspend.has_memory, directory):
+        if not await asyncio.to_thread(suspend.has_memory, self._where.vm(spec.name)):
             raise HypervisorError(f"{spec.name} has no saved memory to resume from")
         await self.stop(spec.name, grace_s=0)  # a resume that was interrupted half-way
         await self._launch(spec, incoming=True)
-        await asyncio.to_thread(suspend.drop_memory, directory)
 
     async def address(self, name: str) -> Address:
         """See `Hypervisor`."""
@@ -198,6 +196,8 @@ class QemuHypervisor:
         if not await asyncio.to_thread(directory.is_dir):
             raise VmNotFoundError(f"there is no VM named {spec.name}")
         try:
+            if not incoming:
+                await asyncio.to_thread(suspend.drop_memory, directory)
             vm = await self._fleet.start(spec.name, lambda: spawn(tools, spec, directory, incoming=incoming))
         except OSError as error:
             raise HypervisorError(f"{spec.name} cannot be started: {error}") from error

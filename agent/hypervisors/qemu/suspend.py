@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -54,13 +54,16 @@ def has_memory(directory: Path) -> bool:
 
 
 async def load_memory(vm: RunningVm) -> None:
-    """Fill a process that waits for it with the saved memory, and let it run. Raises `HypervisorError`."""
+    """Fill a process that waits for it with the saved memory, and let it run. Raises `HypervisorError`.
+
+    The memory is removed before the VM goes on: from then on its disk is another, and the two must never meet again.
+    """
     async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=LOAD_S) as qmp:
         await qmp.migrate_in(_LOAD_FROM)
+        await asyncio.to_thread(os.unlink, vm.directory / layout.MEMORY)
         await qmp.ask("cont")
 
 
 def drop_memory(directory: Path) -> None:
-    """Remove a saved memory that is used up: the VM has moved on from it. Raises `OSError`."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(directory / layout.MEMORY)
+    """Remove a saved memory, if there is one: the VM is about to boot and change its disk. Raises `OSError`."""
+    (directory / layout.MEMORY).unlink(missing_ok=True)

@@ -89,13 +89,14 @@ class SimulatedHypervisor:
         """See `Hypervisor`."""
 
     async def start(self, spec: VmSpec) -> None:
-        """See `Hypervisor`. Starting what runs succeeds."""
+        """See `Hypervisor`. Starting what runs succeeds; starting what is suspended boots it."""
         vm = self._known(spec.name)
         if vm.life is not None:
             return
         await self._host.spend(vm.behaviour.start_s)
         if not vm.whole or self._host.chance(vm.behaviour.start_fails):
             raise HypervisorError(f"{spec.name} cannot be started: the simulation says so")
+        vm.suspended = False
         await self._host.run(vm, vm.behaviour.boot_s)
 
     async def stop(self, name: str, *, grace_s: float) -> None:
