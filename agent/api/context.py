@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,7 +16,7 @@ from agent.api.problem_schemas import FieldProblem
 from agent.api.problems import BodyTimeoutError, BrokenBodyError, MalformedJsonError, MediaTypeError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Iterator, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -55,26 +56,15 @@ def context(request: web.Request) -> Context:
 
 async def read_json(request: web.Request) -> object:
     """Return the request's body as parsed JSON. Raises the `RequestError` that says what is wrong with it."""
-    if request.content_type != "application/json":
-        raise MediaTypeError(
-            f"the body is declared as {request.content_type}", remedy="send JSON with Content-Type: application/json"
-        )
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await request.read()
-    except TimeoutError:
-        raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", remedy="send it again") from None
-    except web.RequestPayloadError as error:
-        raise BrokenBodyError(f"the body did not arrive whole: {error}", remedy="send it again") from None
-    try:
-        return from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise MalformedJsonError(f"the body is not JSON: {error}", remedy="mend it at that place") from None
+    return _parse(await _read(request))
 
 
 async def read_body(request: web.Request, model: type[_Model]) -> _Model:
     """Return the request's JSON body as `model`. Raises the `RequestError` that names each field at fault."""
-    return _validate(await read_json(request), model, "body")
+    raw = await _read(request)
+    _parse(raw)
+    with _faults_told("body"):
+        return model.model_validate_json(raw)
 
 
 def read_query(request: web.Request, model: type[_Model]) -> _Model:
@@ -82,7 +72,8 @@ def read_query(request: web.Request, model: type[_Model]) -> _Model:
     repeated = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if repeated:
         raise RequestError(f"the query gives {', '.join(repeated)} more than once", remedy="give it once")
-    return _validate(dict(request.query), model, "query")
+    with _faults_told("query"):
+        return model.model_validate(dict(request.query))
 
 
 def answer(
@@ -125,9 +116,31 @@ def _tell_unheard(task: asyncio.Task[Any]) -> None:
         log.warning("api-write-failed-unheard", error=str(error))
 
 
-def _validate(value: object, model: type[_Model], where: str) -> _Model:
+async def _read(request: web.Request) -> bytes:
+    if request.content_type != "application/json":
+        raise MediaTypeError(
+            f"the body is declared as {request.content_type}", remedy="send JSON with Content-Type: application/json"
+        )
     try:
-        return model.model_validate(value)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", remedy="send it again") from None
+    except web.RequestPayloadError as error:
+        raise BrokenBodyError(f"the body did not arrive whole: {error}", remedy="send it again") from None
+
+
+def _parse(raw: bytes) -> object:
+    try:
+        return from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise MalformedJsonError(f"the body is not JSON: {error}", remedy="mend it at that place") from None
+
+
+@contextmanager
+def _faults_told(where: str) -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         faults = tuple(_fault(item) for item in error.errors(include_input=False, include_url=False))
         told = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, HostMode, Image, Lease, PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
-    from agent.hypervisors.contract import Address
+    from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
 PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
@@ -173,6 +174,16 @@ def lease_document(lease: Lease, address: Address | None) -> schemas.LeaseDocume
         created_at=_at(lease.created_at_s),
         expires_at=_at(lease.expires_at_s),
         address=address_document(address),
+    )
+
+
+def exec_document(result: ExecResult) -> schemas.ExecDocument:
+    """Return how a command in a guest ended, for the wire."""
+    return schemas.ExecDocument(
+        exit_code=result.exit_code,
+        stdout=b64encode(result.stdout).decode(),
+        stderr=b64encode(result.stderr).decode(),
+        truncated=result.truncated,
     )
 
 

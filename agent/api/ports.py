@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, HostMode, Lease, Mode, World
     from agent.domain.rollout import Rollout
-    from agent.hypervisors.contract import Address
+    from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
 
@@ -119,6 +119,9 @@ class Engine(Protocol):
 
     async def put_assignment(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
         """Replace the assignment, durable before it returns. Refused when the source is a file."""
+
+    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
 
     async def replace_vm(self, name: str, *, reason: str) -> None:
         """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""

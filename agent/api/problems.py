@@ -34,6 +34,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "image-not-found": 404,
     "body-timeout": 408,
     "vm-leased": 409,
+    "vm-not-running": 409,
     "lease-conflict": 409,
     "lease-wait-refused": 409,
     "draining": 409,
@@ -47,6 +48,8 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "invalid-request": 422,
     "bad-configuration": 422,
     "bad-ttl": 422,
+    "hypervisor-error": 502,
+    "guest-error": 502,
     "no-vm-free": 503,
 }
 """The HTTP status of every code. A code that is not here is 400 when the request is to blame and 503 otherwise."""

@@ -50,6 +50,16 @@ class LeaseRenewal(Schema):
     ttl_s: Seconds | None = None
 
 
+class ExecRequest(Schema):
+    """Run a command in the guest of a leased VM: a program and its arguments, with no shell in between."""
+
+    argv: Annotated[
+        tuple[Annotated[str, Field(max_length=32768, pattern=r"^[^\x00]*$")], ...], Field(min_length=1, max_length=1000)
+    ]
+    timeout_s: Seconds = 3600.0
+    """How long it may take. What was started then runs on until the lease ends."""
+
+
 class VmReplacement(Schema):
     """Why a VM is replaced."""
 
@@ -331,6 +341,15 @@ class ImageList(Document):
     """All image versions of this host."""
 
     images: tuple[ImageStatus, ...]
+
+
+class ExecDocument(Document):
+    """How a command in a guest ended. Output is base64, since it is bytes; `truncated` says that some was cut."""
+
+    exit_code: int
+    stdout: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+    stderr: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+    truncated: bool
 
 
 class LeaseDocument(Document):

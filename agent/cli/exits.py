@@ -25,6 +25,7 @@ class Exit(IntEnum):
     REFUSED = 6  # the state of things forbids it: leased, draining, changed meanwhile
     UNAVAILABLE = 69  # `hearth run` cannot start on this host as it is (EX_UNAVAILABLE of sysexits.h)
     BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
+    EXEC_FAILED = 125  # `hearth exec`: Hearth itself failed, so the guest has no exit code
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -48,7 +48,7 @@ def lease(
     hearth lease small --ttl 2h --wait 5m --holder job-4711
     ssh -p "$(hearth lease small --json | jq '.address.ports["22"]')" 127.0.0.1
     """
-    wanted = {"pool": pool, "ttl_s": ttl, "wait_s": wait, "holder": holder or _whoami(), "idempotency_key": key}
+    wanted = {"pool": pool, "ttl_s": ttl, "wait_s": wait, "holder": holder or whoami(), "idempotency_key": key}
     with options.client(socket, config) as client:
         answer = client.ask("POST", "/v1/leases", wanted, timeout_s=wait + TIMEOUT_S)
     _show(answer, as_json=as_json)
@@ -90,5 +90,6 @@ def _show(answer: Answer, *, as_json: bool) -> None:
     say(f"end it with: hearth release {lease['id']}")
 
 
-def _whoami() -> str:
+def whoami() -> str:
+    """Return who holds a lease that names nobody."""
     return f"{getpass.getuser()}@{network.gethostname()}"

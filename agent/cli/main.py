@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "rollout": Entry("agent.cli.rollouts", "app", "Show rollouts, try one again, or undo one."),
     "vms": Entry("agent.cli.vms", "app", "List the VMs of this host, or replace one."),
     "lease": Entry("agent.cli.leases", "lease_app", "Claim a ready VM of a pool."),
+    "exec": Entry("agent.cli.execute", "app", "Run a command on a fresh VM of a pool."),
     "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on."),
     "release": Entry("agent.cli.leases", "release_app", "End a lease; its VM is torn down."),
     "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log."),

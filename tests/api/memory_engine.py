@@ -35,7 +35,7 @@ from agent.domain.states import VmState
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
-from agent.hypervisors.contract import Address, VmNotRunningError
+from agent.hypervisors.contract import Address, ExecResult, GuestError, VmNotRunningError
 from tests.api.memory_operations import MemoryOperations
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class MemoryEngine:
         self.free_bytes = 60 << 30
         self.pulling: tuple[PullProgress, ...] = ()
         self.replaced: list[tuple[str, str]] = []
+        self.executed: list[tuple[str, tuple[str, ...]]] = []
+        self.exec_asked = asyncio.Event()
         self.address_hangs = False
         self.address_asked = asyncio.Event()
         self.renderings = 0
@@ -153,6 +155,24 @@ class MemoryEngine:
         self.changed()
         return self._held
 
+    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """Run the command on this machine: a guest that shares our kernel."""
+        self.executed.append((vm, argv))
+        self.exec_asked.set()
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                stdout, stderr = await process.communicate()
+        except TimeoutError:
+            raise GuestError(f"{vm} did not end `{argv[0]}` within {timeout_s:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return ExecResult(process.returncode or 0, stdout, stderr)
+
     async def replace_vm(self, name: str, *, reason: str) -> None:
         if self.vms[name].state is VmState.LEASED:
             raise VmLeasedError(f"{name} is leased", remedy="release its lease first")
@@ -193,6 +213,7 @@ class MemoryLeases:
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine
         self.held: dict[str, Lease] = {}
+        self.renewals = 0
         self.endings: dict[str, Event] = {}
         self.line: list[tuple[Waiter, asyncio.Future[Vm]]] = []
         self.arrived = asyncio.Event()
@@ -223,6 +244,7 @@ class MemoryLeases:
 
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
         lease = await self.get(lease_id)
+        self.renewals += 1
         ttl_s = ttl_s or lease.ttl_s
         self.held[lease_id] = replace(lease, ttl_s=ttl_s, expires_at_s=NOW_S + 60 + ttl_s)
         return self.held[lease_id]

@@ -161,6 +161,22 @@ async def test_a_lease_from_claim_to_release(api: Running) -> None:
     assert (await get(api, f"/v1/leases/{lease['id']}", 404))["code"] == "lease-not-found"
 
 
+async def test_a_command_runs_in_the_guest_of_a_lease_and_of_nothing_else(api: Running) -> None:
+    async with api.tcp.post("/v1/leases", json=LEASE) as response:
+        path = f"/v1/leases/{(await response.json())['id']}/exec"
+    async with api.tcp.post(path, json={"argv": ["printf", "a\\377"]}) as response:
+        assert await response.json() == {"exit_code": 0, "stdout": "Yf8=", "stderr": "", "truncated": False}
+    async with api.tcp.post(path, json={"argv": ["sleep", "9"], "timeout_s": 0.05}) as response:
+        assert response.status == 502
+        assert (await response.json(content_type=None))["code"] == "guest-error"
+    for bad in ([], [""] * 1001, ["a\0b"], "ls"):
+        async with api.tcp.post(path, json={"argv": bad}) as response:
+            assert response.status == 422
+    async with api.tcp.post("/v1/leases/none/exec", json={"argv": ["true"]}) as response:
+        assert response.status == 404
+    assert len(api.engine.executed) == 2
+
+
 async def test_the_same_idempotency_key_gives_the_same_lease(api: Running) -> None:
     asked = {**LEASE, "idempotency_key": "k1"}
     async with api.tcp.post("/v1/leases", json=asked) as one, api.tcp.post("/v1/leases", json=asked) as two:
