@@ -24,6 +24,7 @@ from agent.engine.assignments import Assignments
 from agent.engine.conditions import ConditionBoard
 from agent.engine.effects import Effects
 from agent.engine.engine import Engine, Parts
+from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
 from agent.engine.history import History
 from agent.engine.journal import Journal
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from agent.config import Config
+    from agent.domain.health import ProbeResult
     from agent.domain.model import PoolSpec, World
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
@@ -104,7 +106,16 @@ def _engine(
     ledger.on_change(metering.count)
     measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
     observation = Observation(hypervisor, images, measure)
-    outside = Outside(hypervisor, images, ledger, config.data_dir / "evidence", jitter)
+    history = History(ledger, journal)
+
+    def last_answers(vm: str) -> tuple[ProbeResult, ...]:
+        return prober.recent(vm)
+
+    evidence = Evidence(
+        config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
+        events=history.of_vm, probes=last_answers,
+    )  # fmt: skip
+    outside = Outside(hypervisor, images, ledger, evidence, jitter)
     effects = Effects(outside, observation.look_at_stock)
     executor = Executor(effects.perform, awake.set)
     assignments = Assignments(ledger, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
@@ -148,7 +159,7 @@ def _engine(
     )
     return Engine(
         Parts(
-            ledger=ledger, history=History(ledger, journal), hypervisor=hypervisor, images=images,
+            ledger=ledger, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
             observation=observation, assignments=assignments, leases=desk, operations=operations, executor=executor,
             board=board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity,
             awake=awake,

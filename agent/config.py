@@ -116,6 +116,15 @@ class AssignmentConfig(Section):
     """Default: `assignment.toml` beside the configuration file."""
 
 
+class EvidenceConfig(Section):
+    """`[evidence]`: what is kept of failed VMs."""
+
+    max_mib: int = Field(default=256, ge=1)
+    """All evidence together; the oldest makes room for new."""
+    max_vm_mib: int = Field(default=16, ge=1)
+    """Evidence of one VM; its largest files go first."""
+
+
 class LogConfig(Section):
     """`[log]`."""
 
@@ -135,6 +144,7 @@ class Config(Section):
     images: ImagesConfig = ImagesConfig()
     api: ApiConfig = ApiConfig()
     assignment: AssignmentConfig = AssignmentConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     log: LogConfig = LogConfig()
 
     @property

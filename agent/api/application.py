@@ -10,7 +10,20 @@ from aiohttp import web
 from agent.api.context import CONTEXT, Context
 from agent.api.events import EventHub
 from agent.api.middleware import name_the_answer, no_foreign_pages, observed, problems_only
-from agent.api.resources import assignment, events, health, host, images, leases, modes, openapi, page, rollouts, vms
+from agent.api.resources import (
+    assignment,
+    events,
+    evidence,
+    health,
+    host,
+    images,
+    leases,
+    modes,
+    openapi,
+    page,
+    rollouts,
+    vms,
+)
 from agent.api.views import HostView
 
 if TYPE_CHECKING:
@@ -29,6 +42,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *modes.OPERATIONS,
     *rollouts.OPERATIONS,
     *vms.OPERATIONS,
+    *evidence.OPERATIONS,
     *images.OPERATIONS,
     *assignment.OPERATIONS,
     *leases.OPERATIONS,

@@ -6,13 +6,15 @@ from base64 import b64encode
 from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from agent.api import operator_schemas, schemas
 from agent.domain import capacity
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from agent.api.ports import DiskFacts, Engine
     from agent.domain.breaker import Breaker
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, HostMode, Image, Lease, PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
+    from agent.engine.evidence import EvidenceFile
     from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
@@ -216,6 +219,23 @@ def mode_document(mode: HostMode) -> schemas.ModeDocument:
 def rollout_document(rollout: Rollout) -> operator_schemas.PoolRollout:
     """Return the rollout of one pool for the wire."""
     return operator_schemas.PoolRollout(pool=rollout.pool, **dict(_rollout(rollout)))
+
+
+def evidence_list(vm: str, root: Path, files: Iterable[EvidenceFile]) -> operator_schemas.EvidenceList:
+    """Return what is kept of a VM for the wire."""
+    return operator_schemas.EvidenceList(
+        vm=vm,
+        directory=str(root / vm),
+        files=tuple(
+            operator_schemas.EvidenceDocument(
+                name=file.name,
+                size_bytes=file.size_bytes,
+                modified=_at(file.modified_at_s),
+                path=f"/v1/vms/{vm}/evidence/{quote(file.name)}",
+            )
+            for file in files
+        ),
+    )
 
 
 def _amounts(total: float, allocatable: float, used: float, free: float) -> schemas.Amounts:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.api.schemas import Document, RolloutStatus
+from datetime import datetime
+
+from agent.api.schemas import Count, Document, RolloutStatus
 
 
 class PoolRollout(RolloutStatus):
@@ -15,3 +17,20 @@ class RolloutList(Document):
     """The rollouts of all pools."""
 
     rollouts: tuple[PoolRollout, ...]
+
+
+class EvidenceDocument(Document):
+    """One file of a VM's evidence, and where it is served."""
+
+    name: str
+    size_bytes: Count
+    modified: datetime
+    path: str
+
+
+class EvidenceList(Document):
+    """What is kept of a failed VM. `directory` is where it lies on the host."""
+
+    vm: str
+    directory: str
+    files: tuple[EvidenceDocument, ...]

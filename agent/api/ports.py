@@ -12,16 +12,29 @@ from agent.engine.assignments import HeldAssignment
 from agent.host.facts import DiskFacts, HostIdentity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent.config import Assignment
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, HostMode, Lease, Mode, World
     from agent.domain.rollout import Rollout
+    from agent.engine.evidence import EvidenceFile
     from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
 
-__all__ = ["Check", "DiskFacts", "Engine", "HeldAssignment", "History", "HostIdentity", "Leases", "Operations"]
+__all__ = [
+    "Check",
+    "DiskFacts",
+    "Engine",
+    "Evidence",
+    "HeldAssignment",
+    "History",
+    "HostIdentity",
+    "Leases",
+    "Operations",
+]
 
 
 class Leases(Protocol):
@@ -55,6 +68,20 @@ class History(Protocol):
         """Return as soon as the world is no longer at `sequence`."""
 
 
+class Evidence(Protocol):
+    """What explains failed VMs. Errors are those of `agent.engine.evidence`."""
+
+    @property
+    def root(self) -> Path:
+        """The folder with one folder for each VM."""
+
+    async def files(self, vm: str) -> tuple[EvidenceFile, ...]:
+        """Return the files kept of a VM, by name. Raises `EvidenceUnknownError` when there are none."""
+
+    async def path(self, vm: str, name: str) -> Path:
+        """Return where one file of a VM lies. Raises `EvidenceUnknownError`."""
+
+
 class Operations(Protocol):
     """What an operator does to this host. Durable before it returns."""
 
@@ -78,6 +105,10 @@ class Engine(Protocol):
     @property
     def history(self) -> History:
         """What happened, and the moment there is more."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What explains failed VMs."""
 
     @property
     def operations(self) -> Operations:

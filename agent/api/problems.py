@@ -31,6 +31,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "pool-unknown": 404,
     "lease-not-found": 404,
     "vm-not-found": 404,
+    "evidence-not-found": 404,
     "image-not-found": 404,
     "body-timeout": 408,
     "vm-leased": 409,

@@ -33,6 +33,7 @@ EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
     "agent-unreachable": Exit.UNREACHABLE,
     "pool-unknown": Exit.NOT_FOUND,
     "vm-not-found": Exit.NOT_FOUND,
+    "evidence-not-found": Exit.NOT_FOUND,
     "lease-not-found": Exit.NOT_FOUND,
     "lease-ended": Exit.NOT_FOUND,
     "image-not-found": Exit.NOT_FOUND,

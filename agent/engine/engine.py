@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.domain.model import Condition, World
     from agent.engine.assignments import Assignments, HeldAssignment
     from agent.engine.conditions import ConditionBoard
+    from agent.engine.evidence import Evidence
     from agent.engine.executor import Executor
     from agent.engine.history import History
     from agent.engine.leases import LeaseDesk
@@ -42,6 +43,7 @@ class Parts:
 
     ledger: Ledger
     history: History
+    evidence: Evidence
     hypervisor: Hypervisor
     images: Images
     observation: Observation
@@ -104,6 +106,11 @@ class Engine:
     def operations(self) -> Operations:
         """What an operator does to this host."""
         return self._parts.operations
+
+    @property
+    def evidence(self) -> Evidence:
+        """What explains failed VMs."""
+        return self._parts.evidence
 
     @property
     def sequence(self) -> int:

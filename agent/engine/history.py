@@ -24,6 +24,10 @@ class History:
         """Return at most `limit` events in order with their numbers: those after `after`, of one VM if named."""
         return await self._journal.events(after=after, vm=vm, limit=limit)
 
+    async def of_vm(self, vm: str) -> tuple[Event, ...]:
+        """Return the events of one VM so far, the first thousand of them."""
+        return tuple(event for _, event in await self._journal.events(vm=vm))
+
     async def last(self) -> int:
         """Return the number of the latest event; 0 when nothing ever happened."""
         return await self._journal.last_event()

@@ -10,8 +10,8 @@ from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
+    from agent.engine.evidence import Evidence
     from agent.engine.ledger import Ledger
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
@@ -32,7 +32,7 @@ class Outside:
     hypervisor: Hypervisor
     images: Images
     ledger: Ledger
-    evidence_dir: Path
+    evidence: Evidence
     jitter: Callable[[], float]
 
 

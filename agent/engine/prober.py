@@ -6,7 +6,8 @@ The watch only asks and tells: what an answer means is `agent.domain.health`'s, 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_RECENT: Final = 32
+"""Answers kept of each VM for its evidence."""
 _FIRST_STARTUP_TIMEOUT_S: Final = 0.5
 """A connection to a guest without a network yet may hang for its whole timeout, so the first tries are short."""
 
@@ -45,6 +48,14 @@ class _Watch:
     probes: tuple[ProbeSpec, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What the probes of one VM answered: the latest of each, and the last of all."""
+
+    latest: dict[str, ProbeResult] = field(default_factory=dict)
+    recent: deque[ProbeResult] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+
 class Prober:
     """Keeps exactly one watch for each VM that runs."""
 
@@ -61,14 +72,19 @@ class Prober:
         self._verdicts = verdicts
         self._clock = clock
         self._watches: dict[str, _Watch] = {}
-        self._latest: dict[str, dict[str, ProbeResult]] = {}
+        self._answers: dict[str, _Answers] = {}
 
     def sync(self, vms: Iterable[Vm], pool: Callable[[str], PoolSpec | None], busy: frozenset[str]) -> None:
-        """Start the watches that are missing and end those of VMs that do not run any more."""
-        running = {vm.name: vm for vm in vms if vm.state in RUNNING}
+        """Start the watches that are missing and end those of VMs that do not run any more.
+
+        The answers of a VM are kept as long as it is known, so that its failure can be explained.
+        """
+        known = {vm.name: vm for vm in vms}
+        running = {name: vm for name, vm in known.items() if vm.state in RUNNING}
         for name in self._watches.keys() - running.keys():
             self._end(name)
-            self._latest.pop(name, None)
+        for name in self._answers.keys() - known.keys():
+            del self._answers[name]
         for name, vm in running.items():
             spec = pool(vm.pool)
             if spec is None or name in busy:
@@ -82,7 +98,11 @@ class Prober:
 
     def latest(self, vm: str) -> tuple[ProbeResult, ...]:
         """Return the latest answer of each probe of a VM."""
-        return tuple(self._latest.get(vm, {}).values())
+        return tuple(self._answers[vm].latest.values()) if vm in self._answers else ()
+
+    def recent(self, vm: str) -> tuple[ProbeResult, ...]:
+        """Return the last answers of a VM's probes, oldest first."""
+        return tuple(self._answers[vm].recent) if vm in self._answers else ()
 
     async def close(self) -> None:
         """End every watch."""
@@ -142,6 +162,8 @@ class Prober:
 
     async def _ask(self, vm: Vm, probe: ProbeSpec, timeout_s: float) -> ProbeResult:
         result = await self._asker.ask(vm.name, probe, timeout_s=timeout_s)
-        self._latest.setdefault(vm.name, {})[probe.name] = result
+        answers = self._answers.setdefault(vm.name, _Answers())
+        answers.latest[probe.name] = result
+        answers.recent.append(result)
         self._on_answer(vm.pool, result)
         return result

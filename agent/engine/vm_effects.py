@@ -16,6 +16,8 @@ from agent.engine.outside import bounded
 from agent.hypervisors.contract import VmSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent.domain.actions import CreateVm
     from agent.engine.outside import Outside
 
@@ -56,7 +58,7 @@ async def destroy(outside: Outside, name: str, *, evidence: bool) -> None:
     began_s = time.monotonic()
     try:
         if evidence:
-            await _keep_evidence(outside, name)
+            await _keep_evidence(outside, vm)
         await _end(outside, name, grace_s=0.0 if vm.failure else vm.stop_grace_s)
     except (HearthError, OSError) as error:
         async with outside.ledger.transaction() as transaction:
@@ -137,11 +139,14 @@ async def _end(outside: Outside, name: str, *, grace_s: float) -> None:
         raise NotGoneError(f"{name} is still listed after its deletion", remedy="it is retried; see its processes")
 
 
-async def _keep_evidence(outside: Outside, name: str) -> None:
+async def _keep_evidence(outside: Outside, vm: Vm) -> None:
     """Keep what explains a failure. A VM that cannot be explained is torn down all the same."""
+
+    async def collect(into: Path) -> None:
+        await bounded(outside.hypervisor.evidence(vm.name, into), EVIDENCE_TIMEOUT_S, "collecting evidence")
+
     try:
-        collecting = outside.hypervisor.evidence(name, outside.evidence_dir / name)
-        await bounded(collecting, EVIDENCE_TIMEOUT_S, "collecting evidence")
+        await outside.evidence.keep(vm, collect)
     except (HearthError, OSError) as error:
         async with outside.ledger.transaction() as transaction:
-            transaction.event(EventKind.VM_EVIDENCE_FAILED, vm=name, detail=str(error))
+            transaction.event(EventKind.VM_EVIDENCE_FAILED, vm=vm.name, pool=vm.pool, detail=str(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config import Assignment
@@ -36,7 +37,7 @@ from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnly
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
 from agent.hypervisors.contract import Address, ExecResult, GuestError, VmNotRunningError
-from tests.api.memory_operations import MemoryOperations
+from tests.api.memory_operations import MemoryOperations, no_evidence
 
 if TYPE_CHECKING:
     from agent.images.contract import PullProgress
@@ -68,6 +69,7 @@ class MemoryEngine:
         self.pools = {SMALL.name: SMALL}
         self.leases = MemoryLeases(self)
         self.operations = MemoryOperations(self)
+        self.evidence = no_evidence(Path("/nowhere"))
         self.mode = HostMode()
         self.rollouts = {"small": Rollout("small", DIGEST, DIGEST, Phase.SERVING, NOW_S)}
         self.history = MemoryHistory(self)

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 from agent.domain.model import HostMode, Mode
 from agent.domain.rollout import Phase, Rollout, retry, undo
+from agent.engine.evidence import Evidence
 from agent.engine.leases import PoolUnknownError
 from agent.engine.operations import NothingToRetryError, NothingToUndoError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.domain.events import Event
     from tests.api.memory_engine import MemoryEngine
 
 
@@ -47,3 +51,12 @@ class MemoryOperations:
         self._engine.rollouts[rollout.pool] = rollout
         self._engine.changed()
         return rollout
+
+
+def no_evidence(root: Path) -> Evidence:
+    """Return the evidence in a folder, with nothing to add to it."""
+
+    async def events(_: str) -> tuple[Event, ...]:
+        return ()
+
+    return Evidence(root, 1 << 20, 1 << 20, events, lambda _: ())

@@ -6,11 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from yarl import URL
 
 from agent.domain.events import Event, EventKind
+from agent.domain.names import vm_name
 from agent.domain.rollout import Phase
+from tests.api.memory_operations import no_evidence
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.conftest import Running
 
 OLD = "sha256:" + "c" * 64
@@ -79,3 +84,26 @@ async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
         ending = (await response.json())["ending"]
     assert ending["how"] == "expired"
     assert "evidence" not in ending
+
+
+async def test_evidence_is_listed_and_served_and_nothing_else_is(api: Running, tmp_path: Path) -> None:
+    name = vm_name("small", "01jx0000000000000000000000")
+    api.engine.evidence = no_evidence(tmp_path / "evidence")
+    folder = api.engine.evidence.root / name
+    folder.mkdir(parents=True)
+    (folder / "console.log").write_text("<script>kernel panic</script>")
+    (folder / "summary.json").write_text("{}")
+    (tmp_path / "secret").write_text("secret")
+    async with api.tcp.get(f"/v1/vms/{name}/evidence") as response:
+        listed = await response.json()
+    assert [file["name"] for file in listed["files"]] == ["console.log", "summary.json"]
+    assert listed["directory"] == str(folder)
+    async with api.tcp.get(listed["files"][0]["path"]) as response:
+        assert await response.text() == "<script>kernel panic</script>"
+        assert response.headers["Content-Type"].startswith("text/plain")
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+    for path in (f"{name}/evidence/..%2F..%2Fsecret", f"{name}/evidence/%2Fetc%2Fpasswd", "..%2F/evidence/secret"):
+        async with api.tcp.get(URL(f"/v1/vms/{path}", encoded=True)) as response:
+            assert response.status == 404
+    async with api.tcp.get("/v1/vms/hearth-small-1/evidence") as response:
+        assert (response.status, (await response.json())["code"]) == (404, "evidence-not-found")

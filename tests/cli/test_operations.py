@@ -6,11 +6,16 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.domain.events import Event, EventKind
 from agent.domain.model import HostMode, Mode
+from agent.domain.names import vm_name
+from tests.api.memory_operations import no_evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from tests.api.memory_engine import MemoryEngine
     from tests.cli.conftest import Agent, Ended
 
 
@@ -53,3 +58,38 @@ def test_rollouts_are_shown_undone_and_tried_again(agent: Agent, hearth: Callabl
     assert "pool small is rolled-back: builds fail" in undone.out
     assert "pulling" in hearth("rollout", "retry", "small", "--socket", agent.socket).out
     assert hearth("rollout", "undo", "nope", "--socket", agent.socket).code == 4
+
+
+def test_why_tells_the_whole_story_of_a_vm_that_is_gone(
+    agent: Agent, hearth: Callable[..., Ended], tmp_path: Path
+) -> None:
+    name = vm_name("small", "01jx0000000000000000000000")
+    life = (
+        Event(EventKind.VM_CREATING, 1_800_000_000.0, vm=name, pool="small", image="sha256:" + "a" * 64),
+        Event(EventKind.VM_READY, 1_800_000_007.5, vm=name, pool="small", duration_s=7.5),
+        Event(EventKind.LEASE_GRANTED, 1_800_000_010.0, vm=name, lease="l1", detail="to job-4711", duration_s=0.0),
+        Event(EventKind.VM_FAILED, 1_800_000_090.0, vm=name, cause="exited", detail="its process ended with code 1"),
+        Event(EventKind.VM_GONE, 1_800_000_091.0, vm=name, duration_s=0.9),
+    )
+
+    async def live(engine: MemoryEngine) -> None:
+        engine.changed(*life)
+        engine.evidence = no_evidence(tmp_path / "evidence")
+        (tmp_path / "evidence" / name).mkdir(parents=True)
+        (tmp_path / "evidence" / name / "console.log").write_text("panic")
+
+    agent.ask(live)
+    ended = hearth("vms", "--socket", agent.socket, "why", name)
+    assert ended.code == 0
+    assert "It failed after 1m30s: exited: its process ended with code 1. It is gone." in " ".join(ended.out.split())
+    kinds = [line.split()[3] for line in ended.out.splitlines() if line.startswith("2027")]
+    assert kinds == ["vm-creating", "vm-ready", "lease-granted", "vm-failed", "vm-gone"]
+    assert "console.log  5 B" in ended.out
+    document = json.loads(hearth("vms", "--socket", agent.socket, "why", name, "--json").out)
+    assert [event["kind"] for event in document["events"]] == kinds
+
+
+def test_why_of_a_vm_that_never_was(agent: Agent, hearth: Callable[..., Ended]) -> None:
+    ended = hearth("vms", "--socket", agent.socket, "why", "hearth-small-never")
+    assert ended.code == 4
+    assert "the journal tells nothing of a VM hearth-small-never" in ended.err
