@@ -98,6 +98,7 @@ class ChunkWorkers:
                 await self._thread(writer.finish)
             except CorruptChunkError as error:
                 log.warning("chunk-corrupt", blob=fetch.blob.digest, source=source, error=str(error))
+                self._downloader.source.distrust(fetch.blob)
                 dirty = True
                 reason = str(error)
                 if attempt < CORRUPT_ATTEMPTS:

@@ -69,7 +69,7 @@ class ImageService:
         return cls(
             store=store,
             shelf=shelf,
-            places=places or Places(config.images.registries),
+            places=places or Places(config.images.registries, bytes_per_s=_bytes_per_s(config)),
             tools=Tools(executor, best_codec(), retry or Retry(), config.images.streams),
             room=RoomMaker(
                 store,
@@ -141,6 +141,10 @@ class ImageService:
         """
         self.room.in_use = in_use
 
+    def limit_bandwidth(self, bytes_per_s: float | None) -> None:
+        """Cap what all pulls take of the network together, those under way included; None lifts the cap."""
+        self.places.throttle.bytes_per_s = bytes_per_s
+
     async def check(self, *, repair: bool) -> tuple[Finding, ...]:
         """Check every image byte for byte; with `repair` remove damaged ones and make the indexes anew."""
         return await in_thread(None, check_store, self.store, self.shelf, self.tools.executor, repair=repair)
@@ -185,6 +189,11 @@ class ImageService:
             if not flight.waiters and not flight.task.done():
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
+
+
+def _bytes_per_s(config: Config) -> float | None:
+    cap = config.images.bandwidth_mib_per_s
+    return None if cap is None else cap * (1 << 20)
 
 
 @asynccontextmanager

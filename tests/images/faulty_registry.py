@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -106,14 +107,16 @@ class FaultyRegistry:
 
 
 @contextlib.asynccontextmanager
-async def run_faulty(registry: FaultyRegistry, *middlewares: object) -> AsyncIterator[FaultyRegistry]:
+async def run_faulty(
+    registry: FaultyRegistry, *middlewares: object, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FaultyRegistry]:
     """Serve a registry on a free loopback port."""
     app = web.Application(middlewares=middlewares)  # type: ignore[arg-type]
     app.router.add_get("/v2/tests/image/manifests/{target}", registry.handle_manifest)
     app.router.add_get("/v2/tests/image/blobs/{digest}", registry.handle_blob)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     registry.host = f"127.0.0.1:{runner.addresses[0][1]}"
     try:

@@ -22,6 +22,7 @@ from agent.images.errors import RegistryDeniedError, RegistryError, TransferErro
 from agent.images.sources.retry_after import retry_after_s
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable
 
     from agent.images.sources.challenge import Challenge
@@ -52,12 +53,14 @@ class Authorizer:
         credentials: CredentialStore,
         *,
         insecure: bool,
+        trust: ssl.SSLContext | bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._host = host
         self._credentials = credentials
         self._insecure = insecure
+        self._trust = trust
         self._clock = clock
         self._known: Credentials | None = None
         self._grants: dict[str, _Grant] = {}
@@ -141,10 +144,10 @@ class Authorizer:
         if credentials and credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": _CLIENT_ID}
             form |= {"service": service, "scope": scope}
-            return self._session.post(realm, data=form, allow_redirects=False)
+            return self._session.post(realm, data=form, allow_redirects=False, ssl=self._trust)
         headers = {"Authorization": _basic(credentials)} if credentials else {}
         query = realm.update_query([("service", service), *(("scope", part) for part in scope.split())])
-        return self._session.get(query, headers=headers, allow_redirects=False)
+        return self._session.get(query, headers=headers, allow_redirects=False, ssl=self._trust)
 
 
 def _basic(credentials: Credentials) -> str:

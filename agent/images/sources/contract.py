@@ -34,6 +34,9 @@ class Source(Protocol):
         fails half-way goes on from there.
         """
 
+    def distrust(self, blob: Blob) -> None:
+        """Note that what was read of a blob was corrupt: where there is a choice, choose another place next time."""
+
 
 class Sink(Protocol):
     """A place to write images of one repository to."""

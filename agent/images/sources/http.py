@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from agent.images.sources.auth import Authorizer
+    from agent.images.throttle import Throttle
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 5
@@ -66,10 +67,20 @@ class RegistryHttp:
     """Sends requests to one registry."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, host: str, authorizer: Authorizer, *, insecure: bool, patience: Patience
+        self,
+        session: aiohttp.ClientSession,
+        host: str,
+        authorizer: Authorizer,
+        *,
+        insecure: bool,
+        patience: Patience,
+        throttle: Throttle,
+        trust: ssl.SSLContext | bool = True,
     ) -> None:
         self.host = host
         self.patience = patience
+        self.throttle = throttle
+        self._trust = trust
         self._session = session
         self._authorizer = authorizer
         self._origin = URL(f"{'http' if insecure else 'https'}://{host}")
@@ -93,7 +104,9 @@ class RegistryHttp:
                     # What was read to its end is back in the pool by now; the rest is cut, never drained.
                     response.close()
         except aiohttp.ClientConnectorCertificateError as error:
-            raise RegistryError(f"the registry {self.host} shows a certificate that is not trusted: {error}") from error
+            remedy = f'set ca_file under [images.registries."{self.host}"]'
+            text = f"the registry {self.host} shows a certificate that is not trusted: {error}"
+            raise RegistryError(text, remedy=remedy) from error
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -124,7 +137,13 @@ class RegistryHttp:
             headers["Authorization"] = authorization
         body = request.body() if request.body else None
         return await self._session.request(
-            request.method, url, headers=headers, data=body, allow_redirects=False, timeout=self.patience.timeout()
+            request.method,
+            url,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            timeout=self.patience.timeout(),
+            ssl=self._trust,
         )
 
     def _next(self, url: URL, response: aiohttp.ClientResponse) -> URL:

@@ -56,6 +56,9 @@ class OciLayout:
             await asyncio.to_thread(self._read_piece, blob, start + at, piece)
             received(len(piece))
 
+    def distrust(self, blob: Blob) -> None:
+        """See `Source.distrust`: there is no choice here."""
+
     async def has(self, blob: Blob) -> bool:
         """See `Sink.has`."""
         return await asyncio.to_thread(self._has, blob)

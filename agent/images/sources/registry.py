@@ -79,6 +79,9 @@ class RegistryRepository:
             skip = _check_answer(response, blob, start, partial=partial)
             await self._fill(response, skip, into, received)
 
+    def distrust(self, blob: Blob) -> None:
+        """See `Source.distrust`: there is no choice here."""
+
     async def has(self, blob: Blob) -> bool:
         """See `Sink.has`."""
         request = self._request("HEAD", self._blob_path(blob), "pull,push", _OK | {404}, {})
@@ -129,9 +132,10 @@ class RegistryRepository:
             into[at : at + len(piece)] = piece
             at += len(piece)
             received(len(piece))
-            pace.check(len(data))
             if at == len(into):
                 return
+            held_up_s = await self._http.throttle.take(len(data))
+            pace.check(len(data), held_up_s)
         raise TransferError(f"the registry {self._http.host} ended a blob {len(into) - at} bytes early")
 
     def _manifest_request(self, method: str, target: str) -> Request:
@@ -171,8 +175,10 @@ class _Pace:
         self._since_s = self._clock()
         self._bytes = 0
 
-    def check(self, count: int) -> None:
+    def check(self, count: int, held_up_s: float) -> None:
+        """Count bytes. The seconds that we ourselves held the transfer up are not its fault."""
         self._bytes += count
+        self._since_s += held_up_s
         lasted_s = self._clock() - self._since_s
         if lasted_s < self._patience.slow_window_s:
             return

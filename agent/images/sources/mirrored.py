@@ -1,0 +1,121 @@
+"""A repository with mirrors: what its digest proves is read from the mirrors first, what it alone knows from itself.
+
+Manifests and blobs named by digest may come from anywhere, in the order of the configuration; a place that fails is
+left alone for a while. What a tag means, and what is attached to an image, is asked of the registry itself, and of the
+mirrors only when it does not answer. Writes go to the registry itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import structlog
+
+from agent.images.errors import CorruptImageError, ImageError, TransferError
+from agent.images.manifest import digest_of
+from agent.images.reference import is_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from agent.images.manifest import Blob
+    from agent.images.sources.contract import Place, Source
+
+log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
+
+COOL_S: Final = 30.0
+"""How long a mirror that failed is left alone."""
+
+
+class MirroredPlace:
+    """A `Place` in front of a registry's repository and its mirrors."""
+
+    def __init__(
+        self, origin: Place, mirrors: Sequence[Source], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._origin = origin
+        self._mirrors = mirrors
+        self._clock = clock
+        self._cold_until_s: dict[str, float] = {}
+        self._distrusted: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """See `Source.name`."""
+        return self._origin.name
+
+    async def digest(self, tag: str) -> str | None:
+        """See `Source.digest`."""
+        return await self._first((self._origin, *self._mirrors), lambda source: source.digest(tag))
+
+    async def manifest(self, target: str) -> bytes:
+        """See `Source.manifest`."""
+        if not is_digest(target):
+            return await self._first((self._origin, *self._mirrors), lambda source: source.manifest(target))
+
+        async def proven(source: Source) -> bytes:
+            raw = await source.manifest(target)
+            if digest_of(raw) != target:
+                raise CorruptImageError(f"{source.name} answers with another manifest than {target}")
+            return raw
+
+        return await self._first((*self._warm(), self._origin), proven)
+
+    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
+        """See `Source.read`. Goes on at the next place where the one before failed."""
+        filled = 0
+
+        def count(size: int) -> None:
+            nonlocal filled
+            filled += size
+            received(size)
+
+        async def rest(source: Source) -> None:
+            await source.read(blob, start + filled, into[filled:], count)
+
+        mirrors = () if blob.digest in self._distrusted else self._warm()
+        await self._first((*mirrors, self._origin), rest)
+
+    def distrust(self, blob: Blob) -> None:
+        """See `Source.distrust`: from now on that blob is read from the registry itself."""
+        self._distrusted.add(blob.digest)
+
+    async def has(self, blob: Blob) -> bool:
+        """See `Sink.has`."""
+        return await self._origin.has(blob)
+
+    async def put(self, blob: Blob, content: bytes | bytearray) -> None:
+        """See `Sink.put`."""
+        await self._origin.put(blob, content)
+
+    async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
+        """See `Sink.put_manifest`."""
+        return await self._origin.put_manifest(content, media_type=media_type, tag=tag)
+
+    async def referrers(self, digest: str) -> bytes | None:
+        """See `Place.referrers`."""
+        return await self._origin.referrers(digest)
+
+    def _warm(self) -> tuple[Source, ...]:
+        now_s = self._clock()
+        return tuple(mirror for mirror in self._mirrors if self._cold_until_s.get(mirror.name, 0.0) <= now_s)
+
+    async def _first(self, sources: Sequence[Source], ask: Callable[[Source], Awaitable[_Result]]) -> _Result:
+        """Return the first good answer. When there is none, raise what the registry itself said."""
+        told: ImageError | None = None
+        for source in sources:
+            try:
+                return await ask(source)
+            except ImageError as error:
+                if source is self._origin:
+                    told = error
+                    if not isinstance(error, TransferError):
+                        break
+                else:
+                    self._cold_until_s[source.name] = self._clock() + COOL_S
+                    log.warning("mirror-failed", source=source.name, error=str(error))
+        assert told is not None
+        raise told

@@ -1,0 +1,282 @@
+"""Who we are to registries: challenges, tokens that wear out, docker's configuration, certificates and proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import stat
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import RegistryConfig
+from agent.images.errors import RegistryDeniedError, RegistryError
+from agent.images.places import Places
+from agent.images.reference import parse_reference
+from agent.images.sources.challenge import Challenge, parse_challenges
+from agent.images.sources.credentials import Credentials, DockerCredentials
+from agent.images.sources.retry_after import retry_after_s
+from tests.images.disks import push_layout, sha256_of
+from tests.images.faulty_registry import FaultyRegistry, run_faulty
+from tests.images.token_server import TokenServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from tests.images.conftest import MakeService
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[tuple[FaultyRegistry, TokenServer]]:
+    await push_layout(disk, tmp_path / "layout", executor)
+    registry, tokens = FaultyRegistry(), TokenServer()
+    registry.load(tmp_path / "layout")
+    async with run_faulty(registry, tokens.middleware):
+        yield registry, tokens
+
+
+def login(tokens: TokenServer) -> RegistryConfig:
+    return RegistryConfig(insecure=True, username=tokens.user, password=tokens.password)
+
+
+async def test_one_token_serves_a_whole_pull(
+    guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, disk: Path
+) -> None:
+    registry, tokens = guarded
+    images = await make_service(registry.host, registry=login(tokens))
+    digest = await images.resolve(registry.reference())
+    await images.pull(registry.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+    assert tokens.answers == [{"service": "tests", "scope": "repository:tests/image:pull"}]
+    assert tokens.refused == 1
+
+
+async def test_tokens_that_wear_out_mid_pull_are_renewed_unseen(
+    guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, disk: Path
+) -> None:
+    registry, tokens = guarded
+    tokens.uses = 2
+    images = await make_service(registry.host, registry=login(tokens))
+    digest = await images.resolve(registry.reference())
+    await images.pull(registry.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+    assert len(tokens.answers) > 2
+
+
+async def test_many_streams_with_a_dead_token_fetch_one_new_one(
+    guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService
+) -> None:
+    registry, tokens = guarded
+    images = await make_service(registry.host, registry=login(tokens))
+    digest = await images.resolve(registry.reference())
+    tokens.left.clear()
+    tokens.answers.clear()
+    await images.pull(registry.reference(), digest)
+    assert len(tokens.answers) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_registry_that_refuses_for_ever_is_named(
+    known: bool, guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService
+) -> None:
+    registry, tokens = guarded
+    tokens.refuse_all = True
+    settings = login(tokens) if known else RegistryConfig(insecure=True)
+    images = await make_service(registry.host, registry=settings)
+    with pytest.raises(RegistryDeniedError) as raised:
+        await images.resolve(registry.reference())
+    assert registry.host in raised.value.message
+    assert ("'builder'" if known else "anonymous") in raised.value.message
+    assert tokens.refused <= 3
+
+
+async def test_an_identity_token_of_docker_is_exchanged(
+    guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, tmp_path: Path
+) -> None:
+    registry, tokens = guarded
+    auths = {registry.host: {"identitytoken": tokens.identity}}
+    (tmp_path / "docker-config.json").write_text(json.dumps({"auths": auths}))
+    images = await make_service(registry.host)
+    assert await images.resolve(registry.reference())
+    assert tokens.answers[0]["grant_type"] == "refresh_token"
+
+
+async def test_docker_knows_a_password_with_a_colon(
+    guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, tmp_path: Path
+) -> None:
+    registry, tokens = guarded
+    pair = base64.b64encode(f"{tokens.user}:{tokens.password}".encode()).decode()
+    (tmp_path / "docker-config.json").write_text(json.dumps({"auths": {registry.host: {"auth": pair}}}))
+    assert await (await make_service(registry.host)).resolve(registry.reference())
+
+
+HELPER = """#!/bin/sh
+read -r host
+echo "a warning that is no answer" >&2
+case "$host" in
+    known.example) echo '{"Username":"u","Secret":"s"}' ;;
+    token.example) echo '{"Username":"<token>","Secret":"refresh"}' ;;
+    garbage.example) echo 'what?' ;;
+    empty.example) echo 'credentials not found in native keychain'; exit 1 ;;
+    *) echo 'the keychain is locked' >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DockerCredentials:
+    program = tmp_path / "bin" / "docker-credential-tests"
+    program.parent.mkdir()
+    program.write_text(HELPER)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    config = {
+        "credHelpers": {f"{name}.example": "tests" for name in ("known", "token", "garbage", "empty", "locked")},
+        "auths": {"plain.example": {"username": "a", "password": "b"}, "https://old.example/v1/": {"auth": "YTpi"}},
+        "credsStore": "missing",
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return DockerCredentials(path)
+
+
+async def test_helpers_and_entries_of_docker_are_asked(helper: DockerCredentials) -> None:
+    assert await helper.find("known.example") == Credentials("u", "s")
+    assert await helper.find("token.example") == Credentials(identity_token="refresh")
+    assert await helper.find("empty.example") is None
+    assert await helper.find("plain.example") == Credentials("a", "b")
+    assert await helper.find("old.example") == Credentials("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("garbage.example", "no JSON"),
+        ("locked.example", "keychain is locked"),
+        ("any.example", "docker-credential-missing"),
+    ],
+)
+async def test_a_helper_that_fails_is_named(host: str, says: str, helper: DockerCredentials) -> None:
+    with pytest.raises(RegistryDeniedError, match=says):
+        await helper.find(host)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"auths": 3}', '{"auths": {"a.example": {"auth": "%%%"}}}', "\xff"]
+)
+async def test_a_broken_docker_configuration_means_nobody(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    assert await DockerCredentials(tmp_path / "config.json").find("a.example") is None
+
+
+def test_no_secret_is_ever_shown() -> None:
+    assert "hush" not in repr(Credentials("user", "hush", "hush"))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ('Bearer realm="https://a/t",service="s"', [Challenge("bearer", {"realm": "https://a/t", "service": "s"})]),
+        ('bearer REALM="a,b=c"', [Challenge("bearer", {"realm": "a,b=c"})]),
+        (
+            'Basic realm="x", Bearer realm="y"',
+            [Challenge("basic", {"realm": "x"}), Challenge("bearer", {"realm": "y"})],
+        ),
+        (r'Basic realm="a \"quoted\" one"', [Challenge("basic", {"realm": 'a "quoted" one'})]),
+        ("Basic", [Challenge("basic")]),
+        ("Negotiate, Basic realm=x", [Challenge("negotiate"), Challenge("basic", {"realm": "x"})]),
+        ("Bearer realm=plain , service = s", [Challenge("bearer", {"realm": "plain", "service": "s"})]),
+        ('Bearer realm="unclosed', [Challenge("bearer")]),
+        ("", []),
+        ("=", []),
+    ],
+)
+def test_challenges_are_read_as_written(header: str, expected: list[Challenge]) -> None:
+    assert list(parse_challenges([header])) == expected
+
+
+@given(st.text(max_size=200))
+def test_any_challenge_is_read_without_a_fuss(header: str) -> None:
+    assert all(challenge.scheme for challenge in parse_challenges([header]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("5", 5.0),
+        ("Mon, 23 Nov 2026 00:00:30 GMT", 30.0),
+        ("Sun, 22 Nov 2026 00:00:00 GMT", 0.0),
+        ("soon", None),
+        ("", None),
+        (None, None),
+        ("-5", None),
+        ("9" * 400, 999999999.0),
+    ],
+)
+def test_retry_after_is_read(value: str | None, expected: float | None) -> None:
+    assert retry_after_s(value, datetime(2026, 11, 23, tzinfo=UTC)) == expected
+
+
+async def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a self-signed certificate for 127.0.0.1; return it and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=tests -keyout {key} -out {cert}"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    pipe = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec("openssl", *command.split(), *options, stderr=pipe)
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    return cert, key
+
+
+async def test_a_private_authority_is_trusted_only_when_configured(tmp_path: Path) -> None:
+    cert, key = await certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    registry = FaultyRegistry(manifests={"v1": b"{}"})
+    async with run_faulty(registry, tls=context):
+        reference = parse_reference(registry.reference())
+        trusting = Places({registry.host: RegistryConfig(ca_file=cert)})
+        careful = Places({})
+        broken = Places({registry.host: RegistryConfig(ca_file=key)})
+        try:
+            assert await trusting.open(reference).manifest("v1") == b"{}"
+            with pytest.raises(RegistryError) as raised:
+                await careful.open(reference).manifest("v1")
+            assert "ca_file" in raised.value.remedy
+            with pytest.raises(RegistryError, match="key.pem"):
+                broken.open(reference)
+        finally:
+            for places in (trusting, careful, broken):
+                await places.close()
+
+
+async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    async def proxy(request: web.Request) -> web.Response:
+        seen.append(str(request.url))
+        return web.Response(body=b"{}")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", proxy)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    monkeypatch.setenv("no_proxy", "")
+    places = Places({"registry.example": RegistryConfig(insecure=True)})
+    try:
+        reference = parse_reference("registry.example/tests/image:v1")
+        assert await places.open(reference).manifest("v1") == b"{}"
+        assert seen == ["http://registry.example/v2/tests/image/manifests/v1"]
+    finally:
+        await places.close()
+        await runner.cleanup()
