@@ -69,6 +69,8 @@ async def read_body(request: web.Request, model: type[_Model]) -> _Model:
 
 def read_query(request: web.Request, model: type[_Model]) -> _Model:
     """Return the query string as `model`. Raises `RequestError` for unknown, repeated or bad parameters."""
+    if not request.query_string:
+        return model()
     repeated = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if repeated:
         raise RequestError(f"the query gives {', '.join(repeated)} more than once", remedy="give it once")

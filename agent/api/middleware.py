@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import hdrs, web
 from ulid import ULID
+from yarl import URL
 
 from agent.api import problems
 from agent.api.context import CONTEXT, REQUEST_ID
@@ -25,6 +27,7 @@ _ID_HEADER: Final = "X-Request-ID"
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_ROOT_LOGGER: Final = logging.getLogger()
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -42,14 +45,16 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
         finally:
             duration_s = perf_counter() - start_s
             _count(request, status, duration_s)
-            log.log(
-                logging.DEBUG if request.method in _READS else logging.INFO,
-                "api-request",
-                method=request.method,
-                path=request.path,
-                status=status,
-                duration_s=round(duration_s, 4),
-            )
+            level = logging.DEBUG if request.method in _READS else logging.INFO
+            if _ROOT_LOGGER.isEnabledFor(level):  # asked here, since reads come by the thousand
+                log.log(
+                    level,
+                    "api-request",
+                    method=request.method,
+                    path=request.path,
+                    status=status,
+                    duration_s=round(duration_s, 4),
+                )
     return response
 
 
@@ -83,7 +88,7 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
     """
     address = request.transport.get_extra_info("sockname") if request.transport else None
     if isinstance(address, tuple):
-        if (request.url.host or "") not in _LOOPBACK:
+        if _host_name(request.host) not in _LOOPBACK:
             raise problems.HostRefusedError(
                 f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
             )
@@ -91,6 +96,15 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
         if origin is not None and request.method not in _READS and origin != f"http://{request.host}":
             raise problems.OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
     return await handler(request)
+
+
+@lru_cache(maxsize=256)
+def _host_name(host: str) -> str:
+    """Return the host of a Host header, without its port."""
+    try:
+        return URL.build(authority=host).host or ""
+    except ValueError:
+        return ""
 
 
 async def name_the_answer(request: web.Request, response: web.StreamResponse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _LEVEL_COLOURS: Final = {
     "error": "\x1b[31m",
     "critical": "\x1b[31;1m",
 }
+_DIGEST: Final = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 _HEAD_KEYS: Final = frozenset({"ts", "level", "event", "exception"})
 
 
@@ -28,7 +30,9 @@ def render(line: Mapping[str, object], *, colour: bool) -> str:
     """
     time = _plain(line.get("ts", ""))[5:].replace("T", " ")
     level = _plain(line.get("level", "info"))
-    pairs = " ".join(f"{_plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS)
+    pairs = " ".join(
+        f"{_plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS and value != ""
+    )
     head = (
         _paint(time, _DIM, colour=colour),
         _paint(f"{level:<7}", _LEVEL_COLOURS.get(level, ""), colour=colour),
@@ -51,6 +55,11 @@ def render_json(line: str, *, colour: bool) -> str:
 
 
 def _value(value: object) -> str:
+    """Return a value as short as people want it: three decimals, and of a digest what tells versions apart."""
+    if isinstance(value, float):
+        value = f"{value:.3f}".rstrip("0").rstrip(".")
+    elif isinstance(value, str):
+        value = _DIGEST.sub(r"\1", value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     quote = not text or not text.isprintable() or any(mark in text for mark in ' ="')
     return json.dumps(text) if quote and isinstance(value, str) else _plain(text)

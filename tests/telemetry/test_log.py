@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from agent.telemetry import log as hearth_log
 from agent.telemetry.log import Logs, configure, log_path
+from agent.telemetry.render import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,3 +176,8 @@ def test_closing_puts_the_process_back_as_it_was(path: Path) -> None:
     before = (root.level, list(root.handlers))
     configure(path=path, terminal=None, level="debug").close()
     assert (root.level, root.handlers) == before
+
+
+def test_people_get_short_digests_and_figures() -> None:
+    line = {"event": "image-pulled", "image": f"sha256:{'ab' * 32}", "duration_s": 0.7317027090002739, "detail": ""}
+    assert render(line, colour=False).split()[-2:] == ["image=sha256:abababababab", "duration_s=0.732"]
