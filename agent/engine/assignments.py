@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import structlog
 from watchfiles import awatch
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts every change aloud
+
+
+REWATCH_S: Final = 5.0
+"""How long a folder that cannot be watched is left alone; the slow tick reads the file meanwhile."""
 
 
 class AssignmentReadOnlyError(HearthError):
@@ -79,10 +83,12 @@ class Assignments:
         """Follow the file until cancelled. Does nothing when the source is the API."""
         if self._source != "file":
             return
-        # The folder is watched, not the file: editors and tools replace files by renaming another over them.
-        async for changes in awatch(self._file.parent, recursive=False, debounce=50, step=20):
-            if any(path.endswith(self._file.name) for _, path in changes):
-                await self._reload_or_log()
+        while True:
+            try:
+                await self._follow_file()
+            except (OSError, RuntimeError) as error:  # what watchfiles raises when the folder goes away
+                log.warning("assignment-not-watched", error=str(error))
+            await asyncio.sleep(REWATCH_S)
 
     async def reload(self) -> None:
         """Read the file; keep the assignment in force when the file cannot be used."""
@@ -126,6 +132,12 @@ class Assignments:
             message = f"{self.held.error}. The last good assignment stays in force"
             return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s, problem=True)
         return Condition("AssignmentValid", ConditionStatus.TRUE, "AsItShouldBe", "", now_s)
+
+    async def _follow_file(self) -> None:
+        # The folder is watched, not the file: editors and tools replace files by renaming another over them.
+        async for changes in awatch(self._file.parent, recursive=False, debounce=50, step=20):
+            if any(path.endswith(self._file.name) for _, path in changes):
+                await self._reload_or_log()
 
     async def _reload_or_log(self) -> None:
         try:

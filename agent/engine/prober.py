@@ -72,6 +72,7 @@ class Prober:
         self._verdicts = verdicts
         self._clock = clock
         self._watches: dict[str, _Watch] = {}
+        self._busy: frozenset[str] = frozenset()
         self._answers: dict[str, _Answers] = {}
 
     def sync(self, vms: Iterable[Vm], pool: Callable[[str], PoolSpec | None], busy: frozenset[str]) -> None:
@@ -79,6 +80,7 @@ class Prober:
 
         The answers of a VM are kept as long as it is known, so that its failure can be explained.
         """
+        self._busy = busy
         known = {vm.name: vm for vm in vms}
         running = {name: vm for name, vm in known.items() if vm.state in RUNNING}
         for name in self._watches.keys() - running.keys():
@@ -153,6 +155,8 @@ class Prober:
         health = Health()
         while True:
             await asyncio.sleep(probe.period_s)
+            if vm.name in self._busy:
+                continue  # it may stand still on purpose, while its memory is saved
             result = await self._ask(vm, probe, probe.timeout_s)
             if result.outcome is not Outcome.PASS:
                 log.warning("probe-not-passed", probe=probe.name, outcome=result.outcome, detail=result.detail)

@@ -35,19 +35,21 @@ class NotGoneError(HearthError):
 
 async def create(outside: Outside, action: CreateVm) -> None:
     """Clone and start a VM: from its template where there is one, and by a boot when that fails."""
-    if action.template is not None:
-        try:
-            await _clone_and_start(outside, action, action.template)
-        except (HearthError, OSError) as error:
-            await _give_up_template(outside, action, error)
-        else:
-            return
+    if action.template is not None and await _from_template(outside, action, action.template):
+        return
+    spec = VmSpec(action.vm, action.pool.size, action.pool.ports)
+    began_s = time.monotonic()
     try:
-        await _clone_and_start(outside, action, None)
+        await _clone(outside, spec, action.image, None)
     except (HearthError, OSError) as error:
-        vm = outside.ledger.vms.get(action.vm)
-        cloned = vm is not None and vm.state is VmState.STARTING
-        await fail(outside, action.vm, Cause.START_FAILED if cloned else Cause.CLONE_FAILED, error)
+        await fail(outside, action.vm, Cause.CLONE_FAILED, error)
+        return
+    if not await _cloned(outside, action.vm, "by a boot", time.monotonic() - began_s):
+        return
+    try:
+        await bounded(outside.hypervisor.start(spec), START_TIMEOUT_S, "the start")
+    except (HearthError, OSError) as error:
+        await fail(outside, action.vm, Cause.START_FAILED, error)
 
 
 async def destroy(outside: Outside, name: str, *, evidence: bool) -> None:
@@ -95,38 +97,52 @@ async def fail(outside: Outside, name: str, cause: Cause, error: Exception) -> N
             fail_vm(transaction, vm, Failure(cause, str(error), transaction.now_s), jitter=outside.jitter())
 
 
-async def _clone_and_start(outside: Outside, action: CreateVm, template: str | None) -> None:
+async def _clone(outside: Outside, spec: VmSpec, image: str, template: str | None) -> None:
+    local = await bounded(outside.images.local(image), CLONE_TIMEOUT_S, "finding the image")
+    await bounded(outside.hypervisor.clone(spec, local, template=template), CLONE_TIMEOUT_S, "the clone")
+
+
+async def _cloned(outside: Outside, name: str, how: str, took_s: float) -> bool:
+    """Write that a VM is made; return whether it is still wanted."""
+    async with outside.ledger.transaction() as transaction:
+        vm = transaction.get(Vm, name)
+        if vm is None or vm.state is not VmState.CREATING:
+            return False
+        transaction.move(vm, VmEvent.CLONED)
+        transaction.event(EventKind.VM_STARTING, vm=name, pool=vm.pool, image=vm.image, detail=how, duration_s=took_s)
+    return True
+
+
+async def _from_template(outside: Outside, action: CreateVm, template: str) -> bool:
+    """Start a VM from a memory; return whether it is done with, one way or the other.
+
+    It counts as being created until it runs, so that the end of its process on a failed try is no failure of the VM.
+    """
     spec = VmSpec(action.vm, action.pool.size, action.pool.ports)
     began_s = time.monotonic()
-    image = await bounded(outside.images.local(action.image), CLONE_TIMEOUT_S, "finding the image")
-    await bounded(outside.hypervisor.clone(spec, image, template=template), CLONE_TIMEOUT_S, "the clone")
-    async with outside.ledger.transaction() as transaction:
-        vm = transaction.get(Vm, action.vm)
-        if vm is None or not vm.alive:
-            return
-        if vm.state is VmState.CREATING:
-            transaction.move(vm, VmEvent.CLONED)
-            transaction.event(
-                EventKind.VM_STARTING,
-                vm=vm.name, pool=vm.pool, image=vm.image, detail="from a template" if template else "by a boot",
-                duration_s=time.monotonic() - began_s,
-            )  # fmt: skip
-    await bounded(outside.hypervisor.start(spec), START_TIMEOUT_S, "the start")
+    try:
+        await _clone(outside, spec, action.image, template)
+        await bounded(outside.hypervisor.start(spec), START_TIMEOUT_S, "the start from a template")
+    except (HearthError, OSError) as error:
+        return not await _give_up_template(outside, action, template, error)
+    await _cloned(outside, action.vm, "from a template", time.monotonic() - began_s)
+    return True
 
 
-async def _give_up_template(outside: Outside, action: CreateVm, error: Exception) -> None:
-    """Undo a start from a template, so that the same VM can boot instead; leave the template alone for a while."""
-    assert action.template is not None
+async def _give_up_template(outside: Outside, action: CreateVm, template: str, error: Exception) -> bool:
+    """Undo a start from a template and leave the template alone for a while; return whether the VM can boot now."""
     async with outside.ledger.transaction() as transaction:
-        transaction.trip(action.template, reason=str(error), jitter=outside.jitter())
+        transaction.trip(template, reason=str(error), jitter=outside.jitter())
         transaction.event(EventKind.VM_RESUME_FAILED, vm=action.vm, pool=action.pool.name, detail=str(error))
         vm = transaction.get(Vm, action.vm)
-        if vm is not None and vm.alive:
+        if vm is not None:
             transaction.put(replace(vm, template=None))
     try:
         await _end(outside, action.vm, grace_s=0.0)
     except (HearthError, OSError) as undoing:
-        await fail(outside, action.vm, Cause.START_FAILED, undoing)
+        await fail(outside, action.vm, Cause.CLONE_FAILED, undoing)
+        return False
+    return True
 
 
 async def _end(outside: Outside, name: str, *, grace_s: float) -> None:
