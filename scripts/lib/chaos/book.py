@@ -12,7 +12,7 @@ from scripts.lib.chaos.versions import Flavour
 if TYPE_CHECKING:
     from scripts.lib.chaos.versions import Version
 
-PATIENT_S = 90.0
+PATIENT_S = 40.0
 """Startup deadline of pools that run good versions: far beyond what a guest takes on a busy machine."""
 
 

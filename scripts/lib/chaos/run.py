@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from pathlib import Path
 
-SETTLE_S: Final = 75.0
+SETTLE_S: Final = 90.0
 """Time a host gets to become as desired: several boots on a busy machine. Open breakers are waited for on top."""
 LONGEST_SETTLE_S: Final = 200.0
 QUIET_S: Final = 0.4

@@ -71,6 +71,10 @@ class Versions:
             digest = await self._images.push(self._disks / f"{flavour}.img", reference, hardware=hardware)
         return Version(reference, digest, flavour)
 
+    async def push_good(self) -> Version:
+        """Push a version whose guests are healthy."""
+        return await self.push(Flavour.GOOD)
+
     async def outage(self, lasts_s: float) -> None:
         """Take the registry away for some seconds."""
         away = self._registry.with_name("registry-away")

@@ -1,0 +1,177 @@
+"""The pool benchmark: leases, replacements, the idle agent and the planner; see `scripts/bench/pool`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+import structlog
+
+from agent.images.service import open_images
+from agent.images.vmconfig import Hardware
+from scripts.lib.bench import planning, real, simulated
+from scripts.lib.chaos.versions import Versions, scratch_config
+from scripts.lib.host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+Figures = dict[str, Any]
+
+LEASE_WARM: Final = 60
+LEASE_ROUNDS: Final = 10
+PAUSE_S: Final = 0.05
+"""Between two leases: twenty a second are far beyond what a host of two VMs sees."""
+SIMULATED: Final = 50
+SIZES: Final = (10, 100, 1000)
+
+
+async def measure_lease(directory: Path, options: argparse.Namespace) -> Figures:
+    """Time hundreds of leases of ready VMs."""
+    async with _simulated_host(directory) as (host, image):
+        taken_ms = await simulated.lease_ms(host, image, warm=LEASE_WARM, rounds=LEASE_ROUNDS, pause_s=PAUSE_S)
+        burst_ms = await simulated.lease_ms(host, image, warm=LEASE_WARM, rounds=3, pause_s=0)
+    return {
+        "leases": len(taken_ms),
+        "lease_p50_ms": round(_quantile(taken_ms, 50), 2),
+        "lease_p99_ms": round(_quantile(taken_ms, 99), 2),
+        "lease_burst_p99_ms": round(_quantile(burst_ms, 99), 2),
+    }
+
+
+async def measure_sim50(directory: Path, options: argparse.Namespace) -> Figures:
+    """Watch the agent do nothing with fifty simulated VMs."""
+    async with _simulated_host(directory) as (host, image):
+        percent = await simulated.many_idle_cpu_pct(host, image, count=SIMULATED, over_s=options.idle_s)
+        return {"sim50_cpu_pct": round(percent, 2), "sim50_rss_mb": _rss_mb(host.pid)}
+
+
+async def measure_planning(directory: Path, options: argparse.Namespace) -> Figures:
+    """Time the planner alone."""
+    taken_ms = {count: planning.plan_ms(count) for count in SIZES}
+    return {f"plan_{count}_ms": round(taken, 3) for count, taken in taken_ms.items()}
+
+
+async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
+    """Watch the agent do nothing with two real VMs, on the probes a pool has by default."""
+    async with _real_host(directory) as (host, versions):
+        version = await versions.push_good()
+        host.assign(real.POOL, version.reference, warm=real.WARM, probes="")
+        await host.until_warm(real.WARM)
+        percent = await simulated.idle_cpu_pct(host, over_s=options.idle_s)
+        return {"idle_cpu_pct": round(percent, 2), "idle_rss_mb": _rss_mb(host.pid)}
+
+
+async def measure_replace(directory: Path, options: argparse.Namespace) -> Figures:
+    """Kill and hang real VMs, in turns with bare QEMU."""
+    async with _real_host(directory) as (host, versions):
+        taken = await real.replace(host, versions, kills=options.kills, hangs=options.hangs)
+    boot_s, replaced_s = statistics.median(taken.bare_s), statistics.median(taken.replaced_s)
+    hang_s = statistics.median(taken.hang_replaced_s)
+    return {
+        "kills": len(taken.notice_s),
+        "notice_p50_ms": round(statistics.median(taken.notice_s) * 1000, 1),
+        "notice_p99_ms": round(_quantile(taken.notice_s, 99) * 1000, 1),
+        "bare_boot_s": round(boot_s, 2),
+        "replaced_s": round(replaced_s, 2),
+        # Whether a replacement takes a resume instead of a boot is the pool's to say, where it can be said.
+        "replace_vs_resume": None,
+        "replace_vs_boot": round(replaced_s / boot_s, 3),
+        "hang_noticed_s": round(statistics.median(taken.hang_noticed_s), 2),
+        "hang_replaced_s": round(hang_s, 2),
+        "hang_budget_s": real.BUDGET_S,
+        "hang_vs_budget": round((hang_s - boot_s) / real.BUDGET_S, 3),
+    }
+
+
+MEASUREMENTS: Final[dict[str, Callable[[Path, argparse.Namespace], Awaitable[Figures]]]] = {
+    "planning": measure_planning,
+    "lease": measure_lease,
+    "sim50": measure_sim50,
+    "idle": measure_idle,
+    "replace": measure_replace,
+}
+
+
+@asynccontextmanager
+async def _simulated_host(directory: Path) -> AsyncIterator[tuple[Host, str]]:
+    """Start an agent over simulated VMs; yields it and the reference of an image for them."""
+    host = Host(directory / "host")
+    try:
+        simulated.configure(host)
+        reference = f"oci-layout:{directory}/registry:1"
+        async with open_images(scratch_config(directory)) as images:
+            disk = await asyncio.to_thread(simulated.tiny_disk, directory / "disk.img")
+            await images.push(disk, reference, hardware=Hardware(os="linux", arch="amd64", cpus=1, memory_mib=64))
+        await host.start()
+        yield host, reference
+        await host.stop()
+    finally:
+        await host.close()
+
+
+@asynccontextmanager
+async def _real_host(directory: Path) -> AsyncIterator[tuple[Host, Versions]]:
+    """Start an agent over real VMs; yields it and versions for them."""
+    host = Host(directory / "host")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(host.close)
+        versions = Versions(directory, await stack.enter_async_context(open_images(scratch_config(directory))))
+        await versions.build()
+        host.configure(slots=real.WARM)
+        await host.start()
+        yield host, versions
+
+
+def _quantile(values: Sequence[float], percent: int) -> float:
+    """Return a percentile: the smallest value that so many percent are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def _rss_mb(pid: int) -> float:
+    return round(psutil.Process(pid).memory_info().rss / 1e6, 1)
+
+
+async def measure(names: Sequence[str], options: argparse.Namespace) -> Figures:
+    """Take the named measurements, each in a directory of its own that is gone afterwards."""
+    figures: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix=f"hearth-bench-{name}-") as directory:
+            found = await MEASUREMENTS[name](Path(directory), options)
+        sys.stderr.write(f"{name}: {json.dumps(found)}\n")
+        figures |= found
+    figures["load_after"] = os.getloadavg()[0]
+    return figures
+
+
+def main() -> int:
+    """Parse the arguments, measure, and print."""
+    parser = argparse.ArgumentParser(prog="scripts/bench/pool", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
+    parser.add_argument("--only", nargs="+", choices=sorted(MEASUREMENTS), default=list(MEASUREMENTS))
+    parser.add_argument("--idle-s", type=float, default=60.0, help="seconds to watch an idle agent (default 60)")
+    parser.add_argument("--kills", type=int, default=20, help="VMs to kill (default 20)")
+    parser.add_argument("--hangs", type=int, default=4, help="VMs to hang (default 4)")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
+    figures = asyncio.run(measure(options.only, options))
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+    else:
+        sys.stdout.write("".join(f"{name}: {value}\n" for name, value in figures.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What the agent alone costs: leases and an idle host over simulated VMs, with the real daemon around them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scripts.lib.host import Host
+
+POOL: Final = "bench"
+SLOTS: Final = 400
+CONFIG: Final = '[hypervisor]\nkind = "simulated"\n'
+HOST_KEYS: Final = "cpus = 4000\nmemory_mib = 4000000\n"
+AGENT_PROBE: Final = '\n[[pools.{pool}.probes]]\nkind = "agent"\n'
+
+
+def configure(host: Host) -> None:
+    """Configure a host of simulated VMs that has room for hundreds."""
+    host.configure(CONFIG, slots=SLOTS)
+    host.config.write_text(host.config.read_text().replace("[host]\n", f"[host]\n{HOST_KEYS}"))
+
+
+async def lease_ms(host: Host, image: str, *, warm: int, rounds: int, pause_s: float) -> list[float]:
+    """Return how long each of `warm` by `rounds` leases of ready VMs took, one after another over one connection.
+
+    Every lease is durable before its answer. The refill it causes runs beside the next ones; with a pause of nothing
+    all of them at once, as no real hypervisor could.
+    """
+    host.assign(POOL, image, warm=warm, probes=AGENT_PROBE)
+    taken: list[float] = []
+    for _ in range(rounds):
+        await _until_ready(host, warm)
+        leases = []
+        for number in range(warm):
+            body = {"pool": POOL, "holder": f"job-{number}", "wait_s": 0}
+            began_s = time.perf_counter()
+            lease = await host.call("POST", "/v1/leases", body)
+            taken.append((time.perf_counter() - began_s) * 1000)
+            leases.append(lease["id"])
+            await asyncio.sleep(pause_s)
+        for lease_id in leases:
+            await host.call("DELETE", f"/v1/leases/{lease_id}")
+    await _until_ready(host, warm)
+    return taken
+
+
+async def idle_cpu_pct(host: Host, *, over_s: float) -> float:
+    """Return what the agent takes of one core while nothing happens, in percent."""
+    agent = psutil.Process(host.pid)
+    await asyncio.sleep(3)  # the last ripples of what happened before
+    before, began_s = agent.cpu_times(), time.monotonic()
+    await asyncio.sleep(over_s)
+    after, took_s = agent.cpu_times(), time.monotonic() - began_s
+    return (after.user + after.system - before.user - before.system) / took_s * 100
+
+
+async def many_idle_cpu_pct(host: Host, image: str, *, count: int, over_s: float) -> float:
+    """Return what the agent takes of one core with `count` simulated VMs that are ready, in percent."""
+    host.assign(POOL, image, warm=count, probes=AGENT_PROBE)
+    await _until_ready(host, count)
+    return await idle_cpu_pct(host, over_s=over_s)
+
+
+async def _until_ready(host: Host, count: int) -> None:
+    """Wait for a pool to be warm, asking seldom: the agent is to work and not to answer."""
+
+    def warm(_: object, vms: list[dict[str, object]]) -> bool:
+        states = [vm["state"] for vm in vms]
+        return states.count("ready") == len(states) == count
+
+    await host.until(warm, timeout_s=120)
+
+
+def tiny_disk(path: Path) -> Path:
+    """Write a disk that is good enough for a VM that is none."""
+    path.write_bytes(b"simulated".ljust(1 << 20, b"\0"))
+    return path

@@ -1,0 +1,67 @@
+"""Follows an agent's events as they are told, and notes when each arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scripts.lib.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One event, and when it was heard (monotonic seconds)."""
+
+    document: dict[str, Any]
+    at_s: float
+
+
+class EventWatch:
+    """A subscriber of `/v1/events`. Use as a context manager: it listens from the start to the end of the block."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._heard: list[Heard] = []
+        self._news = asyncio.Condition()
+        self._listening = asyncio.Event()
+
+    async def __aenter__(self) -> EventWatch:
+        self._task = asyncio.create_task(self._listen())
+        await asyncio.wait_for(self._listening.wait(), 10)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def first(self, what: Callable[[dict[str, Any]], bool], *, since_s: float, timeout_s: float = 120) -> Heard:
+        """Return the first event heard after `since_s` for which `what` holds, waiting for it."""
+        async with asyncio.timeout(timeout_s), self._news:
+            while True:
+                for heard in self._heard:
+                    if heard.at_s >= since_s and what(heard.document):
+                        return heard
+                await self._news.wait()
+
+    async def _listen(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None)
+        headers = {"Accept": "text/event-stream"}
+        connector = aiohttp.UnixConnector(str(self._host.socket))
+        async with (
+            aiohttp.ClientSession("http://hearth", connector=connector, timeout=timeout) as http,
+            http.get("/v1/events", headers=headers) as response,
+        ):
+            self._listening.set()
+            async for line in response.content:
+                if line.startswith(b"data: "):
+                    async with self._news:
+                        self._heard.append(Heard(json.loads(line[6:]), time.monotonic()))
+                        self._news.notify_all()

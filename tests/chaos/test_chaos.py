@@ -1,0 +1,37 @@
+"""A few rounds of chaos on real guests: what `scripts/chaos` does for hours, for a minute."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from scripts.lib.chaos.cli import summary
+from scripts.lib.chaos.run import Run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEED = 3
+ROUNDS = 4
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(300)
+async def test_nothing_is_lost_or_leaked(tmp_path: Path) -> None:
+    directory = tmp_path / "chaos"
+    outcome = await Run(SEED, directory, slots=2).rounds(ROUNDS)
+
+    assert outcome.findings == [], (directory / "chaos.log").read_text()
+    figures = summary([outcome])
+    assert figures["ok"]
+    assert figures["rounds"] == ROUNDS
+    assert figures["agent_kills"] + figures["vms_harmed"] > 0
+    assert not os.path.ismount(directory / "host" / "data")
+    assert not [process for process in psutil.process_iter(["cmdline"]) if _runs_in(process, directory)]
+
+
+def _runs_in(process: psutil.Process, directory: Path) -> bool:
+    return any(str(directory) in part for part in process.info["cmdline"] or ())
