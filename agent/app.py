@@ -61,6 +61,7 @@ class App:
 
     engine: Engine
     api: Server
+    metrics: Metrics
 
 
 async def build(
@@ -88,7 +89,7 @@ async def build(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port",
     )  # fmt: skip
-    return App(engine, server)
+    return App(engine, server, metrics)
 
 
 def _engine(

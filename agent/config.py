@@ -116,6 +116,13 @@ class AssignmentConfig(Section):
     """Default: `assignment.toml` beside the configuration file."""
 
 
+class AgentConfig(Section):
+    """`[agent]`: the agent's own process."""
+
+    watchdog_s: float = Field(default=60.0, ge=10, le=3600)
+    """A loop that makes no turn for so long is stuck: the agent writes down where and ends with exit code 70."""
+
+
 class EvidenceConfig(Section):
     """`[evidence]`: what is kept of failed VMs."""
 
@@ -144,6 +151,7 @@ class Config(Section):
     images: ImagesConfig = ImagesConfig()
     api: ApiConfig = ApiConfig()
     assignment: AssignmentConfig = AssignmentConfig()
+    agent: AgentConfig = AgentConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     log: LogConfig = LogConfig()
 

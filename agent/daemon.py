@@ -21,6 +21,8 @@ from agent.config import ConfigError, load_config
 from agent.domain.errors import HearthError
 from agent.host.lock import sole_agent
 from agent.telemetry import log as logs
+from agent.telemetry.lag import measure_lag
+from agent.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +89,8 @@ async def _main(config: Config) -> int:
             log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message says it all
             raise
         log.info("agent-started", port=built.api.port)
-        code = await _serve(built, stopping)
+        with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=logs.log_path(config.data_dir)):
+            code = await _serve(built, stopping)
         log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
         await _stop(built)
     log.info("agent-stopped")
@@ -98,8 +101,10 @@ async def _serve(built: app.App, stopping: asyncio.Event) -> int:
     """Run the engine until a signal asks to stop, or a defect ends it."""
     running = asyncio.create_task(built.engine.run(), name="engine")
     asked = asyncio.create_task(stopping.wait(), name="signals")
+    lag = asyncio.create_task(measure_lag(built.metrics.loop_lag.observe), name="lag")
     await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
+    lag.cancel()
     if not running.done():
         running.cancel()
         await asyncio.wait([running], timeout=STOP_LIMIT_S)

@@ -24,6 +24,7 @@ class Exit(IntEnum):
     NO_VM_FREE = 5  # no VM turned ready in time: try again, or elsewhere
     REFUSED = 6  # the state of things forbids it: leased, draining, changed meanwhile
     UNAVAILABLE = 69  # `hearth run` cannot start on this host as it is (EX_UNAVAILABLE of sysexits.h)
+    STUCK = 70  # the watchdog ended `hearth run` (EX_SOFTWARE)
     BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
     EXEC_FAILED = 125  # `hearth exec`: Hearth itself failed, so the guest has no exit code
     INTERRUPTED = 130  # Ctrl-C

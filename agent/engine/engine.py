@@ -145,6 +145,10 @@ class Engine:
         """Return where a VM is reached. Raises `HypervisorError`, or `TimeoutError` when the tool does not answer."""
         return await asyncio.wait_for(self._parts.hypervisor.address(vm), ADDRESS_TIMEOUT_S)
 
+    def heartbeat(self) -> float:
+        """Return what changes with every turn of the loop."""
+        return self._parts.reconciler.beat_s
+
     def heartbeat_age_s(self) -> float:
         """Seconds since the loop last finished a turn."""
         return time.monotonic() - self._parts.reconciler.beat_s

@@ -33,6 +33,8 @@ _TO_QUARTER: Final = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180
 _TO_HOURS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _WAITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
+_LAGS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+
 
 class Metrics:
     """Every metric by name. Times are seconds, `outcome` is an `Outcome`."""
@@ -66,6 +68,10 @@ class Metrics:
         self.condition = self._gauge("condition_problem", "1 for a condition that needs attention.", ("type",))
         self.build = self._gauge("build_info", "Always 1; says what runs here.", ("version", "hypervisor"))
         self.heartbeat_age = self._gauge("loop_heartbeat_age_seconds", "Since the loop last finished a turn.", ())
+
+        self.loop_lag = Histogram(
+            "hearth_event_loop_lag_seconds", "How late the event loop woke.", buckets=_LAGS, registry=self.registry
+        )
 
     @contextmanager
     def timed(

@@ -140,8 +140,9 @@ class Host:
                     raise RuntimeError(f"the agent ended with {self._process.returncode}: {self.output()}")
                 try:
                     async with self.http.get("/readyz") as response:
-                        if response.status == 200:
-                            return
+                        checks = (await response.json())["checks"]
+                    if all(check["ok"] or check["name"] == "schedulable" for check in checks):
+                        return  # a cordoned host is up as well
                 except aiohttp.ClientError:
                     pass
                 await asyncio.sleep(POLL_S)
@@ -157,6 +158,11 @@ class Host:
     async def kill(self) -> None:
         """End the agent as a crash would."""
         await self._end(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until the agent ends by itself or by a signal from elsewhere; return its exit code."""
+        assert self._process is not None
+        return await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
 
     async def _end(self, number: signal.Signals) -> int:
         assert self._process is not None

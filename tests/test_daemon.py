@@ -1,0 +1,124 @@
+"""The life of the real process on a simulated hypervisor: it starts in any state, and ends when told, and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from agent.config import Config
+from agent.images.service import open_images
+from agent.images.vmconfig import Hardware
+from scripts.lib.host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+STOP_S = 10.0
+
+
+async def an_image(folder: Path) -> str:
+    """Push a disk that no guest has to boot from and return its reference."""
+    disk = folder / "disk.img"
+    disk.write_bytes(os.urandom(1 << 16))
+    reference = f"oci-layout:{folder}/registry:1"
+    async with open_images(Config(data_dir=folder / "scratch")) as images:
+        await images.push(disk, reference, hardware=Hardware(os="linux", arch="amd64", cpus=1, memory_mib=256))
+    return reference
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    made = Host(Path(tempfile.mkdtemp(prefix="hearth-test-")))
+    made.configure('[hypervisor]\nkind = "simulated"')
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+AGENT_PROBE = '[[pools.{pool}.probes]]\nkind = "agent"\n'
+
+
+async def test_sigterm_ends_it_in_order(host: Host) -> None:
+    host.assign("small", await an_image(host.directory), warm=2, probes=AGENT_PROBE)
+    await host.start()
+    await host.until_warm(2)
+    began_s = time.monotonic()
+    assert await host.stop() == 0
+    assert time.monotonic() - began_s < STOP_S
+    assert [line["event"] for line in host.log()][-2:] == ["agent-stopping", "agent-stopped"]
+    assert not host.socket.exists()
+
+
+async def test_who_waits_is_refused_and_what_hangs_is_cut_when_it_stops(host: Host) -> None:
+    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await ended.wait()
+        writer.close()
+
+    asked, ended = asyncio.Event(), asyncio.Event()
+    registry = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    where = f"127.0.0.1:{registry.sockets[0].getsockname()[1]}"
+    host.configure(f'[hypervisor]\nkind = "simulated"\n[images.registries."{where}"]\ninsecure = true')
+    host.assign("small", f"{where}/ci/small:1", probes=AGENT_PROBE)
+    await host.start()
+    await asyncio.wait_for(asked.wait(), 20)
+    async with aiohttp.ClientSession("http://hearth", connector=aiohttp.UnixConnector(str(host.socket))) as client:
+        body = {"pool": "small", "holder": "job", "wait_s": 600}
+        waiting = asyncio.create_task(client.post("/v1/leases", json=body))
+        await host.until(lambda document, _: document["pools"][0]["waiting"] == 1)
+        began_s = time.monotonic()
+        assert await host.stop() == 0
+        assert time.monotonic() - began_s < STOP_S
+        async with await asyncio.wait_for(waiting, 5) as response:
+            assert (response.status, (await response.json())["code"]) == (409, "draining")
+    ended.set()
+    registry.close()
+
+
+async def test_a_second_signal_forces_the_end(host: Host) -> None:
+    await host.start()
+    os.kill(host.pid, signal.SIGSTOP)
+    os.kill(host.pid, signal.SIGTERM)
+    os.kill(host.pid, signal.SIGINT)  # another one, since pending signals of a kind merge into one
+    os.kill(host.pid, signal.SIGCONT)
+    assert await host.wait() == 130
+
+
+@pytest.mark.parametrize(("verb", "mode"), [("cordon", "cordoned"), ("drain", "draining")])
+async def test_the_mode_survives_kill_9(host: Host, verb: str, mode: str) -> None:
+    host.assign("small", await an_image(host.directory), warm=1, probes=AGENT_PROBE)
+    await host.start()
+    await host.until_warm(1)
+    await host.hearth(verb, "--reason", "new disks")
+    await host.kill()
+    await host.start()
+    document = await host.get("/v1/host")
+    assert (document["mode"]["mode"], document["mode"]["reason"]) == (mode, "new disks")
+    code, _, err = await host.hearth("lease", "small", check=False)
+    assert (code, f"this host is {mode} and gives no leases: new disks" in err) == (6, True)
+    await host.until(lambda _, vms: len([vm for vm in vms if vm["state"] == "ready"]) == (verb == "cordon"))
+    await host.hearth("uncordon")
+    await host.hearth("lease", "small", "--wait", "30s")
+
+
+async def test_drain_empties_the_host_when_its_leases_end(host: Host) -> None:
+    host.assign("small", await an_image(host.directory), warm=2, probes=AGENT_PROBE)
+    await host.start()
+    await host.until_warm(2)
+    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job"})
+    draining = asyncio.create_task(host.hearth("drain", "--wait"))
+    await host.until(lambda _, vms: [vm["name"] for vm in vms] == [lease["vm"]])
+    assert not draining.done()
+    await host.call("DELETE", f"/v1/leases/{lease['id']}")
+    assert (await asyncio.wait_for(draining, 30))[1] == "this host is empty\n"
+    assert (await host.get("/v1/vms"))["vms"] == []
