@@ -31,10 +31,13 @@ PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
     VmState.STARTING: "starting",
     VmState.READY: "ready",
     VmState.LEASED: "leased",
+    VmState.SUSPENDING: "stopping",
+    VmState.STANDBY: "standby",
+    VmState.RESUMING: "starting",
     VmState.FAILED: "stopping",
     VmState.STOPPING: "stopping",
 }
-"""How the states of a VM are summed up for those who count slots."""
+"""How the states of a VM are summed up for those who count. A VM in standby holds no slot."""
 
 
 def when(at_s: float | None) -> datetime | None:
@@ -94,7 +97,7 @@ def slots(world: World) -> schemas.Slots:
 
 def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
     """Return what a pool should be and what it is."""
-    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.pool == pool.name and vm.holds_slot)
+    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.pool == pool.name)
     rollout, resolution = world.rollouts.get(pool.name), world.resolutions.get(pool.image)
     count, limit = capacity.startable(world, pool)
     return schemas.PoolStatus(
@@ -106,6 +109,7 @@ def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
         leased=held["leased"],
         starting=held["starting"],
         stopping=held["stopping"],
+        standby=held["standby"],
         waiting=sum(waiter.pool == pool.name for waiter in world.waiters),
         startable=schemas.Startable(count=count, limit=limit),
         rollout=_rollout(rollout) if rollout else None,

@@ -224,6 +224,7 @@ class PoolStatus(Document):
     leased: Count
     starting: Count
     stopping: Count
+    standby: Count
     waiting: Count
     startable: Startable
     rollout: RolloutStatus | None

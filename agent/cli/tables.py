@@ -12,7 +12,7 @@ from rich.text import Text
 from agent.cli.units import duration, short_digest, short_name, since, size, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
 Document = dict[str, Any]
@@ -22,6 +22,9 @@ STATE_STYLES: Final = {
     "starting": "cyan",
     "ready": "green",
     "leased": "blue",
+    "suspending": "magenta",
+    "standby": "magenta",
+    "resuming": "cyan",
     "failed": "red",
     "stopping": "yellow",
 }
@@ -56,9 +59,12 @@ def headline(host: Document) -> Text:
     return text
 
 
-def pool_table(pools: Iterable[Document]) -> Table:
-    """Return the pools: what they should have and what they have."""
-    table = _table("POOL", "READY", "LEASED", "STARTING", "WAITING", "VERSION", "ROLLOUT")
+def pool_table(pools: Sequence[Document]) -> Table:
+    """Return the pools: what they should have and what they have. Standby is shown where there is any."""
+    standby = any(pool["standby"] for pool in pools)
+    table = _table(
+        "POOL", "READY", *(["STANDBY"] if standby else []), "LEASED", "STARTING", "WAITING", "VERSION", "ROLLOUT"
+    )
     for pool in pools:
         rollout = pool["rollout"] or {"phase": "", "serving": None, "target": None, "reason": ""}
         phase = Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow"))
@@ -68,6 +74,7 @@ def pool_table(pools: Iterable[Document]) -> Table:
         table.add_row(
             pool["name"],
             ready,
+            *([_count(pool["standby"])] if standby else []),
             _count(pool["leased"]),
             _count(pool["starting"]),
             _count(pool["waiting"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.api.documents import PHASE_OF_LIFE
 from agent.domain.model import Check
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
@@ -69,6 +70,21 @@ async def test_host_counts_slots_and_what_fits(api: Running) -> None:
     assert pool["startable"] == {"count": 0, "limit": "slots"}
     assert {condition["type"] for condition in host["conditions"]} >= {"Ready", "DiskPressure", "Draining"}
     assert host["assignment"] == {"source": "api", "etag": "1", "error": ""}
+
+
+async def test_every_state_a_vm_can_be_in_is_counted(api: Running) -> None:
+    assert set(PHASE_OF_LIFE) == set(VmState) - {VmState.GONE}
+    for state in PHASE_OF_LIFE:
+        api.engine.vms[f"hearth-small-{state}"] = vm(f"hearth-small-{state}", state)
+    api.engine.changed()
+    host = await get(api, "/v1/host")
+    (pool,) = host["pools"]
+    assert {kind: pool[kind] for kind in ("ready", "leased", "starting", "stopping", "standby")} == {
+        "ready": 2, "leased": 1, "starting": 4, "stopping": 3, "standby": 1,
+    }  # fmt: skip
+    assert host["slots"]["used"] == 10
+    async with api.tcp.get("/metrics") as response:
+        assert 'hearth_vms{pool="small",state="standby"} 1.0' in await response.text()
 
 
 async def test_host_is_never_negative_however_much_is_overcommitted(api: Running) -> None:

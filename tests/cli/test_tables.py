@@ -76,9 +76,11 @@ def test_a_pull_shows_how_far_it_is() -> None:
 
 
 def test_a_rollout_shows_both_versions() -> None:
-    pool = {"name": "small", "ready": 1, "warm": 2, "leased": 0, "starting": 1, "waiting": 3, "error": "",
+    pool = {"name": "small", "ready": 1, "warm": 2, "leased": 0, "starting": 1, "waiting": 3, "standby": 1, "error": "",
             "rollout": {"phase": "canary", "serving": DIGEST, "target": COMING, "reason": ""}}  # fmt: skip
     text = shown(pool_table([pool]))
+    assert "STANDBY" in text
+    assert "STANDBY" not in shown(pool_table([{**pool, "standby": 0}]))
     for part in ("1/2", "aaaaaaaaaaaa", "canary bbbbbbbbbbbb"):
         assert part in text
 

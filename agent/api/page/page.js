@@ -70,7 +70,7 @@ function showHost(host) {
   ].map((pair) => node("div", {}, ...pair)));
   showProblems(host);
   rows("pools", host.pools, (p) => [
-    p.name, `${p.ready} of ${p.warm}`, p.leased, p.starting, p.waiting, `${p.startable.count} (${p.startable.limit})`,
+    p.name, `${p.ready} of ${p.warm}`, p.standby, p.leased, p.starting, p.waiting, `${p.startable.count} (${p.startable.limit})`,
     node("code", {}, short(p.rollout?.serving)), p.rollout ? rollout(p.rollout) : "",
   ], "No pools are assigned.");
   rows("images", host.images, (i) => [

@@ -2,13 +2,14 @@
 
 const STATES = {
   "vm-creating": "starting", "vm-starting": "starting", "vm-ready": "ready", "lease-granted": "leased",
+  "vm-suspending": "standby", "vm-standby": "standby", "vm-resuming": "starting",
   "vm-failed": "failed", "vm-teardown-failed": "failed", "vm-stopping": "stopping", "vm-gone": "gone",
 };
 
 // The state a VM is in after an event of this kind; undefined when the event tells nothing of it.
 export const stateAfter = (kind) => STATES[kind];
 
-const PHASES = { creating: "starting" };
+const PHASES = { creating: "starting", resuming: "starting", suspending: "standby" };
 
 // The lives of all VMs between two moments (ms), oldest first: parts of { state, from, to } in order.
 export function lives(events, vms, begin, end) {

@@ -9,9 +9,8 @@ from prometheus_client.exposition import choose_encoder
 
 from agent.api import schemas
 from agent.api.context import answer, context
-from agent.api.documents import slots
+from agent.api.documents import PHASE_OF_LIFE, slots
 from agent.api.operation import Operation
-from agent.domain.states import HOLDS_SLOT
 
 if TYPE_CHECKING:
     from agent.api.ports import Engine
@@ -59,7 +58,7 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
     for pool in world.pools:
         metrics.warm_target.labels(pool=pool.name).set(pool.warm)
         metrics.waiters.labels(pool=pool.name).set(sum(waiter.pool == pool.name for waiter in world.waiters))
-        for state in HOLDS_SLOT:
+        for state in PHASE_OF_LIFE:
             metrics.vms.labels(pool=pool.name, state=state).set(0)
     for vm in world.vms:
         metrics.vms.labels(pool=vm.pool, state=vm.state).inc()
