@@ -62,9 +62,7 @@ def headline(host: Document) -> Text:
 def pool_table(pools: Sequence[Document]) -> Table:
     """Return the pools: what they should have and what they have. Standby is shown where there is any."""
     standby = any(pool["standby"] for pool in pools)
-    table = _table(
-        "POOL", "READY", *(["STANDBY"] if standby else []), "LEASED", "STARTING", "WAITING", "VERSION", "ROLLOUT"
-    )
+    table = _table("POOL", "READY", *(["STANDBY"] if standby else []), "LEASED", "START", "WAIT", "VERSION", "ROLLOUT")
     for pool in pools:
         rollout = pool["rollout"] or {"phase": "", "serving": None, "target": None, "reason": ""}
         phase = Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow"))
