@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from agent.domain.breaker import HOST_BREAKER, held_back
+
 if TYPE_CHECKING:
     from agent.domain.model import PoolSpec, VmSize, World
 
@@ -18,6 +20,7 @@ class Limit(StrEnum):
     MEMORY = "memory"
     DISK = "disk"
     DRAINING = "draining"
+    UNHEALTHY = "host-unhealthy"
     POOL_MAX = "pool-max"
 
 
@@ -82,6 +85,8 @@ def startable(world: World, pool: PoolSpec) -> tuple[int, Limit]:
         return 0, Limit.DRAINING
     if world.disk_full:
         return 0, Limit.DISK
+    if held_back(world, HOST_BREAKER):
+        return 0, Limit.UNHEALTHY
     room, count = free(world), 0
     held = sum(vm.pool == pool.name and vm.holds_slot for vm in world.vms)
     while True:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from agent.domain import capacity
+from agent.domain.blame import is_failing
+from agent.domain.breaker import HOST_BREAKER
 from agent.domain.demand import pool_views
 from agent.domain.model import Condition, ConditionStatus, Mode
 from agent.domain.rollout import Phase
@@ -25,6 +28,9 @@ def conditions(world: World) -> tuple[Condition, ...]:
         _capacity(world),
         _cordoned(world),
         _draining(world),
+        _host_healthy(world),
+        _images_failing(world),
+        _slots_leaked(world),
     )
 
 
@@ -76,6 +82,40 @@ def _draining(world: World) -> Condition:
     message = f"{_asked(world)}{left}; no new VMs or leases until `hearth uncordon`"
     reason = "Draining" if world.vms else "Drained"
     return _condition(world, "Draining", problem=world.draining, reason=reason, message=message)
+
+
+def _host_healthy(world: World) -> Condition:
+    breaker = world.breakers.get(HOST_BREAKER)
+    if breaker is None or not is_failing(breaker, world.vms, world.now_s):
+        return Condition("HostHealthy", _TRUE, "AsItShouldBe", "", world.now_s)
+    message = (
+        f"{breaker.reason}. That is this host's own fault and not one image's: look at its disk, memory and "
+        f"hypervisor. No VM is created before {_clock(breaker.open_until_s)}; then it is tried again by itself"
+    )
+    return Condition("HostHealthy", _FALSE, "RepeatedFailures", message, world.now_s, problem=True)
+
+
+def _images_failing(world: World) -> Condition:
+    failing = [breaker for key, breaker in sorted(world.breakers.items()) if world.has_image(key)]
+    failing = [breaker for breaker in failing if is_failing(breaker, world.vms, world.now_s)]
+    message = "; ".join(
+        f"{breaker.key}: {breaker.failures} VMs failed, the last one since {breaker.reason}; the next is tried at "
+        f"{_clock(breaker.open_until_s)}, or at once after `hearth rollout retry`"
+        for breaker in failing
+    )
+    return _condition(world, "ImagesFailing", problem=bool(failing), reason="VmsFail", message=message)
+
+
+def _slots_leaked(world: World) -> Condition:
+    """Tell of VMs that hold a slot although they should be gone, and could not be ended so far."""
+    stuck = [(vm.name, world.breakers[vm.name]) for vm in world.vms if vm.name in world.breakers and not vm.alive]
+    message = "; ".join(f"{name}: {breaker.reason}" for name, breaker in stuck)
+    message += ". Their teardown is tried again by itself; see `hearth vms why NAME`"
+    return _condition(world, "SlotsLeaked", problem=bool(stuck), reason="TeardownFails", message=message)
+
+
+def _clock(at_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%H:%M:%S} UTC"
 
 
 def _asked(world: World) -> str:

@@ -91,6 +91,7 @@ class Cause(StrEnum):
     """Why a VM failed: a closed set, used as a metric label."""
 
     CLONE_FAILED = "clone-failed"
+    IMAGE_UNFIT = "image-unfit"  # this host cannot run that image
     START_FAILED = "start-failed"
     SUSPEND_FAILED = "suspend-failed"
     RESUME_FAILED = "resume-failed"

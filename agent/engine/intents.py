@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, ResumeVm, SuspendVm
-from agent.domain.breaker import HOST_BREAKER
+from agent.domain.blame import FREE_FAILURES, blamed_for_failure, blamed_for_leak, free_failures
+from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
-from agent.domain.model import Cause, Lease, Vm
+from agent.domain.model import Lease, Vm
 from agent.domain.rollout import Rollout, record_failure
 from agent.domain.states import VmEvent, VmState
 from agent.engine.leases import end_lease
@@ -16,21 +17,6 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action
     from agent.domain.model import Failure
     from agent.engine.ledger import Transaction
-
-YOUNG_S: Final = 60.0
-"""A VM that fails sooner than this after it was proven counts against its image, as one that was never proven does."""
-_FREE_FAILURES: Final = 2
-"""Failures of one image, or of the host, that are answered at once before the breaker slows the retries."""
-_NOT_THE_IMAGES_FAULT: Final = frozenset(
-    {
-        Cause.REQUESTED,
-        Cause.INTERRUPTED,
-        Cause.CLONE_FAILED,
-        Cause.SUSPEND_FAILED,
-        Cause.RESUME_FAILED,
-        Cause.LOST,
-    }
-)
 
 
 def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
@@ -91,15 +77,12 @@ def fail_vm(transaction: Transaction, vm: Vm, failure: Failure, *, jitter: float
     rollout = transaction.get(Rollout, vm.pool)
     if rollout is not None:
         transaction.put(record_failure(rollout, failed))
-    if vm.template is not None and vm.ready_at_s is None:
-        # It never got to be healthy from a memory that was: the memory is the first suspect, and the next VM boots.
-        transaction.trip(vm.template, reason=failure.reason, jitter=jitter)
-    elif failure.cause is Cause.CLONE_FAILED:
-        transaction.trip(HOST_BREAKER, reason=failure.reason, jitter=jitter, free=_FREE_FAILURES)
-    elif _counts_against_image(vm, failure):
-        transaction.trip(vm.image, reason=failure.reason, jitter=jitter, free=_FREE_FAILURES)
+    blamed = blamed_for_failure(vm, failure, transaction.all(Rollout), transaction.all(Breaker))
+    for key in blamed:
+        transaction.trip(key, reason=failure.reason, jitter=jitter, free=free_failures(key, vm))
 
 
-def _counts_against_image(vm: Vm, failure: Failure) -> bool:
-    young = vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
-    return young and failure.cause not in _NOT_THE_IMAGES_FAULT
+def note_leak(transaction: Transaction, vm: str, *, reason: str, jitter: float) -> None:
+    """Write that a VM could not be torn down: it is left alone for a while, and so is a host that leaks several."""
+    for key in blamed_for_leak(vm, transaction.all(Breaker), transaction.now_s):
+        transaction.trip(key, reason=reason, jitter=jitter, free=0 if key == vm else FREE_FAILURES)

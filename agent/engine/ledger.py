@@ -46,6 +46,16 @@ class Transaction:
             return self._ledger.table(kind).get(key)
         return change.record if isinstance(change, Put) else None  # type: ignore[return-value]
 
+    def all(self, kind: type[T]) -> tuple[T, ...]:
+        """Return every record of a kind as this transaction leaves it."""
+        found = dict(self._ledger.table(kind))
+        for (changed, key), change in self.changes.items():
+            if changed is kind:
+                found.pop(key, None)
+                if isinstance(change, Put):
+                    found[key] = change.record  # type: ignore[assignment]
+        return tuple(found.values())
+
     def put(self, record: Record) -> None:
         """Write a record."""
         self.changes[type(record), key_of(record)] = Put(record)

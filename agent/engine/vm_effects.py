@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.breaker import Breaker
-from agent.domain.errors import HearthError
+from agent.domain.errors import Blame, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Failure, Vm
 from agent.domain.states import VmEvent, VmState
-from agent.engine.intents import fail_vm
+from agent.engine.intents import fail_vm, note_leak
 from agent.engine.outside import bounded
 from agent.hypervisors.contract import VmSpec
 
@@ -42,7 +42,8 @@ async def create(outside: Outside, action: CreateVm) -> None:
     try:
         await _clone(outside, spec, action.image, None)
     except (HearthError, OSError) as error:
-        await fail(outside, action.vm, Cause.CLONE_FAILED, error)
+        unfit = isinstance(error, HearthError) and error.blame is Blame.IMAGE
+        await fail(outside, action.vm, Cause.IMAGE_UNFIT if unfit else Cause.CLONE_FAILED, error)
         return
     if not await _cloned(outside, action.vm, "by a boot", time.monotonic() - began_s):
         return
@@ -65,7 +66,7 @@ async def destroy(outside: Outside, name: str, *, evidence: bool) -> None:
     except (HearthError, OSError) as error:
         async with outside.ledger.transaction() as transaction:
             transaction.event(EventKind.VM_TEARDOWN_FAILED, vm=name, pool=vm.pool, detail=str(error))
-            transaction.trip(name, reason=str(error), jitter=outside.jitter())
+            note_leak(transaction, name, reason=str(error), jitter=outside.jitter())
         return
     async with outside.ledger.transaction() as transaction:
         transaction.drop(Vm, name)
@@ -82,7 +83,7 @@ async def reap(outside: Outside, name: str) -> None:
     except (HearthError, OSError) as error:
         async with outside.ledger.transaction() as transaction:
             transaction.event(EventKind.STRAY_REAP_FAILED, vm=name, detail=str(error))
-            transaction.trip(name, reason=str(error), jitter=outside.jitter())
+            note_leak(transaction, name, reason=str(error), jitter=outside.jitter())
         return
     async with outside.ledger.transaction() as transaction:
         transaction.drop(Breaker, name)

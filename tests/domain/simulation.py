@@ -43,7 +43,7 @@ from agent.domain.model import (
 from agent.domain.plan import Plan, plan
 from agent.domain.rollout import Rollout, retry, undo
 from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
-from agent.engine.intents import fail_vm, intend
+from agent.engine.intents import fail_vm, intend, note_leak
 from agent.engine.journal import TABLES, Put
 from agent.engine.leases import end_lease
 from agent.engine.ledger import OPEN, Transaction
@@ -249,6 +249,12 @@ class Host:
             self._fail(transaction, vm, Cause.EXITED)
             self.commit(transaction)
 
+    def fail(self, name: str, cause: Cause) -> None:
+        """Let a VM fail for a cause."""
+        transaction = self.transaction()
+        self._fail(transaction, self.vms[name], cause)
+        self.commit(transaction)
+
     def vanish(self, name: str) -> None:
         """End a VM's process with nobody noticing."""
         self.running.discard(name)
@@ -336,7 +342,7 @@ class Host:
 
     def _ended(self, transaction: Transaction, name: str, *, ok: bool) -> None:
         if not ok:
-            transaction.trip(name, reason="teardown failed", jitter=self.jitter)
+            note_leak(transaction, name, reason="teardown failed", jitter=self.jitter)
             return
         self.running.discard(name)
         self.suspended.discard(name)
