@@ -135,7 +135,8 @@ class Assignments:
 
     async def _follow_file(self) -> None:
         # The folder is watched, not the file: editors and tools replace files by renaming another over them.
-        async for changes in awatch(self._file.parent, recursive=False, debounce=50, step=20):
+        # It wakes every `step` milliseconds for as long as the agent runs, so the step is what an idle host pays for.
+        async for changes in awatch(self._file.parent, recursive=False, debounce=50, step=200):
             if any(path.endswith(self._file.name) for _, path in changes):
                 await self._reload_or_log()
 

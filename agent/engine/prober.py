@@ -152,12 +152,15 @@ class Prober:
 
     async def _keep_asking(self, vm: Vm, probe: ProbeSpec) -> None:
         """Ask one liveness probe at its period for ever, and report each verdict."""
-        health = Health()
+        health, pause_s = Health(), probe.period_s
         while True:
-            await asyncio.sleep(probe.period_s)
+            await asyncio.sleep(pause_s)
+            pause_s = probe.period_s
             if vm.name in self._busy:
                 continue  # it may stand still on purpose, while its memory is saved
             result = await self._ask(vm, probe, probe.timeout_s)
+            # Waiting for an answer is part of the period: a hung guest is found after `failures` of them and a timeout.
+            pause_s = max(0.0, probe.period_s - result.duration_s)
             if result.outcome is not Outcome.PASS:
                 log.warning("probe-not-passed", probe=probe.name, outcome=result.outcome, detail=result.detail)
             health, sick = observe(health, probe, result)
