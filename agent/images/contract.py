@@ -43,7 +43,7 @@ class Images(Protocol):
         """Return the image versions that are whole on this host."""
 
     async def local(self, digest: str) -> LocalImage:
-        """Return where an image version lies. Raises `ImageNotFoundError` when it is not whole here."""
+        """Return where an image version lies, noting that it is in use. Raises `ImageNotFoundError`."""
 
     def protect(self, in_use: Callable[[], Collection[str]]) -> None:
         """Let pulls remove images for room, least recently used first, but never one that `in_use` names.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.images.shelf import Shelf
-    from agent.images.store import ImageStore
+    from agent.images.store import Store
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ class Finding:
     repaired: bool
 
 
-def check_store(store: ImageStore, shelf: Shelf, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
+def check_store(store: Store, shelf: Shelf, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
     """Check all images, several chunks at once. Blocks for as long as the disk takes to be read."""
     findings: list[Finding] = []
     for digest in store.digests():
@@ -49,7 +49,7 @@ def check_store(store: ImageStore, shelf: Shelf, executor: Executor, *, repair: 
         findings.extend(Finding(digest, problem, repair) for problem in problems)
     if repair:
         shelf.rebuild()
-        store.sweep()
+        store.staging.sweep()
     return tuple(findings)
 
 

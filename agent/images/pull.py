@@ -28,7 +28,7 @@ from agent.images.manifest import Blob, Manifest, digest_of, parse_manifest, par
 from agent.images.prepare import Prepared, prepare
 from agent.images.referrers import find_attached
 from agent.images.sparse import make_hole
-from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, ImageStore, Stage
+from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
 from agent.images.threads import all_or_first_error, in_thread
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     from agent.images.manifest import Chunk
     from agent.images.meter import Meter
     from agent.images.plan import Fetch, Plan, Rebuild
+    from agent.images.reference import Reference
     from agent.images.room import RoomMaker
     from agent.images.shelf import Shelf
     from agent.images.sources.contract import Place
+    from agent.images.staging import Stage
+    from agent.images.store import Store
 
 log = structlog.get_logger()
 
@@ -53,14 +56,15 @@ _INDEX_TIMEOUT_S: Final = 60.0
 class Puller:
     """Pulls into one store."""
 
-    store: ImageStore
+    store: Store
     shelf: Shelf
     tools: Tools
     room: RoomMaker
 
-    async def pull(self, source: Place, digest: str, meter: Meter) -> None:
+    async def pull(self, source: Place, reference: Reference, digest: str, meter: Meter) -> None:
         """Return when the version is whole and published. What an interrupted try left is taken up again."""
         started_s = time.monotonic()
+        self.store.check(reference)
         manifest = await self._manifest(source, digest)
         meter.expect(manifest.total_bytes)
         stage = await self._stage(digest)
@@ -68,7 +72,7 @@ class Puller:
             return
         try:
             block_index = await self._fill(source, manifest, stage, meter)
-            await in_thread(None, self.store.publish, digest, stage)
+            await in_thread(None, self.store.publish, reference, digest, stage)
             await in_thread(None, self.shelf.add, manifest, block_index)
         except OSError as error:
             raise await self._disk_error(error, stage) from error
@@ -88,7 +92,7 @@ class Puller:
         """Return the version's staging directory; None when another process has made the version whole meanwhile."""
         waited = False
         while not await in_thread(None, self.store.has, digest):
-            stage = await in_thread(None, self.store.try_stage, digest)
+            stage = await in_thread(None, self.store.staging.try_open, digest)
             if stage is not None:
                 return stage
             if not waited:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from agent.images.shelf import Shelf
-    from agent.images.store import ImageStore
+    from agent.images.store import Store
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ class RoomMaker:
     the command line beside a running agent; then nothing is ever removed.
     """
 
-    store: ImageStore
+    store: Store
     shelf: Shelf
     reserve_bytes: int
     budget_bytes: int | None = None
@@ -41,7 +41,7 @@ class RoomMaker:
         """
         if not self._missing(needed):
             return
-        self.store.sweep(older_than_s=0)
+        self.store.staging.sweep(older_than_s=0)
         missing = self._missing(needed)
         in_use = {digest, *(self.in_use() if self.in_use is not None else self.store.digests())}
         for image in victims(self.store.list(), in_use=in_use, missing=missing):

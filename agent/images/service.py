@@ -24,7 +24,7 @@ from agent.images.reference import parse_reference
 from agent.images.retry import Retry
 from agent.images.room import RoomMaker
 from agent.images.shelf import Shelf
-from agent.images.store import ImageStore
+from agent.images.store import ImageStore, Store, local_image
 from agent.images.threads import in_thread
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Flight:
 class ImageService:
     """The image store with its puller (`agent.images.contract.Images`), and what the command line needs besides."""
 
-    store: ImageStore
+    store: Store
     shelf: Shelf
     places: Places
     tools: Tools
@@ -61,10 +61,12 @@ class ImageService:
     _flights: dict[str, _Flight] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, config: Config, *, places: Places | None = None, retry: Retry | None = None) -> Self:
-        """Return the service of a configuration. Touches nothing yet."""
+    def build(
+        cls, config: Config, *, store: Store | None = None, places: Places | None = None, retry: Retry | None = None
+    ) -> Self:
+        """Return the service of a configuration, over the agent's own store or another. Touches nothing yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
-        store = ImageStore(config.data_dir / "images")
+        store = store or ImageStore(config.data_dir / "images")
         shelf = Shelf(store)
         return cls(
             store=store,
@@ -82,7 +84,7 @@ class ImageService:
     async def open(self) -> None:
         """Make the store ready and sweep what interrupted pulls left long ago."""
         await in_thread(None, self.store.prepare)
-        await in_thread(None, self.store.sweep)
+        await in_thread(None, self.store.staging.sweep)
         await in_thread(None, self.shelf.prepare)
 
     async def close(self) -> None:
@@ -114,7 +116,7 @@ class ImageService:
             if flight is None:
                 flight = self._start(reference, digest)
             await self._wait(flight)
-        await in_thread(None, self.store.remember, str(parsed), digest)
+        await in_thread(None, self.store.remember, parsed, digest)
 
     def progress(self) -> tuple[PullProgress, ...]:
         """See `Images.progress`."""
@@ -126,7 +128,7 @@ class ImageService:
 
     async def local(self, digest: str) -> LocalImage:
         """See `Images.local`."""
-        return await in_thread(None, self.store.local, digest)
+        return await in_thread(None, self._use, digest)
 
     async def remove(self, digest: str) -> None:
         """See `Images.remove`."""
@@ -151,7 +153,7 @@ class ImageService:
 
     async def find(self, text: str) -> str | None:
         """Return the digest of what is whole here under a reference or digest, without asking any registry."""
-        return await in_thread(None, self.store.find, str(parse_reference(text)))
+        return await in_thread(None, self.store.find, parse_reference(text))
 
     async def push(
         self,
@@ -171,13 +173,18 @@ class ImageService:
 
     def _start(self, reference: str, digest: str) -> _Flight:
         meter = Meter(reference, digest)
-        source = self.places.open(parse_reference(reference))
+        parsed = parse_reference(reference)
+        source = self.places.open(parsed)
         puller = Puller(self.store, self.shelf, self.tools, self.room)
-        task = asyncio.create_task(puller.pull(source, digest, meter), name=f"pull {digest}")
+        task = asyncio.create_task(puller.pull(source, parsed, digest, meter), name=f"pull {digest}")
         flight = _Flight(task, meter)
         self._flights[digest] = flight
         task.add_done_callback(lambda _: self._flights.pop(digest, None))
         return flight
+
+    def _use(self, digest: str) -> LocalImage:
+        self.store.touch(digest)
+        return local_image(self.store, digest)
 
     async def _wait(self, flight: _Flight) -> None:
         """Wait with all others for one pull; when the last of them gives up, the pull ends too."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.images.manifest import Manifest
-    from agent.images.store import ImageStore
+    from agent.images.store import Store
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ _FOLDER: Final = ".index"
 class Shelf:
     """The indexes over a store. They are derived: losing them costs speed, and `rebuild` brings them back."""
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._folder = store.root / _FOLDER
 

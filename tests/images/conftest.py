@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from agent.images.store import Store
+
 IMPATIENT = Patience(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
 
 
@@ -22,7 +24,12 @@ class MakeService(Protocol):
     """Opens an image service on a fresh or given data directory."""
 
     async def __call__(
-        self, *hosts: str, data_dir: Path | None = None, registry: RegistryConfig | None = None, reserve_mib: int = 0
+        self,
+        *hosts: str,
+        data_dir: Path | None = None,
+        registry: RegistryConfig | None = None,
+        reserve_mib: int = 0,
+        store: Store | None = None,
     ) -> ImageService: ...
 
 
@@ -42,7 +49,11 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
     services: list[ImageService] = []
 
     async def make(
-        *hosts: str, data_dir: Path | None = None, registry: RegistryConfig | None = None, reserve_mib: int = 0
+        *hosts: str,
+        data_dir: Path | None = None,
+        registry: RegistryConfig | None = None,
+        reserve_mib: int = 0,
+        store: Store | None = None,
     ) -> ImageService:
         registries = dict.fromkeys(hosts, registry or RegistryConfig(insecure=True))
         config = Config(
@@ -51,7 +62,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
             images=ImagesConfig(registries=registries),
         )
         places = Places(registries, patience=IMPATIENT, docker_config=tmp_path / "docker-config.json")
-        service = ImageService.build(config, places=places, retry=QUICK)
+        service = ImageService.build(config, store=store, places=places, retry=QUICK)
         await service.open()
         services.append(service)
         return service

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from agent.images.manifest import Manifest
     from agent.images.service import ImageService
     from tests.images.conftest import MakeService
 
@@ -108,9 +111,12 @@ async def test_a_failed_pull_goes_on_where_it_was(
 
 PULL = """
 import asyncio, sys
+import structlog
 from pathlib import Path
 from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
 from agent.images.service import open_images
+
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 async def main(host, data_dir, reference):
     registries = {host: RegistryConfig(insecure=True)}
@@ -142,6 +148,71 @@ async def test_a_killed_pull_shows_nothing_and_goes_on(
     await images.pull(faulty.reference(), digest)
     assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
     assert staged(images) == []
+
+
+ZYGOTE = PULL.replace(
+    "asyncio.run(main(*sys.argv[1:]))",
+    """
+import os
+for _ in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(main(*sys.argv[1:]))
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+""",
+)
+
+
+@pytest.mark.timeout(60)
+async def test_thirty_kills_in_one_pull_cost_a_chunk_per_worker_each_and_nothing_else(
+    make_service: MakeService, tmp_path: Path, executor: Executor
+) -> None:
+    disk = write_disk(tmp_path / "many.img", mib=160, every=1)
+    digest = await push_layout(disk, tmp_path / "layout", executor, chunk_bytes=MIB // 4)
+    registry = FaultyRegistry()
+    registry.load(tmp_path / "layout")
+    manifest = parse_manifest(registry.manifests[digest])
+    chance = random.Random(30)
+    images = await make_service()
+    journal = images.store.staging.path / digest.removeprefix("sha256:") / "journal"
+    async with run_faulty(registry):
+        arguments = [registry.host, str(tmp_path / "data"), registry.reference()]
+        zygote = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ZYGOTE, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        orders, reports = zygote.stdin, zygote.stdout
+        assert orders is not None
+        assert reports is not None
+
+        finished: set[str] = set()
+        for _ in range(30):
+            registry.seen.clear()
+            orders.write(b"go\n")
+            pid = int(await reports.readline())
+            await registry.asked_for_blobs(chance.randrange(3, 14))
+            os.kill(pid, signal.SIGKILL)
+            assert int(await reports.readline()) == signal.SIGKILL
+            assert not images.store.has(digest)
+            asked = chunks_of(registry, digest) & {seen.path.rpartition("/")[2] for seen in registry.gets()}
+            assert not asked & finished
+            finished = _finished(journal, manifest)
+            assert len(asked - finished) <= 8  # one chunk per worker
+        assert len(finished) > 20
+        orders.write(b"go\n")
+        assert int(await reports.readline()) > 0
+        assert int(await reports.readline()) == 0
+        orders.close()
+        await zygote.wait()
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+    assert staged(images) == []
+
+
+def _finished(journal: Path, manifest: Manifest) -> set[str]:
+    """Return the blobs of the chunks that a journal calls finished."""
+    lines = journal.read_text().splitlines()[1:] if journal.exists() else []
+    return {manifest.chunks[int(line)].blob.digest for line in lines}
 
 
 async def test_a_journal_of_another_boot_is_checked_against_the_disk(
@@ -207,7 +278,7 @@ async def test_old_partial_pulls_are_swept_and_young_or_busy_ones_stay(make_serv
     images = await make_service()
     old, young, busy = ("a" * 64, "b" * 64, "c" * 64)
     for name in (old, young, busy):
-        stage = images.store.try_stage(f"sha256:{name}")
+        stage = images.store.staging.try_open(f"sha256:{name}")
         assert stage is not None
         (stage.path / "disk.img").write_bytes(b"x")
         if name != busy:
@@ -216,7 +287,7 @@ async def test_old_partial_pulls_are_swept_and_young_or_busy_ones_stay(make_serv
             past_s = time.time() - 100 * 3600
             os.utime(stage.path, (past_s, past_s))
     (images.store.root / ".staging" / f"removed-{old}-1234").mkdir()
-    assert images.store.sweep() == 2
+    assert images.store.staging.sweep() == 2
     assert staged(images) == [young, busy]
 
 

@@ -87,7 +87,7 @@ async def test_a_pull_makes_room_within_the_budget(
     first, second, third = await pull_versions(images, tmp_path, executor, 3)
     held = sum(image.allocated_bytes for image in await images.list())
     images.room.budget_bytes = held + MIB
-    partial = images.store.try_stage(f"sha256:{'e' * 64}")
+    partial = images.store.staging.try_open(f"sha256:{'e' * 64}")
     assert partial is not None
     partial.close()
     disk = write_disk(tmp_path / "next.img", mib=4, seed=99, every=2)

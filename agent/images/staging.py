@@ -1,0 +1,91 @@
+"""Where images are made whole, out of sight: one locked directory per version, kept when a pull is interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.images.locks import try_lock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = structlog.get_logger()
+
+PARTIAL_KEEP_S: Final = 24 * 3600.0
+"""How long an interrupted pull is kept for another try."""
+_REMOVED: Final = "removed-"
+
+
+class Stage:
+    """A locked directory in which one image version is made whole."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let others work on this version."""
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Remove what was made so far."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class StagingArea:
+    """The directory that holds all stages, and what is being removed. All methods block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self) -> None:
+        """Make it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def try_open(self, digest: str) -> Stage | None:
+        """Open the stage of a version; None while another process works in it."""
+        path = self.path / digest.removeprefix("sha256:")
+        path.mkdir(exist_ok=True)
+        try:
+            lock = try_lock(path)
+        except FileNotFoundError:
+            return None
+        if lock is None:
+            return None
+        # It may have been published, and so renamed, between the two calls.
+        with suppress(FileNotFoundError):
+            if os.fstat(lock).st_ino == path.stat().st_ino:
+                return Stage(path, lock)
+        os.close(lock)
+        return None
+
+    def remove(self, path: Path) -> None:
+        """Remove a directory of the same volume: out of sight in one step, then from the disk."""
+        doomed = self.path / f"{_REMOVED}{os.urandom(8).hex()}"
+        with suppress(FileNotFoundError):
+            path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self, *, older_than_s: float = PARTIAL_KEEP_S) -> int:
+        """Remove what interrupted pulls and removals left, unless it is in use or young; return how many there were."""
+        return sum(self._sweep(path, older_than_s) for path in sorted(self.path.iterdir()))
+
+    def _sweep(self, path: Path, older_than_s: float) -> bool:
+        with suppress(FileNotFoundError):
+            young = time.time() - path.stat().st_mtime < older_than_s
+            if young and not path.name.startswith(_REMOVED):
+                return False
+            lock = try_lock(path)
+            if lock is None:
+                return False
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+            log.info("partial-image-swept", image=path.name)
+            return True
+        return False

@@ -1,0 +1,199 @@
+"""A Tart home as a store: images are placed where stock Tart looks for them, under Tart's own locks.
+
+    $TART_HOME/cache/OCIs/<host>/<namespace>/sha256:<hex>/   the image, with Tart's mark that keeps it from its gc
+    $TART_HOME/cache/OCIs/<host>/<namespace>/<tag>           absolute symbolic link to it
+    $TART_HOME/cache/.hearth/                                ours: staging and indexes, where Tart never looks
+
+`tart clone host/namespace@sha256:<hex> name` then needs no network. A version pulled from two repositories has an entry
+in each, which share their disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from agent.images.errors import BadReferenceError, StoreError
+from agent.images.files import sync_directory
+from agent.images.locks import locked
+from agent.images.reference import Reference, RegistryName, is_digest
+from agent.images.staging import StagingArea
+from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, images_in, latest_first, os_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent.domain.model import Image
+    from agent.images.staging import Stage
+
+MARK: Final = ".explicitly-pulled"
+LOCK_TIMEOUT_S: Final = 3600.0
+"""A `tart pull` holds the lock of its registry for as long as it downloads."""
+
+
+class TartHome:
+    """The `Store` of one Tart home. `home` must be written as Tart's environment has it: Tart compares it as text."""
+
+    def __init__(self, home: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        self._images = home / "cache" / "OCIs"
+        self._content = home / "cache" / "content"
+        self._lock_timeout_s = lock_timeout_s
+        self.root = home / "cache" / ".hearth"
+        self.staging = StagingArea(self.root / "staging")
+
+    def prepare(self) -> None:
+        """See `Store.prepare`."""
+        with os_errors(self.root):
+            self.staging.prepare()
+            self._images.mkdir(parents=True, exist_ok=True)
+            self._content.mkdir(parents=True, exist_ok=True)
+            (self._content / ".gc.lock").touch()
+
+    def has(self, digest: str) -> bool:
+        """See `Store.has`."""
+        return any(True for _ in self._entries(digest))
+
+    def path(self, digest: str) -> Path:
+        """See `Store.path`."""
+        return next(self._entries(digest), self.root / "absent" / digest)
+
+    def digests(self) -> list[str]:
+        """See `Store.digests`."""
+        with os_errors(self.root):
+            return latest_first({path.name: path for path in self._entries()})
+
+    def list(self) -> tuple[Image, ...]:
+        """See `Store.list`."""
+        directories: dict[str, Path] = {}
+        names: dict[str, set[str]] = {}
+        with os_errors(self.root):
+            for path in self._entries():
+                directories.setdefault(path.name, path)
+                for link in path.parent.iterdir():
+                    if link.is_symlink() and link.readlink() == path:
+                        names.setdefault(path.name, set()).add(f"{self._repository(path.parent)}:{link.name}")
+            return images_in(directories, names)
+
+    def check(self, reference: Reference) -> None:
+        """See `Store.check`: Tart knows images by their registry."""
+        self._folder(reference)
+
+    def find(self, reference: Reference) -> str | None:
+        """See `Store.find`."""
+        link = self._folder(reference) / reference.target
+        digest = link.readlink().name if link.is_symlink() else link.name
+        return digest if is_digest(digest) and _is_whole(link.parent / digest) else None
+
+    def touch(self, digest: str) -> None:
+        """See `Store.touch`."""
+        for path in self._entries(digest):
+            with suppress(FileNotFoundError):
+                os.utime(path)
+
+    def publish(self, reference: Reference, digest: str, stage: Stage) -> None:
+        """See `Store.publish`."""
+        target = self._folder(reference) / digest
+        with os_errors(self.root):
+            (stage.path / MARK).touch()
+            sync_directory(stage.path)
+            with self._locks(reference):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stage.path.rename(target)
+                os.utime(target)
+                sync_directory(target.parent)
+
+    def remember(self, reference: Reference, digest: str) -> None:
+        """See `Store.remember`. The entry under another repository's name shares the disk of the one that is here."""
+        folder = self._folder(reference)
+        with os_errors(self.root), self._locks(reference):
+            if not _is_whole(folder / digest):
+                self._share(self.path(digest), folder / digest)
+            if reference.tag:
+                aside = folder / f".{reference.tag}.new"
+                aside.unlink(missing_ok=True)
+                aside.symlink_to(folder / digest)
+                aside.rename(folder / reference.tag)
+
+    def remove(self, digest: str) -> None:
+        """See `Store.remove`. Raises `StoreError` while Tart has the image open."""
+        with os_errors(self.root):
+            for path in list(self._entries(digest)):
+                with self._locks(Reference(self._repository(path.parent), digest=digest)):
+                    if _is_open(path / CONFIG):
+                        raise StoreError(f"the image {digest} is in use by Tart", remedy="try again when it is done")
+                    for link in path.parent.iterdir():
+                        if link.is_symlink() and link.readlink() == path:
+                            link.unlink()
+                    self.staging.remove(path)
+
+    def _entries(self, digest: str = "") -> Iterator[Path]:
+        pattern = digest if is_digest(digest) else "sha256:*"
+        for path in sorted(self._images.rglob(pattern)):
+            if is_digest(path.name) and not path.is_symlink() and _is_whole(path):
+                yield path
+
+    def _folder(self, reference: Reference) -> Path:
+        name = reference.name
+        if not isinstance(name, RegistryName):
+            remedy = "push it to a registry and pull it from there"
+            raise BadReferenceError(f"{reference} has no registry, and Tart knows images by one", remedy=remedy)
+        return self._images / _escaped(name.host) / name.namespace
+
+    def _repository(self, folder: Path) -> RegistryName:
+        host, *namespace = folder.relative_to(self._images).parts
+        return RegistryName(host.replace("%3A", ":"), "/".join(namespace))
+
+    def _share(self, source: Path, target: Path) -> None:
+        stage = self.staging.path / f"share-{os.urandom(8).hex()}"
+        stage.mkdir()
+        try:
+            for name in (DISK, NVRAM, MANIFEST):
+                os.link(source / name, stage / name)
+            # Tart takes its lock on this file, so each entry has its own.
+            shutil.copyfile(source / CONFIG, stage / CONFIG)
+            (stage / MARK).touch()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stage.rename(target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    @contextmanager
+    def _locks(self, reference: Reference) -> Iterator[None]:
+        """Hold Tart's locks, in Tart's order: that of the registry, then that of its garbage collector."""
+        self.prepare()
+        self.check(reference)
+        assert isinstance(reference.name, RegistryName)
+        host = self._images / _escaped(reference.name.host)
+        host.mkdir(exist_ok=True)
+        timeout_s = self._lock_timeout_s
+        with locked(host, timeout_s=timeout_s), locked(self._content / ".gc.lock", timeout_s=timeout_s):
+            yield
+
+
+def _escaped(host: str) -> str:
+    return host.replace(":", "%3A")
+
+
+def _is_whole(path: Path) -> bool:
+    return all((path / name).is_file() for name in (CONFIG, DISK, NVRAM, MANIFEST))
+
+
+def _is_open(config: Path) -> bool:
+    """Whether a process holds Tart's lock: a POSIX lock on the VM's configuration, told with its holder's pid."""
+    # struct flock differs: Linux has type and whence first, macOS last.
+    linux = sys.platform == "linux"
+    layout = "hhqqi4x" if linux else "qqihh"
+    asked = (fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0) if linux else (0, 0, 0, fcntl.F_RDLCK, os.SEEK_SET)
+    try:
+        with config.open("rb") as file:
+            answer = fcntl.fcntl(file.fileno(), fcntl.F_GETLK, struct.pack(layout, *asked))
+    except FileNotFoundError:
+        return False
+    fields = struct.unpack(layout, answer)
+    return bool((fields[0] if linux else fields[3]) != fcntl.F_UNLCK)
