@@ -13,7 +13,7 @@ import pytest
 from agent import app
 from agent.config import AssignmentConfig, Config, HostConfig, ImagesConfig
 from agent.domain.states import VmState
-from agent.engine.leases import LeaseNotFoundError, NoVmFreeError
+from agent.engine.leases import LeaseError, NoVmFreeError
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor
 from agent.hypervisors.simulated.behaviour import constant, uniform
 from agent.images.service import open_images
@@ -108,7 +108,7 @@ async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
             continue
         served.append(lease)
         await asyncio.sleep(0.02)
-        with contextlib.suppress(LeaseNotFoundError):  # its VM died meanwhile
+        with contextlib.suppress(LeaseError):  # its VM died meanwhile
             await engine.leases.release(lease.id)
 
 
