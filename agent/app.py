@@ -17,6 +17,7 @@ from ulid import ULID
 
 from agent import __version__
 from agent.api.application import build_application
+from agent.api.auth import OpenGate, TokenGate, tokens_path
 from agent.api.server import Server
 from agent.domain.capacity import startable
 from agent.domain.rules import images_in_use
@@ -84,10 +85,11 @@ async def build(
     stack.push_async_callback(journal.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
     engine = _engine(config, hypervisor, images, journal, http, metrics, jitter or random.SystemRandom().random)
-    application = build_application(engine, metrics)
+    gate = TokenGate(tokens_path(config.data_dir)) if config.api.auth == "token" else OpenGate()
+    application = build_application(engine, metrics, gate)
     server = Server(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
-        port_file=config.data_dir / "api.port",
+        port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
     return App(engine, server, metrics)
 

@@ -98,14 +98,35 @@ class ImagesConfig(Section):
     registries: dict[str, RegistryConfig] = {}
 
 
-class ApiConfig(Section):
-    """`[api]`: where the agent listens. Loopback only until roles and TLS are configured."""
+class TlsConfig(Section):
+    """`[api.tls]`: the certificate of the TCP listener, as PEM files. Renewed files are taken up without a restart."""
 
-    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    """Clients must show a certificate of this authority."""
+
+
+class ApiConfig(Section):
+    """`[api]`: where the agent listens. Whoever listens off loopback must ask for tokens and speak TLS."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    auth: Literal["open", "token"] = "open"
+    """Whether TCP callers must show a token. On the Unix socket the file's permissions are the login."""
+    tls: TlsConfig | None = None
     port: int = Field(default=7420, ge=0, le=65535)
     """0 picks a free port; it is written to `<data_dir>/api.port`."""
     socket: Path | None = None
     """Unix socket for the command line; default: `<data_dir>/hearth.sock`."""
+
+    @model_validator(mode="after")
+    def _safe_off_loopback(self) -> Self:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and (self.auth == "open" or self.tls is None):
+            raise ValueError(
+                f'others can reach {self.host}: set auth = "token" and certificate and key under [api.tls], '
+                "or listen on 127.0.0.1"
+            )
+        return self
 
 
 class AssignmentConfig(Section):
@@ -288,10 +309,17 @@ def load_config(path: Path) -> Config:
     return config.model_copy(
         update={
             "data_dir": here / config.data_dir,
-            "api": config.api.model_copy(update={"socket": here / config.api.socket if config.api.socket else None}),
+            "api": _api_in(config.api, here),
             "assignment": config.assignment.model_copy(update={"file": assignment_file}),
         }
     )
+
+
+def _api_in(api: ApiConfig, here: Path) -> ApiConfig:
+    """Return the section with its paths made absolute."""
+    files = api.tls.model_dump(exclude_none=True) if api.tls else {}
+    tls = TlsConfig(**{name: here / file for name, file in files.items()}) if files else None
+    return api.model_copy(update={"socket": here / api.socket if api.socket else None, "tls": tls})
 
 
 def load_assignment(path: Path) -> Assignment:

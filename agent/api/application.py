@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from agent.api.context import CONTEXT, Context
+from agent.api.auth import OpenGate, Role
+from agent.api.context import CONTEXT, GATE, Context
 from agent.api.events import EventHub
-from agent.api.middleware import name_the_answer, no_foreign_pages, observed, problems_only
+from agent.api.middleware import NEEDS, admitted, name_the_answer, no_foreign_pages, observed, problems_only
 from agent.api.resources import (
     assignment,
     events,
@@ -29,6 +30,7 @@ from agent.api.views import HostView
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agent.api.auth import Gate
     from agent.api.operation import Operation
     from agent.api.ports import Engine
     from agent.telemetry.metrics import Metrics
@@ -50,17 +52,21 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 
 
-def build_application(engine: Engine, metrics: Metrics) -> web.Application:
-    """Return the application that serves `engine`."""
+def build_application(engine: Engine, metrics: Metrics, gate: Gate | None = None) -> web.Application:
+    """Return the application that serves `engine`. `gate` decides who TCP callers are; without one all are let in."""
     application = web.Application(
-        middlewares=[observed, problems_only, no_foreign_pages], client_max_size=MAX_BODY_BYTES
+        middlewares=[observed, problems_only, no_foreign_pages, admitted], client_max_size=MAX_BODY_BYTES
     )
+    application[GATE] = gate or OpenGate()
     application[CONTEXT] = Context(engine, metrics, HostView(engine), EventHub(engine))
+    needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
+        needs[operation.method, operation.path] = operation.needs
         if operation.method == "GET":
             application.router.add_get(operation.path, operation.handler)  # HEAD too
         else:
             application.router.add_route(operation.method, operation.path, operation.handler)
+    application[NEEDS] = needs
     for path in page.FILES:
         application.router.add_get(path, page.page)
     application.on_response_prepare.append(name_the_answer)

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from agent.api.auth import Caller, Gate
 from agent.api.problem_schemas import FieldProblem
 from agent.api.problems import BodyTimeoutError, BrokenBodyError, MalformedJsonError, MediaTypeError, RequestError
 
@@ -45,6 +46,8 @@ class Context:
     unfinished: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
+GATE: Final = web.AppKey("gate", Gate)
+CALLER: Final = web.RequestKey("caller", Caller)
 CONTEXT: Final = web.AppKey("context", Context)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 

@@ -15,7 +15,8 @@ from ulid import ULID
 from yarl import URL
 
 from agent.api import problems
-from agent.api.context import CONTEXT, REQUEST_ID
+from agent.api.auth import Caller, Role, RoleTooLowError
+from agent.api.context import CALLER, CONTEXT, GATE, REQUEST_ID
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _ID_HEADER: Final = "X-Request-ID"
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+NEEDS: Final = web.AppKey("needs", dict[tuple[str, str], Role])
+"""The least role for every method and path."""
+
+_LOCAL: Final = Caller("socket", Role.ADMIN)
 _ROOT_LOGGER: Final = logging.getLogger()
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -53,6 +58,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
                     method=request.method,
                     path=request.path,
                     status=status,
+                    caller=request[CALLER].name if CALLER in request else "",
                     duration_s=round(duration_s, 4),
                 )
     return response
@@ -84,10 +90,10 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
     """Refuse what a web page from elsewhere makes a browser on this host send us over TCP.
 
     A page can point a name of its own at 127.0.0.1 (DNS rebinding): the Host header still tells. And it can post
-    without asking first: the Origin header tells. The Unix socket has no such callers.
+    without asking first: the Origin header tells. The Unix socket has no such callers, and where a token is asked for
+    a page has none to show.
     """
-    address = request.transport.get_extra_info("sockname") if request.transport else None
-    if isinstance(address, tuple):
+    if _by_tcp(request) and not request.app[GATE].asks:
         if _host_name(request.host) not in _LOOPBACK:
             raise problems.HostRefusedError(
                 f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
@@ -96,6 +102,29 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
         if origin is not None and request.method not in _READS and origin != f"http://{request.host}":
             raise problems.OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
     return await handler(request)
+
+
+@web.middleware
+async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let the request in if its caller's role is enough for the operation. Unknown paths are for readers only."""
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == "HEAD" else request.method
+    needed = request.app[NEEDS].get((method, resource.canonical if resource else ""), Role.READ)
+    if needed is not Role.NONE:
+        authorization = request.headers.get(hdrs.AUTHORIZATION, "")
+        caller = request.app[GATE].caller(authorization) if _by_tcp(request) else _LOCAL
+        request[CALLER] = caller
+        if caller.role < needed:
+            raise RoleTooLowError(
+                f"{caller.name!r} may {caller.role.name.lower()}, and this needs {needed.name.lower()}",
+                remedy="use a token of that role",
+            )
+    return await handler(request)
+
+
+def _by_tcp(request: web.Request) -> bool:
+    address = request.transport.get_extra_info("sockname") if request.transport else None
+    return isinstance(address, tuple)
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from agent.api.auth import Role
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -23,7 +25,8 @@ class Operation:
     `answer` is the document of `status`, or the media type of a body that is no document, or None for an empty body.
     `also` lists other statuses that carry the answer's document, and `errors` the statuses of problems that belong to
     this operation (those any operation can have are not repeated). `stream` is the media type that a client can ask
-    for instead, to be told as things happen.
+    for instead, to be told as things happen. `role` is the least that a caller must have, where that is not
+    what `needs` concludes from the method.
     """
 
     id: str
@@ -38,4 +41,12 @@ class Operation:
     query: type[Schema] | None = None
     etag: bool = False
     errors: tuple[int, ...] = ()
+    role: Role | None = None
     stream: str = ""
+
+    @property
+    def needs(self) -> Role:
+        """The least role of a caller: what is not said is open to readers if it reads, else for administrators."""
+        if self.role is not None:
+            return self.role
+        return Role.READ if self.method == "GET" else Role.ADMIN

@@ -27,7 +27,9 @@ MEDIA_TYPE: Final = "application/problem+json"
 STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "malformed-json": 400,
     "broken-body": 400,
+    "unauthenticated": 401,
     "origin-refused": 403,
+    "role-too-low": 403,
     "pool-unknown": 404,
     "lease-not-found": 404,
     "vm-not-found": 404,
@@ -63,6 +65,12 @@ _HOW: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
     EventKind.LEASE_RELEASED: "released",
     EventKind.LEASE_EXPIRED: "expired",
     EventKind.LEASE_BROKEN: "broken",
+}
+
+
+_HEADERS_BY_STATUS: Final[Mapping[int, Mapping[str, str]]] = {
+    401: {"WWW-Authenticate": "Bearer"},
+    503: {"Retry-After": str(RETRY_AFTER_S)},
 }
 
 
@@ -138,7 +146,7 @@ def from_error(error: HearthError, *, request_id: str) -> web.Response:
         errors=error.errors if isinstance(error, RequestError) else (),
         ending=_ending(error.ending) if isinstance(error, LeaseEndedError) else None,
     )
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    headers = _HEADERS_BY_STATUS.get(status, {})
     return respond(problem, headers)
 
 

@@ -14,11 +14,14 @@ import structlog
 from aiohttp import web
 
 from agent.api.connection import Connection, connections
+from agent.api.tls import ServerTls
 from agent.domain.errors import Blame, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from agent.config import TlsConfig
 
 log = structlog.get_logger()
 
@@ -26,6 +29,7 @@ _SHUTDOWN_S: Final = 1.0
 """Grace for running requests. The library waits this long twice: once for their end, once after cancelling them."""
 
 _BACKLOG: Final = 256
+_HANDSHAKE_S: Final = 10.0
 
 
 class ListenError(HearthError):
@@ -42,13 +46,22 @@ class Server:
     """
 
     def __init__(
-        self, application: web.Application, *, host: str, port: int, socket_path: Path, port_file: Path | None = None
+        self,
+        application: web.Application,
+        *,
+        host: str,
+        port: int,
+        socket_path: Path,
+        port_file: Path | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
         # A client that hangs up cancels its handler: that is how a waiting lease request ends.
         self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
         self._listeners: list[asyncio.Server] = []
         self._host, self._port, self._socket_path = host, port, socket_path
         self._port_file = port_file
+        self._tls_files = tls
+        self._watching_tls: asyncio.Task[None] | None = None
         self._socket_inode = 0
 
     @property
@@ -72,6 +85,8 @@ class Server:
     async def close(self) -> None:
         """Stop listening, let running requests end within a short grace, cancel the rest. Once is enough."""
         self._remove_socket()
+        if self._watching_tls is not None:
+            self._watching_tls.cancel()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -79,8 +94,16 @@ class Server:
 
     async def _listen_tcp(self) -> None:
         loop = asyncio.get_running_loop()
+        tls = await asyncio.to_thread(ServerTls.open, self._tls_files) if self._tls_files else None
         try:
-            listener = await loop.create_server(self._connections(), self._host, self._port, backlog=_BACKLOG)
+            listener = await loop.create_server(
+                self._connections(),
+                self._host,
+                self._port,
+                backlog=_BACKLOG,
+                ssl=tls.context if tls else None,
+                ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
+            )
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ListenError(
@@ -92,6 +115,8 @@ class Server:
             ) from error
         self._listeners.append(listener)
         self._port = listener.sockets[0].getsockname()[1]
+        if tls is not None:
+            self._watching_tls = asyncio.create_task(tls.watch(), name="tls")
 
     async def _listen_unix(self) -> None:
         _refuse_live(self._socket_path)

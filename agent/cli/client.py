@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
 
 from agent.domain.errors import HearthError
 
@@ -48,6 +50,48 @@ class Answer:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An agent on another host: `https://host:port` (or http on loopback), its token, and whom its certificate is of.
+
+    `ca` is a PEM file; without one the system's authorities count.
+    """
+
+    url: str
+    token: str = field(default="", repr=False)
+    ca: Path | None = None
+    remedy: str = "check the address, the certificate (HEARTH_CA), and that the agent runs there"
+
+    def __str__(self) -> str:
+        return self.url
+
+    def connection(self, timeout_s: float) -> HTTPConnection:
+        """Return a connection, not yet made. Raises `AgentUnreachableError` for what is no such URL."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise AgentUnreachableError(f"{self.url!r} is no address of an agent", remedy="write https://HOST:PORT")
+        if parts.scheme == "http":
+            return HTTPConnection(parts.hostname, parts.port or 7420, timeout=timeout_s)
+        context = ssl.create_default_context(cafile=self.ca)
+        return HTTPSConnection(parts.hostname, parts.port or 7420, timeout=timeout_s, context=context)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The agent that listens on a Unix socket of this host. File permissions are the login."""
+
+    path: Path
+    token: str = ""
+    remedy: str = "start it with `hearth run`, or name its socket with --socket or its configuration with --config"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def connection(self, timeout_s: float) -> HTTPConnection:
+        """Return a connection, not yet made."""
+        return _UnixConnection(self.path, timeout_s)
+
+
 class _UnixConnection(HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -63,11 +107,12 @@ class _UnixConnection(HTTPConnection):
 
 
 class ApiClient:
-    """Asks the agent that listens on one Unix socket. One request at a time; the connection is kept between them."""
+    """Asks one agent. One request at a time; the connection is kept between them."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection = _UnixConnection(path, TIMEOUT_S)
+    def __init__(self, place: Local | Remote) -> None:
+        self._place = place
+        self._connection = place.connection(TIMEOUT_S)
+        self._login = {"Authorization": f"Bearer {place.token}"} if place.token else {}
 
     def __enter__(self) -> Self:
         return self
@@ -100,10 +145,10 @@ class ApiClient:
 
         Ends when the agent ends the stream. Raises `AgentUnreachableError` when it goes away or falls silent.
         """
-        connection = _UnixConnection(self._path, STREAM_SILENCE_S)
+        connection = self._place.connection(STREAM_SILENCE_S)
         try:
             with self._told():
-                headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+                headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), **self._login}
                 connection.request("GET", path, headers=headers)
                 response = connection.getresponse()
                 if response.status >= 400:
@@ -120,14 +165,14 @@ class ApiClient:
         try:
             yield
         except TimeoutError as error:
-            message = f"the agent on {self._path} did not answer in time"
+            message = f"the agent on {self._place} did not answer in time"
             raise AgentUnreachableError(message, remedy="see `hearth logs` for what it is busy with") from error
         except PermissionError as error:
-            message = f"this user may not speak to the agent on {self._path}"
+            message = f"this user may not speak to the agent on {self._place}"
             raise AgentUnreachableError(message, remedy="run this as the agent's own user") from error
         except (OSError, HTTPException, ValueError) as error:
-            message = f"the agent does not answer on {self._path}: {getattr(error, 'strerror', None) or error}"
-            remedy = "start it with `hearth run`, or name its socket with --socket or its configuration with --config"
+            message = f"the agent does not answer on {self._place}: {getattr(error, 'strerror', None) or error}"
+            remedy = self._place.remedy
             raise AgentUnreachableError(message, remedy=remedy) from error
 
     def _exchange(self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float) -> Answer:
@@ -139,7 +184,7 @@ class ApiClient:
         if content is not None:
             headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, path, content, headers)
+            connection.request(method, path, content, headers | self._login)
             response = connection.getresponse()
             raw = response.read()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
@@ -40,6 +41,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log."),
     "events": Entry("agent.cli.events", "app", "Show or follow what happens on this host."),
     "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state."),
+    "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),
     "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),
 }
@@ -85,11 +87,16 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    host: Annotated[
+        str,
+        typer.Option(envvar="HEARTH_HOST", metavar="URL", help="An agent elsewhere; its token is in HEARTH_TOKEN."),
+    ] = "",
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if host:
+        os.environ["HEARTH_HOST"] = host
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from agent.cli.client import ApiClient
+from agent.cli.client import ApiClient, Local, Remote
 
 DEFAULT_CONFIG: Final = Path("/etc/hearth/hearth.toml")
 
@@ -46,11 +47,15 @@ def config_path(config: Path | None) -> Path:
 
 
 def client(socket: Path | None, config: Path | None) -> ApiClient:
-    """Return a client of the agent that is meant: by its socket, by its configuration, or the one of this host.
+    """Return a client of the agent that is meant: by its socket, by HEARTH_HOST, by its configuration, or this host's.
 
     Raises `ConfigError` when a configuration is named, or stands in the default place, and cannot be used.
     """
-    return ApiClient(socket or _configured_socket(config))
+    remote = os.environ.get("HEARTH_HOST", "")
+    if remote and socket is None:
+        ca = os.environ.get("HEARTH_CA")
+        return ApiClient(Remote(remote, os.environ.get("HEARTH_TOKEN", ""), Path(ca) if ca else None))
+    return ApiClient(Local(socket or _configured_socket(config)))
 
 
 def _configured_socket(config: Path | None) -> Path:

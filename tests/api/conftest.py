@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from agent.api.auth import Gate
+    from agent.config import TlsConfig
+
 
 @dataclass
 class Running:
@@ -33,13 +36,16 @@ class Running:
 
 
 @asynccontextmanager
-async def run(engine: MemoryEngine, folder: Path, *, port: int = 0) -> AsyncIterator[Running]:
+async def run(
+    engine: MemoryEngine, folder: Path, *, port: int = 0, gate: Gate | None = None, tls: TlsConfig | None = None
+) -> AsyncIterator[Running]:
     """Serve `engine` until the block ends."""
     metrics, socket = Metrics(), folder / "hearth.sock"
-    server = Server(build_application(engine, metrics), host="127.0.0.1", port=port, socket_path=socket)
+    application = build_application(engine, metrics, gate)
+    server = Server(application, host="127.0.0.1", port=port, socket_path=socket, tls=tls)
     await server.start()
     async with (
-        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as tcp,
+        aiohttp.ClientSession(f"{'https' if tls else 'http'}://127.0.0.1:{server.port}") as tcp,
         aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(str(socket))) as unix,
     ):
         try:

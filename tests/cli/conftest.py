@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from agent.api.auth import Gate
+    from agent.config import TlsConfig
+
 _Result = TypeVar("_Result")
 
 
@@ -37,7 +40,11 @@ class Ended:
 class Agent:
     """An API server in a thread. What touches the engine runs on the server's loop."""
 
-    def __init__(self, folder: Path, engine: MemoryEngine) -> None:
+    def __init__(
+        self, folder: Path, engine: MemoryEngine, *, gate: Gate | None = None, tls: TlsConfig | None = None
+    ) -> None:
+        self.port = 0
+        self._gate, self._tls = gate, tls
         self.engine = engine
         self.socket = folder / "hearth.sock"
         self._folder = folder
@@ -71,7 +78,8 @@ class Agent:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with serve(self.engine, self._folder):
+        async with serve(self.engine, self._folder, gate=self._gate, tls=self._tls) as running:
+            self.port = running.server.port
             self._ready.set()
             await self._stop.wait()
 

@@ -17,7 +17,7 @@ from agent.api.application import OPERATIONS
 from agent.api.problems import STATUS_BY_CODE
 from agent.cli.exits import Exit
 from agent.cli.main import COMMANDS
-from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig
+from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig, TlsConfig
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parents[2] / "docs"
 PLACES = {
+    TlsConfig: "api.tls",
     RegistryConfig: 'images.registries."HOST:PORT"',
     PoolDocument: "pools.NAME",
     ProbeDocument: "pools.NAME.probes[]",

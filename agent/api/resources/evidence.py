@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs, web
 
 from agent.api import operator_schemas
+from agent.api.auth import Role
 from agent.api.context import answer, context
 from agent.api.documents import evidence_list
 from agent.api.operation import Operation
@@ -35,5 +36,5 @@ OPERATIONS: Final = (
     Operation("evidence", "GET", "/v1/vms/{name}/evidence", evidence, "What is kept of a failed VM",
               operator_schemas.EvidenceList, errors=(404,)),
     Operation("evidence-file", "GET", "/v1/vms/{name}/evidence/{file}", file, "One file of a failed VM's evidence",
-              "text/plain", errors=(404,)),
+              "text/plain", errors=(404,), role=Role.ADMIN),
 )  # fmt: skip

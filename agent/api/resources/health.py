@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 from prometheus_client.exposition import choose_encoder
 
 from agent.api import schemas
+from agent.api.auth import Role
 from agent.api.context import answer, context
 from agent.api.documents import PHASE_OF_LIFE, slots
 from agent.api.operation import Operation
@@ -65,7 +66,9 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
 
 
 OPERATIONS: Final = (
-    Operation("livez", "GET", "/livez", livez, "Whether the agent's loop turns", schemas.Live, also=(503,)),
-    Operation("readyz", "GET", "/readyz", readyz, "Whether the host takes leases", schemas.Ready, also=(503,)),
+    Operation("livez", "GET", "/livez", livez, "Whether the agent's loop turns", schemas.Live, also=(503,),
+              role=Role.NONE),
+    Operation("readyz", "GET", "/readyz", readyz, "Whether the host takes leases", schemas.Ready, also=(503,),
+              role=Role.NONE),
     Operation("metrics", "GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
-)
+)  # fmt: skip

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from agent.api import schemas
 from agent.api.addresses import address_of
+from agent.api.auth import Role
 from agent.api.context import answer, context, read_body, unbroken
 from agent.api.documents import exec_document, lease_document
 from agent.api.operation import Operation
@@ -79,12 +80,13 @@ async def _told(request: web.Request, lease: Lease) -> web.Response:
 
 OPERATIONS: Final = (
     Operation("acquire-lease", "POST", "/v1/leases", acquire, "Claim a ready VM, waiting for one if asked",
-              schemas.LeaseDocument, status=201, body=schemas.LeaseRequest, errors=(404, 409, 503)),
-    Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument, errors=(404, 410)),
+              schemas.LeaseDocument, status=201, body=schemas.LeaseRequest, errors=(404, 409, 503), role=Role.LEASE),
+    Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument,
+              errors=(404, 410), role=Role.LEASE),
     Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
-              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404, 410)),
+              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
     Operation("exec", "POST", "/v1/leases/{id}/exec", execute, "Run a command in the guest of a leased VM",
-              schemas.ExecDocument, body=schemas.ExecRequest, errors=(404, 409, 410, 502)),
+              schemas.ExecDocument, body=schemas.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
-              None, status=204, errors=(404, 410)),
+              None, status=204, errors=(404, 410), role=Role.LEASE),
 )  # fmt: skip

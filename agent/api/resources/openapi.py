@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from agent.api.auth import Role
 from agent.api.context import answer
 from agent.api.openapi import openapi
 from agent.api.operation import Operation
@@ -23,4 +24,4 @@ def operation(operations: Iterable[Operation]) -> Operation:
         """Answer the OpenAPI 3.1 document."""
         return answer(body)
 
-    return Operation("openapi", "GET", "/openapi.json", document, "This document", "application/json")
+    return Operation("openapi", "GET", "/openapi.json", document, "This document", "application/json", role=Role.NONE)

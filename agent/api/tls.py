@@ -1,0 +1,83 @@
+"""TLS for the TCP listener, with certificates renewed without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import structlog
+
+from agent.domain.errors import Blame, HearthError
+
+if TYPE_CHECKING:
+    from agent.config import TlsConfig
+
+log = structlog.get_logger()
+
+LOOK_AGAIN_S: Final = 30.0
+
+
+class TlsError(HearthError):
+    """The certificate, its key or the authority of clients cannot be used."""
+
+    code = "tls-unusable"
+    blame: ClassVar[Blame] = Blame.HOST
+
+
+def server_context(files: TlsConfig) -> ssl.SSLContext:
+    """Return the context of a server, which asks clients for certificates where an authority of theirs is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        if files.client_ca is not None:
+            context.load_verify_locations(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        told = f"{files.certificate}, {files.key}" + (f", {files.client_ca}" if files.client_ca else "")
+        raise TlsError(
+            f"TLS cannot be set up from {told}: {error}", remedy="check [api.tls] and these files"
+        ) from error
+    return context
+
+
+class ServerTls:
+    """The TLS of a listener. New connections get the newest certificate that could be read."""
+
+    def __init__(self, files: TlsConfig, context: ssl.SSLContext) -> None:
+        self._files = files
+        self._newest = self.context = context
+        self._stamp = self._stamps()
+        # Called for every handshake, with or without a name: the one place where a context can still be exchanged.
+        context.sni_callback = self._exchange
+
+    @classmethod
+    def open(cls, files: TlsConfig) -> ServerTls:
+        """Read the files. Raises `TlsError`."""
+        return cls(files, server_context(files))
+
+    async def watch(self) -> None:
+        """Take up renewed files until cancelled. Files that cannot be used leave the last good ones in force."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.to_thread(self.refresh)
+
+    def refresh(self) -> None:
+        """Take up the files if they have changed."""
+        stamp = self._stamps()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._newest = server_context(self._files)
+            log.info("tls-renewed", certificate=str(self._files.certificate))
+        except TlsError as error:
+            log.warning("tls-not-renewed", error=str(error))
+
+    def _exchange(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _old: ssl.SSLContext) -> None:
+        connection.context = self._newest
+
+    def _stamps(self) -> tuple[int, ...]:
+        files = (self._files.certificate, self._files.key)
+        return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)

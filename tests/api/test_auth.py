@@ -1,0 +1,240 @@
+"""Who may do what: every operation with every role, tokens that come and go, TLS, and secrets that stay secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import stat
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from agent.api.application import OPERATIONS
+from agent.api.auth import (
+    Role,
+    TokenGate,
+    TokenNameError,
+    UnauthenticatedError,
+    create_token,
+    load_tokens,
+    revoke_token,
+)
+from agent.api.resources.page import FILES
+from agent.api.tls import ServerTls, TlsError
+from agent.config import ConfigError, TlsConfig, load_config
+from agent.telemetry.log import configure
+from tests.api.certificates import authority, certificate
+from tests.api.conftest import Running, run
+from tests.api.memory_engine import MemoryEngine, vm
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.api.operation import Operation
+
+NOW_S = 1000.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "tokens.json"
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path, path: Path) -> AsyncIterator[Running]:
+    engine = MemoryEngine(vm("hearth-small-1"), vm("hearth-small-2"))
+    async with run(engine, tmp_path, gate=TokenGate(path, clock=lambda: NOW_S)) as api:
+        yield api
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+async def status(api: Running, operation: Operation, headers: dict[str, str]) -> int:
+    url = re.sub(r"{\w+}", "none", operation.path)
+    body: dict[str, str] | None = {} if operation.body else None
+    async with api.tcp.request(operation.method, url, headers=headers, json=body) as response:
+        return response.status
+
+
+@pytest.mark.parametrize("role", [None, Role.READ, Role.LEASE, Role.ADMIN])
+async def test_every_operation_with_every_role(guarded: Running, path: Path, role: Role | None) -> None:
+    headers = bearer(create_token(path, "t", role, now_s=NOW_S)) if role else {}
+    for operation in OPERATIONS:
+        answered = await status(guarded, operation, headers)
+        allowed = (role or Role.NONE) >= operation.needs
+        assert (answered in (401, 403)) is not allowed, operation.id
+        assert allowed or answered == (403 if role else 401)
+
+
+def test_writes_are_for_leaseholders_or_administrators() -> None:
+    needs = {operation.id: operation.needs for operation in OPERATIONS}
+    assert {name for name, role in needs.items() if role is Role.NONE} == {"livez", "readyz"}
+    assert {name for name, role in needs.items() if role is Role.LEASE} == {
+        "acquire-lease", "lease", "renew-lease", "release-lease", "exec",
+    }  # fmt: skip
+    assert {"put-assignment", "replace-vm", "drain", "evidence-file"} <= {
+        name for name, role in needs.items() if role is Role.ADMIN
+    }
+
+
+async def test_paths_that_do_not_exist_are_not_told_to_strangers(guarded: Running) -> None:
+    async with guarded.tcp.get("/v1/secret") as response:
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert (await response.json(content_type=None))["code"] == "unauthenticated"
+
+
+async def test_the_page_and_the_socket_ask_for_no_token(guarded: Running) -> None:
+    for file in FILES:
+        async with guarded.tcp.get(file) as response:
+            assert response.status == 200
+    async with guarded.unix.get("/v1/host") as response:
+        assert response.status == 200
+
+
+async def test_tokens_count_from_the_next_request_on_and_no_longer(guarded: Running, path: Path) -> None:
+    async def asked(secret: str) -> int:
+        async with guarded.tcp.get("/v1/host", headers=bearer(secret)) as response:
+            return response.status
+
+    short = create_token(path, "short", Role.READ, now_s=NOW_S - 60, ttl_s=30)
+    good = create_token(path, "good", Role.READ, now_s=NOW_S, ttl_s=30)
+    assert [await asked(good), await asked(short), await asked(good[:-1]), await asked("")] == [200, 401, 401, 401]
+    revoke_token(path, "good")
+    assert await asked(good) == 401
+
+
+@pytest.mark.parametrize("header", ["", "Basic eDp5", "Bearer", "Bearer ", "Token x", "Bearer é"])
+def test_headers_that_are_no_token(path: Path, header: str) -> None:
+    create_token(path, "t", Role.ADMIN, now_s=NOW_S)
+    with pytest.raises(UnauthenticatedError):
+        TokenGate(path).caller(header)
+
+
+def test_the_file_holds_no_secret_and_is_its_owners(path: Path) -> None:
+    secret = create_token(path, "t", Role.LEASE, now_s=NOW_S)
+    assert secret.startswith("hearth_")
+    assert secret not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [(token.name, token.role) for token in load_tokens(path)] == [("t", Role.LEASE)]
+    with pytest.raises(TokenNameError, match="already"):
+        create_token(path, "t", Role.READ, now_s=NOW_S)
+    with pytest.raises(TokenNameError, match="no token 'x'"):
+        revoke_token(path, "x")
+
+
+async def test_a_token_reaches_no_answer_and_no_log_but_its_name_does(
+    guarded: Running, path: Path, tmp_path: Path
+) -> None:
+    secret = create_token(path, "controller-1", Role.LEASE, now_s=NOW_S)
+    logs = configure(path=tmp_path / "log", terminal=None, level="debug")
+    told: list[str] = []
+    for method, url, body in (
+        ("POST", "/v1/leases", {"pool": "small", "holder": "j"}),
+        ("POST", "/v1/leases", {"pool": "none", "holder": "j"}),
+        ("PUT", "/v1/assignment", {"pools": {}}),
+        ("GET", "/v1/host", None),
+        ("GET", "/v1/events", None),
+        ("GET", "/metrics", None),
+    ):
+        async with guarded.tcp.request(method, url, json=body, headers=bearer(secret)) as response:
+            told.append(await response.text() + str(response.headers))
+    logs.close()
+    log = (tmp_path / "log").read_text()
+    assert secret not in "".join(told) + log
+    writes = [line for line in map(json.loads, log.splitlines()) if line.get("method") == "POST"]
+    assert [line["caller"] for line in writes] == ["controller-1", "controller-1"]
+
+
+# TLS
+
+
+def trusting(ca: Path, client: TlsConfig | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    if client is not None:
+        context.load_cert_chain(client.certificate, client.key)
+    return context
+
+
+async def peer_name(port: int, context: ssl.SSLContext) -> str:
+    """Return the common name in the certificate that a new connection gets."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    subject: Any = writer.get_extra_info("peercert")["subject"]
+    writer.close()
+    return str(dict(pair[0] for pair in subject)["commonName"])
+
+
+async def test_tls_is_spoken_and_plain_http_is_not(tmp_path: Path) -> None:
+    ca, files = authority(tmp_path), certificate(tmp_path, "host")
+    async with run(MemoryEngine(), tmp_path, tls=files) as api:
+        async with api.tcp.get("/livez", ssl=trusting(ca)) as response:
+            assert response.status == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await api.tcp.get("/livez")
+        with pytest.raises(aiohttp.ClientError):
+            await api.tcp.get(f"http://127.0.0.1:{api.server.port}/livez")
+
+
+async def test_clients_without_a_certificate_are_turned_away_where_one_is_asked_for(tmp_path: Path) -> None:
+    ca, files = authority(tmp_path), certificate(tmp_path, "host")
+    client = certificate(tmp_path, "client")
+    files = TlsConfig(certificate=files.certificate, key=files.key, client_ca=ca)
+    async with run(MemoryEngine(), tmp_path, tls=files) as api:
+        async with api.tcp.get("/livez", ssl=trusting(ca, client)) as response:
+            assert response.status == 200
+        with pytest.raises(aiohttp.ClientError):
+            await api.tcp.get("/livez", ssl=trusting(ca))
+
+
+async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
+    ca, files = authority(tmp_path), certificate(tmp_path, "host", subject="old")
+    async with asyncio.timeout(20), run(MemoryEngine(), tmp_path, tls=files) as api:
+        context = trusting(ca)
+        assert await peer_name(api.server.port, context) == "old"
+        certificate(tmp_path, "host", subject="new")
+        while await peer_name(api.server.port, context) != "new":
+            pass
+        with capture_logs() as logged:
+            files.key.write_text("garbage")
+            while not any(line["event"] == "tls-not-renewed" for line in logged):
+                assert await peer_name(api.server.port, context) == "new"
+        assert await peer_name(api.server.port, context) == "new"
+
+
+async def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    files = TlsConfig(certificate=tmp_path / "none.pem", key=tmp_path / "none.key")
+    with pytest.raises(TlsError, match=r"none\.pem.*\[api\.tls\]"):
+        ServerTls.open(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[api]\nhost = "0.0.0.0"\n', "others can reach 0.0.0.0"),
+        ('[api]\nhost = "10.0.0.5"\nauth = "token"\n', "certificate and key"),
+        ('[api]\nhost = "::"\n[api.tls]\ncertificate = "c"\nkey = "k"\n', 'auth = "token"'),
+    ],
+)
+def test_off_loopback_without_tokens_and_tls_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(config)
+
+
+def test_off_loopback_with_both_is_taken_and_paths_are_the_configurations(tmp_path: Path) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text('[api]\nhost = "0.0.0.0"\nauth = "token"\n[api.tls]\ncertificate = "c.pem"\nkey = "k.pem"\n')
+    tls = load_config(config).api.tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "c.pem", tmp_path / "k.pem", None)
