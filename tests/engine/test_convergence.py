@@ -139,7 +139,8 @@ async def test_it_settles_whatever_failed_before(tmp_path: Path, seed: int) -> N
             }
 
         for lease in engine.world().leases:
-            await engine.leases.release(lease.id)
+            with contextlib.suppress(LeaseError):  # its VM died meanwhile
+                await engine.leases.release(lease.id)
         await until(settled)
 
 
