@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 BLOCK: Final = 64 << 10
 TART_CHUNK: Final = 512 << 20
 
+APPLE_NVRAM: Final = b"UEFI variables in Apple's own format"
+
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.cirruslabs.tart.config.v1"
 DISK = "application/vnd.cirruslabs.tart.disk.v2"
@@ -37,7 +39,9 @@ def back_referring_frame(raw: bytes) -> bytes:
     return bytes(out + b"bv4$")
 
 
-def write_tart_layout(layout: Path, disk: Path, *, tag: str = "v1", chunk_bytes: int = TART_CHUNK) -> str:
+def write_tart_layout(
+    layout: Path, disk: Path, *, tag: str = "v1", chunk_bytes: int = TART_CHUNK, nvram: bytes = APPLE_NVRAM
+) -> str:
     """Write a disk as an image of stock Tart's kind into a new OCI layout; return its digest."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
@@ -47,7 +51,7 @@ def write_tart_layout(layout: Path, disk: Path, *, tag: str = "v1", chunk_bytes:
     for raw in _pieces(disk, chunk_bytes):
         layer = _put(blobs, DISK, back_referring_frame(raw))
         layers.append(layer | {"annotations": {SIZE: str(len(raw)), DIGEST: _digest(raw)}})
-    layers.append(_put(blobs, NVRAM, b"nvram of Apple's making"))
+    layers.append(_put(blobs, NVRAM, nvram))
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
