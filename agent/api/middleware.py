@@ -99,7 +99,8 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
                 f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
             )
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and request.method not in _READS and origin != f"http://{request.host}":
+        own = (f"http://{request.host}", f"https://{request.host}")
+        if origin is not None and request.method not in _READS and origin not in own:
             raise problems.OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
     return await handler(request)
 

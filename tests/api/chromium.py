@@ -22,13 +22,14 @@ _FLAGS = (
 
 
 class Page:
-    """One tab. `problems` holds every error its console has shown."""
+    """One tab. `problems` holds every error its console has shown; `loaded` is set when a page has loaded."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._count = 0
         self.problems: list[str] = []
+        self.loaded = asyncio.Event()
 
     async def listen(self) -> None:
         """Take in what the browser says, until it ends."""
@@ -36,6 +37,8 @@ class Page:
             said = json.loads(message.data)
             if "id" in said:
                 self._answers.pop(said["id"]).set_result(said)
+            elif said["method"] == "Page.loadEventFired":
+                self.loaded.set()
             elif said["method"] == "Runtime.exceptionThrown":
                 self.problems.append(said["params"]["exceptionDetails"]["text"])
             elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":

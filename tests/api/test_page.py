@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.api.auth import Role, TokenGate, create_token
 from agent.api.resources.page import FILES
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
@@ -66,6 +68,23 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
     await browser.wait_for("document.querySelector('#events').innerText.includes('vm-ready')")
     assert await browser.evaluate("document.querySelector('#problems').hidden") is True
     assert browser.problems == []
+
+
+async def test_it_asks_for_a_token_where_the_agent_does(browser: Page, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    secret = create_token(tokens, "me", Role.READ, now_s=0.0)
+    async with run(MemoryEngine(vm("hearth-small-1")), tmp_path, gate=TokenGate(tokens)) as api:
+        await browser.call("Page.navigate", url=f"http://127.0.0.1:{api.server.port}/")
+        await browser.wait_for("document.querySelector('#login')?.hidden === false")
+        browser.loaded.clear()
+        await browser.evaluate(
+            f"document.querySelector('#token').value = '{secret}'; document.querySelector('#login button').click()"
+        )
+        async with asyncio.timeout(20):
+            await browser.loaded.wait()
+        await browser.wait_for(LIVE)
+        assert "hearth-small-1" in await text(browser, "#vms tbody")
+        assert await browser.evaluate("document.querySelector('#login').hidden") is True
 
 
 async def test_it_comes_back_by_itself_when_the_agent_does(browser: Page, tmp_path: Path) -> None:

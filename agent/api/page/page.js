@@ -148,7 +148,10 @@ function drawTime() {
 }
 
 async function ask(path, headers = {}) {
+  const token = sessionStorage.getItem("token");
+  if (token) headers.Authorization = `Bearer ${token}`;
   const response = await fetch(path, { headers, cache: "no-store" });
+  if (response.status === 401) byId("login").hidden = false;
   if (!response.ok && response.status !== 304) throw new Error(`${path} answered ${response.status}`);
   const date = Date.parse(response.headers.get("Date"));
   if (date && Math.abs(Date.now() - date) > 2000) seen.skewMs = Date.now() - date;
@@ -204,8 +207,7 @@ function take(message) {
 
 // The browser's own EventSource gives up on some errors and cannot begin at a number, so lines are read here.
 async function follow() {
-  const response = await fetch(`v1/events?after=${seen.last}`, { headers: { Accept: "text/event-stream" }, cache: "no-store" });
-  if (!response.ok) throw new Error(`events answered ${response.status}`);
+  const response = await ask(`v1/events?after=${seen.last}`, { Accept: "text/event-stream" });
   line("live", "live");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = "", { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
@@ -231,6 +233,11 @@ async function live() {
   }
 }
 
+byId("login").addEventListener("submit", (submission) => {
+  submission.preventDefault();
+  sessionStorage.setItem("token", byId("token").value.trim());
+  location.reload();
+});
 setInterval(tick, 1000);
 setInterval(() => { if (document.visibilityState === "visible" && byId("line").dataset.state === "live") look(); }, SLOW_MS);
 setInterval(() => { if (seen.host?.images.some((image) => image.progress)) look(); }, PULL_MS);
