@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "events": Entry("agent.cli.events", "app", "Show or follow what happens on this host."),
     "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state."),
     "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers."),
+    "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),
     "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),
 }

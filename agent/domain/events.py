@@ -41,6 +41,7 @@ class EventKind(StrEnum):
     IMAGE_EVICT_FAILED = "image-evict-failed"
     ROLLOUT = "rollout"  # a pool's rollout entered a new phase
     HOST_MODE = "host-mode"  # an operator opened, cordoned or drained the host
+    JOURNAL_REBUILT = "journal-rebuilt"
     ASSIGNMENT_CHANGED = "assignment-changed"
     ASSIGNMENT_REFUSED = "assignment-refused"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from agent.domain.events import EventKind
 from agent.domain.model import Check
 from agent.domain.states import RUNNING
+from agent.engine.housekeeping import keep_house
 
 if TYPE_CHECKING:
     from agent.config import Assignment
@@ -85,6 +86,7 @@ class Engine:
             group.create_task(parts.verdicts.follow_exits(), name="exits")
             group.create_task(parts.assignments.watch(), name="assignment")
             group.create_task(self._look_around(), name="observer")
+            group.create_task(keep_house(parts.history.trim, parts.evidence.trim), name="housekeeping")
 
     async def stop(self) -> None:
         """Stop working and leave every VM running."""

@@ -28,6 +28,10 @@ class History:
         """Return the events of one VM so far, the first thousand of them."""
         return tuple(event for _, event in await self._journal.events(vm=vm))
 
+    async def trim(self) -> None:
+        """Forget the oldest events beyond what is kept. Raises `JournalError`."""
+        await self._journal.trim()
+
     async def last(self) -> int:
         """Return the number of the latest event; 0 when nothing ever happened."""
         return await self._journal.last_event()

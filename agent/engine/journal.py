@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["TABLES", "Change", "Drop", "Journal", "JournalError", "Put", "Record", "StoredAssignment", "key_of"]
+__all__ = [
+    "EVENT",
+    "TABLES",
+    "Change",
+    "Drop",
+    "Journal",
+    "JournalError",
+    "Put",
+    "Record",
+    "StoredAssignment",
+    "key_of",
+]
 
 T = TypeVar("T")
 
@@ -65,7 +76,7 @@ TABLES: Final[dict[type[Record], _Table]] = {
     StoredAssignment: _Table("assignments", lambda stored: stored.key, TypeAdapter(StoredAssignment)),
     HostMode: _Table("modes", lambda mode: mode.key, TypeAdapter(HostMode)),
 }
-_EVENT: Final = TypeAdapter(Event)
+EVENT: Final = TypeAdapter(Event)
 
 
 def key_of(record: Record) -> str:
@@ -132,7 +143,7 @@ class Journal:
                     self._apply(change)
                 self._connection.executemany(
                     "INSERT INTO events (vm, lease, doc) VALUES (?, ?, ?)",
-                    [(event.vm, event.lease, _EVENT.dump_json(event).decode()) for event in events],
+                    [(event.vm, event.lease, EVENT.dump_json(event).decode()) for event in events],
                 )
 
         await self._run(transact)
@@ -146,7 +157,7 @@ class Journal:
                 f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?",
                 [after, *values, limit],
             ).fetchall()
-            return [(sequence, _EVENT.validate_json(doc)) for sequence, doc in rows]
+            return [(sequence, EVENT.validate_json(doc)) for sequence, doc in rows]
 
         return await self._run(read)
 
@@ -165,7 +176,7 @@ class Journal:
         def read() -> Event | None:
             query = "SELECT doc FROM events WHERE lease = ? ORDER BY sequence DESC LIMIT 1"
             row = self._connection.execute(query, [lease_id]).fetchone()
-            return _EVENT.validate_json(row[0]) if row else None
+            return EVENT.validate_json(row[0]) if row else None
 
         return await self._run(read)
 

@@ -1,0 +1,235 @@
+"""Reading a journal without trusting it, and making a fresh one from what runs and what can still be read.
+
+Everything here is offline: the caller holds the data directory. A journal is read from a copy, so that looking at a
+damaged file never changes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from agent.domain import names
+from agent.domain.breaker import Breaker
+from agent.domain.events import Event, EventKind
+from agent.domain.model import Cause, Lease, Vm, VmSize
+from agent.domain.states import VmState
+from agent.engine.journal import EVENT, TABLES
+from agent.engine.schema import VERSION, connect, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from agent.domain.model import Observed
+    from agent.engine.journal import Record
+
+HOLD_S: Final = 3600.0
+"""How long a VM is held for whoever may be using it: as long as a lease lives unless its pool says otherwise."""
+HOLDER: Final = "whoever had it when the journal was rebuilt"
+_PARTS: Final = ("", "-wal", "-shm")
+_ENDING: Final = frozenset({VmState.FAILED, VmState.STOPPING})
+
+
+@dataclass
+class Contents:
+    """What could be read of a journal. `faults` says what could not, and what does not fit together.
+
+    In a `damaged` one a record may be older than the last that was written, so none of them proves that a VM is idle.
+    """
+
+    version: int = 0
+    damaged: bool = False
+    records: dict[type[Record], dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in TABLES})
+    events: dict[int, Event] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def all(self) -> Iterator[Record]:
+        """Yield every record."""
+        for table in self.records.values():
+            yield from table.values()
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a fresh journal holds, and what became of the VMs and leases of the old one."""
+
+    records: tuple[Record, ...]
+    events: dict[int, Event]
+    adopted: tuple[str, ...]
+    lost_vms: tuple[str, ...]
+    kept_leases: tuple[str, ...]
+    lost_leases: tuple[str, ...]
+    held: tuple[str, ...]
+
+
+def read(path: Path) -> Contents:
+    """Return what can be read of the journal at `path`, whatever its state. Blocks. Raises `OSError`."""
+    contents = Contents()
+    with tempfile.TemporaryDirectory(prefix="hearth-journal-") as folder:
+        copy = Path(folder) / "journal.sqlite"
+        for part in _PARTS:
+            if path.with_name(path.name + part).exists():
+                shutil.copyfile(path.with_name(path.name + part), copy.with_name(copy.name + part))
+        with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            _read(connection, contents)
+    contents.faults += _contradictions(contents)
+    return contents
+
+
+def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize], now_s: float) -> Rebuilt:
+    """Return a fresh journal's contents: pure.
+
+    VMs of ours that run are adopted. A leased one stays leased. One that was idle must be proven again by its probes
+    before it serves. One that may be in somebody's use, as nothing proves otherwise, is held by a lease of its own for
+    `HOLD_S`, so that no two jobs ever share it. Leases of VMs that do not run are broken. Records that do not depend on
+    what runs are kept as they were, but for breakers, which close.
+    """
+    running = {one.name for one in seen if one.ours and one.running}
+    suspended = {one.name for one in seen if one.ours and one.suspended} - running
+    standby = [vm for vm in old.records[Vm].values() if vm.name in suspended and vm.state is VmState.STANDBY]
+    leases = {lease.vm: lease for lease in old.records[Lease].values()}
+    held = {name: _hold(name, now_s) for name in running - leases.keys() if _may_be_in_use(old, name)}
+    leases |= held
+    vms = [_adopt(name, old.records[Vm].get(name), leases.get(name), sizes, now_s) for name in sorted(running)]
+    broken = [lease for vm, lease in leases.items() if vm not in running]
+    kept = [lease for vm, lease in leases.items() if vm in running]
+    others = [record for record in old.all() if not isinstance(record, Vm | Lease | Breaker)]
+    told = [
+        Event(
+            EventKind.LEASE_BROKEN, now_s, vm=lease.vm, pool=lease.pool, lease=lease.id, cause=Cause.LOST,
+            detail="it did not run when the journal was rebuilt",
+        )
+        for lease in broken
+    ]  # fmt: skip
+    told += [
+        Event(EventKind.LEASE_GRANTED, now_s, vm=lease.vm, pool=lease.pool, lease=lease.id, detail=f"to {lease.holder}")
+        for lease in held.values()
+    ]
+    told.append(Event(EventKind.JOURNAL_REBUILT, now_s, detail=f"{len(vms)} VMs adopted, {len(held)} of them held"))
+    last = max(old.events, default=0)
+    return Rebuilt(
+        records=(*vms, *standby, *kept, *others),
+        events=old.events | dict(enumerate(told, last + 1)),
+        adopted=tuple(vm.name for vm in vms),
+        lost_vms=tuple(sorted(old.records[Vm].keys() - running - {vm.name for vm in standby})),
+        kept_leases=tuple(lease.id for lease in kept if lease.vm not in held),
+        lost_leases=tuple(lease.id for lease in broken),
+        held=tuple(sorted(held)),
+    )
+
+
+def write(path: Path, rebuilt: Rebuilt) -> None:
+    """Write a fresh journal at `path`, which must not exist. Blocks. Raises `JournalError` and `sqlite3.Error`."""
+    with closing(connect(path)) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for record in rebuilt.records:
+            table = TABLES[type(record)]
+            values = [table.key(record), table.adapter.dump_json(record).decode()]
+            connection.execute(f"INSERT INTO {table.name} VALUES (?, ?)", values)
+        connection.executemany(
+            "INSERT INTO events (sequence, vm, lease, doc) VALUES (?, ?, ?, ?)",
+            [
+                (number, event.vm, event.lease, EVENT.dump_json(event).decode())
+                for number, event in sorted(rebuilt.events.items())
+            ],
+        )
+
+
+def replace_journal(path: Path, fresh: Path, *, stamp: str) -> Path:
+    """Put a fresh journal in the place of the one at `path`; return where that one is now. Raises `OSError`."""
+    aside = path.with_name(f"{path.name}.broken-{stamp}")
+    for part in reversed(_PARTS):
+        if path.with_name(path.name + part).exists():
+            path.with_name(path.name + part).rename(aside.with_name(aside.name + part))
+    fresh.rename(path)
+    return aside
+
+
+def _may_be_in_use(old: Contents, name: str) -> bool:
+    known = old.records[Vm].get(name)
+    return old.damaged or known is None or known.state is VmState.LEASED
+
+
+def _hold(name: str, now_s: float) -> Lease:
+    parsed = names.parse(name)
+    assert parsed is not None
+    return Lease(f"held-{parsed.ulid}", parsed.pool, name, HOLDER, HOLD_S, now_s, now_s + HOLD_S)
+
+
+def _adopt(name: str, known: Vm | None, lease: Lease | None, sizes: Mapping[str, VmSize], now_s: float) -> Vm:
+    parsed = names.parse(name)
+    pool = known.pool if known else parsed.pool if parsed else ""
+    base = known or Vm(name, pool, "", VmState.STARTING, sizes.get(pool, VmSize()), now_s, now_s)
+    if lease is not None:
+        return replace(base, state=VmState.LEASED, lease_id=lease.id, failure=None)
+    if base.state in _ENDING:
+        return base
+    return replace(base, state=VmState.STARTING, since_s=now_s, ready_at_s=None, lease_id=None, failure=None)
+
+
+def _read(connection: sqlite3.Connection, contents: Contents) -> None:
+    try:
+        contents.version = version_of(connection)
+        faults = [text for (text,) in connection.execute("PRAGMA integrity_check") if text != "ok"]
+    except sqlite3.Error as error:
+        faults = [str(error)]
+    contents.damaged = bool(faults)
+    contents.faults += [f"the file is damaged: {fault}" for fault in faults]
+    if contents.version > VERSION:
+        contents.faults.append(f"it was written by a newer agent (schema {contents.version}, this one knows {VERSION})")
+    for kind, table in TABLES.items():
+        if _exists(connection, table.name):
+            for key, doc in _rows(connection, table.name, "key", contents).items():
+                _keep(contents, contents.records[kind], table.adapter, key, doc)
+    if _exists(connection, "events"):
+        for number, doc in _rows(connection, "events", "sequence", contents).items():
+            _keep(contents, contents.events, EVENT, number, doc)
+
+
+def _exists(connection: sqlite3.Connection, table: str) -> bool:
+    try:
+        found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [table]).fetchone()
+    except sqlite3.Error:
+        return False
+    return found is not None
+
+
+def _rows(connection: sqlite3.Connection, table: str, key: str, contents: Contents) -> dict[Any, str]:
+    """Return what can be read of a table: from its beginning, and past a damaged place from its end."""
+    found: dict[Any, str] = {}
+    for order in ("ASC", "DESC"):
+        try:
+            for row in connection.execute(f"SELECT {key}, doc FROM {table} ORDER BY rowid {order}"):
+                found[row[0]] = row[1]
+        except sqlite3.Error as error:
+            contents.damaged = True
+            contents.faults.append(f"table {table} cannot be read whole: {error}")
+        else:
+            break
+    return found
+
+
+def _keep(contents: Contents, into: dict[Any, Any], adapter: Any, key: object, doc: str) -> None:  # noqa: ANN401
+    try:
+        into[key] = adapter.validate_json(doc)
+    except ValidationError as error:
+        contents.damaged = True
+        contents.faults.append(f"record {key!r} cannot be read: {error.errors()[0]['msg']}")
+
+
+def _contradictions(contents: Contents) -> Iterator[str]:
+    vms, leases = contents.records[Vm], contents.records[Lease]
+    for lease in leases.values():
+        vm = vms.get(lease.vm)
+        if vm is None or vm.lease_id != lease.id or vm.state is not VmState.LEASED:
+            yield f"lease {lease.id} is of {lease.vm}, which is {vm.state if vm else 'not here'}"
+    for vm in vms.values():
+        if vm.state is VmState.LEASED and vm.lease_id not in leases:
+            yield f"{vm.name} is leased as {vm.lease_id}, and there is no such lease"

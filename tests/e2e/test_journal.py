@@ -1,0 +1,42 @@
+"""A journal that is destroyed under real guests: refused, rebuilt, and nobody is worse off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from scripts.lib.host import Host
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout: dict[str, str]) -> None:
+    host.assign("small", layout["1.0"], warm=1)
+    await host.start()
+    await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
+    await host.until(lambda _, vms: sorted(vm["state"] for vm in vms) == ["leased", "ready"])
+    names = {vm["name"] for vm in (await host.get("/v1/vms"))["vms"]}
+    pids = {name: host.vm_pid(name) for name in names}
+    await host.kill()
+
+    journal = host.data_dir / "journal.sqlite"
+    journal.with_name("journal.sqlite-wal").unlink(missing_ok=True)
+    journal.write_bytes(b"\x00" * 8192)
+    code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+    assert code == 69
+    assert "hearth journal rebuild" in err
+    assert "2 VMs adopted" in (await host.hearth("journal", "rebuild"))[1]
+
+    await host.start()
+    vms = {vm["name"]: vm for vm in (await host.get("/v1/vms"))["vms"]}
+    assert {name: host.vm_pid(name) for name in vms} == pids
+    # Nothing proves that either is idle, so nobody else gets one, and whoever uses one goes on.
+    assert {vm["state"] for vm in vms.values()} == {"leased"}
+    assert (await host.hearth("lease", "small", "--wait", "1s", check=False))[0] == 5
+    for vm in vms.values():
+        await host.hearth("release", vm["lease"]["id"])
+    fresh = await host.until_warm(1)
+    assert not names & set(fresh)
+    assert await host.empty() == []

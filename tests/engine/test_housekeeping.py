@@ -1,0 +1,43 @@
+"""Chores are done at once, again and again, and one that fails does not keep the others from being done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent.domain.events import Event, EventKind
+from agent.engine import journal as journals
+from agent.engine.housekeeping import keep_house
+from agent.engine.journal import Journal, JournalError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_a_chore_that_fails_is_tried_again_and_holds_up_no_other() -> None:
+    done: asyncio.Queue[str] = asyncio.Queue()
+
+    async def fails() -> None:
+        done.put_nowait("failed")
+        raise JournalError("the disk is full")
+
+    async def works() -> None:
+        done.put_nowait("worked")
+
+    keeping = asyncio.create_task(keep_house(fails, works, period_s=0.01))
+    async with asyncio.timeout(5):
+        assert [await done.get() for _ in range(4)] == ["failed", "worked", "failed", "worked"]
+    keeping.cancel()
+
+
+async def test_only_the_latest_events_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "KEPT_EVENTS", 10)
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.write([], [Event(EventKind.VM_READY, float(number), vm="v") for number in range(25)])
+    await journal.trim()
+    assert [number for number, _ in await journal.events()] == list(range(16, 26))
+    await journal.write([], [Event(EventKind.VM_GONE, 99.0, vm="v")])
+    assert await journal.last_event() == 26
+    await journal.close()

@@ -1,0 +1,149 @@
+"""Journals in every state of decay: what can be read is kept, what runs is adopted, nothing is made up."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from agent.domain.breaker import Breaker
+from agent.domain.events import Event, EventKind
+from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Observed, Vm, VmSize
+from agent.domain.names import vm_name
+from agent.domain.rollout import Phase, Rollout
+from agent.domain.states import VmState
+from agent.engine import salvage
+from agent.engine.journal import Journal, Put, Record, StoredAssignment
+from tests.engine.support import Clock, open_ledger, vm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READY, LEASED, DEAD, FAILED = (vm_name("ci", f"01jx00000000000000000000{number:02}") for number in range(4))
+UNKNOWN = vm_name("other", "01jx0000000000000000000099")
+LEASE = Lease("l1", "ci", LEASED, "job", 60, 1000, 1060)
+LOST = Lease("l2", "ci", DEAD, "job", 60, 1000, 1060)
+ROLLOUT = Rollout("ci", "sha256:v1", "sha256:v1", Phase.SERVING, 3.0, quarantined=("sha256:bad",))
+MODE = HostMode(Mode.CORDONED, 5.0, "disks")
+
+
+async def write(path: Path) -> None:
+    journal = await Journal.open(path)
+    failure = Failure(Cause.EXITED, "x", 1.0)
+    records: list[Record] = [
+        vm(READY), vm(LEASED, VmState.LEASED, lease_id="l1"), vm(DEAD, VmState.LEASED, lease_id="l2"),
+        vm(FAILED, VmState.FAILED, failure=failure), LEASE, LOST, ROLLOUT, MODE, Breaker("host", 9, 1e12, 1e12, "x"),
+        StoredAssignment("api", "etag", "{}"),
+    ]  # fmt: skip
+    events = [Event(EventKind.VM_READY, float(number), vm=READY, detail="x" * 200) for number in range(2000)]
+    await journal.write([Put(record) for record in records], events)
+    await journal.close()
+
+
+def rebuilt_lease(name: str) -> str:
+    return f"held-{name[-26:]}"
+
+
+def listed(*names: str) -> tuple[Observed, ...]:
+    foreign = Observed("somebody-elses", ours=False, running=True)
+    return (foreign, *(Observed(name, ours=True, running=True, pid=1) for name in names))
+
+
+async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await write(path)
+    contents = salvage.read(path)
+    assert contents.faults == []
+    assert set(contents.records[Vm]) == {READY, LEASED, DEAD, FAILED}
+    assert len(contents.events) == 2000
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.sqlite"]
+
+
+async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_path: Path) -> None:
+    await write(tmp_path / "journal.sqlite")
+    old = salvage.read(tmp_path / "journal.sqlite")
+    seen = listed(READY, LEASED, FAILED, UNKNOWN)
+    rebuilt = salvage.rebuild(old, seen, {"other": VmSize(8, 9000)}, 5000.0)
+    salvage.write(tmp_path / "fresh.sqlite", rebuilt)
+    async with open_ledger(tmp_path / "fresh.sqlite", Clock()) as ledger:
+        states = {name: one.state for name, one in ledger.vms.items()}
+        assert states == {
+            READY: VmState.STARTING, LEASED: VmState.LEASED, FAILED: VmState.FAILED, UNKNOWN: VmState.LEASED
+        }  # fmt: skip
+        assert ledger.vms[READY].image == "sha256:v1"
+        assert ledger.vms[READY].ready_at_s is None
+        assert (ledger.vms[UNKNOWN].pool, ledger.vms[UNKNOWN].size) == ("other", VmSize(8, 9000))
+        held = ledger.vms[UNKNOWN].lease_id
+        assert held == rebuilt_lease(UNKNOWN)
+        assert set(ledger.leases) == {"l1", held}
+        assert (ledger.leases["l1"], ledger.leases[held].expires_at_s) == (LEASE, 8600.0)
+        assert ledger.rollouts == {"ci": ROLLOUT}
+        assert ledger.mode == MODE
+        assert ledger.breakers == {}
+        ending = await ledger.last_of_lease("l2")
+        assert ending is not None
+        assert (ending.kind, ending.cause) == (EventKind.LEASE_BROKEN, Cause.LOST)
+    again = salvage.read(tmp_path / "fresh.sqlite")
+    assert again.faults == []
+    assert max(again.events) == 2003
+    assert again.events[2003].kind is EventKind.JOURNAL_REBUILT
+
+
+async def test_of_a_damaged_journal_no_vm_is_taken_for_idle(tmp_path: Path) -> None:
+    await write(tmp_path / "journal.sqlite")
+    old = salvage.read(tmp_path / "journal.sqlite")
+    old.damaged = True
+    rebuilt = salvage.rebuild(old, listed(READY, LEASED), {}, 5000.0)
+    assert (rebuilt.held, rebuilt.kept_leases) == ((READY,), ("l1",))
+    assert {record.state for record in rebuilt.records if isinstance(record, Vm)} == {VmState.LEASED}
+
+
+async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await write(path)
+    data = bytearray(path.read_bytes())
+    half = len(data) // 2
+    data[half : half + 40960] = b"\xff" * 40960  # somewhere in the events
+    path.write_bytes(data)
+    before = path.read_bytes()
+    contents = salvage.read(path)
+    assert any("damaged" in fault for fault in contents.faults)
+    assert set(contents.records[Lease]) == {"l1", "l2"}
+    assert 100 < len(contents.events) < 2000
+    assert {1, 2000} <= set(contents.events), "both sides of the damage"
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_database_holds_nothing_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"this is not a database" * 1000)
+    contents = salvage.read(path)
+    assert "file is not a database" in contents.faults[0]
+    assert list(contents.all()) == []
+    rebuilt = salvage.rebuild(contents, listed(READY), {}, 5000.0)
+    assert rebuilt.adopted == rebuilt.held == (READY,)
+
+
+async def test_records_that_make_no_sense_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await write(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE vms SET doc = '{}' WHERE key = ?", [LEASED])
+        connection.execute("DELETE FROM leases WHERE key = 'l2'")
+        connection.commit()
+    faults = salvage.read(path).faults
+    assert any(f"record '{LEASED}' cannot be read" in fault for fault in faults)
+    assert any(f"lease l1 is of {LEASED}, which is not here" in fault for fault in faults)
+    assert any(f"{DEAD} is leased as l2, and there is no such lease" in fault for fault in faults)
+
+
+async def test_the_old_journal_is_kept_with_all_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_text("old")
+    path.with_name("journal.sqlite-wal").write_text("wal")
+    (tmp_path / "fresh").write_text("new")
+    aside = salvage.replace_journal(path, tmp_path / "fresh", stamp="now")
+    assert path.read_text() == "new"
+    assert aside.read_text() == "old"
+    assert aside.with_name(f"{aside.name}-wal").read_text() == "wal"
+    assert not path.with_name("journal.sqlite-wal").exists()
