@@ -60,11 +60,9 @@ def one(size: VmSize) -> Resources:
 
 def used(world: World) -> Resources:
     """Return what VMs hold now: ours until they are proven gone, and slots of foreign ones where those count."""
-    total = Resources(world.foreign_slots, 0.0, 0)
-    for vm in world.vms:
-        if vm.holds_slot:
-            total = total.plus(vm.size)
-    return total
+    sizes = [vm.size for vm in world.vms if vm.holds_slot]
+    cpus = float(sum(size.cpus for size in sizes))
+    return Resources(world.foreign_slots + len(sizes), cpus, sum(size.memory_mib for size in sizes))
 
 
 def free(world: World) -> Resources:

@@ -59,7 +59,7 @@ def advance(rollout: Rollout | None, pool: PoolSpec, wanted: str | None, world: 
         rollout = Rollout(pool.name, wanted, None, Phase.PULLING, world.now_s)
     elif wanted is not None and wanted != rollout.target:
         rollout = _retarget(rollout, wanted, world.now_s)
-    vms = [vm for vm in world.vms if vm.pool == pool.name]
+    vms = (vm for vm in world.vms if vm.pool == pool.name)  # looked at in few phases only
     match rollout.phase:
         case Phase.PULLING if rollout.target and world.has_image(rollout.target):
             proven_before = rollout.target in (rollout.serving, rollout.previous)

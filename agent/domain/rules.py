@@ -133,9 +133,11 @@ def retire_aged(world: World) -> Iterator[DestroyVm]:
 
 def retire_outranked(world: World) -> Iterator[DestroyVm]:
     """Give up an idle VM of the lowest priority for a pool of higher priority that finds no room."""
-    views = pool_views(world)
+    if any(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms):
+        return  # room is being freed already
+    views, room = pool_views(world), capacity.free(world)
     for view in views:
-        if not _starved(world, view):
+        if not _starved(world, view, room):
             continue
         lower = [other for other in reversed(views) if other.spec.priority < view.spec.priority]
         idle = [vm for other in lower for vm in other.idle if vm.state is not VmState.CREATING]
@@ -186,15 +188,13 @@ def _too_old(pool: PoolSpec, vm: Vm, now_s: float) -> bool:
     return aged or idled
 
 
-def _starved(world: World, view: PoolView) -> bool:
-    """Whether a pool lacks VMs only for want of room that other pools hold, and none is being freed."""
+def _starved(world: World, view: PoolView, room: capacity.Resources) -> bool:
+    """Whether a pool lacks VMs only for want of room that other pools hold."""
     incoming = view.canary_image or view.rollout.serving
     if incoming is None or not world.has_image(incoming) or held_back(world, incoming):
         return False
-    freeing = any(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
-    room = capacity.free(world).lacking_for(view.spec.size)
     wants = shortage(view) > 0 and view.room_under_max > 0 and capacity.could_fit(world, view.spec.size)
-    return wants and room is not None and not freeing
+    return wants and room.lacking_for(view.spec.size) is not None
 
 
 def _should_make_room(world: World, view: PoolView) -> bool:
@@ -202,11 +202,12 @@ def _should_make_room(world: World, view: PoolView) -> bool:
     incoming = view.canary_image or view.rollout.serving
     if incoming is None or world.disk_full or not world.has_image(incoming) or held_back(world, incoming):
         return False
-    needs_one = view.needs_canary or (bool(view.outdated) and len(view.of(incoming)) < view.wanted)
+    if not (view.needs_canary or (view.outdated and len(view.of(incoming)) < view.wanted)):
+        return False
     booting = any(vm.state is not VmState.READY for vm in view.of(incoming))
     freeing = any(vm.pool == view.spec.name and vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
     full = view.room_under_max == 0 or capacity.free(world).lacking_for(view.spec.size) is not None
-    return needs_one and full and not booting and not freeing
+    return full and not booting and not freeing
 
 
 def _making_room(view: PoolView, outdated_ready: list[Vm]) -> list[Vm]:
