@@ -34,7 +34,6 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "dpkg-deb": "dpkg",
     "dpkg-query": "dpkg",
     "dropbear": "dropbear-bin",
-    "dropbearkey": "dropbear-bin",
     "extlinux": "extlinux",
     "fstrim": "util-linux",
     "ldd": "libc-bin",

@@ -17,6 +17,7 @@ from typing import Final
 from scripts.lib.guest_images import kernel
 from scripts.lib.guest_images.cpio import Archive
 from scripts.lib.guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
+from scripts.lib.guest_images.reseed import RESEED
 
 DISK_BYTES: Final = 64 * 1024 * 1024
 EPOCH_S: Final = 1_700_000_000
@@ -106,8 +107,9 @@ def _initramfs(linux: kernel.Kernel) -> Archive:
     archive.link("var/run", "/run")
     archive.character_device("dev/console", 5, 1)
     _add_busybox(archive)
-    for tool in ("qemu-ga", "dropbear", "dropbearkey"):
+    for tool in ("qemu-ga", "dropbear"):
         _add_program(archive, tool)
+    archive.file("usr/sbin/reseed", RESEED, 0o755)
     for module in linux.modules:
         archive.file(f"lib/modules/{module.name}", module.read_bytes())
     archive.file("lib/modules/order", "".join(f"{module.name}\n" for module in linux.modules).encode())
