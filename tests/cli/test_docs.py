@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from agent.api.problems import STATUS_BY_CODE
 from agent.cli.exits import Exit
 from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig, TlsConfig
+from agent.domain.events import EventKind
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -102,6 +104,26 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
         for item in collectors
     }
     assert set(column("api.md", "metric", 3)) == expected
+
+
+def logged_events() -> set[str]:
+    """Return the name of every event that the code logs by a literal name."""
+    found = set()
+    for file in (DOCS.parent / "agent").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log")), args=[*_, ast.Constant(value=str() as name)]
+                ):
+                    found.add(name)
+    return found
+
+
+def test_every_event_of_the_log_is_documented() -> None:
+    kinds = {str(kind) for kind in EventKind}
+    assert {name for (name,) in column("logs.md", "event")} == kinds
+    told = {name for (name,) in column("logs.md", "event | level")}
+    assert told == logged_events() - kinds | {"log-lines-lost", "loop-stuck"}, "docs/logs.md has a line for every event"
 
 
 def test_every_command_and_exit_code_is_documented() -> None:
