@@ -115,7 +115,8 @@ async def _serve(built: app.App, stopping: asyncio.Event) -> int:
 
 async def _stop(built: app.App) -> None:
     try:
-        await asyncio.wait_for(built.engine.stop(), STOP_LIMIT_S)
+        async with asyncio.timeout(STOP_LIMIT_S):
+            await built.engine.stop()
     except TimeoutError:
         log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - where it hung is in the tasks, not here
 

@@ -145,7 +145,8 @@ class Engine:
 
     async def address(self, vm: str) -> Address:
         """Return where a VM is reached. Raises `HypervisorError`, or `TimeoutError` when the tool does not answer."""
-        return await asyncio.wait_for(self._parts.hypervisor.address(vm), ADDRESS_TIMEOUT_S)
+        async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+            return await self._parts.hypervisor.address(vm)
 
     def heartbeat(self) -> float:
         """Return what changes with every turn of the loop."""

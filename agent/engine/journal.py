@@ -115,9 +115,8 @@ class Journal:
         """Open the journal, making it when there is none. Raises `JournalError` for one that is corrupt or newer."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
-            connection = await asyncio.wait_for(
-                asyncio.get_running_loop().run_in_executor(thread, connect, path), WRITE_TIMEOUT_S
-            )
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                connection = await asyncio.get_running_loop().run_in_executor(thread, connect, path)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -211,7 +210,8 @@ class Journal:
         """Run `work` on the journal's thread. A timeout leaves it running there: later work waits behind it."""
         try:
             future = asyncio.get_running_loop().run_in_executor(self._thread, work)
-            return await asyncio.wait_for(asyncio.shield(future), WRITE_TIMEOUT_S)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                return await asyncio.shield(future)
         except TimeoutError:
             raise JournalError(
                 f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check the disk it lies on"

@@ -256,7 +256,8 @@ class LeaseDesk:
 
     async def _stand_in_line(self, waiting: _Waiting, wait_s: float) -> Lease:
         try:
-            return await asyncio.wait_for(asyncio.shield(waiting.granted), wait_s)
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(waiting.granted)
         except TimeoutError:
             await self._leave_line(waiting)
             if waiting.granted.done():

@@ -75,7 +75,8 @@ class Observation:
 
     async def _guard(self, what: str, looking: Awaitable[None]) -> None:
         try:
-            await asyncio.wait_for(looking, TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await looking
         except TimeoutError:
             self.problems[what] = f"no answer within {TIMEOUT_S:g} s"
         except (HearthError, OSError) as error:

@@ -39,6 +39,7 @@ class Outside:
 async def bounded(awaitable: Awaitable[T], limit_s: float, what: str) -> T:
     """Await at most `limit_s`. Raises `TooSlowError` that says what was waited for."""
     try:
-        return await asyncio.wait_for(awaitable, limit_s)
+        async with asyncio.timeout(limit_s):
+            return await awaitable
     except TimeoutError:
         raise TooSlowError(f"{what} took longer than {limit_s:g} s", remedy="it was ended and is retried") from None

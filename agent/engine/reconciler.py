@@ -70,7 +70,8 @@ class Reconciler:
             sleep_s = await self._turn_or_retry()
             self.beat_s = time.monotonic()
             try:
-                await asyncio.wait_for(self._awake.wait(), sleep_s)
+                async with asyncio.timeout(sleep_s):
+                    await self._awake.wait()
             except TimeoutError:
                 continue
 

@@ -261,15 +261,18 @@ class _Process(asyncio.SubprocessProtocol):
         """Ask the group to end, giving it `TERM_GRACE_S`."""
         self.signal_group(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.exited.wait(), TERM_GRACE_S)
+            async with asyncio.timeout(TERM_GRACE_S):
+                await self.exited.wait()
 
     async def clean_up(self) -> None:
         """Kill what is left of the group, reap the command, take what is still in its pipes, and close them."""
         self.signal_group(signal.SIGKILL)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.exited.wait(), REAP_S)
-                await asyncio.wait_for(self._drained.wait(), DRAIN_S)
+                async with asyncio.timeout(REAP_S):
+                    await self.exited.wait()
+                async with asyncio.timeout(DRAIN_S):
+                    await self._drained.wait()
         finally:
             self.close()
 
