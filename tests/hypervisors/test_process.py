@@ -89,11 +89,17 @@ async def test_a_zombie_is_not_alive_and_cannot_be_killed(watcher: ExitWatcher, 
     assert not kill(process, signal.SIGKILL)
 
 
-def test_a_detached_process_shares_nothing_with_us(tmp_path: Path, sleeper: ProcessIdentity) -> None:
-    assert os.getsid(sleeper.pid) == sleeper.pid
-    if sys.platform == "linux":
-        fds = {fd: Path(f"/proc/{sleeper.pid}/fd/{fd}").readlink() for fd in os.listdir(f"/proc/{sleeper.pid}/fd")}
-        assert fds == {"0": Path("/dev/null"), "1": tmp_path / "out", "2": tmp_path / "out"}
+async def test_a_detached_process_shares_nothing_with_us(tmp_path: Path) -> None:
+    ready = ["sh", "-c", "echo ready; kill -STOP $$"]  # what the loader opens for itself is closed by then
+    process = spawn_detached(ready, output=tmp_path / "out", cwd=tmp_path)
+    try:
+        await eventually(lambda: (tmp_path / "out").read_text())
+        assert os.getsid(process.pid) == process.pid
+        if sys.platform == "linux":
+            fds = {fd: Path(f"/proc/{process.pid}/fd/{fd}").readlink() for fd in os.listdir(f"/proc/{process.pid}/fd")}
+            assert fds == {"0": Path("/dev/null"), "1": tmp_path / "out", "2": tmp_path / "out"}
+    finally:
+        kill(process, signal.SIGKILL)
 
 
 def test_inherited_descriptors_stay_with_us_but_for_those_passed(tmp_path: Path) -> None:
