@@ -86,6 +86,7 @@ class Assignments:
         while True:
             try:
                 await self._follow_file()
+                return  # it ends only when this task is cancelled, and may keep that to itself (anyio's scopes do)
             except (OSError, RuntimeError) as error:  # what watchfiles raises when the folder goes away
                 log.warning("assignment-not-watched", error=str(error))
             await asyncio.sleep(REWATCH_S)
