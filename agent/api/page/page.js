@@ -1,7 +1,8 @@
 // The status page: asks the API of the agent that serves it, and follows its events. No library, no build step.
 import { capacityPath, lives, stateAfter } from "./timeline.js";
 
-const HOUR_MS = 3600_000;
+const LONGEST_MS = 3600_000; // the time that is drawn: an hour, or as long as there are events, but
+const SHORTEST_MS = 300_000;
 const SLOW_MS = 10_000; // conditions and disk figures change without an event
 const PULL_MS = 1000; // while an image is on its way
 const SHOWN_EVENTS = 100;
@@ -127,21 +128,23 @@ function showEvents() {
 
 function drawTime() {
   const end = now();
-  const found = lives(seen.events, seen.vms, end - HOUR_MS, end);
+  const earliest = seen.events.length ? Date.parse(seen.events[0].at) : end;
+  const begin = Math.max(end - LONGEST_MS, Math.min(earliest, end - SHORTEST_MS));
+  const found = lives(seen.events, seen.vms, begin, end);
   const svg = (tag, attributes, ...inner) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     element.append(...inner);
     return element;
   };
-  const x = (at) => (1000 * (at - end + HOUR_MS)) / HOUR_MS;
+  const x = (at) => (1000 * (at - begin)) / (end - begin);
   byId("lives").setAttribute("viewBox", `0 0 1000 ${Math.max(1, found.length) * 14}`);
   byId("lives").replaceChildren(...found.flatMap((life, row) => life.parts.map((part) =>
     svg("rect", { x: x(part.from), y: row * 14 + 2, width: Math.max(1.5, x(part.to) - x(part.from)), height: 10, "data-state": part.state },
       svg("title", {}, `${life.vm}: ${part.state} for ${span(part.to - part.from)}`)))));
-  byId("lives-text").textContent = `${found.length} VMs lived in this hour.`;
+  byId("lives-text").textContent = `${found.length} VMs lived in the last ${span(end - begin)}.`;
   const total = seen.host?.slots.total ?? 1;
-  const { path, peak, top } = capacityPath(found, total, end - HOUR_MS, end);
+  const { path, peak, top } = capacityPath(found, total, begin, end);
   byId("capacity").setAttribute("viewBox", "0 0 1000 100");
   byId("capacity").replaceChildren(svg("line", { x1: 0, x2: 1000, y1: top, y2: top }), svg("path", { d: path }));
   byId("capacity-text").textContent = `At most ${peak} of ${total} slots were in use by VMs of this agent. The dashed line is all slots.`;
