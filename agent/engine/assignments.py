@@ -86,10 +86,11 @@ class Assignments:
         while True:
             try:
                 await self._follow_file()
-                return  # it ends only when this task is cancelled, and may keep that to itself (anyio's scopes do)
             except (OSError, RuntimeError) as error:  # what watchfiles raises when the folder goes away
                 log.warning("assignment-not-watched", error=str(error))
-            await asyncio.sleep(REWATCH_S)
+                await asyncio.sleep(REWATCH_S)
+            else:
+                return  # it ends only when this task is cancelled, and may keep that to itself (anyio's scopes do)
 
     async def reload(self) -> None:
         """Read the file; keep the assignment in force when the file cannot be used."""

@@ -155,12 +155,9 @@ class HostMachine(RuleBasedStateMachine):
         host.settle()
         assert set(host.vms) == host.files == host.running | host.suspended
         assert {vm.state for vm in host.vms.values()} <= {VmState.READY, VmState.STANDBY}
-        room_mib = host.limits.memory_mib
-        if sum(pool.warm for pool in host.pools) > host.limits.slots or any(
-            pool.warm * pool.size.memory_mib > room_mib for pool in host.pools
-        ):
-            return
-        if sum(pool.warm * pool.size.memory_mib for pool in host.pools) > room_mib:
+        wanted = [(max(1, pool.warm), pool.size.memory_mib) for pool in host.pools]  # a pool of none still proves one
+        slots, memory_mib = sum(count for count, _ in wanted), sum(count * mib for count, mib in wanted)
+        if slots > host.limits.slots or memory_mib > host.limits.memory_mib:
             return
         for pool in host.pools:
             rollout = host.rollouts[pool.name]
