@@ -20,5 +20,8 @@ def build_hypervisor(config: Config) -> Hypervisor:
             from agent.hypervisors.qemu.driver import QemuHypervisor  # noqa: PLC0415
 
             return QemuHypervisor(
-                config.hypervisor.qemu, vms_dir=config.data_dir / "vms", state_dir=config.data_dir / "state"
+                config.hypervisor.qemu,
+                vms_dir=config.data_dir / "vms",
+                templates_dir=config.data_dir / "templates",
+                state_dir=config.data_dir / "state",
             )

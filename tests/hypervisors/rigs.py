@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import psutil
@@ -13,7 +13,7 @@ from agent.config import QemuConfig
 from agent.domain.model import LocalImage, VmSize
 from agent.domain.names import vm_name
 from agent.hypervisors.contract import VmSpec
-from agent.hypervisors.qemu import QemuHypervisor
+from agent.hypervisors.qemu import QemuHypervisor, layout
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class Rig(Protocol):
     def half_make(self, name: str) -> None:
         """Leave what a clone leaves that was interrupted."""
 
+    def spoil_memory(self, name: str) -> None:
+        """Make a suspended VM's memory unreadable, and no other's."""
+
     def clean_up(self) -> None:
         """End every VM left."""
 
@@ -68,10 +71,14 @@ class QemuRig:
     def vms(self) -> Path:
         return self.folder / LONG / "vms"
 
+    @property
+    def templates(self) -> Path:
+        return self.folder / LONG / "templates"
+
     def driver(self) -> QemuHypervisor:
         # Emulation, whatever the host has: the same guest in every place the tests run.
         config = QemuConfig(accelerator="tcg")
-        return QemuHypervisor(config, vms_dir=self.vms, state_dir=self.folder / "state")
+        return QemuHypervisor(config, vms_dir=self.vms, templates_dir=self.templates, state_dir=self.folder / "state")
 
     def processes(self, name: str) -> list[psutil.Process]:
         """All processes, ours or not, that name the VM's directory."""
@@ -99,6 +106,11 @@ class QemuRig:
 
     def half_make(self, name: str) -> None:
         (self.vms / f"{name}.partial").mkdir(parents=True)
+
+    def spoil_memory(self, name: str) -> None:
+        memory = self.vms / name / layout.MEMORY
+        memory.unlink()  # it may be linked to others
+        memory.write_bytes(b"no memory at all" * 100)
 
     def clean_up(self) -> None:
         for process in psutil.process_iter(["cmdline"]):
@@ -136,6 +148,10 @@ class SimulatedRig:
 
     def half_make(self, name: str) -> None:
         self.host.add(spec_of(name), self.image.digest)
+
+    def spoil_memory(self, name: str) -> None:
+        vm = self.host.vms[name]
+        vm.behaviour = replace(vm.behaviour, resume_fails=1)
 
     def clean_up(self) -> None:
         for name in tuple(self.host.vms):

@@ -48,6 +48,7 @@ class Host:
         return QemuHypervisor(
             QemuConfig.model_validate({"accelerator": wanted, "binary": str(self.bin / "qemu-system-x86_64")}),
             vms_dir=self.folder / "vms",
+            templates_dir=self.folder / "templates",
             state_dir=self.folder / "state",
             runner=CommandRunner(observer) if observer else None,
         )
@@ -166,7 +167,9 @@ async def test_the_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path:
             pytest.fail(f"this machine's own emulator is missing: {machine_for(None).remedy}")
         pytest.skip(f"qemu-system-{arch} is not installed")
     config = QemuConfig(accelerator="tcg", binary=binary)
-    driver = QemuHypervisor(config, vms_dir=tmp_path / "vms", state_dir=tmp_path / "state")
+    driver = QemuHypervisor(
+        config, vms_dir=tmp_path / "vms", templates_dir=tmp_path / "templates", state_dir=tmp_path / "state"
+    )
     await driver.preflight()
     assert driver.version.endswith("(tcg)")
 
@@ -175,6 +178,8 @@ async def test_the_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path:
 @pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm")
 async def test_the_real_accelerator_chosen_runs_guests(tmp_path: Path) -> None:
     """Whatever /dev/kvm is worth here, the choice must not be one that hangs."""
-    driver = QemuHypervisor(QemuConfig(), vms_dir=tmp_path / "vms", state_dir=tmp_path / "state")
+    driver = QemuHypervisor(
+        QemuConfig(), vms_dir=tmp_path / "vms", templates_dir=tmp_path / "templates", state_dir=tmp_path / "state"
+    )
     await driver.preflight()
     assert driver.version.endswith(("(kvm)", "(tcg)"))

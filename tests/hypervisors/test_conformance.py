@@ -257,9 +257,10 @@ async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig)
     assert await pid_of(driver, name) == pid
     await driver.execute(name, ("touch", "/kept-in-memory"), timeout_s=20)
     await driver.suspend(name)
-    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    assert await driver.inventory() == (Observed(name, ours=True, running=False, suspended=True),)
     await driver.resume(spec())
     await driver.ping(name, timeout_s=30)
+    assert not (await driver.inventory())[0].suspended
     assert (await driver.execute(name, ("ls", "/kept-in-memory"), timeout_s=20)).exit_code == 0
     assert set((await driver.address(name)).ports) == set(spec().ports)
     await driver.suspend(name)
@@ -274,6 +275,7 @@ async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervi
     await driver.stop(spec().name, grace_s=0)
     with pytest.raises(HypervisorError, match="no saved memory"):
         await driver.resume(spec())
+    assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
 
 
 async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
 from agent.hypervisors.threads import finish_in_thread
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent.domain.model import LocalImage
     from agent.hypervisors.qemu.layout import Layout
+    from agent.hypervisors.qemu.templates import Loan
     from agent.hypervisors.qemu.toolchain import Toolchain
 
 CREATE_S: Final = 60.0
@@ -29,8 +32,10 @@ class UnfitImageError(HypervisorError):
     blame: ClassVar[Blame] = Blame.IMAGE
 
 
-async def make_clone(name: str, image: LocalImage, where: Layout, tools: Toolchain, runner: CommandRunner) -> None:
-    """Make a VM's directory from an image: a thin overlay on its disk, which stays as it is.
+async def make_clone(
+    name: str, image: LocalImage, where: Layout, tools: Toolchain, runner: CommandRunner, *, loan: Loan | None = None
+) -> None:
+    """Make a VM's directory from an image, or from what a template of it lends: a thin overlay on that disk.
 
     It is made aside and renamed when whole. Raises `VmExistsError`, also for what an interrupted clone left behind,
     and `HypervisorError`.
@@ -39,10 +44,13 @@ async def make_clone(name: str, image: LocalImage, where: Layout, tools: Toolcha
     staging = where.partial(name)
     try:
         await finish_in_thread(partial(_begin, where, name))
-        overlay = staging / layout.DISK
-        argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay))
-        await runner.run(Command(argv, timeout_s=CREATE_S))
-        await finish_in_thread(partial(_finish, where, name, image, tools))
+        if loan is not None:
+            await finish_in_thread(partial(loan.hand_out, staging))
+        below = ("raw", str(image.disk)) if loan is None else ("qcow2", layout.BASE)
+        await runner.run(_overlay(tools, staging / layout.DISK, *below))
+        if loan is None:
+            await finish_in_thread(partial(_write_variables, staging, image, tools))
+        await finish_in_thread(partial(_publish, where, name))
     except OSError as error:
         raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
 
@@ -75,8 +83,16 @@ def _begin(where: Layout, name: str) -> None:
         raise VmExistsError(f"a half-made VM named {name} exists", remedy="delete it first") from None
 
 
-def _finish(where: Layout, name: str, image: LocalImage, tools: Toolchain) -> None:
-    staging = where.partial(name)
+def _overlay(tools: Toolchain, disk: Path, kind: str, below: str) -> Command:
+    """Return the command that makes a thin disk on another, which is named as seen from the new one's folder."""
+    argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", kind, "-b", below, str(disk))
+    return Command(argv, timeout_s=CREATE_S)
+
+
+def _write_variables(staging: Path, image: LocalImage, tools: Toolchain) -> None:
     if firmware := choose_firmware(tools.firmware, tools.machine, image.nvram):
         write_variables(firmware, image.nvram, staging / layout.NVRAM)
-    os.rename(staging, where.vm(name))
+
+
+def _publish(where: Layout, name: str) -> None:
+    os.rename(where.partial(name), where.vm(name))

@@ -38,6 +38,7 @@ class Launch:
     monitor_fd: int
     agent_fd: int
     incoming: bool = False  # wait for a saved memory instead of booting
+    inherited: bool = False  # that memory is, or began as, another VM's
 
 
 def command_line(launch: Launch) -> list[str]:
@@ -52,7 +53,7 @@ def command_line(launch: Launch) -> list[str]:
         *("-no-reboot", "-smp", str(spec.size.cpus), "-m", f"{spec.size.memory_mib}M"),
         *_pflash(launch.firmware),
         *_disk(),
-        *_network(spec),
+        *_network(spec, inherited=launch.inherited),
         *_channels(launch.monitor_fd, launch.agent_fd),
         *("-device", "virtio-rng-pci"),
         *machine.devices,
@@ -97,11 +98,15 @@ def _disk() -> tuple[str, ...]:
     return ("-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk,bootindex=0")
 
 
-def _network(spec: VmSpec) -> tuple[str, ...]:
+def _network(spec: VmSpec, *, inherited: bool) -> tuple[str, ...]:
+    # A saved memory holds the user network's leases, and to a VM that changes its address the network would lease an IP
+    # other than the one ports are forwarded to. A first network with nobody on it takes the inherited leases in, and
+    # the VM's own begins without any.
+    taker = ("-netdev", "user,id=inherited") if inherited else ()
     # Host port 0: the kernel picks a free one, without a race, and the monitor tells which.
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in spec.ports)
     device = f"virtio-net-pci,netdev=net,mac={mac_address(spec.name)},romfile="
-    return ("-netdev", f"user,id=net{forwards}", "-device", device)
+    return (*taker, "-netdev", f"user,id=net{forwards}", "-device", device)
 
 
 def _channels(monitor_fd: int, agent_fd: int) -> tuple[str, ...]:

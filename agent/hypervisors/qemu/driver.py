@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent.domain.model import Observed
 from agent.domain.names import PREFIX
@@ -26,10 +26,13 @@ from agent.hypervisors.process import kill
 from agent.hypervisors.qemu import layout, suspend
 from agent.hypervisors.qemu.clone import make_clone, remove_vm
 from agent.hypervisors.qemu.evidence import gather_evidence
+from agent.hypervisors.qemu.fan_out import abandon_draft, backing_file, discard_draft, draft_template
 from agent.hypervisors.qemu.fleet import Fleet, RunningVm
+from agent.hypervisors.qemu.identity import become, check_hook, set_clock
 from agent.hypervisors.qemu.launch import spawn, wait_until_up
 from agent.hypervisors.qemu.layout import Layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
+from agent.hypervisors.qemu.templates import Record, Templates, machine_id
 from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
 from agent.hypervisors.threads import finish_in_thread
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
 
+T = TypeVar("T")
+
 ASK_S: Final = 5.0
 """How long QEMU or the guest agent may take over a question that is none of the guest's business."""
 END_S: Final = 15.0
@@ -50,16 +55,20 @@ LOG_LIMIT_BYTES: Final = 8 << 20
 
 
 class QemuHypervisor:
-    """QEMU as a `Hypervisor`. VMs lie in `vms_dir`; `state_dir` keeps what was learnt about this host."""
+    """QEMU as a `Hypervisor`. `state_dir` keeps what was learnt about this host.
+
+    VMs lie in `vms_dir`, and what they are cloned from alive in `templates_dir`, on the same file system.
+    """
 
     name: Final = "qemu"
-    capabilities: Final = Capabilities(execute=True, suspend=True, fan_out=False, counts_foreign_slots=False)
+    capabilities: Final = Capabilities(execute=True, suspend=True, fan_out=True, counts_foreign_slots=False)
 
     def __init__(
         self,
         config: QemuConfig,
         *,
         vms_dir: Path,
+        templates_dir: Path,
         state_dir: Path,
         prefix: str = PREFIX,
         runner: CommandRunner | None = None,
@@ -67,6 +76,7 @@ class QemuHypervisor:
         self._config = config
         self._state_dir = state_dir
         self._where = Layout(vms_dir, prefix=prefix)
+        self._templates = Templates(templates_dir)
         self._runner = runner or CommandRunner()
         self._fleet = Fleet(self._where)
         self._tools: Toolchain | None = None
@@ -78,8 +88,9 @@ class QemuHypervisor:
         return f"{self._tools.version} ({self._tools.accelerator})" if self._tools else ""
 
     async def preflight(self) -> None:
-        """See `Hypervisor`."""
-        await self._toolchain()
+        """See `Hypervisor`. On the way it removes the templates that this host's QEMU cannot use."""
+        machine = machine_id(await self._toolchain())
+        await self._in_store(lambda store: store.sweep(machine))
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
         """See `Hypervisor`."""
@@ -88,35 +99,66 @@ class QemuHypervisor:
     async def inventory(self) -> tuple[Observed, ...]:
         """See `Hypervisor`. On the way it keeps the logs of our VMs within their limit."""
         processes = {vm.name: vm.process.pid for vm in await self._fleet.survey()}
+        await asyncio.gather(*(abandon_draft(vm) for vm in self._fleet.paused()))
         try:
             names = await asyncio.to_thread(self._names_with_trimmed_logs)
+            suspended = await asyncio.to_thread(self._suspended, names - processes.keys())
         except OSError as error:
             raise HypervisorError(f"the VMs in {self._where.root} cannot be listed: {error}") from error
         return tuple(
-            Observed(name, ours=self._where.ours(name), running=name in processes, pid=processes.get(name))
+            Observed(
+                name,
+                ours=self._where.ours(name),
+                running=name in processes,
+                pid=processes.get(name),
+                suspended=name in suspended,
+            )
             for name in sorted(names | processes.keys())
         )
 
     async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
         """See `Hypervisor`."""
         self._only_ours(spec.name)
-        await make_clone(spec.name, image, self._where, await self._toolchain(), self._runner)
+        tools, loan = await self._toolchain(), None
+        if template is not None:
+            record = Record(machine_id(tools), str(image.disk))
+            loan = await self._in_store(lambda store: store.lend(template, record))
+        await make_clone(spec.name, image, self._where, tools, self._runner, loan=loan)
 
     async def save_template(self, name: str, template: str) -> None:
-        """See `Hypervisor`."""
-        raise HypervisorError(f"{name} cannot be kept as the template {template}: this driver does not fan out")
+        """See `Hypervisor`. A VM that came from a template itself is refused: generations would pile up."""
+        self._only_ours(name)
+        vm, tools = await self._running(name), await self._toolchain()
+        image = await self._in_store(lambda _: backing_file(vm.directory / layout.DISK))
+        if image == layout.BASE:
+            raise HypervisorError(f"{name} came from a template; only a VM that booted can become one")
+        await check_hook(vm)
+        record = Record(machine_id(tools), image)
+        draft = await draft_template(vm, version=tools.version)
+        try:
+            await self._in_store(lambda store: store.publish(draft, template, record))
+        finally:
+            await finish_in_thread(partial(discard_draft, vm.directory))
 
     async def templates(self) -> frozenset[str]:
         """See `Hypervisor`."""
-        return frozenset()
+        machine = machine_id(await self._toolchain())
+        return await self._in_store(lambda store: store.names(machine))
 
     async def drop_template(self, template: str) -> None:
         """See `Hypervisor`."""
+        await self._in_store(lambda store: store.drop(template))
 
     async def start(self, spec: VmSpec) -> None:
         """See `Hypervisor`. Starting what runs succeeds; starting what is suspended boots it."""
-        if await self._fleet.find(spec.name) is None:
+        vm = await self._fleet.find(spec.name)
+        twin = vm.twin if vm else await asyncio.to_thread((self._where.vm(spec.name) / layout.TWIN).exists)
+        if vm is None and twin:
+            await self._go_on(spec)
+        elif vm is None:
             await self._launch(spec, incoming=False)
+        elif twin:
+            raise HypervisorError(f"{spec.name} was interrupted while it became itself", remedy="delete it")
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """See `Hypervisor`. Nothing of a VM is used again once it stopped, so there is no more to it than its end."""
@@ -151,7 +193,7 @@ class QemuHypervisor:
         if not await asyncio.to_thread(suspend.has_memory, self._where.vm(spec.name)):
             raise HypervisorError(f"{spec.name} has no saved memory to resume from")
         await self.stop(spec.name, grace_s=0)  # a resume that was interrupted half-way
-        await self._launch(spec, incoming=True)
+        await self._go_on(spec)
 
     async def address(self, name: str) -> Address:
         """See `Hypervisor`."""
@@ -190,7 +232,27 @@ class QemuHypervisor:
                 self._tools = await find_toolchain(self._config, self._runner, state_dir=self._state_dir)
             return self._tools
 
-    async def _launch(self, spec: VmSpec, *, incoming: bool) -> None:
+    async def _in_store(self, work: Callable[[Templates], T]) -> T:
+        """Do something with the templates in a thread, to its end."""
+        try:
+            return await finish_in_thread(lambda: work(self._templates))
+        except OSError as error:
+            raise HypervisorError(f"the templates cannot be used: {error}", remedy="check the data volume") from error
+
+    async def _go_on(self, spec: VmSpec) -> None:
+        """Start a VM from its saved memory, which knows neither what time it is nor, in a twin, who it is."""
+        vm = await self._launch(spec, incoming=True)
+        try:
+            await set_clock(vm)
+            if vm.twin:
+                await become(vm)
+                await asyncio.to_thread((vm.directory / layout.TWIN).unlink)
+                vm.twin = False
+        except (HypervisorError, OSError) as error:
+            await _end(vm)
+            raise HypervisorError(f"{spec.name} cannot go on from its saved memory: {error}") from error
+
+    async def _launch(self, spec: VmSpec, *, incoming: bool) -> RunningVm:
         tools = await self._toolchain()
         directory = self._where.vm(spec.name)
         if not await asyncio.to_thread(directory.is_dir):
@@ -205,12 +267,16 @@ class QemuHypervisor:
             await wait_until_up(vm)
             if incoming:
                 await suspend.load_memory(vm)
-        except HypervisorError:
+        except (HypervisorError, OSError) as error:
             await _end(vm)
-            raise
+            raise HypervisorError(f"{spec.name} cannot be started: {error}") from error
+        return vm
 
     async def _running(self, name: str) -> RunningVm:
+        """Return a VM that runs, as itself."""
         if vm := await self._fleet.find(name):
+            if vm.twin:
+                raise GuestError(f"{name} has not become itself yet")
             return vm
         if name in await asyncio.to_thread(self._where.names):
             raise VmNotRunningError(f"{name} does not run")
@@ -235,10 +301,14 @@ class QemuHypervisor:
                 trim(self._where.vm(name) / log_file, limit_bytes=LOG_LIMIT_BYTES)
         return names
 
+    def _suspended(self, names: set[str]) -> set[str]:
+        return {name for name in names if suspend.has_memory(self._where.vm(name))}
+
 
 async def _exited_within(vm: RunningVm, timeout_s: float) -> bool:
     try:
-        await asyncio.wait_for(vm.exited.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await vm.exited.wait()
     except TimeoutError:
         return False
     return True

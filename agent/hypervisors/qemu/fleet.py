@@ -38,6 +38,8 @@ class RunningVm:
     directory: Path
     agent: GuestAgent
     ports: dict[int, int] | None = None  # host port by guest port, once asked
+    twin: bool = False  # it has not become itself yet
+    paused: bool = False  # an earlier agent died while it made a template of it
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     exit: VmExit | None = None
 
@@ -64,6 +66,10 @@ class Fleet:
     def forget(self, name: str) -> None:
         """Drop what is remembered of a VM that is deleted."""
         self._last_exits.pop(name, None)
+
+    def paused(self) -> tuple[RunningVm, ...]:
+        """Return the VMs that an earlier agent may have left paused."""
+        return tuple(vm for vm in self._running.values() if vm.paused)
 
     async def find(self, name: str) -> RunningVm | None:
         """Return a VM if it runs: as watched, else as the process table says."""
@@ -104,7 +110,14 @@ class Fleet:
 
     def _add(self, name: str, process: ProcessIdentity) -> RunningVm:
         directory = self._where.vm(name)
-        vm = RunningVm(name, process, directory, GuestAgent(name, directory / layout.AGENT))
+        vm = RunningVm(
+            name,
+            process,
+            directory,
+            GuestAgent(name, directory / layout.AGENT),
+            twin=(directory / layout.TWIN).exists(),
+            paused=(directory / layout.DRAFT).exists(),
+        )
         self._running[name] = vm
         self._watcher.watch(process, lambda code: self._ended(vm, code))
         return vm

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import secrets
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.hypervisors.contract import ExecResult, GuestError
@@ -25,9 +26,15 @@ OUTPUT_LIMIT_BYTES: Final = 1 << 20
 """What `execute` returns of each output stream at most."""
 FIRST_POLL_S: Final = 0.01
 LAST_POLL_S: Final = 0.5
-"""How often a running command is asked about: qemu-ga tells nobody when it ends. From the first, doubling."""
+LATENESS: Final = 0.25
+"""How often a running command is asked about, since qemu-ga tells nobody when it ends: its end is noticed late by at
+most a quarter of its run, within these bounds."""
 REFUSAL_S: Final = 0.5
 """A shutdown that is accepted is not answered; a refusal comes within this time."""
+
+
+class GuestRefusedError(GuestError):
+    """The guest's agent answered that it does not do this."""
 
 
 class GuestAgent:
@@ -44,19 +51,26 @@ class GuestAgent:
         async with self._deadline(timeout_s, "a ping"):
             await self._call("guest-ping")
 
-    async def execute(self, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+    async def execute(self, argv: tuple[str, ...], *, timeout_s: float, stdin: bytes = b"") -> ExecResult:
         """Run a command in the guest to its end. A shell's convention holds for signals: exit code 128 + signal.
 
         Raises `GuestError` when the guest cannot start it, or does not answer in time; what it started then runs on.
         """
         async with self._deadline(timeout_s, f"`{argv[0]}`"):
-            arguments = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+            arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+            if stdin:
+                arguments["input-data"] = base64.b64encode(stdin).decode()
+            began_s = time.monotonic()
             started = await self._call("guest-exec", arguments)
-            poll_s = FIRST_POLL_S
             while not (status := await self._call("guest-exec-status", {"pid": started["pid"]}))["exited"]:
-                await asyncio.sleep(poll_s)
-                poll_s = min(2 * poll_s, LAST_POLL_S)
+                ran_s = time.monotonic() - began_s
+                await asyncio.sleep(min(max(FIRST_POLL_S, LATENESS * ran_s), LAST_POLL_S))
             return _exec_result(status)
+
+    async def set_clock(self, unix_ns: int, *, timeout_s: float) -> None:
+        """Tell the guest what time it is. Raises `GuestError`; `GuestRefusedError` also where it has no hwclock."""
+        async with self._deadline(timeout_s, "the time of now"):
+            await self._call("guest-set-time", {"time": unix_ns})
 
     async def shut_down(self, *, timeout_s: float) -> None:
         """Ask the guest to power itself off; returns once it has taken the request. Raises `GuestError`."""
@@ -94,7 +108,7 @@ class GuestAgent:
                 self.close()  # whatever comes on it later answers a question nobody asks any more
                 raise
         if "error" in reply:
-            raise GuestError(f"the guest agent of {self._vm} refused {command}: {_reason(reply['error'])}")
+            raise GuestRefusedError(f"the guest agent of {self._vm} refused {command}: {_reason(reply['error'])}")
         return reply["return"]
 
     async def _synced_link(self) -> _Link:

@@ -48,6 +48,7 @@ def spawn(tools: Toolchain, spec: VmSpec, directory: Path, *, incoming: bool = F
                 monitor_fd=descriptors[0],
                 agent_fd=descriptors[1],
                 incoming=incoming,
+                inherited=incoming and (directory / layout.BASE).exists(),
             )
         )
         return spawn_detached(argv, output=directory / layout.LOG, cwd=directory, pass_fds=descriptors)
@@ -63,7 +64,8 @@ async def wait_until_up(vm: RunningVm) -> None:
             vm.ports = await qmp.forwarded_ports()
     except MonitorError as error:
         try:
-            await asyncio.wait_for(vm.exited.wait(), DYING_S)
+            async with asyncio.timeout(DYING_S):
+                await vm.exited.wait()
         except TimeoutError:
             raise HypervisorError(f"{vm.name} was started but does not come up: {error}") from error
         said = vm.exit.detail if vm.exit else ""

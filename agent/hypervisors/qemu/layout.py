@@ -1,6 +1,7 @@
 """Where the files of VMs lie: one directory for each, named as the VM, in a folder of VMs.
 
-A clone is made under `<name>.partial` and renamed when whole, so a directory without the suffix is a whole VM.
+A clone is made under `<name>.partial` and renamed when whole, so a directory without the suffix is a whole VM. What it
+shares with the template it was cloned from is linked into it: the template may go, the VM stays whole.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from agent.domain.names import PREFIX, parse
 PARTIAL: Final = ".partial"
 
 DISK: Final = "disk.qcow2"
+BASE: Final = "base.qcow2"
+"""The disk of the template a VM was cloned from, between the VM's own and the image's."""
 NVRAM: Final = "nvram.bin"
 PID_FILE: Final = "qemu.pid"
 LOG: Final = "qemu.log"
 CONSOLE: Final = "console.log"
 MEMORY: Final = "memory"
+TWIN: Final = "twin"
+"""Present until a VM cloned from a template has become itself; it goes by that one's names and secrets until then."""
+DRAFT: Final = "template.partial"
+"""A folder where a template of this VM is being made. While it is there, the VM may be paused."""
 MONITOR: Final = "monitor.sock"
 AGENT: Final = "agent.sock"
 SCREEN: Final = "screen.png"

@@ -25,6 +25,8 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 UNLIMITED: Final = 1 << 40
 """Bytes per second. QEMU's default of 128 MiB/s spares a network; this goes to a local file."""
+POLL_S: Final = 0.005
+MIGRATING: Final = frozenset({"setup", "active", "device", "pre-switchover", "cancelling"})
 FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(?P<host>\d+)\s+\S+\s+(?P<guest>\d+)\s")
 """A line of the monitor's `info usernet`, the only place that tells which host port the kernel chose."""
 
@@ -79,6 +81,21 @@ class Monitor:
         """End the process in good order. It may hang up before it answers."""
         with contextlib.suppress(ExecInterruptedError, EOFError):
             await self.ask("quit")
+
+    async def go_on(self) -> None:
+        """Let a stopped VM run again. Raises `MonitorError`.
+
+        QEMU refuses for a moment after it has told that a migration is completed, and tells nobody when it is over.
+        """
+        while (await self.ask("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - in another process
+            await asyncio.sleep(POLL_S)
+        await self.ask("cont")
+
+    async def abandon_migration(self) -> None:
+        """Return when no migration out is under way any more. Raises `MonitorError`."""
+        await self.ask("migrate_cancel")
+        while (await self.ask("query-migrate")).get("status") in MIGRATING:  # noqa: ASYNC110 - in another process
+            await asyncio.sleep(POLL_S)
 
     async def migrate_out(self, uri: str) -> None:
         """Save the memory of a stopped VM to `uri`. Raises `MonitorError` when QEMU could not."""

@@ -32,7 +32,7 @@ async def save_memory(vm: RunningVm) -> None:
         try:
             await qmp.migrate_out(_SAVE_TO)
         except MonitorError:
-            await qmp.ask("cont")
+            await qmp.go_on()
             raise
         await qmp.quit()
 

@@ -41,10 +41,14 @@ class Behaviour:
     boot_s: Distribution = _SOON
     shutdown_s: Distribution = _QUICKLY
     suspend_s: Distribution = _QUICKLY
-    resume_s: Distribution = _QUICKLY
+    resume_s: Distribution = _QUICKLY  # also of the start of a clone of a template
+    save_s: Distribution = _QUICKLY  # of a template
     clone_fails: float = 0.0  # leaves nothing behind
     clone_breaks: float = 0.0  # leaves a half-made VM behind
     start_fails: float = 0.0
+    resume_fails: float = 0.0  # the memory is used up all the same
+    save_fails: float = 0.0
+    lacks_hook: float = 0.0  # the guest cannot become another, so no template can be made of it
     never_boots: float = 0.0
     ignores_shutdown: float = 0.0
     stop_fails: float = 0.0  # it runs on

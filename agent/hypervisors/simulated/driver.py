@@ -12,6 +12,7 @@ from agent.hypervisors.contract import (
     Address,
     Capabilities,
     ExecResult,
+    FanOutUnsupportedError,
     ForeignVmError,
     GuestError,
     HypervisorError,
@@ -19,7 +20,8 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
-from agent.hypervisors.simulated.host import SIGKILL, SimulatedHost
+from agent.hypervisors.simulated.host import HOOK, SIGKILL, SimulatedHost
+from agent.hypervisors.simulated.vm import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from agent.hypervisors.simulated.vm import Life, SimulatedVm
 
 
+ANSWER_S: Final = 20.0
+"""How long a guest may take to tell whether it can become another."""
+
+
 class SimulatedHypervisor:
     """VMs of a simulated host as a `Hypervisor`. Several drivers, one after another, may serve the same host.
 
@@ -38,12 +44,16 @@ class SimulatedHypervisor:
 
     name: Final = "simulated"
     version: Final = ""
-    capabilities: Final = Capabilities(execute=True, suspend=True, fan_out=False, counts_foreign_slots=False)
 
     def __init__(self, host: SimulatedHost | None = None, *, prefix: str = PREFIX) -> None:
         self._host = host or SimulatedHost(serve=True)
         self._prefix = prefix
         self._listeners: list[Callable[[VmExit], None]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the simulated host allows."""
+        return self._host.capabilities
 
     async def preflight(self) -> None:
         """See `Hypervisor`. Simulations run anywhere."""
@@ -56,7 +66,13 @@ class SimulatedHypervisor:
     async def inventory(self) -> tuple[Observed, ...]:
         """See `Hypervisor`."""
         ours = (
-            Observed(name, ours=True, running=vm.life is not None, pid=vm.life.pid if vm.life else None)
+            Observed(
+                name,
+                ours=True,
+                running=vm.life is not None,
+                pid=vm.life.pid if vm.life else None,
+                suspended=vm.life is None and vm.memory is not None,
+            )
             for name, vm in self._host.vms.items()
         )
         foreign = (Observed(name, ours=False, running=running) for name, running in self._host.foreign.items())
@@ -68,6 +84,9 @@ class SimulatedHypervisor:
         self._only_ours(spec.name)
         if spec.name in host.vms:
             raise VmExistsError(f"a VM named {spec.name} exists")
+        kept = host.templates.get(template) if template else None
+        if template and (kept is None or (kept.image, kept.size) != (image.digest, spec.size)):
+            raise HypervisorError(f"there is no template named {template} that fits {spec.name}")
         vm = host.add(spec, image.digest)
         await host.spend(vm.behaviour.clone_s)
         if host.chance(vm.behaviour.clone_fails):
@@ -75,29 +94,45 @@ class SimulatedHypervisor:
             raise HypervisorError(f"{spec.name} cannot be cloned: the simulation says so")
         if host.chance(vm.behaviour.clone_breaks):
             raise HypervisorError(f"{spec.name} was only half cloned: the simulation says so")
+        if kept is not None:
+            vm.template, vm.memory, vm.twin = template, kept.memory.copy(), True
         vm.whole = True
 
     async def save_template(self, name: str, template: str) -> None:
-        """See `Hypervisor`."""
-        raise HypervisorError(f"{name} cannot be kept as the template {template}: this driver does not fan out")
+        """See `Hypervisor`. A VM that came from a template itself is refused."""
+        self._only_ours(name)
+        vm, life = self._running(name)
+        if vm.template is not None:
+            raise HypervisorError(f"{name} came from a template; only a VM that booted can become one")
+        await self._answer(name, life, ANSWER_S)
+        if not self.capabilities.fan_out or HOOK not in life.guest.memory.files:
+            raise FanOutUnsupportedError(f"no other VM can start from the memory of {name}")
+        await self._host.spend(vm.behaviour.save_s)
+        if vm.life is not life or self._host.chance(vm.behaviour.save_fails):
+            raise HypervisorError(f"no template can be made of {name}: the simulation says so")
+        self._host.templates[template] = Template(vm.image, vm.spec.size, life.guest.memory.copy())
 
     async def templates(self) -> frozenset[str]:
         """See `Hypervisor`."""
-        return frozenset()
+        return frozenset(self._host.templates)
 
     async def drop_template(self, template: str) -> None:
         """See `Hypervisor`."""
+        self._host.templates.pop(template, None)
 
     async def start(self, spec: VmSpec) -> None:
         """See `Hypervisor`. Starting what runs succeeds; starting what is suspended boots it."""
         vm = self._known(spec.name)
         if vm.life is not None:
             return
+        if vm.twin:
+            await self._go_on(vm)
+            return
         await self._host.spend(vm.behaviour.start_s)
         if not vm.whole or self._host.chance(vm.behaviour.start_fails):
             raise HypervisorError(f"{spec.name} cannot be started: the simulation says so")
-        vm.suspended = False
-        await self._host.run(vm, vm.behaviour.boot_s)
+        vm.memory = None
+        await self._host.boot(vm)
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """See `Hypervisor`."""
@@ -130,18 +165,19 @@ class SimulatedHypervisor:
 
     async def suspend(self, name: str) -> None:
         """See `Hypervisor`."""
-        vm, _ = self._running(name)
+        vm, life = self._running(name)
+        if not self.capabilities.suspend:
+            raise HypervisorError(f"{name} cannot be suspended: this host cannot do that")
         await self._host.spend(vm.behaviour.suspend_s)
+        if vm.life is not life:
+            raise HypervisorError(f"{name} ended while it was suspended")
         self._host.end(vm, 0)
-        vm.suspended = True
+        vm.memory = life.guest.memory
 
     async def resume(self, spec: VmSpec) -> None:
         """See `Hypervisor`."""
         vm = self._known(spec.name)
-        if not vm.suspended:
-            raise HypervisorError(f"{spec.name} has no saved memory to resume from")
-        vm.suspended = False
-        await self._host.run(vm, vm.behaviour.resume_s)
+        await self._go_on(vm)
 
     async def address(self, name: str) -> Address:
         """See `Hypervisor`. The ports only answer on a host that serves."""
@@ -187,6 +223,19 @@ class SimulatedHypervisor:
         if vm.life is None:
             raise VmNotRunningError(f"{name} does not run")
         return vm, vm.life
+
+    async def _go_on(self, vm: SimulatedVm) -> None:
+        """Start a VM from its saved memory; one that is another's becomes its own."""
+        name, memory = vm.spec.name, vm.memory
+        if memory is None:
+            raise HypervisorError(f"{name} has no saved memory to resume from")
+        vm.memory = None
+        await self._host.spend(vm.behaviour.resume_s)
+        if self._host.chance(vm.behaviour.resume_fails):
+            raise HypervisorError(f"{name} cannot go on from its saved memory: the simulation says so")
+        if vm.twin:
+            vm.twin, memory.hostname = False, name
+        await self._host.wake(vm, memory)
 
     async def _answer(self, name: str, life: Life, timeout_s: float) -> None:
         """Wait until the guest is up, as long as a patient caller would."""

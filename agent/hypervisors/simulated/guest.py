@@ -10,14 +10,16 @@ from agent.hypervisors.contract import ExecResult
 
 if TYPE_CHECKING:
     from agent.hypervisors.contract import VmSpec
+    from agent.hypervisors.simulated.vm import Memory
 
 
 class Guest:
     """What answers inside a VM. It does so once it is up, until it hangs."""
 
-    def __init__(self, greeting: str) -> None:
+    def __init__(self, greeting: str, memory: Memory) -> None:
         self.up = asyncio.Event()
         self.ports: dict[int, int] = {}
+        self.memory = memory
         self._greeting = greeting
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.StreamWriter] = set()
@@ -30,10 +32,24 @@ class Guest:
             self.ports[port] = server.sockets[0].getsockname()[1]
 
     def execute(self, argv: tuple[str, ...]) -> ExecResult:
-        """Pretend to run a command: `echo` and `false` do what they are known for, all others succeed."""
+        """Pretend to run a command: a few do what they are known for, as far as it can be seen; all others succeed."""
         program, *arguments = argv
-        said = f"{' '.join(arguments)}\n".encode() if program == "echo" else b""
-        return ExecResult(exit_code=1 if program == "false" else 0, stdout=said, stderr=b"")
+        memory, path = self.memory, arguments[-1] if arguments else ""
+        said, succeeds = b"", True
+        match program:
+            case "echo":
+                said = f"{' '.join(arguments)}\n".encode()
+            case "hostname":
+                said = f"{memory.hostname}\n".encode()
+            case "touch":
+                memory.files.add(path)
+            case "rm":
+                memory.files.discard(path)
+            case "ls" | "test":
+                succeeds = path in memory.files
+            case "false":
+                succeeds = False
+        return ExecResult(exit_code=0 if succeeds else 1, stdout=said, stderr=b"")
 
     def close(self) -> None:
         """Close every port and connection."""

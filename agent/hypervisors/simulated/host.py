@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from agent.hypervisors.contract import VmExit
+from agent.hypervisors.contract import Capabilities, VmExit
 from agent.hypervisors.simulated.behaviour import Behaviour, Distribution
 from agent.hypervisors.simulated.guest import Guest
-from agent.hypervisors.simulated.vm import Life, SimulatedVm
+from agent.hypervisors.simulated.vm import Life, Memory, SimulatedVm, Template
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import VmSpec
 
 SIGKILL: Final = 9
+HOOK: Final = "/etc/hearth/on-resume"
+"""The file by which a guest shows that it can become another."""
+EVERYTHING: Final = Capabilities(execute=True, suspend=True, fan_out=True, counts_foreign_slots=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class SimulatedHost:
     rng: random.Random = field(default_factory=random.Random)
     clock: Clock = Clock()
     serve: bool = False
+    capabilities: Capabilities = EVERYTHING
     vms: dict[str, SimulatedVm] = field(default_factory=dict)
+    templates: dict[str, Template] = field(default_factory=dict)
     foreign: dict[str, bool] = field(default_factory=dict)  # whether each VM of somebody else runs
     watchers: list[Callable[[VmExit], None]] = field(default_factory=list)
     _pids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -62,21 +67,31 @@ class SimulatedHost:
         self.vms[spec.name] = vm
         return vm
 
-    async def run(self, vm: SimulatedVm, boot: Distribution) -> None:
-        """Begin a life: the guest boots by itself, and what is to go wrong with it will."""
-        life = vm.life = Life(next(self._pids), Guest(vm.image))
+    async def boot(self, vm: SimulatedVm) -> None:
+        """Begin a life from nothing: the guest boots by itself, and what is to go wrong with it will."""
+        hook = set() if self.chance(vm.behaviour.lacks_hook) else {HOOK}
+        life = await self._begin(vm, Memory("guest", hook))
+        if not self.chance(vm.behaviour.never_boots):
+            self._later(life, vm.behaviour.boot_s, lambda: self._boot(vm, life))
+
+    async def wake(self, vm: SimulatedVm, memory: Memory) -> None:
+        """Begin a life that goes on from a memory."""
+        life = await self._begin(vm, memory)
+        life.guest.up.set()
+
+    async def _begin(self, vm: SimulatedVm, memory: Memory) -> Life:
+        life = vm.life = Life(next(self._pids), Guest(vm.image, memory))
         if self.serve:
             await life.guest.serve(vm.spec)
         else:
             life.guest.ports.update(zip(vm.spec.ports, self._ports, strict=False))
         name, behaviour = vm.spec.name, vm.behaviour
         vm.console.append(f"process {life.pid} runs {vm.image}")
-        if not self.chance(behaviour.never_boots):
-            self._later(life, boot, lambda: self._boot(vm, life))
         if self.chance(behaviour.hangs):
             self._later(life, behaviour.hangs_after_s, lambda: self.hang(name))
         if self.chance(behaviour.dies):
             self._later(life, behaviour.dies_after_s, lambda: self.crash(name, code=1))
+        return life
 
     def end(self, vm: SimulatedVm, code: int) -> None:
         """End a VM's life, if it has one, and tell whoever watches."""

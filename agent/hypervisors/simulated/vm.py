@@ -7,9 +7,31 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agent.domain.model import VmSize
     from agent.hypervisors.contract import VmSpec
     from agent.hypervisors.simulated.behaviour import Behaviour
     from agent.hypervisors.simulated.guest import Guest
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a guest knows, and still knows after a suspension."""
+
+    hostname: str
+    files: set[str]
+
+    def copy(self) -> Memory:
+        """Return a memory of its own for another guest."""
+        return Memory(self.hostname, set(self.files))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A kept memory, and which VMs it fits."""
+
+    image: str
+    size: VmSize
+    memory: Memory
 
 
 @dataclass(slots=True)
@@ -30,6 +52,8 @@ class SimulatedVm:
     image: str
     behaviour: Behaviour
     whole: bool = False
-    suspended: bool = False
+    memory: Memory | None = None  # saved, while it is suspended
+    template: str | None = None  # that it was cloned from
+    twin: bool = False  # it has not become itself yet
     life: Life | None = None
     console: list[str] = field(default_factory=list)

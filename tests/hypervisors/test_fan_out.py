@@ -1,0 +1,138 @@
+"""What every driver promises about templates: many VMs from one memory, and each of them itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.model import Observed, VmSize
+from agent.hypervisors.contract import FanOutUnsupportedError, HypervisorError, VmNotFoundError, VmNotRunningError
+from tests.hypervisors.rigs import spec
+from tests.hypervisors.test_conformance import Exits, pid_of, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.hypervisors.contract import Hypervisor, VmSpec
+    from tests.hypervisors.rigs import Rig
+
+HOOK = "/etc/hearth/on-resume"
+KEPT = "/kept-in-memory"
+TEMPLATE = "sha256-of-the-image-1x256"
+
+
+async def said(driver: Hypervisor, name: str, *argv: str) -> str:
+    result = await driver.execute(name, argv, timeout_s=30)
+    assert result.exit_code == 0, result
+    return result.stdout.decode().strip()
+
+
+async def twin(driver: Hypervisor, rig: Rig, number: int) -> VmSpec:
+    """Clone and start one VM from the template."""
+    one = spec(number)
+    await driver.clone(one, rig.image, template=TEMPLATE)
+    await driver.start(one)
+    return one
+
+
+async def end(driver: Hypervisor, rig: Rig, name: str) -> None:
+    await driver.stop(name, grace_s=0)
+    await driver.delete(name)
+    assert rig.traces(name) == []
+
+
+async def test_many_vms_start_from_one_memory_and_each_is_itself(
+    driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
+) -> None:
+    pid, first = await running(driver, rig, booted=True), spec()
+    await driver.execute(first.name, ("touch", KEPT), timeout_s=20)
+    assert await driver.templates() == frozenset()
+    await driver.save_template(first.name, TEMPLATE)
+    assert await pid_of(driver, first.name) == pid
+    await driver.ping(first.name, timeout_s=20)
+    assert await driver.templates() == await new_driver().templates() == {TEMPLATE}
+
+    await driver.clone(spec(2), rig.image, template=TEMPLATE)
+    assert (await driver.inventory())[1] == Observed(spec(2).name, ours=True, running=False, suspended=True)
+    await driver.start(spec(2))
+    others = await asyncio.gather(twin(driver, rig, 3), twin(driver, rig, 4))
+    twins = [spec(2), *others]
+    assert [await said(driver, one.name, "hostname") for one in twins] == [one.name for one in twins]
+    for one in twins:
+        await said(driver, one.name, "ls", KEPT)
+        await said(driver, one.name, "touch", f"/only-in-{one.name}")
+    assert (await driver.execute(twins[0].name, ("ls", f"/only-in-{twins[1].name}"), timeout_s=20)).exit_code != 0
+    ports = [port for one in (first, *twins) for port in (await driver.address(one.name)).ports.values()]
+    assert len(set(ports)) == 8
+    with pytest.raises(HypervisorError, match="came from a template"):
+        await driver.save_template(twins[0].name, "another")
+
+    await end(driver, rig, first.name)
+    await driver.drop_template(TEMPLATE)
+    await driver.drop_template(TEMPLATE)
+    assert await driver.templates() == frozenset()
+    exits = Exits(driver)
+    rig.kill(twins[0].name)
+    assert (await exits.next()).name == twins[0].name
+    await end(driver, rig, twins[0].name)
+    for one in twins[1:]:
+        await driver.ping(one.name, timeout_s=20)
+        await said(driver, one.name, "ls", KEPT)
+    with pytest.raises(HypervisorError, match=TEMPLATE):
+        await driver.clone(spec(5), rig.image, template=TEMPLATE)
+    assert [vm.name for vm in await driver.inventory()] == [one.name for one in twins[1:]]
+
+    survivor = twins[1]
+    await driver.suspend(survivor.name)
+    await driver.resume(survivor)
+    assert await said(driver, survivor.name, "hostname") == survivor.name
+    await said(driver, survivor.name, "ls", f"/only-in-{survivor.name}")
+    await driver.suspend(survivor.name)
+    await driver.start(survivor)  # not from the template any more: it boots
+    await driver.ping(survivor.name, timeout_s=60)
+    assert (await driver.execute(survivor.name, ("ls", KEPT), timeout_s=20)).exit_code != 0
+
+
+async def test_a_guest_without_the_means_is_refused_and_runs_on(driver: Hypervisor, rig: Rig) -> None:
+    with pytest.raises(VmNotFoundError):
+        await driver.save_template(spec().name, TEMPLATE)
+    pid = await running(driver, rig, booted=True)
+    await driver.execute(spec().name, ("rm", HOOK), timeout_s=20)
+    with pytest.raises(FanOutUnsupportedError, match=spec().name):
+        await driver.save_template(spec().name, TEMPLATE)
+    assert await pid_of(driver, spec().name) == pid
+    assert await driver.templates() == frozenset()
+    await driver.ping(spec().name, timeout_s=20)
+    await driver.stop(spec().name, grace_s=0)
+    with pytest.raises(VmNotRunningError):
+        await driver.save_template(spec().name, TEMPLATE)
+
+
+async def test_a_spoilt_memory_fails_the_start_and_the_vm_can_boot_instead(driver: Hypervisor, rig: Rig) -> None:
+    await running(driver, rig, booted=True)
+    await driver.save_template(spec().name, TEMPLATE)
+    other = spec(2)
+    await driver.clone(other, rig.image, template=TEMPLATE)
+    rig.spoil_memory(other.name)
+    with pytest.raises(HypervisorError, match=other.name):
+        await driver.start(other)
+    assert not (await driver.inventory())[1].running
+    await end(driver, rig, other.name)
+    await driver.clone(other, rig.image)
+    await driver.start(other)
+    await pid_of(driver, other.name)
+    await end(driver, rig, other.name)
+
+    # The template itself is as good as before, for a VM of its size.
+    await twin(driver, rig, 3)
+    larger = replace(spec(4), size=VmSize(cpus=1, memory_mib=300))
+    with pytest.raises(HypervisorError, match=larger.name):
+        await driver.clone(larger, rig.image, template=TEMPLATE)
+        await driver.start(larger)
+    await end(driver, rig, larger.name)
+    elsewhere = replace(rig.image, digest="sha256:other", disk=rig.image.disk.with_name("other"))
+    with pytest.raises(HypervisorError, match=TEMPLATE):
+        await driver.clone(spec(5), elsewhere, template=TEMPLATE)
