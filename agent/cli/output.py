@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from agent.telemetry.render import plain
+
 if TYPE_CHECKING:
     from agent.domain.errors import HearthError
 
@@ -23,6 +25,6 @@ def say(text: str) -> None:
 
 def complain(error: HearthError) -> None:
     """Print an error with its way out on stderr."""
-    sys.stderr.write(f"hearth: {error.message}\n")
+    sys.stderr.write(f"hearth: {plain(error.message)}\n")
     if error.remedy:
-        sys.stderr.write(f"        {error.remedy}\n")
+        sys.stderr.write(f"        {plain(error.remedy)}\n")

@@ -9,6 +9,7 @@ import typer
 
 from agent.cli import options
 from agent.cli.output import print_json, say
+from agent.telemetry.render import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show rollouts, try one again, or undo one.")
 
@@ -67,7 +68,7 @@ def _show(rollout: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(rollout)
         return
-    why = f": {rollout['reason']}" if rollout["reason"] else ""
+    why = f": {plain(rollout['reason'])}" if rollout["reason"] else ""
     say(f"pool {rollout['pool']} is {rollout['phase']}{why}")
     say(f"target   {rollout['target'] or '-'}")
     say(f"serving  {rollout['serving'] or '-'}")

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.units import duration, short_digest, short_name, since, size, until
+from agent.telemetry.render import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ def rollout_table(rollouts: Iterable[Document], now: datetime) -> Table:
             Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow")),
             since(rollout["since"], now) if rollout["since"] else "",
             *(short_digest(rollout[kind]) for kind in ("target", "serving", "previous")),
-            rollout["reason"],
+            plain(rollout["reason"]),
         )
     return table
 
@@ -134,14 +135,14 @@ def trouble_lines(host: Document, now: datetime) -> Iterable[Text]:
 
 
 def _trouble(what: str, why: str) -> Text:
-    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {why}" if why else "", overflow="fold")
+    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {plain(why)}" if why else "", overflow="fold")
 
 
 def _lease_or_failure(vm: Document, now: datetime) -> Text:
     if vm["failure"]:
-        return Text(f"{vm['failure']['cause']}: {vm['failure']['reason']}", style="red")
+        return Text(plain(f"{vm['failure']['cause']}: {vm['failure']['reason']}"), style="red")
     if vm["lease"]:
-        return Text(f"{vm['lease']['holder']}, {until(vm['lease']['expires_at'], now)} left")
+        return Text(plain(f"{vm['lease']['holder']}, {until(vm['lease']['expires_at'], now)} left"))
     return Text("-", style="dim")
 
 
@@ -149,7 +150,9 @@ def _image_state(image: Document, now: datetime) -> RenderableType:
     progress = image["progress"]
     if progress is None:
         retry = f", again in {until(image['retry_at'], now)}" if image["retry_at"] else ""
-        return Text(f"{image['error']}{retry}", style="red") if image["state"] == "failed" else Text(image["state"])
+        return (
+            Text(plain(f"{image['error']}{retry}"), style="red") if image["state"] == "failed" else Text(image["state"])
+        )
     done, total = progress["done_bytes"], max(1, progress["total_bytes"])
     line = Table.grid(padding=(0, 1))
     eta = f" {duration(progress['eta_s'])} left" if progress["eta_s"] is not None else ""

@@ -28,20 +28,20 @@ def render(line: Mapping[str, object], *, colour: bool) -> str:
 
     Values that hold control characters come quoted and escaped, so that no guest can drive the reader's terminal.
     """
-    time = _plain(line.get("ts", ""))[5:].replace("T", " ")
-    level = _plain(line.get("level", "info"))
+    time = plain(line.get("ts", ""))[5:].replace("T", " ")
+    level = plain(line.get("level", "info"))
     pairs = " ".join(
-        f"{_plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS and value != ""
+        f"{plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS and value != ""
     )
     head = (
         _paint(time, _DIM, colour=colour),
         _paint(f"{level:<7}", _LEVEL_COLOURS.get(level, ""), colour=colour),
-        _paint(_plain(line.get("event", "")), _BOLD, colour=colour),
+        _paint(plain(line.get("event", "")), _BOLD, colour=colour),
     )
     text = " ".join((*head, pairs)).rstrip()
     exception = line.get("exception")
     if exception:
-        text += "".join(f"\n    {_plain(part)}" for part in str(exception).splitlines())
+        text += "".join(f"\n    {plain(part)}" for part in str(exception).splitlines())
     return text
 
 
@@ -50,8 +50,8 @@ def render_json(line: str, *, colour: bool) -> str:
     try:
         parsed = json.loads(line)
     except ValueError:
-        return _plain(line.rstrip("\n"))
-    return render(parsed, colour=colour) if isinstance(parsed, dict) else _plain(line.rstrip("\n"))
+        return plain(line.rstrip("\n"))
+    return render(parsed, colour=colour) if isinstance(parsed, dict) else plain(line.rstrip("\n"))
 
 
 def _value(value: object) -> str:
@@ -62,10 +62,11 @@ def _value(value: object) -> str:
         value = _DIGEST.sub(r"\1", value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     quote = not text or not text.isprintable() or any(mark in text for mark in ' ="')
-    return json.dumps(text) if quote and isinstance(value, str) else _plain(text)
+    return json.dumps(text) if quote and isinstance(value, str) else plain(text)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Return text with control characters escaped: no guest, registry or client can drive the reader's terminal."""
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

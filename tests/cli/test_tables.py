@@ -116,6 +116,17 @@ def test_troubles_are_told_with_their_reason_and_nothing_else_is() -> None:
     assert "Ready is" not in text
 
 
+def test_no_text_from_elsewhere_drives_the_terminal() -> None:
+    evil = "a\x1b[2Jb\x9b31m"
+    failed = {**VM, "state": "failed", "failure": {"cause": "exited", "reason": evil, "at": "2026-11-23T11:00:00Z"}}
+    leased = {**VM, "lease": {"id": "l", "holder": evil, "expires_at": "2026-11-23T12:59:00Z"}}
+    conditions = [{"type": "Ready", "status": "false", "problem": True, "message": evil, "since": None}]
+    text = shown(status_view(host(conditions=conditions), [failed, leased], NOW))
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+    assert text.count("[2J") == 3
+
+
 def test_colour_is_for_terminals_only() -> None:
     assert "\x1b[" in shown(vm_table([VM], NOW), colour=True)
     assert "\x1b[" not in shown(vm_table([VM], NOW))
