@@ -93,7 +93,7 @@ def rollout_table(rollouts: Iterable[Document], now: datetime) -> Table:
             Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow")),
             since(rollout["since"], now) if rollout["since"] else "",
             *(short_digest(rollout[kind]) for kind in ("target", "serving", "previous")),
-            plain(rollout["reason"]),
+            Text(plain(rollout["reason"])),
         )
     return table
 
