@@ -46,14 +46,15 @@ from agent.images.service import open_images
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AsyncExitStack
 
     from agent.config import Config
     from agent.domain.health import ProbeResult
-    from agent.domain.model import PoolSpec, World
+    from agent.domain.model import HostLimits, PoolSpec, World
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
+    from agent.images.service import ImageService
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,29 @@ class App:
     engine: Engine
     api: Server
     metrics: Metrics
+    board: ConditionBoard
+    appliers: Mapping[str, Callable[[Config], None]]  # what applies a configuration key while the agent runs
+
+
+@dataclass(slots=True)
+class _Settings:
+    """What the engine reads of the configuration again and again, since it may change while the agent runs."""
+
+    limits: HostLimits
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What an engine is built on."""
+
+    settings: _Settings
+    board: ConditionBoard
+    hypervisor: Hypervisor
+    images: Images
+    journal: Journal
+    http: aiohttp.ClientSession
+    metrics: Metrics
+    jitter: Callable[[], float]
 
 
 async def build(
@@ -84,27 +108,36 @@ async def build(
     journal = await Journal.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(journal.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
-    engine = _engine(config, hypervisor, images, journal, http, metrics, jitter or random.SystemRandom().random)
+    settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
+    jitter = jitter or random.SystemRandom().random
+    engine = _engine(config, _Ground(settings, board, hypervisor, images, journal, http, metrics, jitter))
     gate = TokenGate(tokens_path(config.data_dir)) if config.api.auth == "token" else OpenGate()
     application = build_application(engine, metrics, gate)
     server = Server(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
-    return App(engine, server, metrics)
+    return App(engine, server, metrics, board, _appliers(settings, images))
 
 
-def _engine(
-    config: Config,
-    hypervisor: Hypervisor,
-    images: Images,
-    journal: Journal,
-    http: aiohttp.ClientSession,
-    metrics: Metrics,
-    jitter: Callable[[], float],
-) -> Engine:
+def _appliers(settings: _Settings, images: ImageService) -> Mapping[str, Callable[[Config], None]]:
+    """Return what applies each key that needs no restart."""
+
+    def apply_limits(config: Config) -> None:
+        settings.limits = facts.limits(config.host)
+
+    def apply_bandwidth(config: Config) -> None:
+        cap = config.images.bandwidth_mib_per_s
+        images.limit_bandwidth(None if cap is None else cap * 2**20)
+
+    limits = ("host.slots", "host.cpus", "host.memory_mib", "host.memory_reserve_mib")
+    return {**dict.fromkeys(limits, apply_limits), "images.bandwidth_mib_per_s": apply_bandwidth}
+
+
+def _engine(config: Config, ground: _Ground) -> Engine:
+    hypervisor, images, journal, jitter = ground.hypervisor, ground.images, ground.journal, ground.jitter
     clock, awake = time.time, asyncio.Event()
-    metering = Metering(metrics)
+    metering = Metering(ground.metrics)
     ledger = Ledger(journal, clock=clock)
     ledger.on_change(metering.count)
     measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
@@ -138,15 +171,14 @@ def _engine(
         new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
     )  # fmt: skip
     view = Worldview(
-        ledger, desk, executor, observation, hypervisor.capabilities, facts.limits(config.host),
+        ledger, desk, executor, observation, hypervisor.capabilities, lambda: ground.settings.limits,
         config.images.resolve_period_s, pools=pools, jitter=jitter, clock=clock,
     )  # fmt: skip
     operations = Operations(ledger, desk, wake=awake.set)
     verdicts = Verdicts(ledger, jitter=jitter, awake=awake)
-    asker = Asker(hypervisor, http, clock=clock)
+    asker = Asker(hypervisor, ground.http, clock=clock)
     prober = Prober(asker, verdicts, on_answer=metering.answer, clock=clock)
 
-    board = ConditionBoard()
     in_use: frozenset[str] = frozenset()
     images.protect(lambda: in_use)
 
@@ -154,9 +186,9 @@ def _engine(
         nonlocal in_use
         in_use = images_in_use(world)
         prober.sync(world.vms, world.pool, world.busy)
-        board.post([assignments.condition(world.now_s)])
+        ground.board.post([assignments.condition(world.now_s)])
 
-    reconciler = Reconciler(ledger, desk, executor, observation, board, view, after_turn=after_turn, awake=awake)
+    reconciler = Reconciler(ledger, desk, executor, observation, ground.board, view, after_turn=after_turn, awake=awake)
     identity = facts.identify(
         agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
@@ -164,7 +196,7 @@ def _engine(
         Parts(
             ledger=ledger, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
             observation=observation, assignments=assignments, leases=desk, operations=operations, executor=executor,
-            board=board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity,
+            board=ground.board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity,
             awake=awake,
         )
     )  # fmt: skip

@@ -20,6 +20,7 @@ from agent import __version__, app
 from agent.config import ConfigError, load_config
 from agent.domain.errors import HearthError
 from agent.host.lock import sole_agent
+from agent.live import LiveConfig
 from agent.telemetry import log as logs
 from agent.telemetry.lag import measure_lag
 from agent.telemetry.watchdog import Watchdog
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.config import Config
+    from agent.telemetry.log import Logs
 
 log = structlog.get_logger()
 
@@ -54,15 +56,15 @@ def run(config_path: Path) -> int:
         _complain(error)
         return Exit.BAD_CONFIGURATION
     try:
-        with sole_agent(config.data_dir), _logging(config):
-            return asyncio.run(_main(config))
+        with sole_agent(config.data_dir), _logging(config) as handlers:
+            return asyncio.run(_main(config_path, config, handlers))
     except HearthError as error:
         _complain(error)
         return Exit.UNAVAILABLE
 
 
 @contextmanager
-def _logging(config: Config) -> Iterator[None]:
+def _logging(config: Config) -> Iterator[Logs]:
     handlers = logs.configure(
         level=config.log.level,
         path=logs.log_path(config.data_dir),
@@ -71,12 +73,12 @@ def _logging(config: Config) -> Iterator[None]:
         terminal=sys.stderr if sys.stderr.isatty() else None,
     )
     try:
-        yield
+        yield handlers
     finally:
         handlers.close()
 
 
-async def _main(config: Config) -> int:
+async def _main(config_path: Path, config: Config, handlers: Logs) -> int:
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
@@ -89,22 +91,31 @@ async def _main(config: Config) -> int:
             log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message says it all
             raise
         log.info("agent-started", port=built.api.port)
+        live = LiveConfig(
+            config_path,
+            config,
+            {**built.appliers, "log.level": lambda new: handlers.set_level(new.log.level)},
+            built.board,
+        )
         with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=logs.log_path(config.data_dir)):
-            code = await _serve(built, stopping)
+            code = await _serve(built, live, stopping)
         log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
         await _stop(built)
     log.info("agent-stopped")
     return code
 
 
-async def _serve(built: app.App, stopping: asyncio.Event) -> int:
+async def _serve(built: app.App, live: LiveConfig, stopping: asyncio.Event) -> int:
     """Run the engine until a signal asks to stop, or a defect ends it."""
     running = asyncio.create_task(built.engine.run(), name="engine")
     asked = asyncio.create_task(stopping.wait(), name="signals")
-    lag = asyncio.create_task(measure_lag(built.metrics.loop_lag.observe), name="lag")
+    beside = [
+        asyncio.create_task(measure_lag(built.metrics.loop_lag.observe), name="lag"),
+        asyncio.create_task(live.watch(), name="configuration"),
+    ]
     await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    lag.cancel()
+    for task in (asked, *beside):
+        task.cancel()
     if not running.done():
         running.cancel()
         await asyncio.wait([running], timeout=STOP_LIMIT_S)

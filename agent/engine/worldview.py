@@ -31,7 +31,7 @@ class Worldview:
     executor: Executor
     observation: Observation
     capabilities: Capabilities
-    limits: HostLimits
+    limits: Callable[[], HostLimits]
     resolve_period_s: float
     pools: Callable[[], tuple[PoolSpec, ...]]
     jitter: Callable[[], float]
@@ -42,7 +42,7 @@ class Worldview:
         return World(
             now_s=self.clock(),
             jitter=self.jitter(),
-            limits=self.limits,
+            limits=self.limits(),
             pools=self.pools(),
             vms=tuple(self.ledger.vms.values()),
             leases=tuple(self.ledger.leases.values()),

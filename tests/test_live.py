@@ -1,0 +1,68 @@
+"""The configuration file while the agent runs: applied where it can be, told where it cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.config import load_config
+from agent.engine.conditions import ConditionBoard
+from agent.live import LiveConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.config import Config
+
+
+class Bench:
+    """A configuration file with a listener on two of its keys."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.path = folder / "hearth.toml"
+        self.path.write_text(text)
+        self.applied: list[object] = []
+        self.board = ConditionBoard()
+        appliers = {"host.slots": self._slots, "log.level": self._level}
+        self.live = LiveConfig(self.path, load_config(self.path), appliers, self.board)
+
+    def _slots(self, config: Config) -> None:
+        self.applied.append(config.host.slots)
+
+    def _level(self, config: Config) -> None:
+        self.applied.append(config.log.level)
+
+    async def change(self, text: str) -> None:
+        self.path.write_text(text)
+        await self.live.reload()
+
+    def problem(self, kind: str) -> str:
+        return next((one.message for one in self.board.all() if one.type == kind and one.problem), "")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, "[host]\nslots = 2\n")
+
+
+async def test_a_changed_key_is_applied_once(bench: Bench) -> None:
+    await bench.change("[host]\nslots = 3\n")
+    await bench.change('[host]\nslots = 3\n[log]\nlevel = "debug"\n')
+    assert bench.applied == [3, "debug"]
+
+
+async def test_a_bad_file_leaves_the_configuration_in_force_and_says_so(bench: Bench) -> None:
+    await bench.change("[host]\nslots = many\n")
+    assert bench.applied == []
+    assert "hearth.toml is not valid TOML" in bench.problem("ConfigurationValid")
+    await bench.change("[host]\nslots = 4\n")
+    assert bench.applied == [4]
+    assert bench.problem("ConfigurationValid") == ""
+
+
+async def test_what_needs_a_restart_is_named_until_it_is_undone(bench: Bench) -> None:
+    await bench.change('data_dir = "elsewhere"\n[host]\nslots = 2\n[images]\nstreams = 4\n')
+    assert "data_dir, images.streams" in bench.problem("ConfigurationApplied")
+    await bench.change("[host]\nslots = 2\n")
+    assert bench.problem("ConfigurationApplied") == ""
