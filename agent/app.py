@@ -162,12 +162,15 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     def pool(name: str) -> PoolSpec | None:
         return next((spec for spec in pools() if spec.name == name), None)
 
+    def busy() -> frozenset[str]:
+        return executor.busy | verdicts.ended
+
     def why_none(spec: PoolSpec) -> str:
         count, limit = startable(view.world(), spec)
         return "one is being started" if count else f"no other fits, {limit} bind"
 
     desk = LeaseDesk(
-        ledger, pool=pool, busy=lambda: executor.busy, why_none=why_none,
+        ledger, pool=pool, busy=busy, why_none=why_none,
         new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
     )  # fmt: skip
     view = Worldview(

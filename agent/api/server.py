@@ -79,7 +79,10 @@ class Server:
             await self.close()
             raise
         if self._port_file is not None:
-            self._port_file.write_text(f"{self._port}\n", encoding="ascii")
+            try:
+                self._port_file.write_text(f"{self._port}\n", encoding="ascii")
+            except OSError as error:
+                log.warning("port-not-written", port=self._port, error=str(error))
         log.info("api-listening", host=self._host, port=self._port, socket=str(self._socket_path))
 
     async def close(self) -> None:

@@ -77,7 +77,7 @@ class Assignments:
         if stored is not None:
             self.held = HeldAssignment(Assignment.model_validate_json(stored.document), stored.etag, self._source)
         if self._source == "file":
-            await self.reload()
+            await self._reload_or_log()
 
     async def watch(self) -> None:
         """Follow the file until cancelled. Does nothing when the source is the API."""

@@ -7,12 +7,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from agent.domain.events import EventKind
 from agent.domain.model import Check
 from agent.domain.states import RUNNING
 from agent.engine.housekeeping import keep_house
+from agent.engine.journal import JournalError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.config import Assignment
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, World
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from agent.host.facts import DiskFacts, HostIdentity
     from agent.hypervisors.contract import Address, ExecResult, Hypervisor
     from agent.images.contract import Images, PullProgress
+
+log = structlog.get_logger()
 
 OBSERVE_PERIOD_S: Final = 10.0
 ADDRESS_TIMEOUT_S: Final = 5.0
@@ -209,6 +216,12 @@ class Engine:
         listing = self._parts.observation.take_listing()
         self._parts.observation.put_back(listing)
         running = {seen.name: seen.pid for seen in listing.seen if seen.running} if listing else {}
+        try:
+            await self._record_adopted(running)
+        except JournalError as error:
+            log.error("adoption-not-written", error=str(error))  # noqa: TRY400 - they are adopted all the same
+
+    async def _record_adopted(self, running: Mapping[str, int | None]) -> None:
         async with self._parts.ledger.transaction() as transaction:
             for vm in self._parts.ledger.vms.values():
                 if vm.state in RUNNING and vm.name in running:

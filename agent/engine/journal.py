@@ -19,7 +19,7 @@ from agent.domain.breaker import Breaker
 from agent.domain.events import Event
 from agent.domain.model import HostMode, Lease, Resolution, Vm
 from agent.domain.rollout import Rollout
-from agent.engine.schema import JournalError, connect, unreadable
+from agent.engine.schema import VERSION, JournalError, connect, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -146,6 +146,14 @@ class Journal:
                 )
 
         await self._run(transact)
+
+    async def touch(self) -> None:
+        """Write without changing anything. Raises `JournalError` when that cannot be done."""
+
+        def write() -> None:
+            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+
+        await self._run(write)
 
     async def events(self, *, vm: str | None = None, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
         """Return events in order with their sequence numbers: those after `after`, of one VM if named."""

@@ -191,7 +191,7 @@ class LeaseDesk:
     def intend_grant(self, transaction: Transaction, waiter_id: str, vm_name: str) -> Lease | None:
         """Write the lease that the planner decided on, unless its request has left the line meanwhile."""
         waiting, vm = self._line.get(waiter_id), transaction.get(Vm, vm_name)
-        if waiting is None or vm is None or vm.state is not VmState.READY:
+        if waiting is None or vm is None or vm.state is not VmState.READY or vm_name in self._busy():
             return None
         return self._give(transaction, vm, waiting)
 

@@ -18,7 +18,7 @@ from agent.domain.events import Event, EventKind
 from agent.domain.model import HostMode, Lease, Resolution, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.states import VmEvent, advance
-from agent.engine.journal import TABLES, Drop, Put, StoredAssignment, key_of
+from agent.engine.journal import TABLES, Drop, JournalError, Put, StoredAssignment, key_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -92,6 +92,7 @@ class Ledger:
         self._tables: dict[type[Record], dict[str, Any]] = {kind: {} for kind in TABLES}
         self._listeners: list[Callable[[tuple[Event, ...]], None]] = []
         self.sequence = 0
+        self.fault = ""  # why the journal could not be written when last tried
 
     async def load(self) -> None:
         """Read the journal into memory."""
@@ -158,8 +159,24 @@ class Ledger:
             if transaction.changes or transaction.events:
                 await _see_through(asyncio.ensure_future(self._commit(transaction)))
 
+    async def try_writing(self) -> bool:
+        """Return whether the journal can be written now; `fault` says why not."""
+        async with self._lock:
+            try:
+                await self._journal.touch()
+            except JournalError as error:
+                self.fault = str(error)
+            else:
+                self.fault = ""
+        return not self.fault
+
     async def _commit(self, transaction: Transaction) -> None:
-        await self._journal.write(list(transaction.changes.values()), transaction.events)
+        try:
+            await self._journal.write(list(transaction.changes.values()), transaction.events)
+        except JournalError as error:
+            self.fault = str(error)
+            raise
+        self.fault = ""
         for (kind, key), change in transaction.changes.items():
             if isinstance(change, Put):
                 self._tables[kind][key] = change.record

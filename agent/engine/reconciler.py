@@ -83,6 +83,7 @@ class Reconciler:
             async with self._ledger.transaction() as transaction:
                 world = self._view.world(listing)
                 planned = plan(world)
+                self._board.post(planned.conditions)
                 self._keep_rollouts(transaction, planned)
                 for action in planned.actions:
                     intend(transaction, action, jitter=self._view.jitter())
@@ -96,7 +97,6 @@ class Reconciler:
                 self._desk.hand_over(waiter, lease)
         for action in planned.actions:
             self._executor.start(action)
-        self._board.post(planned.conditions)
         return world
 
     async def _turn_or_retry(self) -> float:
@@ -105,12 +105,21 @@ class Reconciler:
             world = await self.turn()
         except JournalError as error:
             log.error("journal-unwritable", error=str(error))  # noqa: TRY400 - the message says it all
-            self._board.post_problem("JournalWritable", self._view.clock(), reason="WriteFailed", message=str(error))
+            self._tell_of_journal()
             return RETRY_S
-        self._board.post_problem("JournalWritable", self._view.clock())
         self._after_turn(self._view.world())
+        if self._ledger.fault and not await self._ledger.try_writing():  # a turn without changes proves nothing
+            self._tell_of_journal()
+            return RETRY_S
+        self._tell_of_journal()
         due_s = next_due_s(world)
         return TICK_S if due_s is None else max(0.01, min(TICK_S, due_s - self._view.clock()))
+
+    def _tell_of_journal(self) -> None:
+        fault = self._ledger.fault
+        message = f"{fault}. No VM is leased, created or torn down until it can be written again" if fault else ""
+        reason = "WriteFailed" if fault else ""
+        self._board.post_problem("JournalWritable", self._view.clock(), reason=reason, message=message)
 
     def _keep_rollouts(self, transaction: Transaction, planned: Plan) -> None:
         for gone in self._ledger.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:

@@ -6,7 +6,7 @@ Each piece of news is one transaction on the VM's row; the next turn of the loop
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import structlog
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import VmExit
 
 log = structlog.get_logger()
+
+RETRY_S: Final = 1.0
 
 
 class VmUnknownError(HearthError):
@@ -49,6 +51,7 @@ class Verdicts:
         self._jitter = jitter
         self._awake = awake
         self._exits: asyncio.Queue[VmExit] = asyncio.Queue()
+        self._ended: set[str] = set()
 
     async def proven(self, vm: str) -> None:
         """All startup probes of a VM passed: it is ready."""
@@ -99,17 +102,31 @@ class Verdicts:
 
     def note_exit(self, gone: VmExit) -> None:
         """Take note that a VM's process ended; called by the driver on the event loop."""
+        self._ended.add(gone.name)
         self._exits.put_nowait(gone)
 
+    @property
+    def ended(self) -> frozenset[str]:
+        """The VMs whose process ended, though that is not written down yet: nobody may get one of them."""
+        return frozenset(self._ended)
+
     async def follow_exits(self) -> None:
-        """Write down exits as they are noted, until cancelled."""
+        """Write down exits in the order they are noted, each until it is written, until cancelled."""
         while True:
             gone = await self._exits.get()
-            try:
-                await self._exited(gone)
-            except JournalError as error:
-                # Not lost: the next listing of the hypervisor tells that the VM does not run.
-                log.error("exit-not-written", vm=gone.name, error=str(error))  # noqa: TRY400
+            while True:
+                if await self._write_exit(gone):
+                    break
+                await asyncio.sleep(RETRY_S)
+            self._ended.discard(gone.name)
+
+    async def _write_exit(self, gone: VmExit) -> bool:
+        try:
+            await self._exited(gone)
+        except JournalError as error:
+            log.error("exit-not-written", vm=gone.name, error=str(error))  # noqa: TRY400 - the message says it all
+            return False
+        return True
 
     async def _exited(self, gone: VmExit) -> None:
         async with self._ledger.transaction() as transaction:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -23,6 +25,7 @@ from agent.telemetry.redact import redact_event
 from agent.telemetry.render import render_json
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
     from pathlib import Path
 
     from structlog.typing import EventDict, Processor, WrappedLogger
@@ -132,6 +135,10 @@ def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return json.dumps(event, ensure_ascii=False, default=str)
 
 
+def _lost_lines(count: int) -> str:
+    return json.dumps({"ts": _now(), "level": "warning", "event": "log-lines-lost", "count": count})
+
+
 class _BoundedQueueHandler(QueueHandler):
     """Hands finished lines to the writing thread, up to `MAX_QUEUED_LINES`; then drops and, later, says so."""
 
@@ -148,21 +155,49 @@ class _BoundedQueueHandler(QueueHandler):
             return
         if self._lost:
             lost, self._lost = self._lost, 0
-            line = {"ts": _now(), "level": "warning", "event": "log-lines-lost", "count": lost}
-            self.queue.put(logging.makeLogRecord({"msg": json.dumps(line)}))
+            self.queue.put(logging.makeLogRecord({"msg": _lost_lines(lost)}))
         self.queue.put(record)
 
 
 class _LogFile(RotatingFileHandler):
-    """The rotating file. When it cannot be written it says so once on stderr, not with a traceback for each line."""
+    """The rotating file. When it cannot be written it says so once on stderr, counts, and goes on when it can again."""
 
-    _failed = False
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; after lines that could not be written, first one that tells how many."""
+        lost = self._lost
+        if lost:
+            super().emit(logging.makeLogRecord({"msg": _lost_lines(lost)}))
+            if self._lost > lost:
+                return
+            self._lost = 0
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Tell the first failure in a row; the agent works on without its log."""
-        if not self._failed and sys.stderr is not None:
+        """Tell the first failure in a row; the agent works on without its log. The file is opened anew for each try."""
+        if not self._lost and sys.stderr is not None:
             sys.stderr.write(f"hearth: cannot write the log {self.baseFilename}: {sys.exc_info()[1]}\n")
-        self._failed = True
+        self._lost += 1
+        stream, self.stream = self.stream, None  # None: opened by the next line
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file at the beginning of a line: the last one may have been cut short."""
+        stream = super()._open()
+        try:
+            with open(self.baseFilename, "rb") as written:
+                size = written.seek(0, os.SEEK_END)
+                written.seek(max(0, size - 1))
+                cut_short = written.read(1) not in (b"", b"\n")
+            if cut_short:
+                stream.write("\n")
+        except OSError:
+            stream.close()
+            raise
+        return stream
 
 
 class _Terminal(logging.StreamHandler[Any]):

@@ -29,6 +29,9 @@ POLL_S: Final = 0.05
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 
+CORDONED: Final = frozenset({"schedulable"})
+"""The readiness check that fails on a cordoned host, which is up all the same."""
+
 PROBES: Final = """
 [[pools.{pool}.probes]]
 kind = "agent"
@@ -122,17 +125,17 @@ class Host:
             raise RuntimeError(f"hearth {' '.join(arguments)} ended with {code}: {err.decode()}")
         return code, out.decode(), err.decode()
 
-    async def start(self, *, env: Mapping[str, str] | None = None) -> None:
-        """Start the agent and wait until it serves."""
+    async def start(self, *, env: Mapping[str, str] | None = None, excused: frozenset[str] = CORDONED) -> None:
+        """Start the agent and wait until it is ready, but for checks that are excused."""
         with (self.directory / "agent.out").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agent", "run", "--config", str(self.config),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(env or {})},
             )  # fmt: skip
-        await self.until_ready()
+        await self.until_ready(excused=excused)
 
-    async def until_ready(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the agent says that it is ready, or ended without ever being so."""
+    async def until_ready(self, *, excused: frozenset[str] = CORDONED, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until the agent says that it is ready, but for checks that are excused. Raises when it ended instead."""
         async with asyncio.timeout(timeout_s):
             while True:
                 assert self._process is not None
@@ -141,8 +144,8 @@ class Host:
                 try:
                     async with self.http.get("/readyz") as response:
                         checks = (await response.json())["checks"]
-                    if all(check["ok"] or check["name"] == "schedulable" for check in checks):
-                        return  # a cordoned host is up as well
+                    if all(check["ok"] or check["name"] in excused for check in checks):
+                        return
                 except aiohttp.ClientError:
                     pass
                 await asyncio.sleep(POLL_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,3 +182,32 @@ def test_closing_puts_the_process_back_as_it_was(path: Path) -> None:
 def test_people_get_short_digests_and_figures() -> None:
     line = {"event": "image-pulled", "image": f"sha256:{'ab' * 32}", "duration_s": 0.7317027090002739, "detail": ""}
     assert render(line, colour=False).split()[-2:] == ["image=sha256:abababababab", "duration_s=0.732"]
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hearth.log"
+    path.symlink_to("/dev/full")
+    logs = configure(path=path, terminal=None)
+    log = structlog.get_logger()
+    for number in range(5):
+        log.info("while-full", number=number)
+    until_lost(logs, 5)
+    path.unlink()
+    path.write_text('{"ts": "2026", "event": "cut sh')  # what a disk that fills up leaves
+    log.info("after")
+    log.info("and-on")
+    logs.close()
+    cut, *lines = path.read_text().splitlines()
+    assert cut.endswith("cut sh")
+    assert [json.loads(line)["event"] for line in lines] == ["log-lines-lost", "after", "and-on"]
+    assert json.loads(lines[0])["count"] == 5
+    assert capfd.readouterr().err.count("cannot write the log") == 1
+
+
+def until_lost(logs: Logs, count: int) -> None:
+    """Wait until the writing thread has given up that many lines."""
+    (file,) = logs._listener.handlers
+    deadline_s = time.monotonic() + 10
+    while getattr(file, "_lost", 0) < count:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
