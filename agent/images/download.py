@@ -1,6 +1,8 @@
-"""Moves bytes of blobs into memory: several ranges ahead, in order, with a fixed amount of memory for all of it.
+"""Moves bytes of blobs into memory, in order, with a fixed amount of memory for all streams of a pull.
 
-All streams of one pull share one set of buffers. When decoding is slower than the network, the network waits.
+A blob of common size is one plain request, streamed through the buffers: that is what caches in front of registries
+can serve and keep. A very large one is read in ranges, several ahead. When decoding is slower than the network, the
+network waits.
 """
 
 from __future__ import annotations
@@ -21,15 +23,20 @@ if TYPE_CHECKING:
     from agent.images.manifest import Blob
     from agent.images.meter import Meter
     from agent.images.retry import Retry
-    from agent.images.sources.contract import Source
+    from agent.images.sources.contract import Source, Write
 
+    Consume = Callable[[memoryview], Awaitable[None]]
+    Filled = tuple[bytearray, int]
+
+WHOLE_BYTES: Final = 64 << 20
+"""Largest blob that is one request."""
 RANGES_AHEAD: Final = 4
 """Ranges of one blob under way at once."""
 SPARE_BUFFERS: Final = 4
 PROGRESS_BYTES: Final = 64 << 10
 """A try that brought less than this before it failed brought nothing."""
 _MAX_FAILURES: Final = 40
-"""Failures of one range, even if each try brought something."""
+"""Failures of one request, even if each try brought something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class Tools:
 
 
 class Buffers:
-    """A fixed set of buffers, made when first needed and used again."""
+    """A fixed set of buffers of `MAX_RANGE_BYTES`, made when first needed and used again. First come, first served."""
 
     def __init__(self, count: int) -> None:
         self._free: asyncio.LifoQueue[bytearray | None] = asyncio.LifoQueue()
@@ -51,7 +58,7 @@ class Buffers:
             self._free.put_nowait(None)
 
     async def take(self) -> bytearray:
-        """Wait for a free buffer of `MAX_RANGE_BYTES`. First come, first served."""
+        """Wait for a free buffer."""
         return await self._free.get() or bytearray(MAX_RANGE_BYTES)
 
     def give(self, buffer: bytearray) -> None:
@@ -69,67 +76,132 @@ class Downloader:
         self._buffers = Buffers(tools.streams + SPARE_BUFFERS)
         self._streams = asyncio.Semaphore(tools.streams)
 
-    async def stream(
-        self, blob: Blob, ranges: Iterable[tuple[int, int]], consume: Callable[[memoryview], Awaitable[None]]
-    ) -> None:
+    async def whole(self, blob: Blob, consume: Consume) -> None:
+        """Read a blob from its first byte to its last, and have each piece consumed in order."""
+        if blob.size > WHOLE_BYTES and self.source.ranged:
+            parts = ((at, min(MAX_RANGE_BYTES, blob.size - at)) for at in range(0, blob.size, MAX_RANGE_BYTES))
+            await self.ranges(blob, parts, consume)
+            return
+        ready: asyncio.Queue[Filled | None] = asyncio.Queue()
+        flow = asyncio.create_task(self._flow(blob, ready))
+        try:
+            while (filled := await ready.get()) is not None:
+                await self._consume(filled, consume)
+            await flow
+        finally:
+            flow.cancel()
+            await asyncio.gather(flow, return_exceptions=True)
+            while not ready.empty():
+                if (left := ready.get_nowait()) is not None:
+                    self._buffers.give(left[0])
+
+    async def ranges(self, blob: Blob, ranges: Iterable[tuple[int, int]], consume: Consume) -> None:
         """Read `(start, size)` ranges of at most `MAX_RANGE_BYTES` each, and have each consumed in order."""
         left = iter(ranges)
-        ahead: deque[asyncio.Task[tuple[bytearray, int]]] = deque()
+        ahead: deque[asyncio.Task[Filled]] = deque()
         try:
             while True:
                 while len(ahead) < RANGES_AHEAD and (part := next(left, None)) is not None:
                     ahead.append(asyncio.create_task(self._range(blob, *part)))
                 if not ahead:
                     return
-                buffer, size = await ahead[0]
-                try:
-                    with memoryview(buffer) as view:
-                        await consume(view[:size])
-                finally:
-                    ahead.popleft()
-                    self._buffers.give(buffer)
+                filled = await ahead[0]
+                ahead.popleft()
+                await self._consume(filled, consume)
         finally:
             await self._abandon(tuple(ahead))
 
-    async def fill(self, blob: Blob, start: int, into: memoryview) -> None:
-        """Fill `into` with bytes of a blob, going on after each failure where the one before it got to."""
-        filled = failures = failures_in_all = 0
+    async def into_memory(self, blob: Blob) -> bytearray:
+        """Return a small blob. Its digest is the caller's to check."""
+        content = bytearray(blob.size)
+        at = 0
 
-        def received(count: int) -> None:
-            nonlocal filled
-            filled += count
-            self._meter.received(count)
+        async def write(piece: memoryview) -> None:
+            nonlocal at
+            content[at : at + len(piece)] = piece
+            at += len(piece)
 
-        while filled < len(into):
-            before = filled
-            try:
-                await self.source.read(blob, start + filled, into[filled:], received)
-            except TransferError as error:
-                failures = 1 if filled - before >= PROGRESS_BYTES else failures + 1
-                failures_in_all += 1
-                if failures_in_all >= _MAX_FAILURES:
-                    raise
-                await self._retry.pause(failures, error)
+        await self._read(blob, 0, blob.size, write)
+        return content
 
-    async def _range(self, blob: Blob, start: int, size: int) -> tuple[bytearray, int]:
-        buffer = await self._buffers.take()
+    async def _flow(self, blob: Blob, ready: asyncio.Queue[Filled | None]) -> None:
+        """Read a whole blob through as many buffers as it takes; None ends it, also when it fails."""
+        buffer: bytearray | None = None
+        at = 0
+
+        async def write(piece: memoryview) -> None:
+            nonlocal buffer, at
+            while piece:
+                if buffer is None:
+                    buffer, at = await self._buffers.take(), 0
+                size = min(len(piece), len(buffer) - at)
+                buffer[at : at + size] = piece[:size]
+                at += size
+                piece = piece[size:]
+                if at == len(buffer):
+                    ready.put_nowait((buffer, at))
+                    buffer = None
+
         try:
             async with self._streams:
-                with memoryview(buffer) as view:
-                    await self.fill(blob, start, view[:size])
+                await self._read(blob, 0, blob.size, write)
+            if buffer is not None:
+                ready.put_nowait((buffer, at))
+                buffer = None
+        finally:
+            if buffer is not None:
+                self._buffers.give(buffer)
+            ready.put_nowait(None)
+
+    async def _range(self, blob: Blob, start: int, size: int) -> Filled:
+        buffer = await self._buffers.take()
+        at = 0
+
+        async def write(piece: memoryview) -> None:
+            nonlocal at
+            buffer[at : at + len(piece)] = piece
+            at += len(piece)
+
+        try:
+            async with self._streams:
+                await self._read(blob, start, size, write)
         except BaseException:
             self._buffers.give(buffer)
             raise
         return buffer, size
 
-    async def _abandon(self, tasks: tuple[asyncio.Task[tuple[bytearray, int]], ...]) -> None:
+    async def _read(self, blob: Blob, start: int, size: int, write: Write) -> None:
+        """Read a range, going on after each failure where the one before it got to."""
+        got = failures = failures_in_all = 0
+
+        async def count(piece: memoryview) -> None:
+            nonlocal got
+            await write(piece)
+            got += len(piece)
+            self._meter.received(len(piece))
+
+        while got < size:
+            before = got
+            try:
+                await self.source.read(blob, start + got, size - got, count)
+            except TransferError as error:
+                failures = 1 if got - before >= PROGRESS_BYTES else failures + 1
+                failures_in_all += 1
+                if failures_in_all >= _MAX_FAILURES:
+                    raise
+                await self._retry.pause(failures, error)
+
+    async def _consume(self, filled: Filled, consume: Consume) -> None:
+        buffer, size = filled
+        try:
+            with memoryview(buffer) as view:
+                await consume(view[:size])
+        finally:
+            self._buffers.give(buffer)
+
+    async def _abandon(self, tasks: tuple[asyncio.Task[Filled], ...]) -> None:
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, tuple):
                 self._buffers.give(outcome[0])
-
-
-def parts(size: int) -> Iterable[tuple[int, int]]:
-    """Return the ranges that a blob of `size` bytes is read in."""
-    return ((start, min(MAX_RANGE_BYTES, size - start)) for start in range(0, size, MAX_RANGE_BYTES))

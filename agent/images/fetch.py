@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.images.chunk import ChunkBuilder, ChunkWriter, CorruptChunkError, RawWriter
-from agent.images.download import parts
 from agent.images.errors import CorruptImageError
 from agent.images.plan import Fetch, Rebuild
 from agent.images.sparse import make_hole
@@ -68,13 +67,15 @@ class ChunkWorkers:
 
     async def _rebuild(self, rebuild: Rebuild) -> bool:
         """Put a chunk together; whether that gave the right bytes."""
+        if rebuild.remote and not self._downloader.source.ranged:
+            return False
         if self._dirty:
             await self._thread(self._clear, rebuild.fetch)
         writer = RawWriter(rebuild.fetch, self._descriptor, base=self._base)
         builder = ChunkBuilder(rebuild, writer, self._tools.codec)
         ranges = ((step.start, step.size) for step in rebuild.remote)
         try:
-            await self._downloader.stream(rebuild.fetch.blob, ranges, lambda piece: self._thread(builder.feed, piece))
+            await self._downloader.ranges(rebuild.fetch.blob, ranges, lambda piece: self._thread(builder.feed, piece))
             await self._thread(builder.finish)
         except CorruptChunkError as error:
             log.info("rebuild-failed", blob=rebuild.fetch.blob.digest, error=str(error))
@@ -90,9 +91,8 @@ class ChunkWorkers:
                 await self._thread(self._clear, fetch)
             writer = ChunkWriter(fetch, RawWriter(fetch, self._descriptor), self._tools.codec)
             try:
-                await self._downloader.stream(
+                await self._downloader.whole(
                     fetch.blob,
-                    parts(fetch.blob.size),
                     lambda piece: self._thread(writer.feed, piece),  # noqa: B023
                 )
                 await self._thread(writer.finish)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.images.download import Downloader
 from agent.images.errors import CorruptImageError
 from agent.images.manifest import digest_of, parse_manifest, parse_vm_config
+from agent.images.meter import Meter
 from agent.images.reference import parse_reference
 from agent.images.threads import in_thread
 
@@ -37,8 +39,8 @@ async def describe(images: ImageService, reference: str) -> Description:
     if parsed.digest and digest_of(raw) != parsed.digest:
         raise CorruptImageError(f"{source.name} answers with another manifest than {parsed.digest}")
     manifest = parse_manifest(raw)
-    content = bytearray(manifest.vm_config.size)
-    await retry.run(lambda: source.read(manifest.vm_config, 0, memoryview(content), lambda _: None))
+    downloader = Downloader(source, images.tools, Meter(reference, manifest.digest))
+    content = await downloader.into_memory(manifest.vm_config)
     if digest_of(content) != manifest.vm_config.digest:
         raise CorruptImageError(f"{source.name} sends another blob than {manifest.vm_config.digest}")
     config = parse_vm_config(bytes(content))

@@ -158,11 +158,11 @@ class Puller:
         meter.done(blob.size)
 
     async def _verified(self, downloader: Downloader, blob: Blob) -> bytearray:
-        content = bytearray(blob.size)
         for _ in range(CORRUPT_ATTEMPTS):
-            await downloader.fill(blob, 0, memoryview(content))
+            content = await downloader.into_memory(blob)
             if await in_thread(None, digest_of, content) == blob.digest:
                 return content
+            downloader.source.distrust(blob)
         raise CorruptImageError(f"{downloader.source.name} sends a corrupt blob {blob.digest}, again and again")
 
     async def _disk_error(self, error: OSError, stage: Stage) -> StoreError | DiskTooSmallError:

@@ -15,8 +15,9 @@ from agent.images.errors import (
     ImageNotFoundError,
     RegistryError,
 )
-from tests.images.disks import push_layout, sha256_of
+from tests.images.disks import push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FAULTS, Armed, FaultyRegistry, run_faulty
+from tests.images.tartlike import write_tart_layout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -129,6 +130,56 @@ async def test_a_200_to_the_rest_never_shifts_the_bytes(
     faulty.armed = Armed(in_turn, times=40)
     await images.pull(faulty.reference(), digest)
     assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+
+
+@pytest.fixture
+async def large(tmp_path: Path) -> AsyncIterator[FaultyRegistry]:
+    """An image whose one chunk is some 12 MiB compressed: three buffers' worth."""
+    write_tart_layout(tmp_path / "large", write_disk(tmp_path / "large.img", mib=40, every=1))
+    registry = FaultyRegistry()
+    registry.load(tmp_path / "large")
+    async with run_faulty(registry):
+        yield registry
+
+
+async def test_a_chunk_is_one_plain_request_that_caches_can_keep(
+    large: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    images = await make_service(large.host)
+    digest = await images.resolve(large.reference())
+    await images.pull(large.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(tmp_path / "large.img")
+    assert [seen.range for seen in large.gets()] == [""] * len({seen.path for seen in large.gets()})
+
+
+async def test_a_very_large_chunk_is_read_in_ranges(
+    large: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.images.download.WHOLE_BYTES", 1 << 20)
+    images = await make_service(large.host)
+    digest = await images.resolve(large.reference())
+    large.arm("cut at 40 %", times=2, only=lambda name: len(large.blobs[name]) > 1 << 20)
+    await images.pull(large.reference(), digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(tmp_path / "large.img")
+    victim = max(large.blobs, key=lambda name: len(large.blobs[name]))
+    assert len([seen for seen in large.gets(victim) if seen.range]) == 3 + 2
+
+
+async def test_a_cache_that_ignores_ranges_is_asked_for_whole_blobs(
+    large: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.images.download.WHOLE_BYTES", 1 << 20)
+    large.arm("200 for Range", times=float("inf"))
+    images = await make_service(large.host)
+    for tag in ("v1", "again"):
+        large.manifests[tag] = large.manifests["v1"]
+        digest = await images.resolve(large.reference(tag))
+        await images.pull(large.reference(tag), digest)
+        assert sha256_of((await images.local(digest)).disk) == sha256_of(tmp_path / "large.img")
+        ranges = [seen.range for seen in large.gets() if seen.range]
+        await images.remove(digest)
+        large.seen.clear()
+    assert ranges == []
 
 
 async def test_redirects_are_followed_without_the_password(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from agent.images.manifest import Blob
+
+    Write = Callable[[memoryview], Awaitable[None]]
 
 
 class Source(Protocol):
@@ -27,11 +29,14 @@ class Source(Protocol):
     async def manifest(self, target: str) -> bytes:
         """Return the bytes of the manifest that a tag or digest names."""
 
-    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
-        """Fill `into` with the blob's bytes from `start` on.
+    @property
+    def ranged(self) -> bool:
+        """Whether parts of blobs can be had by themselves, as far as is known."""
 
-        Calls `received` with each number of bytes as soon as they are in `into`, in order, so that a caller whose read
-        fails half-way goes on from there.
+    async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
+        """Pass `size` bytes of a blob from `start` on to `write`, piece by piece and in order.
+
+        A caller whose read fails half-way goes on from what it has been given. While `write` waits, so does the source.
         """
 
     def distrust(self, blob: Blob) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,8 @@ _MAX_REDIRECTS: Final = 5
 _MAX_LOGINS: Final = 2
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _EXCERPT_BYTES: Final = 2000
+UNRANGED_S: Final = 60.0
+"""How long a registry that ignored a range is asked for whole blobs only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,19 @@ class RegistryHttp:
         self.patience = patience
         self.throttle = throttle
         self._trust = trust
+        self._unranged_until_s = 0.0
         self._session = session
         self._authorizer = authorizer
         self._origin = URL(f"{'http' if insecure else 'https'}://{host}")
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the registry serves parts of blobs, as far as is known."""
+        return time.monotonic() >= self._unranged_until_s
+
+    def ranges_ignored(self) -> None:
+        """Note that it has answered a request for a part with the whole: a cache does so with what it lacks yet."""
+        self._unranged_until_s = time.monotonic() + UNRANGED_S
 
     def url(self, path: str | URL) -> URL:
         """Return the absolute URL of a path below `/v2/`, or of a location that the registry gave."""

@@ -17,12 +17,14 @@ from agent.images.files import pread_into, replace_durably
 from agent.images.locks import locked
 from agent.images.manifest import INDEX_TYPE, MAX_MANIFEST_BYTES, digest_of, parse_json
 from agent.images.reference import is_digest
+from agent.images.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from agent.images.manifest import Blob
+    from agent.images.sources.contract import Write
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 _VERSION: Final = b'{"imageLayoutVersion":"1.0.0"}'
@@ -49,12 +51,18 @@ class OciLayout:
         """See `Source.manifest`."""
         return await asyncio.to_thread(self._manifest, target)
 
-    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
+    @property
+    def ranged(self) -> bool:
+        """See `Source.ranged`."""
+        return True
+
+    async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
         """See `Source.read`."""
-        for at in range(0, len(into), _READ_BYTES):
-            piece = into[at : at + _READ_BYTES]
-            await asyncio.to_thread(self._read_piece, blob, start + at, piece)
-            received(len(piece))
+        buffer = memoryview(bytearray(min(_READ_BYTES, size)))
+        for at in range(start, start + size, _READ_BYTES):
+            piece = buffer[: start + size - at]
+            await in_thread(None, self._read_piece, blob, at, piece)
+            await write(piece)
 
     def distrust(self, blob: Blob) -> None:
         """See `Source.distrust`: there is no choice here."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from agent.images.manifest import Blob
-    from agent.images.sources.contract import Place, Source
+    from agent.images.sources.contract import Place, Source, Write
 
 log = structlog.get_logger()
 
@@ -64,17 +64,22 @@ class MirroredPlace:
 
         return await self._first((*self._warm(), self._origin), proven)
 
-    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
-        """See `Source.read`. Goes on at the next place where the one before failed."""
-        filled = 0
+    @property
+    def ranged(self) -> bool:
+        """See `Source.ranged`."""
+        return all(source.ranged for source in (*self._warm(), self._origin))
 
-        def count(size: int) -> None:
-            nonlocal filled
-            filled += size
-            received(size)
+    async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
+        """See `Source.read`. Goes on at the next place where the one before failed."""
+        got = 0
+
+        async def count(piece: memoryview) -> None:
+            nonlocal got
+            await write(piece)
+            got += len(piece)
 
         async def rest(source: Source) -> None:
-            await source.read(blob, start + filled, into[filled:], count)
+            await source.read(blob, start + got, size - got, count)
 
         mirrors = () if blob.digest in self._distrusted else self._warm()
         await self._first((*mirrors, self._origin), rest)

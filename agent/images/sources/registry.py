@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,11 +16,12 @@ from agent.images.reference import is_digest
 from agent.images.sources.http import RegistryHttp, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Iterator
 
     import aiohttp
 
     from agent.images.manifest import Blob
+    from agent.images.sources.contract import Write
 
 _OK: Final = frozenset({200})
 _NO_SUCH_CALL: Final = frozenset({400, 404, 405, 501})
@@ -69,15 +71,21 @@ class RegistryRepository:
         except ImageNotFoundError:
             raise self._unknown(target) from None
 
-    async def read(self, blob: Blob, start: int, into: memoryview, received: Callable[[int], None]) -> None:
+    @property
+    def ranged(self) -> bool:
+        """See `Source.ranged`."""
+        return self._http.ranged
+
+    async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
         """See `Source.read`."""
-        end = start + len(into)
-        partial = start > 0 or end < blob.size
-        headers = {"Range": f"bytes={start}-{end - 1}"} if partial else {}
+        partial = size < blob.size
+        headers = {"Range": f"bytes={start}-{start + size - 1}"} if partial else {}
         request = Request("GET", self._blob_path(blob), self._scope("pull"), _WHOLE_OR_PART, headers)
         async with self._http.send(request) as response:
+            if partial and response.status == 200:
+                self._http.ranges_ignored()
             skip = _check_answer(response, blob, start, partial=partial)
-            await self._fill(response, skip, into, received)
+            await self._pass_on(response, skip, size, write)
 
     def distrust(self, blob: Blob) -> None:
         """See `Source.distrust`: there is no choice here."""
@@ -119,24 +127,19 @@ class RegistryRepository:
         async with self._http.send(request) as response:
             return await _read_all(response, MAX_MANIFEST_BYTES) if response.status == 200 else None
 
-    async def _fill(
-        self, response: aiohttp.ClientResponse, skip: int, into: memoryview, received: Callable[[int], None]
-    ) -> None:
+    async def _pass_on(self, response: aiohttp.ClientResponse, skip: int, size: int, write: Write) -> None:
         pace = _Pace(self._http)
-        at = 0
         async for data in response.content.iter_any():
-            piece = memoryview(data)[skip:]
-            skip -= len(data) - len(piece)
-            if len(piece) > len(into) - at:
-                piece = piece[: len(into) - at]
-            into[at : at + len(piece)] = piece
-            at += len(piece)
-            received(len(piece))
-            if at == len(into):
+            piece = memoryview(data)[skip:][:size]
+            skip = max(0, skip - len(data))
+            size -= len(piece)
+            with pace.our_own_time():
+                await write(piece)
+                await self._http.throttle.take(len(data))
+            pace.check(len(data))
+            if not size:
                 return
-            held_up_s = await self._http.throttle.take(len(data))
-            pace.check(len(data), held_up_s)
-        raise TransferError(f"the registry {self._http.host} ended a blob {len(into) - at} bytes early")
+        raise TransferError(f"the registry {self._http.host} ended a blob {size} bytes early")
 
     def _manifest_request(self, method: str, target: str) -> Request:
         path = f"{self._namespace}/manifests/{target}"
@@ -175,10 +178,9 @@ class _Pace:
         self._since_s = self._clock()
         self._bytes = 0
 
-    def check(self, count: int, held_up_s: float) -> None:
-        """Count bytes. The seconds that we ourselves held the transfer up are not its fault."""
+    def check(self, count: int) -> None:
+        """Count bytes. Raises `TransferError` when there were too few for too long."""
         self._bytes += count
-        self._since_s += held_up_s
         lasted_s = self._clock() - self._since_s
         if lasted_s < self._patience.slow_window_s:
             return
@@ -186,6 +188,13 @@ class _Pace:
         if rate < self._patience.slow_bytes_per_s:
             raise TransferError(f"the registry {self._host} sends only {rate:.0f} bytes per second")
         self._since_s, self._bytes = self._clock(), 0
+
+    @contextmanager
+    def our_own_time(self) -> Iterator[None]:
+        """Time that passes in this context is not the registry's fault."""
+        began_s = self._clock()
+        yield
+        self._since_s += self._clock() - began_s
 
 
 def _check_answer(response: aiohttp.ClientResponse, blob: Blob, start: int, *, partial: bool) -> int:

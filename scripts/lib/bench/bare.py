@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BOOT_LIMIT_S: Final = 120.0
-ASK_AGAIN_S: Final = 0.02
+ASK_AGAIN_S: Final = 0.05
 PING: Final = b'{"execute": "guest-ping"}\n'
 
 
@@ -58,13 +58,15 @@ def _prepare(vm_directory: Path, scratch: Path) -> None:
 
 
 async def _until_it_answers(socket: str) -> None:
-    """Send one ping as soon as there is a socket: the guest's agent finds it waiting and answers once it runs."""
+    """Ping until there is an answer: what is sent before the guest's agent listens is lost."""
     while True:
         try:
             reader, writer = await asyncio.open_unix_connection(socket)
             break
         except OSError:
             await asyncio.sleep(ASK_AGAIN_S)
-    writer.write(PING)
-    await reader.readline()
+    answer = asyncio.ensure_future(reader.readline())
+    while not answer.done():
+        writer.write(PING)
+        await asyncio.wait([answer], timeout=ASK_AGAIN_S)
     writer.close()

@@ -25,7 +25,9 @@ import structlog
 
 from agent.config import Config, ImagesConfig, RegistryConfig
 from agent.images.blockindex import INDEX_TYPE, decode_index
+from agent.images.download import Downloader
 from agent.images.manifest import parse_manifest
+from agent.images.meter import Meter
 from agent.images.reference import parse_reference
 from agent.images.referrers import find_attached
 from agent.images.service import ImageService, open_images
@@ -235,8 +237,7 @@ async def _version(images: ImageService, reference: str) -> Version:
     manifest = parse_manifest(await place.manifest(parse_reference(reference).target))
     blob = await find_attached(place, manifest.digest, INDEX_TYPE)
     assert blob is not None
-    raw = bytearray(blob.size)
-    await place.read(blob, 0, memoryview(raw), lambda _: None)
+    raw = await Downloader(place, images.tools, Meter(reference, manifest.digest)).into_memory(blob)
     return Version(manifest, decode_index(bytes(raw), manifest))
 
 

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
 from agent.images.chunk import ChunkWriter, RawWriter
-from agent.images.download import Downloader, parts
+from agent.images.download import Downloader
 from agent.images.files import pread_into, pwrite_all
 from agent.images.manifest import Manifest, parse_manifest
 from agent.images.meter import Meter
@@ -84,7 +84,7 @@ async def download(images: ImageService, reference: str) -> dict[str, Any]:
 
     async def worker() -> None:
         for fetch in queue:
-            await downloader.stream(fetch.blob, parts(fetch.blob.size), drop)
+            await downloader.whole(fetch.blob, drop)
 
     clock = Clock()
     await all_or_first_error([worker() for _ in range(images.tools.streams)])
@@ -95,11 +95,8 @@ async def digest(images: ImageService, reference: str) -> dict[str, Any]:
     """Hash and decode every chunk from memory, writing to nowhere."""
     fetches = _fetches(await _manifest(images, reference))
     place = images.places.open(parse_reference(reference))
-    blobs = []
-    for fetch in fetches:
-        blob = bytearray(fetch.blob.size)
-        await place.read(fetch.blob, 0, memoryview(blob), lambda _: None)
-        blobs.append(blob)
+    downloader = Downloader(place, images.tools, Meter(reference, ""))
+    blobs = [await downloader.into_memory(fetch.blob) for fetch in fetches]
     nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def work(pair: tuple[Fetch, bytearray]) -> None:
