@@ -93,7 +93,7 @@ async def test_a_detached_process_shares_nothing_with_us(tmp_path: Path) -> None
     ready = ["sh", "-c", "echo ready; kill -STOP $$"]  # what the loader opens for itself is closed by then
     process = spawn_detached(ready, output=tmp_path / "out", cwd=tmp_path)
     try:
-        await eventually(lambda: (tmp_path / "out").read_text())
+        await eventually((tmp_path / "out").read_text)
         assert os.getsid(process.pid) == process.pid
         if sys.platform == "linux":
             fds = {fd: Path(f"/proc/{process.pid}/fd/{fd}").readlink() for fd in os.listdir(f"/proc/{process.pid}/fd")}
