@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from agent.engine.journal import Journal
 from agent.engine.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -49,3 +50,12 @@ async def put(ledger: Ledger, *vms: Vm) -> None:
     async with ledger.transaction() as transaction:
         for one in vms:
             transaction.put(one)
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
+    """Wait until something holds that no event tells of."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,46 @@
+"""News about VMs, also when it cannot be written down at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from agent.domain.model import Cause
+from agent.domain.states import VmState
+from agent.engine import verdicts as module
+from agent.engine.verdicts import Verdicts
+from agent.hypervisors.contract import VmExit
+from tests.engine.support import Clock, open_ledger, put, until, vm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_an_exit_is_written_when_the_journal_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    path = tmp_path / "journal.sqlite"
+    async with open_ledger(path, Clock()) as ledger:
+        await put(ledger, vm("v1"), vm("v2"))
+        verdicts = Verdicts(ledger, jitter=lambda: 0.5, awake=asyncio.Event())
+        following = asyncio.create_task(verdicts.follow_exits())
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("ALTER TABLE vms RENAME TO elsewhere")
+            verdicts.note_exit(VmExit("v1", -9))
+            verdicts.note_exit(VmExit("v2", 1, "out of memory"))
+            assert verdicts.ended == {"v1", "v2"}
+            await until(lambda: bool(ledger.fault))
+            assert ledger.vms["v1"].state is VmState.READY
+            other.execute("ALTER TABLE elsewhere RENAME TO vms")
+        await until(lambda: not verdicts.ended)
+        following.cancel()
+        assert {name: one.failure and one.failure.cause for name, one in ledger.vms.items()} == {
+            "v1": Cause.EXITED,
+            "v2": Cause.EXITED,
+        }
+        assert ledger.fault == ""
