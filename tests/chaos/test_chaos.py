@@ -14,7 +14,7 @@ from scripts.lib.chaos.run import Run
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEED = 3
+SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing that takes long to be over
 ROUNDS = 4
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 EARLY_S: Final = 0.5
 """What clocks and answers may differ by when a lease ends at its time."""
+FINAL_PHASES: Final = ("serving", "rolled-back")
+"""Where a rollout has nothing more to do."""
 _RUNNING: Final = frozenset({"starting", "ready", "leased"})
 
 
@@ -179,7 +181,7 @@ def _rollout(pool: str, rollout: Document | None, book: Book, ready: list[Docume
     mine = [row for row in ready if row["pool"] == pool]
     # Where leases and min_ready leave a new version no slot to prove itself in, the old one serves on.
     stuck = full and len(mine) <= (1 if book.wishes[pool].warm > 1 else 0)
-    if rollout["phase"] not in ("serving", "rolled-back"):
+    if rollout["phase"] not in FINAL_PHASES:
         if not stuck:
             yield f"the rollout of {pool} is {rollout['phase']}"
     elif any(row["image"] != rollout["serving"] for row in mine):

@@ -19,7 +19,7 @@ from agent.images.service import open_images
 from scripts.lib.chaos.book import PATIENT_S, Book, Deeds, Wish
 from scripts.lib.chaos.clients import Clients
 from scripts.lib.chaos.hands import MAIN, Hands
-from scripts.lib.chaos.judge import Scene, judge, not_settled
+from scripts.lib.chaos.judge import FINAL_PHASES, Scene, judge, not_settled
 from scripts.lib.chaos.keeper import AgentEndedError, Keeper
 from scripts.lib.chaos.record import Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
@@ -69,6 +69,7 @@ class Run:
         self._story = Story(self._book)
         self._keeper = Keeper(self._host, self._book, self._tell)
         self._clients = Clients(self._host, self._book)
+        self._rolling: set[str] = set()  # pools whose rollout had no slot to go on in when the last round ended
 
     async def rounds(self, count: int) -> Outcome:
         """Run rounds until one finds a fault. Whatever happens, no process and no mount is left behind."""
@@ -82,6 +83,7 @@ class Run:
             self._hands = Hands(self._host, self._book, self._clients, self._keeper, versions, volume)
             self._host.configure(slots=self._slots)
             await self._host.start()
+            await self._guarded(self._warm_up())
             for number in range(1, count + 1):
                 began_s = time.monotonic()
                 found = await self._guarded(self._round(number))
@@ -116,17 +118,23 @@ class Run:
         self.outcome.findings += found
         return found
 
+    async def _warm_up(self) -> list[Finding]:
+        """Fill the first pool, so that the first round finds something to harm."""
+        await self._mend()
+        return await self._settle()
+
     async def _round(self, number: int) -> list[Finding]:
         steps = draw_round(self._rng)
-        self._book.deeds = Deeds(number)
+        self._book.deeds = Deeds(number, wishes_changed=set(self._rolling))
         await self._mend()
         for step in steps:
             self._tell(f"round {number}: {step}")
         await self._hands.do(steps)
         findings = await self._settle()
         findings += await self._look()
-        pids = await asyncio.to_thread(self._host.vm_pids)
-        self._book.standing = {name: pids[name][0] for name in self._record.snapshot().vms if name in pids}
+        pids, snapshot = await asyncio.to_thread(self._host.vm_pids), self._record.snapshot()
+        self._book.standing = {name: pids[name][0] for name in snapshot.vms if name in pids}
+        self._rolling = {pool for pool, rollout in snapshot.rollouts.items() if rollout["phase"] not in FINAL_PHASES}
         self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
         return findings
 
