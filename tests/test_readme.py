@@ -25,7 +25,7 @@ def block(title: str) -> str:
 
 def uncommented(text: str) -> dict[str, Any]:
     """Return the document with the keys that are shown as comments switched on."""
-    return tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    return tomllib.loads(re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE))
 
 
 def keys(model: type[BaseModel]) -> set[str]:
