@@ -67,6 +67,10 @@ def push(  # noqa: PLR0913 - the options of a command are its arguments
     nvram: Annotated[
         Path | None, typer.Option(metavar="FILE", help="UEFI variables. Without it the guest boots by BIOS.")
     ] = None,
+    mount_from: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another repository of that registry, to take equal chunks over from."),
+    ] = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -77,7 +81,9 @@ def push(  # noqa: PLR0913 - the options of a command are its arguments
     async def work(images: ImageService) -> str:
         variables = _read_nvram(nvram) if nvram else b""
         with push_bar(enabled=not as_json) as show:
-            return await images.push(disk, ref, hardware=hardware, nvram=variables, progress=show)
+            return await images.push(
+                disk, ref, hardware=hardware, nvram=variables, mount_from=mount_from, progress=show
+            )
 
     digest = _run(work, config, data_dir)
     _print({"reference": ref, "digest": digest}, digest, as_json=as_json)

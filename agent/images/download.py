@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.images.errors import TransferError
 from agent.images.plan import MAX_RANGE_BYTES
+from agent.images.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -41,7 +42,7 @@ _MAX_FAILURES: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a transfer works with. `streams` is how many chunks, and how many ranges, are under way at once."""
+    """What a transfer works with. `streams` is the most chunks, and the most requests, under way at once."""
 
     executor: Executor
     codec: BlockCodec
@@ -74,7 +75,7 @@ class Downloader:
         self._retry = tools.retry
         self._meter = meter
         self._buffers = Buffers(tools.streams + SPARE_BUFFERS)
-        self._streams = asyncio.Semaphore(tools.streams)
+        self._streams = Streams(tools.streams)
 
     async def whole(self, blob: Blob, consume: Consume) -> None:
         """Read a blob from its first byte to its last, and have each piece consumed in order."""
@@ -143,7 +144,7 @@ class Downloader:
                     buffer = None
 
         try:
-            async with self._streams:
+            async with self._streams.slot():
                 await self._read(blob, 0, blob.size, write)
             if buffer is not None:
                 ready.put_nowait((buffer, at))
@@ -163,7 +164,7 @@ class Downloader:
             at += len(piece)
 
         try:
-            async with self._streams:
+            async with self._streams.slot():
                 await self._read(blob, start, size, write)
         except BaseException:
             self._buffers.give(buffer)
@@ -184,7 +185,10 @@ class Downloader:
             before = got
             try:
                 await self.source.read(blob, start + got, size - got, count)
+                self._streams.went_well()
             except TransferError as error:
+                if error.overloaded:
+                    self._streams.overloaded()
                 failures = 1 if got - before >= PROGRESS_BYTES else failures + 1
                 failures_in_all += 1
                 if failures_in_all >= _MAX_FAILURES:

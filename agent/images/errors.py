@@ -77,9 +77,13 @@ class StoreError(ImageError):
 class TransferError(RegistryError):
     """A transfer failed in a way that may pass: worth another try, here or at another source.
 
-    `retry_after_s` is how long the registry asked to be left alone, if it said.
+    `retry_after_s` is how long the registry asked to be left alone, if it said; `overloaded` that it has too much
+    to do.
     """
 
-    def __init__(self, message: str, *, remedy: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, remedy: str = "", retry_after_s: float | None = None, overloaded: bool = False
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.retry_after_s = retry_after_s
+        self.overloaded = overloaded

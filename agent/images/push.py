@@ -86,13 +86,17 @@ class Pusher:
         *,
         hardware: Hardware,
         nvram: bytes = b"",
+        mount_from: str | None = None,
         progress: Callable[[PushProgress], None] = lambda _: None,
     ) -> str:
-        """Upload a raw disk as an image and return its digest. Raises `BadDiskError` for a file that is no disk."""
+        """Upload a raw disk as an image and return its digest. Raises `BadDiskError` for a file that is no disk.
+
+        `mount_from` names another repository of the same registry, from which equal chunks are taken over.
+        """
         size = await in_thread(None, check_disk, disk, len(nvram))
         descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            upload = _Upload(self, sink, descriptor, size, progress)
+            upload = _Upload(self, sink, descriptor, size, mount_from, progress)
             await all_or_first_error([upload.worker() for _ in range(self.tools.streams)])
         finally:
             os.close(descriptor)
@@ -115,13 +119,20 @@ class _Upload:
     """The state of one push."""
 
     def __init__(
-        self, pusher: Pusher, sink: Place, descriptor: int, size: int, progress: Callable[[PushProgress], None]
+        self,
+        pusher: Pusher,
+        sink: Place,
+        descriptor: int,
+        size: int,
+        mount_from: str | None,
+        progress: Callable[[PushProgress], None],
     ) -> None:
         self._tools = pusher.tools
         self._chunk_bytes = pusher.chunk_bytes
         self._sink = sink
         self._descriptor = descriptor
         self._size = size
+        self._mount_from = mount_from
         self._progress = progress
         self._offsets = iter(range(0, size, pusher.chunk_bytes))
         self._holes = _Holes(descriptor, size)
@@ -156,8 +167,13 @@ class _Upload:
         self._sent.add(blob.digest)
         if await self._tools.retry.run(lambda: self._sink.has(blob)):
             return
+        if self._mount_from and await self._mounted(blob, self._mount_from):
+            return
         await self._tools.retry.run(lambda: self._sink.put(blob, content))
         self.uploaded += blob.size
+
+    async def _mounted(self, blob: Blob, repository: str) -> bool:
+        return await self._tools.retry.run(lambda: self._sink.mount(blob, repository))
 
     def _encode(self, offset: int) -> _Encoded:
         raw = bytearray(min(self._chunk_bytes, self._size - offset))

@@ -162,6 +162,7 @@ class ImageService:
         *,
         hardware: Hardware,
         nvram: bytes = b"",
+        mount_from: str | None = None,
         progress: Callable[[PushProgress], None] = lambda _: None,
     ) -> str:
         """Push a raw disk under a tag and return the image's digest."""
@@ -169,7 +170,9 @@ class ImageService:
         if parsed.tag is None:
             raise BadReferenceError(f"{reference!r} names a digest", remedy="push to a tag: the digest comes of it")
         sink = self.places.open(parsed)
-        return await Pusher(self.tools).push(disk, sink, parsed.tag, hardware=hardware, nvram=nvram, progress=progress)
+        return await Pusher(self.tools).push(
+            disk, sink, parsed.tag, hardware=hardware, nvram=nvram, mount_from=mount_from, progress=progress
+        )
 
     def _start(self, reference: str, digest: str) -> _Flight:
         meter = Meter(reference, digest)

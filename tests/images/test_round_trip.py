@@ -117,6 +117,29 @@ async def test_the_same_disk_is_the_same_image_and_uploaded_once(
     assert uploads[-1] == 0
 
 
+@pytest.mark.registry
+async def test_chunks_of_another_repository_are_taken_over(
+    registry: RegistryProcess, make_service: MakeService, disk: Path, tmp_path: Path
+) -> None:
+    images = await make_service(registry.host)
+    await images.push(disk, f"{registry.host}/ci/debian:v1", hardware=HARDWARE)
+    uploads: list[int] = []
+    reference = f"{registry.host}/ci/other:v1"
+    digest = await images.push(
+        disk,
+        reference,
+        hardware=HARDWARE,
+        mount_from="ci/debian",
+        progress=lambda report: uploads.append(report.uploaded_bytes),
+    )
+    assert uploads[-1] == 0
+    await images.pull(reference, digest)
+    new = write_disk(tmp_path / "new.img", seed=5)
+    digest = await images.push(new, reference, hardware=HARDWARE, mount_from="ci/never-seen")
+    await images.pull(reference, digest)
+    assert sha256_of((await images.local(digest)).disk) == sha256_of(new)
+
+
 async def test_empty_chunks_are_neither_uploaded_twice_nor_fetched(
     tmp_path: Path, executor: Executor, make_service: MakeService
 ) -> None:

@@ -53,6 +53,9 @@ class Sink(Protocol):
     async def has(self, blob: Blob) -> bool:
         """Whether the blob is already there, whole."""
 
+    async def mount(self, blob: Blob, repository: str) -> bool:
+        """Take a blob over from another repository of the place; False where it is not there or not ours."""
+
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """Store a blob. Its digest has been computed from `content`."""
 

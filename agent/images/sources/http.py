@@ -30,6 +30,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 5
 _MAX_LOGINS: Final = 2
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_OVERLOADED: Final = frozenset({429, 503})
 _EXCERPT_BYTES: Final = 2000
 UNRANGED_S: Final = 60.0
 """How long a registry that ignored a range is asked for whole blobs only."""
@@ -179,7 +180,9 @@ class RegistryHttp:
         where = self.host if ours else f"{response.url.host}, where {self.host} redirects to,"
         if status in _PASSING or not ours:
             after_s = retry_after_s(headers.get("Retry-After"))
-            return TransferError(f"the registry {where} answers {status}{said}", retry_after_s=after_s)
+            overloaded = status in _OVERLOADED
+            text = f"the registry {where} answers {status}{said}"
+            return TransferError(text, retry_after_s=after_s, overloaded=overloaded)
         if status in (401, 403):
             return self._authorizer.denied(f" ({status}{said})")
         if status == 404:

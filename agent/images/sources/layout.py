@@ -71,6 +71,10 @@ class OciLayout:
         """See `Sink.has`."""
         return await asyncio.to_thread(self._has, blob)
 
+    async def mount(self, blob: Blob, repository: str) -> bool:
+        """See `Sink.mount`."""
+        return False
+
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """See `Sink.put`."""
         await asyncio.to_thread(self._put, blob.digest, content)

@@ -92,6 +92,10 @@ class MirroredPlace:
         """See `Sink.has`."""
         return await self._origin.has(blob)
 
+    async def mount(self, blob: Blob, repository: str) -> bool:
+        """See `Sink.mount`."""
+        return await self._origin.mount(blob, repository)
+
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """See `Sink.put`."""
         await self._origin.put(blob, content)

@@ -96,6 +96,19 @@ class RegistryRepository:
         async with self._http.send(request) as response:
             return response.status == 200 and response.headers.get("Content-Length", str(blob.size)) == str(blob.size)
 
+    async def mount(self, blob: Blob, repository: str) -> bool:
+        """See `Sink.mount`."""
+        path = f"{self._namespace}/blobs/uploads/?mount={blob.digest}&from={repository}"
+        request = self._request("POST", path, "pull,push", frozenset({201, 202}), {})
+        request = replace(request, scope=f"{request.scope} repository:{repository}:pull")
+        async with self._http.send(request) as response:
+            location = response.headers.get("Location", "")
+            if response.status == 201:
+                return True
+        if location:  # an upload was begun instead: it is not wanted
+            await self._cancel_upload(location)
+        return False
+
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """See `Sink.put`."""
         begin = self._request("POST", f"{self._namespace}/blobs/uploads/", "pull,push", frozenset({202}), {})
@@ -110,6 +123,12 @@ class RegistryRepository:
         finish = self._request("PUT", target, "pull,push", _CREATED, headers)
         finish = replace(finish, body=lambda: _pieces(content), limit_s=limit_s)
         async with self._http.send(finish):
+            pass
+
+    async def _cancel_upload(self, location: str) -> None:
+        accept = frozenset({200, 202, 204, 400, 404, 405})
+        request = self._request("DELETE", URL(location, encoded=True), "pull,push", accept, {})
+        async with self._http.send(request):
             pass
 
     async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
