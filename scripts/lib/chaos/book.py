@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from scripts.lib.chaos.versions import Flavour
 if TYPE_CHECKING:
     from scripts.lib.chaos.versions import Version
 
-PATIENT_S = 40.0
+PATIENT_S = 60.0
 """Startup deadline of pools that run good versions: far beyond what a guest takes on a busy machine."""
 
 
@@ -72,12 +72,17 @@ class Book:
     unanswered: set[str] = field(default_factory=set)  # holders whose request may have been granted or not
     standing: dict[str, int] = field(default_factory=dict)  # ready and leased VMs when the last round ended: process
     deeds: Deeds = field(default_factory=lambda: Deeds(0))
+    boots_s: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # what the latest boots took
     counts: Counter[str] = field(default_factory=Counter)
 
     def is_doomed(self, digest: str) -> bool:
         """Whether VMs of a version fail by themselves."""
         version = self.versions.get(digest)
         return version is not None and version.flavour is not Flavour.GOOD
+
+    def short_deadline_s(self) -> float:
+        """Return a startup deadline that a healthy guest meets on this machine as it is now, and not much more."""
+        return 2 * max([4.0, *self.boots_s])
 
     def held(self) -> list[Claim]:
         """Return the claims whose leases must be alive: answered, not released, not about to expire."""

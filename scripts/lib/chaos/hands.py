@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from scripts.lib.host import Host
 
 MAIN, SIDE = "main", "side"
-SHORT_DEADLINE_S: Final = 8.0
-"""Startup deadline while a sick version is on trial: a healthy guest is up in half of it on a quiet machine."""
 EXPIRES_S: Final = 2.0
 FLAVOURS: Final = {
     Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_SICK: Flavour.SICK, Kind.BUMP_DYING: Flavour.DYING,
@@ -189,7 +187,7 @@ class Hands:
         pool = SIDE if SIDE in self._book.wishes and step.pick < 0.3 else MAIN
         wish = self._book.wishes.get(pool)
         version = await self.new_version(flavour)
-        deadline_s = SHORT_DEADLINE_S if flavour is Flavour.SICK else PATIENT_S
+        deadline_s = self._book.short_deadline_s() if flavour is Flavour.SICK else PATIENT_S
         warm = wish.warm if wish else 1 + int(step.pick * 100) % 2
         await self.wish(pool, Wish(version, warm, priority=wish.priority if wish else 0, deadline_s=deadline_s))
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from pathlib import Path
 
-SETTLE_S: Final = 90.0
+SETTLE_S: Final = 150.0
 """Time a host gets to become as desired: several boots on a busy machine. Open breakers are waited for on top."""
-LONGEST_SETTLE_S: Final = 200.0
+LONGEST_SETTLE_S: Final = 300.0
 QUIET_S: Final = 0.4
 """A host that is as desired, and where nothing happened for so long, is settled."""
 POLL_S: Final = 0.1

@@ -114,6 +114,8 @@ class Story:
         if kind in _ONCE and life.seen[kind] > 1:
             fault = Fault.DOUBLE_LEASED if kind == "lease-granted" else Fault.UNEXPLAINED
             yield Finding(fault, f"{vm}: {kind} {life.seen[kind]} times")
+        if kind == "vm-ready" and event.get("duration_s"):
+            self._book.boots_s.append(event["duration_s"])
         if kind == "vm-failed":
             yield from self._failure(vm, life, event)
 
