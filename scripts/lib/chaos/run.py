@@ -198,8 +198,11 @@ class Run:
                 await self._clients.release_unanswered(lease_id)
         for pool, wish in tuple(self._book.wishes.items()):
             rollout = snapshot.rollouts.get(pool)
-            if wish.version.flavour is Flavour.DYING and rollout and rollout["phase"] == "serving":
+            phase = rollout["phase"] if rollout else ""
+            if wish.version.flavour is Flavour.DYING and phase == "serving":
                 await self._hands.wish(pool, replace(wish, version=await self._hands.new_version(Flavour.GOOD)))
+            if wish.deadline_s < PATIENT_S and phase == "rolled-back":
+                await self._hands.wish(pool, replace(wish, deadline_s=PATIENT_S))
 
     async def _look(self) -> list[Finding]:
         """Judge the host as it stands."""
