@@ -56,7 +56,11 @@ async def _run(seeds: list[int], rounds: int, slots: int) -> list[Outcome]:
     outcomes = []
     for seed in seeds:
         directory = Path(tempfile.mkdtemp(prefix=f"hearth-chaos-{seed}-"))
-        outcome = await Run(seed, directory, slots=slots).rounds(rounds)
+        try:
+            outcome = await Run(seed, directory, slots=slots).rounds(rounds)
+        except asyncio.CancelledError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         outcomes.append(outcome)
         if outcome.findings:
             sys.stderr.write(

@@ -21,7 +21,7 @@ from scripts.lib.chaos.clients import Clients
 from scripts.lib.chaos.hands import MAIN, Hands
 from scripts.lib.chaos.judge import FINAL_PHASES, Scene, judge, not_settled
 from scripts.lib.chaos.keeper import AgentEndedError, Keeper
-from scripts.lib.chaos.record import Record, Snapshot
+from scripts.lib.chaos.record import Document, Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
 from scripts.lib.chaos.story import Fault, Finding, Story
 from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
@@ -38,6 +38,8 @@ LONGEST_SETTLE_S: Final = 300.0
 QUIET_S: Final = 0.4
 """A host that is as desired, and where nothing happened for so long, is settled."""
 POLL_S: Final = 0.1
+TOLD_S: Final = 30.0
+"""A condition may be as late as the agent's slow look around."""
 HARMS_A_VERSION: Final = 2
 """VMs of one version that are harmed before it is followed by another: the agent cannot tell our harm from a bad
 image, and would rightly slow down."""
@@ -208,7 +210,6 @@ class Run:
         """Judge the host as it stands."""
         await self._keeper.check()
         served = {vm["name"]: vm["state"] for vm in (await self._host.get("/v1/vms"))["vms"]}
-        problems = {one["type"]: one["problem"] for one in (await self._host.get("/v1/host"))["conditions"]}
         scene = Scene(
             snapshot=self._record.snapshot(),
             processes=await asyncio.to_thread(self._host.vm_pids),
@@ -219,9 +220,20 @@ class Run:
         )
         findings = self._story.tell(self._record.events(after=self._story.last_event))
         findings += judge(scene, self._book, self._story)
-        if problems["AssignmentValid"] == self._book.file_is_good:
-            findings.append(Finding(Fault.UNEXPLAINED, "the condition AssignmentValid does not tell of the bad file"))
-        return findings
+        return findings + await self._look_at_the_file()
+
+    async def _look_at_the_file(self) -> list[Finding]:
+        """Find a bad file that no condition tells of, or a good one that is told to be bad. A full disk delays it."""
+
+        def told(host: Document, _: object) -> bool:
+            problem = next(one["problem"] for one in host["conditions"] if one["type"] == "AssignmentValid")
+            return bool(problem) != self._book.file_is_good
+
+        try:
+            await self._host.until(told, timeout_s=TOLD_S)
+        except TimeoutError:
+            return [Finding(Fault.UNEXPLAINED, "the condition AssignmentValid does not tell how the file is")]
+        return []
 
     async def _leave(self) -> list[Finding]:
         """Give everything back: nothing may be left of any VM."""
@@ -229,11 +241,21 @@ class Run:
         for claim in self._book.held():
             await self._clients.release(claim)
         left = await self._host.empty()
+        left += await self._templates_left()
         code = await self._host.stop()
         findings = [Finding(Fault.LEAKED, f"at the end: {one}") for one in left]
         if code:
             findings.append(Finding(Fault.AGENT_ENDED, f"with exit code {code} when it was asked to stop"))
         return findings
+
+    async def _templates_left(self) -> list[str]:
+        """Return the saved memories that stay though no pool wants them."""
+        folder = self._host.data_dir / "templates"
+        try:
+            await self._host.until(lambda *_: not _entries(folder), timeout_s=TOLD_S)
+        except TimeoutError:
+            return sorted(f"template {name}" for name in _entries(folder))
+        return []
 
     async def _end(self) -> None:
         """End every process; of a run with faults keep what explains them."""
