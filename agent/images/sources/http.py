@@ -88,7 +88,7 @@ class RegistryHttp:
         self._unranged_until_s = 0.0
         self._session = session
         self._authorizer = authorizer
-        self._origin = URL(f"{'http' if insecure else 'https'}://{host}")
+        self._origin = URL(f"{'http' if insecure else 'https'}://{host}").origin()
 
     @property
     def ranged(self) -> bool:
