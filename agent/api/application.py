@@ -10,7 +10,16 @@ from aiohttp import web
 from agent.api.auth import OpenGate, Role
 from agent.api.context import CONTEXT, GATE, Context
 from agent.api.events import EventHub
-from agent.api.middleware import NEEDS, admitted, name_the_answer, no_foreign_pages, observed, problems_only
+from agent.api.middleware import (
+    NEEDS,
+    REQUEST_IDS,
+    admitted,
+    name_the_answer,
+    no_foreign_pages,
+    observed,
+    problems_only,
+    request_ids,
+)
 from agent.api.resources import (
     assignment,
     events,
@@ -57,6 +66,7 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate | None = None
     application = web.Application(
         middlewares=[observed, problems_only, no_foreign_pages, admitted], client_max_size=MAX_BODY_BYTES
     )
+    application[REQUEST_IDS] = request_ids()
     application[GATE] = gate or OpenGate()
     application[CONTEXT] = Context(engine, metrics, HostView(engine), EventHub(engine))
     needs = {("GET", path): Role.NONE for path in page.FILES}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
+import secrets
+from collections.abc import Iterator
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import hdrs, web
-from ulid import ULID
 from yarl import URL
 
 from agent.api import problems
@@ -31,6 +33,7 @@ _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 NEEDS: Final = web.AppKey("needs", dict[tuple[str, str], Role])
 """The least role for every method and path."""
 
+REQUEST_IDS: Final = web.AppKey("request_ids", Iterator[str])
 _LOCAL: Final = Caller("socket", Role.ADMIN)
 _ROOT_LOGGER: Final = logging.getLogger()
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -40,27 +43,29 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id, the client's own if it sent a sane one; measure it; log it, writes above reads."""
     sent = request.headers.get(_ID_HEADER, "")
-    request_id = sent if _CLIENT_ID.fullmatch(sent) else str(ULID()).lower()
+    ids = request.app[REQUEST_IDS]
+    request_id = sent if sent and _CLIENT_ID.fullmatch(sent) else next(ids)
     request[REQUEST_ID] = request_id
+    # Every request has a task, and so a context, of its own: nothing has to be unbound.
+    structlog.contextvars.bind_contextvars(request_id=request_id)
     start_s, status = perf_counter(), "disconnected"
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        try:
-            response = await handler(request)
-            status = str(response.status)
-        finally:
-            duration_s = perf_counter() - start_s
-            _count(request, status, duration_s)
-            level = logging.DEBUG if request.method in _READS else logging.INFO
-            if _ROOT_LOGGER.isEnabledFor(level):  # asked here, since reads come by the thousand
-                log.log(
-                    level,
-                    "api-request",
-                    method=request.method,
-                    path=request.path,
-                    status=status,
-                    caller=request[CALLER].name if CALLER in request else "",
-                    duration_s=round(duration_s, 4),
-                )
+    try:
+        response = await handler(request)
+        status = str(response.status)
+    finally:
+        duration_s = perf_counter() - start_s
+        _count(request, status, duration_s)
+        level = logging.DEBUG if request.method in _READS else logging.INFO
+        if _ROOT_LOGGER.isEnabledFor(level):  # asked here, since reads come by the thousand
+            log.log(
+                level,
+                "api-request",
+                method=request.method,
+                path=request.path,
+                status=status,
+                caller=request[CALLER].name if CALLER in request else "",
+                duration_s=round(duration_s, 4),
+            )
     return response
 
 
@@ -145,13 +150,18 @@ async def name_the_answer(request: web.Request, response: web.StreamResponse) ->
         response.headers[_ID_HEADER] = request[REQUEST_ID]
 
 
+def request_ids() -> Iterator[str]:
+    """Yield ids that no other life of the agent gives: a random start and a count."""
+    start = secrets.token_hex(5)
+    return (f"{start}-{number}" for number in itertools.count(1))
+
+
 def _count(request: web.Request, status: str, duration_s: float) -> None:
     resource = request.match_info.route.resource
-    request.app[CONTEXT].metrics.request.labels(
-        route=resource.canonical if resource else "unmatched",
-        method=request.method if request.method in _METHODS else "other",
-        status=status,
-    ).observe(duration_s)
+    route = resource.canonical if resource else "unmatched"
+    method = request.method if request.method in _METHODS else "other"
+    metrics = request.app[CONTEXT].metrics
+    metrics.request_child(route, method, status).observe(duration_s)
 
 
 def _detail(request: web.Request, error: web.HTTPException) -> str:

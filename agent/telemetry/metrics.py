@@ -42,6 +42,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self._request_children: dict[tuple[str, str, str], Histogram] = {}
         pool = ("pool", "outcome")
         request = ("route", "method", "status")
 
@@ -72,6 +73,14 @@ class Metrics:
         self.loop_lag = Histogram(
             "hearth_event_loop_lag_seconds", "How late the event loop woke.", buckets=_LAGS, registry=self.registry
         )
+
+    def request_child(self, route: str, method: str, status: str) -> Histogram:
+        """Return `request` with its labels set: looked up here, since requests come by the thousand."""
+        key = (route, method, status)
+        child = self._request_children.get(key)
+        if child is None:
+            child = self._request_children[key] = self.request.labels(*key)
+        return child
 
     @contextmanager
     def timed(

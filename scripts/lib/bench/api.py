@@ -1,0 +1,170 @@
+"""The API benchmark: the host document against a bare handler, and the fan-out of events; see `scripts/bench/api`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from agent.images.service import open_images
+from agent.images.vmconfig import Hardware
+from scripts.lib.bench import simulated
+from scripts.lib.chaos.versions import scratch_config
+from scripts.lib.host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CONNECTIONS: Final = 4
+TURN_S: Final = 1.5
+SUBSCRIBERS: Final = 1000
+OPEN_FILES: Final = 8192
+
+_BARE: Final = """
+import sys
+from aiohttp import web
+body = open(sys.argv[1], "rb").read()
+async def answer(request):
+    return web.Response(body=body, content_type="application/json")
+application = web.Application()
+application.router.add_get("/", answer)
+web.run_app(application, host="127.0.0.1", port=0, access_log=None, print=lambda text: print(text, flush=True))
+"""
+
+
+async def requests_per_s(port: int, path: str, header: str = "") -> float:
+    """Return how many requests a second a server answers on a few connections, each asked again at once."""
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{header}\r\n".encode()
+    end_s, count = time.perf_counter() + TURN_S, 0
+
+    async def ask() -> None:
+        nonlocal count
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < end_s:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_length(head))
+            count += 1
+        writer.close()
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
+    return count / (time.perf_counter() - began_s)
+
+
+def _length(head: bytes) -> int:
+    """Return how long the body after a response head is."""
+    if head.startswith(b"HTTP/1.1 304"):
+        return 0
+    lines = head.lower().split(b"\r\n")
+    return next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
+
+
+async def against_bare(host: Host, port: int, scratch: Path, rounds: int) -> dict[str, float]:
+    """Ask agent and bare handler in turns, and compare their medians."""
+    async with host.http.get("/v1/host") as response:
+        body, etag = await response.read(), response.headers["ETag"]
+    (scratch / "body.json").write_bytes(body)
+    rates: dict[str, list[float]] = {"bare": [], "host": [], "not_modified": []}
+    async with _bare(scratch / "body.json") as bare_port:
+        for _ in range(rounds):
+            rates["bare"].append(await requests_per_s(bare_port, "/"))
+            rates["host"].append(await requests_per_s(port, "/v1/host"))
+            rates["not_modified"].append(await requests_per_s(port, "/v1/host", f"If-None-Match: {etag}\r\n"))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    _tell(f"requests a second: {', '.join(f'{name} {value:.0f}' for name, value in median.items())}")
+    return {
+        "host_vs_bare": round(median["host"] / median["bare"], 2),
+        "not_modified_vs_bare": round(median["not_modified"] / median["bare"], 2),
+    }
+
+
+@asynccontextmanager
+async def _bare(body: Path) -> AsyncIterator[int]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _BARE, str(body), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    try:
+        said = await process.stdout.readuntil(b"://127.0.0.1:")
+        said = await process.stdout.readline()
+        yield int(said.split()[0])
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def fan_out(host: Host, port: int) -> dict[str, float]:
+    """Subscribe many to the events, let one happen, and see when the last has heard of it and what they cost."""
+    agent = psutil.Process(host.pid)
+    before = agent.memory_info().rss
+    request = f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    streams = []
+    for _ in range(SUBSCRIBERS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        await reader.readuntil(b"retry: ")
+        streams.append((reader, writer))
+    cost = agent.memory_info().rss - before
+    began_s = time.perf_counter()
+    happening = asyncio.create_task(host.call("POST", "/v1/host/cordon?reason=bench"))
+    await asyncio.gather(*(reader.readuntil(b"event: host-mode") for reader, _ in streams))
+    took_s = time.perf_counter() - began_s
+    await happening
+    for _, writer in streams:
+        writer.close()
+    return {"sse_fanout_ms": round(took_s * 1000), "sse_mb": round(cost / 2**20, 1)}
+
+
+async def measure(scratch: Path, rounds: int) -> dict[str, float]:
+    """Start an agent with two VMs and measure its API."""
+    host = Host(scratch / "host")
+    try:
+        simulated.configure(host)
+        reference = f"oci-layout:{scratch}/registry:1"
+        async with open_images(scratch_config(scratch)) as images:
+            disk = await asyncio.to_thread(simulated.tiny_disk, scratch / "disk.img")
+            await images.push(disk, reference, hardware=Hardware(os="linux", arch="amd64", cpus=1, memory_mib=64))
+        await host.start()
+        host.assign(simulated.POOL, reference, warm=2, probes=simulated.AGENT_PROBE)
+        await host.until(lambda _, vms: [vm["state"] for vm in vms] == ["ready", "ready"])
+        port = int((host.data_dir / "api.port").read_text())
+        figures = await against_bare(host, port, scratch, rounds)
+        return figures | await fan_out(host, port)
+    finally:
+        await host.close()
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="scripts/bench/api")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON line")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES if hard < 0 else min(OPEN_FILES, hard), hard))
+    with tempfile.TemporaryDirectory(prefix="hearth-bench-") as scratch:
+        figures = asyncio.run(measure(Path(scratch), options.rounds))
+    for name, value in () if options.json else figures.items():
+        _tell(f"{name:>22} {value}")
+    sys.stdout.write(json.dumps(figures) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
