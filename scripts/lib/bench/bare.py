@@ -8,12 +8,10 @@ import re
 import shutil
 import subprocess
 import time
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import psutil
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BOOT_LIMIT_S: Final = 120.0
 ASK_AGAIN_S: Final = 0.05
@@ -33,8 +31,22 @@ async def boot_s(pid: int, vm: str, vm_directory: Path, scratch: Path) -> float:
 
     The overlay is made before the clock starts: only the hypervisor and the guest are measured.
     """
-    await asyncio.to_thread(_prepare, vm_directory, scratch)
+    await asyncio.to_thread(_prepare, "raw", _backing(vm_directory), scratch)
+    return await _answered_s(bare_command(pid, vm, scratch), scratch)
+
+
+async def resume_s(pid: int, vm: str, template: Path, scratch: Path) -> float:
+    """Start a guest from a template's memory as the running VM `vm` was; return the seconds to the first ping answered.
+
+    It stays the one it was saved from: only the hypervisor's work is measured, not the guest's becoming another.
+    """
+    await asyncio.to_thread(_prepare, "qcow2", template / "disk.qcow2", scratch)
     command = bare_command(pid, vm, scratch)
+    command[command.index("-incoming") + 1] = f"exec:cat {template / 'memory'}"
+    return await _answered_s(command, scratch)
+
+
+async def _answered_s(command: list[str], scratch: Path) -> float:
     began_s = time.monotonic()
     process = await asyncio.create_subprocess_exec(*command, cwd=scratch, stdin=asyncio.subprocess.DEVNULL)
     try:
@@ -47,13 +59,17 @@ async def boot_s(pid: int, vm: str, vm_directory: Path, scratch: Path) -> float:
         await process.wait()
 
 
-def _prepare(vm_directory: Path, scratch: Path) -> None:
-    """Make an overlay on the disk that the VM's own lies on."""
+def _backing(vm_directory: Path) -> Path:
+    """Return the disk that a VM's own lies on."""
+    told = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", vm_directory / "disk.qcow2"])
+    return Path(json.loads(told)["full-backing-filename"])
+
+
+def _prepare(kind: str, base: Path, scratch: Path) -> None:
+    """Make an overlay on a disk in a folder of its own."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    told = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", vm_directory / "disk.qcow2"])
-    base = json.loads(told)["full-backing-filename"]
-    overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, scratch / "disk.qcow2"]
+    overlay = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(scratch / "disk.qcow2"))
     subprocess.run(overlay, check=True)
 
 

@@ -72,25 +72,35 @@ async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
         return {"idle_cpu_pct": round(percent, 2), "idle_rss_mb": _rss_mb(host.pid)}
 
 
-async def measure_replace(directory: Path, options: argparse.Namespace) -> Figures:
-    """Kill and hang real VMs, in turns with bare QEMU."""
+async def measure_boot(directory: Path, options: argparse.Namespace) -> Figures:
+    """Kill and hang real VMs that are replaced by a boot, in turns with bare QEMU."""
     async with _real_host(directory) as (host, versions):
-        taken = await real.replace(host, versions, kills=options.kills, hangs=options.hangs)
-    boot_s, replaced_s = statistics.median(taken.bare_s), statistics.median(taken.replaced_s)
-    hang_s = statistics.median(taken.hang_replaced_s)
+        taken = await real.by_boot(host, versions, kills=options.kills, hangs=options.hangs)
+    floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
+    hang_s = statistics.median(taken.hang_noticed_s)
     return {
         "kills": len(taken.notice_s),
         "notice_p50_ms": round(statistics.median(taken.notice_s) * 1000, 1),
         "notice_p99_ms": round(_quantile(taken.notice_s, 99) * 1000, 1),
-        "bare_boot_s": round(boot_s, 2),
-        "replaced_s": round(replaced_s, 2),
-        # Whether a replacement takes a resume instead of a boot is the pool's to say, where it can be said.
-        "replace_vs_resume": None,
-        "replace_vs_boot": round(replaced_s / boot_s, 3),
-        "hang_noticed_s": round(statistics.median(taken.hang_noticed_s), 2),
-        "hang_replaced_s": round(hang_s, 2),
+        "bare_boot_s": round(floor_s, 2),
+        "replaced_by_boot_s": round(replaced_s, 2),
+        "replace_vs_boot": round(replaced_s / floor_s, 3),
+        "hang_noticed_s": round(hang_s, 2),
+        "hang_replaced_s": round(statistics.median(taken.hang_replaced_s), 2),
         "hang_budget_s": real.BUDGET_S,
-        "hang_vs_budget": round((hang_s - boot_s) / real.BUDGET_S, 3),
+        "hang_vs_budget": round(hang_s / real.BUDGET_S, 3),
+    }
+
+
+async def measure_resume(directory: Path, options: argparse.Namespace) -> Figures:
+    """Kill real VMs that are replaced from the memory of a proven one, in turns with bare QEMU."""
+    async with _real_host(directory) as (host, versions):
+        taken = await real.by_resume(host, versions, kills=options.kills)
+    floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
+    return {
+        "bare_resume_s": round(floor_s, 2),
+        "replaced_by_resume_s": round(replaced_s, 2),
+        "replace_vs_resume": round(replaced_s / floor_s, 3),
     }
 
 
@@ -99,7 +109,8 @@ MEASUREMENTS: Final[dict[str, Callable[[Path, argparse.Namespace], Awaitable[Fig
     "lease": measure_lease,
     "sim50": measure_sim50,
     "idle": measure_idle,
-    "replace": measure_replace,
+    "boot": measure_boot,
+    "resume": measure_resume,
 }
 
 
@@ -161,7 +172,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
     parser.add_argument("--only", nargs="+", choices=sorted(MEASUREMENTS), default=list(MEASUREMENTS))
     parser.add_argument("--idle-s", type=float, default=60.0, help="seconds to watch an idle agent (default 60)")
-    parser.add_argument("--kills", type=int, default=20, help="VMs to kill (default 20)")
+    parser.add_argument("--kills", type=int, default=12, help="VMs to kill of each kind (default 12)")
     parser.add_argument("--hangs", type=int, default=4, help="VMs to hang (default 4)")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
