@@ -64,7 +64,7 @@ async def test_leases_survive_a_crash_of_the_agent(host: Host, layout: dict[str,
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     await host.until_warm(1)
-    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 0})
+    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     pid = host.vm_pid(lease["vm"])
 
     await host.kill()

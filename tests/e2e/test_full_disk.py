@@ -116,5 +116,5 @@ async def test_an_agent_started_on_a_full_disk_adopts_and_recovers(host: Host, l
     await host.until_ready()
     await host.until(lambda document, _: not {"JournalWritable", "DiskPressure"} & problems(document), timeout_s=30)
     assert host.vm_pid(name) == pid
-    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 0})
+    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     assert lease["vm"] == name

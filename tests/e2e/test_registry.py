@@ -24,7 +24,7 @@ async def test_an_image_goes_from_a_disk_over_a_registry_into_a_lease(host: Host
     host.assign("small", reference, warm=1)
     await host.start()
     await host.until_warm(1)
-    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 0})
+    lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     assert lease["address"]["ports"]["22"] > 0
 
 
