@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -156,6 +157,9 @@ def _rss_mb(pid: int) -> float:
 
 async def measure(names: Sequence[str], options: argparse.Namespace) -> Figures:
     """Take the named measurements, each in a directory of its own that is gone afterwards."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no VM is left behind
     figures: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
     for name in names:
         with tempfile.TemporaryDirectory(prefix=f"hearth-bench-{name}-") as directory:
