@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -175,7 +175,23 @@ class ApiClient:
             remedy = self._place.remedy
             raise AgentUnreachableError(message, remedy=remedy) from error
 
+    def raw(self, path: str) -> bytes:
+        """Return what the agent answers at `path`, whatever its status: a failed readiness check is an answer too."""
+        with self._told():
+            return self._send("GET", path, None, {}, TIMEOUT_S)[1]
+
     def _exchange(self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float) -> Answer:
+        response, raw = self._send(method, path, body, headers, timeout_s)
+        document = json.loads(raw) if raw else None
+        if response.status >= 400:
+            raise _problem(response.status, document)
+        date = response.headers["Date"]
+        at = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return Answer(response.status, document, response.headers["ETag"] or "", at)
+
+    def _send(
+        self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float
+    ) -> tuple[HTTPResponse, bytes]:
         connection = self._connection
         connection.timeout = timeout_s
         if connection.sock is not None:
@@ -186,16 +202,10 @@ class ApiClient:
         try:
             connection.request(method, path, content, headers | self._login)
             response = connection.getresponse()
-            raw = response.read()
+            return response, response.read()
         except BaseException:
             connection.close()  # half an exchange cannot be taken up again
             raise
-        document = json.loads(raw) if raw else None
-        if response.status >= 400:
-            raise _problem(response.status, document)
-        date = response.headers["Date"]
-        at = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return Answer(response.status, document, response.headers["ETag"] or "", at)
 
 
 def _problem(status: int, document: object) -> ProblemError:

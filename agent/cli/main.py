@@ -41,6 +41,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log."),
     "events": Entry("agent.cli.events", "app", "Show or follow what happens on this host."),
     "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state."),
+    "support-bundle": Entry("agent.cli.bundle", "app", "Gather what explains this host's state, without secrets."),
     "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers."),
     "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),

@@ -1,0 +1,75 @@
+"""The support bundle: complete, of use without the agent too, and free of secrets."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tarfile
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.cli.bundle import QUESTIONS
+from agent.cli.exits import Exit
+from agent.telemetry.log import configure, log_path
+from tests.api.memory_engine import MemoryEngine, vm
+from tests.cli.conftest import Agent, Ended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Hearth = Callable[..., Ended]
+
+CANARY = "c4n4ry-Kx81vTq9"
+
+
+def configured(folder: Path) -> Path:
+    """Write a configuration with a secret, and a log that a careless library wrote another into."""
+    config = folder / "hearth.toml"
+    registry = f'[images.registries."r:5000"]\nusername = "u"\npassword = "{CANARY}"\n'
+    config.write_text(f'data_dir = "."\n{registry}')
+    logs = configure(path=log_path(folder), terminal=None)
+    structlog.get_logger().info("hello")
+    logs.close()
+    with log_path(folder).open("a") as file:
+        file.write(f"GET https://u:{CANARY}@r:5000/v2/ Authorization: Bearer {CANARY}\n")
+    return config
+
+
+def contents(path: Path) -> dict[str, str]:
+    with tarfile.open(path) as archive:
+        files = {item.name.split("/", 1)[1]: archive.extractfile(item) for item in archive.getmembers()}
+        return {name: file.read().decode() for name, file in files.items() if file is not None}
+
+
+def test_everything_is_in_it_and_no_secret_is(tmp_path: Path, hearth: Hearth) -> None:
+    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
+        ended = hearth("support-bundle", out, "--config", config)
+    assert ended.code == Exit.OK
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    files = contents(out)
+    assert {*QUESTIONS, "events.json", "configuration.json", "logs/hearth.log", "about.txt"} <= set(files)
+    assert files["missing.txt"] == ""
+    assert json.loads(files["vms.json"])["vms"][0]["name"] == "hearth-small-1"
+    assert json.loads(files["configuration.json"])["images"]["registries"]["r:5000"]["username"] == "u"
+    assert "hello" in files["logs/hearth.log"]
+    assert "r:5000/v2/" in files["logs/hearth.log"]
+    assert CANARY not in "".join(files.values())
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, hearth: Hearth) -> None:
+    ended = hearth("support-bundle", tmp_path / "none" / "b.tar.gz", "--config", configured(tmp_path))
+    assert ended.code == Exit.FAILURE
+    assert "b.tar.gz cannot be written" in ended.err
+
+
+def test_it_is_of_use_when_the_agent_does_not_answer(tmp_path: Path, hearth: Hearth) -> None:
+    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+    ended = hearth("support-bundle", out, "--config", config)
+    assert ended.code == Exit.OK
+    assert "1 missing" in ended.out
+    files = contents(out)
+    assert "does not answer" in files["missing.txt"]
+    assert "logs/hearth.log" in files
