@@ -69,7 +69,10 @@ def wants_standby(view: PoolView) -> bool:
 
 
 def save_templates(world: World) -> Iterator[SaveTemplate]:
-    """Keep the memory of one ready VM of every serving version, for the next ones to start from."""
+    """Keep the memory of one ready VM of every serving version, for the next ones to start from.
+
+    A VM cannot be leased while its memory is saved, so a pool that keeps several waits until another one is ready.
+    """
     if not world.can_fan_out or world.draining or world.disk_full:
         return
     planned: set[str] = set()
@@ -79,7 +82,8 @@ def save_templates(world: World) -> Iterator[SaveTemplate]:
             continue
         key = template_key(image, view.spec.size)
         booted = [vm for vm in view.ready if vm.image == image and vm.template is None and vm.size == view.spec.size]
-        if booted and key not in world.templates | planned and not held_back(world, key):
+        spared = len(view.ready) >= min(2, view.spec.warm)
+        if booted and spared and key not in world.templates | planned and not held_back(world, key):
             planned.add(key)
             yield SaveTemplate(booted[-1].name, key)
 
