@@ -51,7 +51,7 @@ async def _answered_s(command: list[str], scratch: Path) -> float:
     process = await asyncio.create_subprocess_exec(*command, cwd=scratch, stdin=asyncio.subprocess.DEVNULL)
     try:
         async with asyncio.timeout(BOOT_LIMIT_S):
-            await _until_it_answers(str(scratch / "agent.sock"))
+            await _until_it_answers(scratch)
         return time.monotonic() - began_s
     finally:
         if process.returncode is None:
@@ -73,16 +73,29 @@ def _prepare(kind: str, base: Path, scratch: Path) -> None:
     subprocess.run(overlay, check=True)
 
 
-async def _until_it_answers(socket: str) -> None:
-    """Ping until there is an answer: what is sent before the guest's agent listens is lost."""
+async def _until_it_answers(scratch: Path) -> None:
+    """Ping until there is an answer: what is sent before the guest's agent listens is lost.
+
+    A guest that was saved while it was paused is told to go on as often, since it takes that only once it is loaded.
+    """
+    reader, agent = await _connect(scratch / "agent.sock")
+    _, monitor = await _connect(scratch / "monitor.sock")
+    monitor.write(b'{"execute": "qmp_capabilities"}\n')
+    answer = asyncio.ensure_future(reader.readline())
+    try:
+        while not answer.done():
+            monitor.write(b'{"execute": "cont"}\n')
+            agent.write(PING)
+            await asyncio.wait([answer], timeout=ASK_AGAIN_S)
+    finally:
+        answer.cancel()
+        for writer in (agent, monitor):
+            writer.transport.abort()
+
+
+async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     while True:
         try:
-            reader, writer = await asyncio.open_unix_connection(socket)
-            break
+            return await asyncio.open_unix_connection(str(socket))
         except OSError:
             await asyncio.sleep(ASK_AGAIN_S)
-    answer = asyncio.ensure_future(reader.readline())
-    while not answer.done():
-        writer.write(PING)
-        await asyncio.wait([answer], timeout=ASK_AGAIN_S)
-    writer.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import psutil
@@ -26,28 +28,47 @@ def configure(host: Host) -> None:
     host.config.write_text(host.config.read_text().replace("[host]\n", f"[host]\n{HOST_KEYS}"))
 
 
-async def lease_ms(host: Host, image: str, *, warm: int, rounds: int, pause_s: float) -> list[float]:
-    """Return how long each of `warm` by `rounds` leases of ready VMs took, one after another over one connection.
+@dataclass(slots=True)
+class Leases:
+    """Milliseconds that leases took, and that one write took to reach the same disk, in turns."""
+
+    taken_ms: list[float] = field(default_factory=list)
+    sync_ms: list[float] = field(default_factory=list)
+
+
+async def lease(host: Host, image: str, *, warm: int, rounds: int, pause_s: float) -> Leases:
+    """Take `warm` by `rounds` leases of ready VMs, one after another over one connection.
 
     Every lease is durable before its answer. The refill it causes runs beside the next ones; with a pause of nothing
     all of them at once, as no real hypervisor could.
     """
     host.assign(POOL, image, warm=warm, probes=AGENT_PROBE)
-    taken: list[float] = []
+    measured = Leases()
     for _ in range(rounds):
         await _until_ready(host, warm)
         leases = []
         for number in range(warm):
             body = {"pool": POOL, "holder": f"job-{number}", "wait_s": 0}
             began_s = time.perf_counter()
-            lease = await host.call("POST", "/v1/leases", body)
-            taken.append((time.perf_counter() - began_s) * 1000)
-            leases.append(lease["id"])
+            answer = await host.call("POST", "/v1/leases", body)
+            measured.taken_ms.append((time.perf_counter() - began_s) * 1000)
+            leases.append(answer["id"])
             await asyncio.sleep(pause_s)
+            measured.sync_ms.append(await asyncio.to_thread(_sync_ms, host.directory / "sync"))
         for lease_id in leases:
             await host.call("DELETE", f"/v1/leases/{lease_id}")
     await _until_ready(host, warm)
-    return taken
+    return measured
+
+
+def _sync_ms(path: Path) -> float:
+    """Return how long one page takes to reach the disk: less no durable answer can take."""
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+        began_s = time.perf_counter()
+        file.flush()
+        os.fdatasync(file.fileno())
+        return (time.perf_counter() - began_s) * 1000
 
 
 async def idle_cpu_pct(host: Host, *, over_s: float) -> float:
