@@ -206,6 +206,7 @@ class Observed:
     running: bool
     pid: int | None = None
     suspended: bool = False  # it can be resumed from a saved memory
+    image: str = field(default="", compare=False)  # digest it was cloned from; empty where the driver cannot tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,13 +91,15 @@ def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize]
     `HOLD_S`, so that no two jobs ever share it. Leases of VMs that do not run are broken. Records that do not depend on
     what runs are kept as they were, but for breakers, which close.
     """
-    running = {one.name for one in seen if one.ours and one.running}
-    suspended = {one.name for one in seen if one.ours and one.suspended} - running
+    running = {one.name: one.image for one in seen if one.ours and one.running}
+    suspended = {one.name for one in seen if one.ours and one.suspended} - running.keys()
     standby = [vm for vm in old.records[Vm].values() if vm.name in suspended and vm.state is VmState.STANDBY]
     leases = {lease.vm: lease for lease in old.records[Lease].values()}
-    held = {name: _hold(name, now_s) for name in running - leases.keys() if _may_be_in_use(old, name)}
+    held = {name: _hold(name, now_s) for name in running.keys() - leases.keys() if _may_be_in_use(old, name)}
     leases |= held
-    vms = [_adopt(name, old.records[Vm].get(name), leases.get(name), sizes, now_s) for name in sorted(running)]
+    fresh = {name: _unknown(name, image, sizes, now_s) for name, image in running.items()}
+    known = fresh | {name: vm for name, vm in old.records[Vm].items() if name in running}
+    vms = [_adopt(known[name], leases.get(name), now_s) for name in sorted(known)]
     broken = [lease for vm, lease in leases.items() if vm not in running]
     kept = [lease for vm, lease in leases.items() if vm in running]
     others = [record for record in old.all() if not isinstance(record, Vm | Lease | Breaker)]
@@ -118,7 +120,7 @@ def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize]
         records=(*vms, *standby, *kept, *others),
         events=old.events | dict(enumerate(told, last + 1)),
         adopted=tuple(vm.name for vm in vms),
-        lost_vms=tuple(sorted(old.records[Vm].keys() - running - {vm.name for vm in standby})),
+        lost_vms=tuple(sorted(old.records[Vm].keys() - running.keys() - {vm.name for vm in standby})),
         kept_leases=tuple(lease.id for lease in kept if lease.vm not in held),
         lost_leases=tuple(lease.id for lease in broken),
         held=tuple(sorted(held)),
@@ -163,15 +165,19 @@ def _hold(name: str, now_s: float) -> Lease:
     return Lease(f"held-{parsed.ulid}", parsed.pool, name, HOLDER, HOLD_S, now_s, now_s + HOLD_S)
 
 
-def _adopt(name: str, known: Vm | None, lease: Lease | None, sizes: Mapping[str, VmSize], now_s: float) -> Vm:
+def _unknown(name: str, image: str, sizes: Mapping[str, VmSize], now_s: float) -> Vm:
+    """Return a VM of which the old journal tells nothing: its name, its image and its pool are known all the same."""
     parsed = names.parse(name)
-    pool = known.pool if known else parsed.pool if parsed else ""
-    base = known or Vm(name, pool, "", VmState.STARTING, sizes.get(pool, VmSize()), now_s, now_s)
+    assert parsed is not None
+    return Vm(name, parsed.pool, image, VmState.STARTING, sizes.get(parsed.pool, VmSize()), now_s, now_s)
+
+
+def _adopt(vm: Vm, lease: Lease | None, now_s: float) -> Vm:
     if lease is not None:
-        return replace(base, state=VmState.LEASED, lease_id=lease.id, failure=None)
-    if base.state in _ENDING:
-        return base
-    return replace(base, state=VmState.STARTING, since_s=now_s, ready_at_s=None, lease_id=None, failure=None)
+        return replace(vm, state=VmState.LEASED, lease_id=lease.id, failure=None)
+    if vm.state in _ENDING:
+        return vm
+    return replace(vm, state=VmState.STARTING, since_s=now_s, ready_at_s=None, lease_id=None, failure=None)
 
 
 def _read(connection: sqlite3.Connection, contents: Contents) -> None:

@@ -18,6 +18,7 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
     await host.until(lambda _, vms: sorted(vm["state"] for vm in vms) == ["leased", "ready"])
     names = {vm["name"] for vm in (await host.get("/v1/vms"))["vms"]}
+    images = {vm["image"] for vm in (await host.get("/v1/vms"))["vms"]}
     pids = {name: host.vm_pid(name) for name in names}
     await host.kill()
 
@@ -34,6 +35,7 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     assert {name: host.vm_pid(name) for name in vms} == pids
     # Nothing proves that either is idle, so nobody else gets one, and whoever uses one goes on.
     assert {vm["state"] for vm in vms.values()} == {"leased"}
+    assert {vm["image"] for vm in vms.values()} == images
     assert (await host.hearth("lease", "small", "--wait", "1s", check=False))[0] == 5
     for vm in vms.values():
         await host.hearth("release", vm["lease"]["id"])

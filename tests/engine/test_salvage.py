@@ -46,7 +46,7 @@ def rebuilt_lease(name: str) -> str:
 
 def listed(*names: str) -> tuple[Observed, ...]:
     foreign = Observed("somebody-elses", ours=False, running=True)
-    return (foreign, *(Observed(name, ours=True, running=True, pid=1) for name in names))
+    return (foreign, *(Observed(name, ours=True, running=True, pid=1, image="sha256:seen") for name in names))
 
 
 async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) -> None:
@@ -72,7 +72,8 @@ async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_p
         }  # fmt: skip
         assert ledger.vms[READY].image == "sha256:v1"
         assert ledger.vms[READY].ready_at_s is None
-        assert (ledger.vms[UNKNOWN].pool, ledger.vms[UNKNOWN].size) == ("other", VmSize(8, 9000))
+        unknown = ledger.vms[UNKNOWN]
+        assert (unknown.pool, unknown.size, unknown.image) == ("other", VmSize(8, 9000), "sha256:seen")
         held = ledger.vms[UNKNOWN].lease_id
         assert held == rebuilt_lease(UNKNOWN)
         assert set(ledger.leases) == {"l1", held}

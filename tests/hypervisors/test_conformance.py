@@ -71,7 +71,9 @@ async def test_a_host_without_vms_lists_none(driver: Hypervisor) -> None:
 async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) -> None:
     exits, name = Exits(driver), spec().name
     await driver.clone(spec(), rig.image)
-    assert await driver.inventory() == (Observed(name, ours=True, running=False),)
+    (listed,) = await driver.inventory()
+    assert listed == Observed(name, ours=True, running=False)
+    assert listed.image == rig.image.digest
     await driver.start(spec())
     await driver.ping(name, timeout_s=BOOT_S)
 

@@ -50,7 +50,7 @@ async def make_clone(
         await runner.run(_overlay(tools, staging / layout.DISK, *below))
         if loan is None:
             await finish_in_thread(partial(_write_variables, staging, image, tools))
-        await finish_in_thread(partial(_publish, where, name))
+        await finish_in_thread(partial(_publish, where, name, image))
     except OSError as error:
         raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
 
@@ -94,5 +94,6 @@ def _write_variables(staging: Path, image: LocalImage, tools: Toolchain) -> None
         write_variables(firmware, image.nvram, staging / layout.NVRAM)
 
 
-def _publish(where: Layout, name: str) -> None:
+def _publish(where: Layout, name: str, image: LocalImage) -> None:
+    where.partial(name).joinpath(layout.IMAGE).write_text(f"{image.digest}\n", encoding="ascii")
     os.rename(where.partial(name), where.vm(name))

@@ -103,6 +103,7 @@ class QemuHypervisor:
         try:
             names = await asyncio.to_thread(self._names_with_trimmed_logs)
             suspended = await asyncio.to_thread(self._suspended, names - processes.keys())
+            images = await asyncio.to_thread(self._images, names)
         except OSError as error:
             raise HypervisorError(f"the VMs in {self._where.root} cannot be listed: {error}") from error
         return tuple(
@@ -112,6 +113,7 @@ class QemuHypervisor:
                 running=name in processes,
                 pid=processes.get(name),
                 suspended=name in suspended,
+                image=images.get(name, ""),
             )
             for name in sorted(names | processes.keys())
         )
@@ -300,6 +302,9 @@ class QemuHypervisor:
             for log_file in (layout.CONSOLE, layout.LOG):
                 trim(self._where.vm(name) / log_file, limit_bytes=LOG_LIMIT_BYTES)
         return names
+
+    def _images(self, names: set[str]) -> dict[str, str]:
+        return {name: self._where.image(name) for name in filter(self._where.ours, names)}
 
     def _suspended(self, names: set[str]) -> set[str]:
         return {name for name in names if suspend.has_memory(self._where.vm(name))}

@@ -19,6 +19,8 @@ DISK: Final = "disk.qcow2"
 BASE: Final = "base.qcow2"
 """The disk of the template a VM was cloned from, between the VM's own and the image's."""
 NVRAM: Final = "nvram.bin"
+IMAGE: Final = "image"
+"""The digest of the image a VM was cloned from, for an agent that has lost its journal."""
 PID_FILE: Final = "qemu.pid"
 LOG: Final = "qemu.log"
 CONSOLE: Final = "console.log"
@@ -63,6 +65,13 @@ class Layout:
         except FileNotFoundError:
             return set()
         return {self._name(entry) for entry in entries}
+
+    def image(self, name: str) -> str:
+        """Return the digest of the image a VM was cloned from, empty when that is not known. Raises `OSError`."""
+        try:
+            return (self.vm(name) / IMAGE).read_text(encoding="ascii").strip()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return ""
 
     def _name(self, entry: str) -> str:
         name = entry.removesuffix(PARTIAL)

@@ -72,6 +72,7 @@ class SimulatedHypervisor:
                 running=vm.life is not None,
                 pid=vm.life.pid if vm.life else None,
                 suspended=vm.life is None and vm.memory is not None,
+                image=vm.image,
             )
             for name, vm in self._host.vms.items()
         )
