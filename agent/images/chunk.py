@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from agent.images.files import pread_into, pwrite_all
 from agent.images.lz4frame import END, FrameDecoder, FrameError
-from agent.images.plan import Local, Remote, Zeros
+from agent.images.plan import Local, Remote, Spot, Zeros
 from agent.images.sparse import data_runs, make_hole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.images.liblz4 import BlockCodec
-    from agent.images.plan import Fetch, Place, Rebuild
+    from agent.images.plan import Fetch, Rebuild
 
 _COPY_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(_COPY_BYTES)
@@ -59,9 +59,9 @@ class RawWriter:
             self._punch(size)
         self._at += size
 
-    def holds(self, place: Place, view: memoryview) -> bool:
-        """Take the next bytes as read from `place`, if they need no writing since the clone has them there."""
-        if self._base != place.disk or self._fetch.offsets != (place.offset - self._at,):
+    def holds(self, spot: Spot, view: memoryview) -> bool:
+        """Take the next bytes as read from `spot`, if they need no writing since the clone has them there."""
+        if self._base != spot.disk or self._fetch.offsets != (spot.offset - self._at,):
             return False
         self._raw.update(view)
         self._at += len(view)
@@ -150,14 +150,14 @@ class ChunkBuilder:
 
     def _copy(self, step: Local) -> None:
         buffer = bytearray(min(_COPY_BYTES, step.size))
-        descriptor = self._disk(step.place.disk)
+        descriptor = self._disk(step.spot.disk)
         for at in range(0, step.size, _COPY_BYTES):
             size = min(_COPY_BYTES, step.size - at)
-            place = type(step.place)(step.place.disk, step.place.offset + at)
+            spot = Spot(step.spot.disk, step.spot.offset + at)
             with memoryview(buffer) as view:
-                if pread_into(descriptor, view[:size], place.offset) < size:
-                    raise CorruptChunkError(f"{place.disk} is too short")
-                if self._writer.holds(place, view[:size]):
+                if pread_into(descriptor, view[:size], spot.offset) < size:
+                    raise CorruptChunkError(f"{spot.disk} is too short")
+                if self._writer.holds(spot, view[:size]):
                     continue
             self._writer.write(buffer, 0, size)
 

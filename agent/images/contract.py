@@ -22,6 +22,7 @@ class PullProgress:
     fetched_bytes: int
     rate_bytes_per_s: float
     eta_s: float | None
+    source: str = ""  # where it comes from, in words for people
 
 
 class Images(Protocol):

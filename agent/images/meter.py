@@ -18,9 +18,12 @@ _STEP_S: Final = 0.25
 class Meter:
     """Counts one pull's bytes. The rate is that of the last five seconds."""
 
-    def __init__(self, reference: str, digest: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, reference: str, digest: str, *, source: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._reference = reference
         self._digest = digest
+        self._source = source
         self._clock = clock
         self._total = self._done = self._fetched = 0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
@@ -56,4 +59,5 @@ class Meter:
             fetched_bytes=self._fetched,
             rate_bytes_per_s=rate,
             eta_s=left / rate if rate > 0 and self._total else None,
+            source=self._source,
         )

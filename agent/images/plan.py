@@ -27,7 +27,7 @@ WORTH_IT: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Spot:
     """Where some raw bytes lie on this host."""
 
     disk: Path
@@ -38,7 +38,7 @@ class Place:
 class Local:
     """Take `size` raw bytes from here."""
 
-    place: Place
+    spot: Spot
     size: int
 
 
@@ -116,8 +116,8 @@ class Plan:
 class Here:
     """What images on this host can give: whole chunks by raw digest, blocks by block digest."""
 
-    chunks: Mapping[str, Place] = field(default_factory=dict)
-    blocks: MutableMapping[bytes, Place] = field(default_factory=dict)
+    chunks: Mapping[str, Spot] = field(default_factory=dict)
+    blocks: MutableMapping[bytes, Spot] = field(default_factory=dict)
 
 
 def make_plan(
@@ -135,7 +135,7 @@ def make_plan(
     index if it has one. With `own_disk`, the disk being made, a new block that the image holds often moves once.
     """
     here = here or Here()
-    firsts: dict[bytes, Place] = {}
+    firsts: dict[bytes, Spot] = {}
     here_or_first = Here(here.chunks, ChainMap(here.blocks, firsts))
     jobs: dict[str, list[Any]] = {"fetches": [], "rebuilds": [], "repeats": []}
     missing = missing_chunks(manifest, done=done, zero_digests=zero_digests)
@@ -154,11 +154,11 @@ def make_plan(
     return Plan(done=frozenset(done), holes=holes, **{kind: tuple(found) for kind, found in jobs.items()})
 
 
-def _fetched_blocks(chunk: Chunk, blocks: ChunkBlocks, here: Here, disk: Path) -> Iterator[tuple[bytes, Place]]:
+def _fetched_blocks(chunk: Chunk, blocks: ChunkBlocks, here: Here, disk: Path) -> Iterator[tuple[bytes, Spot]]:
     """Yield the blocks that will have come over the wire with a chunk, and where they lie then."""
     for number, (digest, _) in enumerate(blocks):
         if digest != ZERO_BLOCK and digest not in here.blocks:
-            yield digest, Place(disk, chunk.offset + number * BLOCK_BYTES)
+            yield digest, Spot(disk, chunk.offset + number * BLOCK_BYTES)
 
 
 def missing_chunks(
@@ -181,9 +181,9 @@ def wanted_blocks(chunks: Iterable[int], index: Sequence[ChunkBlocks | None]) ->
 
 def _steps(chunk: Chunk, blocks: ChunkBlocks | None, here: Here) -> tuple[Step, ...]:
     """Return how to put a chunk together; nothing when it is better fetched whole."""
-    place = here.chunks.get(chunk.raw_digest)
-    if place is not None:
-        return (Local(place, chunk.raw_size),)
+    spot = here.chunks.get(chunk.raw_digest)
+    if spot is not None:
+        return (Local(spot, chunk.raw_size),)
     if blocks is None:
         return ()
     steps = tuple(_joined(_bridged(list(_single_steps(chunk, blocks, here)))))
@@ -204,11 +204,11 @@ def _single_steps(chunk: Chunk, blocks: ChunkBlocks, here: Here) -> Iterator[_Bl
     for digest, length in blocks:
         raw_size = min(BLOCK_BYTES, left)
         remote = Remote(start, length, raw_size)
-        place = here.blocks.get(digest)
+        spot = here.blocks.get(digest)
         if digest == ZERO_BLOCK and raw_size == BLOCK_BYTES:
             yield _Block(Zeros(raw_size), remote)
-        elif place is not None:
-            yield _Block(Local(place, raw_size), remote)
+        elif spot is not None:
+            yield _Block(Local(spot, raw_size), remote)
         else:
             yield _Block(remote, remote)
         start += length
@@ -245,9 +245,9 @@ def _join(first: Step, second: Step) -> Step | None:
         case Zeros(), Zeros():
             return Zeros(first.size + second.size)
         case Local(), Local() if (
-            first.place.disk == second.place.disk and first.place.offset + first.size == second.place.offset
+            first.spot.disk == second.spot.disk and first.spot.offset + first.size == second.spot.offset
         ):
-            return Local(first.place, first.size + second.size)
+            return Local(first.spot, first.size + second.size)
         case Remote(), Remote() if first.size + second.size <= MAX_RANGE_BYTES:
             return Remote(first.start, first.size + second.size, first.raw_size + second.raw_size)
     return None

@@ -175,9 +175,9 @@ class ImageService:
         )
 
     def _start(self, reference: str, digest: str) -> _Flight:
-        meter = Meter(reference, digest)
         parsed = parse_reference(reference)
         source = self.places.open(parsed)
+        meter = Meter(reference, digest, source=source.name)
         puller = Puller(self.store, self.shelf, self.tools, self.room)
         task = asyncio.create_task(puller.pull(source, parsed, digest, meter), name=f"pull {digest}")
         flight = _Flight(task, meter)

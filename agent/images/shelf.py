@@ -15,7 +15,7 @@ from agent.images.files import replace_durably
 from agent.images.index import ChunkIndex
 from agent.images.lz4frame import BLOCK_BYTES
 from agent.images.manifest import parse_manifest
-from agent.images.plan import Place
+from agent.images.plan import Spot
 from agent.images.store import DISK, MANIFEST
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class Shelf:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._chunks.rebuild(self._manifests(self._store.digests()))
 
-    def chunks(self, raw_digests: Collection[str]) -> dict[str, Place]:
+    def chunks(self, raw_digests: Collection[str]) -> dict[str, Spot]:
         """Return where whole chunks lie."""
-        found: dict[str, Place] = {}
+        found: dict[str, Spot] = {}
         with self._only_an_index():
             for raw_digest, image, offset in self._chunks.find(raw_digests):
                 if raw_digest not in found and self._store.has(image):
-                    found[raw_digest] = Place(self._disk(image), offset)
+                    found[raw_digest] = Spot(self._disk(image), offset)
         return found
 
     def base(self, manifest: Manifest, wanted: Collection[str]) -> tuple[Path, frozenset[int]] | None:
@@ -96,14 +96,14 @@ class Shelf:
         [(image, _)] = Counter({image: len(found) for image, found in shared.items()}).most_common(1)
         return self._disk(image), frozenset(shared[image])
 
-    def blocks(self, wanted: set[bytes]) -> dict[bytes, Place]:
+    def blocks(self, wanted: set[bytes]) -> dict[bytes, Spot]:
         """Return where single blocks lie, by block digest, as far as the images used last hold them."""
-        found: dict[bytes, Place] = {}
+        found: dict[bytes, Spot] = {}
         left = set(wanted)
         for digest in self._store.digests()[:_SEARCHED]:
-            for block, place in self._blocks_of(digest) if left else ():
+            for block, spot in self._blocks_of(digest) if left else ():
                 if block in left:
-                    found[block] = place
+                    found[block] = spot
                     left.discard(block)
         return found
 
@@ -111,12 +111,12 @@ class Shelf:
     def _chunks(self) -> ChunkIndex:
         return ChunkIndex(self._folder / "chunks.sqlite")
 
-    def _blocks_of(self, digest: str) -> Iterator[tuple[bytes, Place]]:
+    def _blocks_of(self, digest: str) -> Iterator[tuple[bytes, Spot]]:
         disk = self._disk(digest)
         for manifest in self._manifests([digest]):
             for chunk, blocks in zip(manifest.chunks, self._load(manifest), strict=False):
                 for number, (block, _) in enumerate(blocks or ()):
-                    yield block, Place(disk, chunk.offset + number * BLOCK_BYTES)
+                    yield block, Spot(disk, chunk.offset + number * BLOCK_BYTES)
 
     def _load(self, manifest: Manifest) -> Sequence[ChunkBlocks | None]:
         try:

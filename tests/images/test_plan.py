@@ -14,7 +14,7 @@ from agent.images.chunk import ChunkBuilder, ChunkWriter, RawWriter
 from agent.images.liblz4 import best_codec
 from agent.images.lz4frame import BLOCK_BYTES, encode_frame
 from agent.images.manifest import Blob, Chunk, Manifest, digest_of
-from agent.images.plan import BRIDGE_BLOCKS, Fetch, Here, Local, Place, Rebuild, Remote, Zeros, make_plan
+from agent.images.plan import BRIDGE_BLOCKS, Fetch, Here, Local, Rebuild, Remote, Spot, Zeros, make_plan
 from agent.images.zeros import zero_digest, zero_digests
 
 CODEC = best_codec()
@@ -51,12 +51,12 @@ def image(letters: str) -> tuple[Manifest, list[ChunkBlocks | None], list[bytes]
 def here(letters: str, manifest: Manifest) -> Here:
     """Return what a disk of these letters can give to an image."""
     raw = disk(letters)
-    whole = {digest_of(raw[at : at + CHUNK]): Place(OLD, at) for at in range(0, len(raw), CHUNK)}
+    whole = {digest_of(raw[at : at + CHUNK]): Spot(OLD, at) for at in range(0, len(raw), CHUNK)}
     blocks = {
-        block_digests(memoryview(raw[at : at + BLOCK_BYTES])): Place(OLD, at) for at in range(0, len(raw), BLOCK_BYTES)
+        block_digests(memoryview(raw[at : at + BLOCK_BYTES])): Spot(OLD, at) for at in range(0, len(raw), BLOCK_BYTES)
     }
     wanted = {chunk.raw_digest for chunk in manifest.chunks}
-    return Here({digest: place for digest, place in whole.items() if digest in wanted}, blocks)
+    return Here({digest: spot for digest, spot in whole.items() if digest in wanted}, blocks)
 
 
 letters = st.text("00abcdefgh", min_size=1, max_size=40)
@@ -88,8 +88,8 @@ def test_what_a_plan_rebuilds_is_the_image(old: str, new: str, tmp_path_factory:
     manifest, index, blobs = image(new)
     known = here(old, manifest)
     moved = Here(
-        {digest: Place(folder / "old", place.offset) for digest, place in known.chunks.items()},
-        {digest: Place(folder / "old", place.offset) for digest, place in known.blocks.items()},
+        {digest: Spot(folder / "old", spot.offset) for digest, spot in known.chunks.items()},
+        {digest: Spot(folder / "old", spot.offset) for digest, spot in known.blocks.items()},
     )
     plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=moved, index=index, own_disk=folder / "new")
     with (folder / "new").open("w+b", buffering=0) as file:
