@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent.config import PoolName, Seconds
 from agent.domain.capacity import Limit
 from agent.domain.events import EventKind
 from agent.domain.health import Outcome
@@ -28,71 +27,6 @@ class Schema(BaseModel):
     """Base of what clients send: unknown fields are errors, nothing is converted silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class LeaseRequest(Schema):
-    """Ask for a VM of a pool."""
-
-    pool: PoolName
-    holder: Text
-    """Who will use it, in the client's own words: a job id, a person."""
-    ttl_s: Seconds | None = None
-    """How long the claim lives unless renewed; default and limit are the pool's."""
-    wait_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
-    """How long to wait for a VM to turn ready. The wait ends with the connection."""
-    idempotency_key: Text | None = None
-    """Asking again with the same key and arguments returns the same lease instead of another."""
-
-
-class LeaseRenewal(Schema):
-    """Let a lease live on for `ttl_s` from now; default: as long as it was given first."""
-
-    ttl_s: Seconds | None = None
-
-
-class ExecRequest(Schema):
-    """Run a command in the guest of a leased VM: a program and its arguments, with no shell in between."""
-
-    argv: Annotated[
-        tuple[Annotated[str, Field(max_length=32768, pattern=r"^[^\x00]*$")], ...], Field(min_length=1, max_length=1000)
-    ]
-    timeout_s: Seconds = 3600.0
-    """How long it may take. What was started then runs on until the lease ends."""
-
-
-class VmReplacement(Schema):
-    """Why a VM is replaced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    reason: Text = "asked for over the API"
-
-
-class HostQuery(Schema):
-    """Wait for a change: answer as soon as the sequence is no longer `after`, or after `wait_s`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    after: Count | None = None
-    wait_s: Annotated[float, Field(ge=0, le=120, allow_inf_nan=False)] = 30.0
-
-
-class EventQuery(Schema):
-    """Which events: those after the number `after`, of one VM if named, at most `limit` of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    after: Count | None = None
-    vm: Text | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
-
-
-class Reason(Schema):
-    """Why an operator asks for it, in their own words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    reason: Text | Literal[""] = ""
 
 
 class Document(BaseModel):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
-from agent.api import schemas
+from agent.api import requests, schemas
 from agent.api.context import answer, context, read_query
 from agent.api.documents import event_document
 from agent.api.operation import Operation
@@ -30,7 +30,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     A stream begins with what happens from now on, or right after `Last-Event-ID` (or `after`).
     """
-    wanted = read_query(request, schemas.EventQuery)
+    wanted = read_query(request, requests.EventQuery)
     if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
         return await _stream(request, wanted)
     ctx = context(request)
@@ -43,7 +43,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     return answer(page)
 
 
-async def _stream(request: web.Request, wanted: schemas.EventQuery) -> web.StreamResponse:
+async def _stream(request: web.Request, wanted: requests.EventQuery) -> web.StreamResponse:
     hub = context(request).events
     seen = _resume_at(request, wanted, hub)
     response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-store"})
@@ -65,7 +65,7 @@ async def _stream(request: web.Request, wanted: schemas.EventQuery) -> web.Strea
             await _send(request, response, text)
 
 
-def _resume_at(request: web.Request, wanted: schemas.EventQuery, hub: EventHub) -> int:
+def _resume_at(request: web.Request, wanted: requests.EventQuery, hub: EventHub) -> int:
     """Return the number of the last event the client has seen."""
     header = request.headers.get("Last-Event-ID", "")
     if header and not (header.isascii() and header.isdigit()):
@@ -87,5 +87,5 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
 
 OPERATIONS: Final = (
     Operation("events", "GET", "/v1/events", events, "What happened, as pages or as a live stream", schemas.EventPage,
-              query=schemas.EventQuery, errors=(422,), stream=_STREAM),
+              query=requests.EventQuery, errors=(422,), stream=_STREAM),
 )  # fmt: skip

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from agent.api import schemas
+from agent.api import requests, schemas
 from agent.api.context import answer, context, not_modified, read_query
 from agent.api.operation import Operation
 
@@ -19,7 +19,7 @@ async def host(request: web.Request) -> web.Response:
 
     With `after`, wait until the sequence is another than that one, at most `wait_s`.
     """
-    wanted, ctx = read_query(request, schemas.HostQuery), context(request)
+    wanted, ctx = read_query(request, requests.HostQuery), context(request)
     if wanted.after is not None:
         with suppress(TimeoutError):
             async with asyncio.timeout(wanted.wait_s):
@@ -30,5 +30,5 @@ async def host(request: web.Request) -> web.Response:
 
 OPERATIONS: Final = (
     Operation("host", "GET", "/v1/host", host, "What this host is, carries and could carry", schemas.HostDocument,
-              query=schemas.HostQuery, etag=True, errors=(422,)),
+              query=requests.HostQuery, etag=True, errors=(422,)),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiohttp import web
 
-from agent.api import schemas
+from agent.api import requests, schemas
 from agent.api.addresses import address_of
 from agent.api.auth import Role
 from agent.api.context import answer, context, read_body, unbroken
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 async def acquire(request: web.Request) -> web.Response:
     """Hand out a VM. The wait for one ends with the connection, and a lease nobody was told of is given back."""
-    wanted = await read_body(request, schemas.LeaseRequest)
+    wanted = await read_body(request, requests.LeaseRequest)
     leases = context(request).engine.leases
     lease = await leases.acquire(
         wanted.pool,
@@ -51,7 +51,7 @@ async def lease(request: web.Request) -> web.Response:
 
 async def renew(request: web.Request) -> web.Response:
     """Let a lease live on."""
-    wanted = await read_body(request, schemas.LeaseRenewal)
+    wanted = await read_body(request, requests.LeaseRenewal)
     leases = context(request).engine.leases
     return await _told(request, await unbroken(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s)))
 
@@ -67,7 +67,7 @@ async def execute(request: web.Request) -> web.Response:
 
     Only its lease opens a VM: a warm one that somebody had run something in would not be the image any more.
     """
-    wanted = await read_body(request, schemas.ExecRequest)
+    wanted = await read_body(request, requests.ExecRequest)
     engine = context(request).engine
     lease = await engine.leases.get(request.match_info["id"])
     log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
@@ -80,13 +80,13 @@ async def _told(request: web.Request, lease: Lease) -> web.Response:
 
 OPERATIONS: Final = (
     Operation("acquire-lease", "POST", "/v1/leases", acquire, "Claim a ready VM, waiting for one if asked",
-              schemas.LeaseDocument, status=201, body=schemas.LeaseRequest, errors=(404, 409, 503), role=Role.LEASE),
+              schemas.LeaseDocument, status=201, body=requests.LeaseRequest, errors=(404, 409, 503), role=Role.LEASE),
     Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument,
               errors=(404, 410), role=Role.LEASE),
     Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
-              schemas.LeaseDocument, body=schemas.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
+              schemas.LeaseDocument, body=requests.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
     Operation("exec", "POST", "/v1/leases/{id}/exec", execute, "Run a command in the guest of a leased VM",
-              schemas.ExecDocument, body=schemas.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
+              schemas.ExecDocument, body=requests.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
               None, status=204, errors=(404, 410), role=Role.LEASE),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import schemas
+from agent.api import requests, schemas
 from agent.api.context import answer, context, read_query, unbroken
 from agent.api.documents import mode_document
 from agent.api.operation import Operation
@@ -30,16 +30,16 @@ async def drain(request: web.Request) -> web.Response:
 
 
 async def _set(request: web.Request, mode: Mode) -> web.Response:
-    reason = read_query(request, schemas.Reason).reason
+    reason = read_query(request, requests.Reason).reason
     operations = context(request).engine.operations
     return answer(mode_document(await unbroken(request, operations.set_mode(mode, reason=reason))))
 
 
 OPERATIONS: Final = (
     Operation("cordon", "POST", "/v1/host/cordon", cordon, "Give no leases any more", schemas.ModeDocument,
-              query=schemas.Reason, errors=(422,)),
+              query=requests.Reason, errors=(422,)),
     Operation("uncordon", "POST", "/v1/host/uncordon", uncordon, "Give leases again", schemas.ModeDocument,
-              query=schemas.Reason, errors=(422,)),
+              query=requests.Reason, errors=(422,)),
     Operation("drain", "POST", "/v1/host/drain", drain, "Empty the host", schemas.ModeDocument,
-              query=schemas.Reason, errors=(422,)),
+              query=requests.Reason, errors=(422,)),
 )  # fmt: skip

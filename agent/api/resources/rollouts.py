@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import operator_schemas, schemas
+from agent.api import operator_schemas, requests
 from agent.api.context import answer, context, read_query, unbroken
 from agent.api.documents import rollout_document
 from agent.api.operation import Operation
@@ -28,7 +28,7 @@ async def retry(request: web.Request) -> web.Response:
 
 async def undo(request: web.Request) -> web.Response:
     """Go back to the version before. The target is left alone until it changes or is retried."""
-    operations, reason = context(request).engine.operations, read_query(request, schemas.Reason).reason
+    operations, reason = context(request).engine.operations, read_query(request, requests.Reason).reason
     pool = request.match_info["pool"]
     return answer(rollout_document(await unbroken(request, operations.undo_rollout(pool, reason=reason))))
 
@@ -39,5 +39,5 @@ OPERATIONS: Final = (
     Operation("retry-rollout", "POST", "/v1/rollouts/{pool}/retry", retry, "Try a pool's target again",
               operator_schemas.PoolRollout, errors=(404, 409)),
     Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Go back to the version before",
-              operator_schemas.PoolRollout, query=schemas.Reason, errors=(404, 409, 422)),
+              operator_schemas.PoolRollout, query=requests.Reason, errors=(404, 409, 422)),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import schemas
+from agent.api import requests, schemas
 from agent.api.addresses import address_of
 from agent.api.context import answer, context, read_query, unbroken
 from agent.api.documents import vm_detail, vm_status
@@ -36,7 +36,7 @@ async def vm(request: web.Request) -> web.Response:
 async def replace(request: web.Request) -> web.Response:
     """Start the teardown of a VM; its pool refills. Answers at once, with the VM as it is then."""
     engine, name = context(request).engine, request.match_info["name"]
-    reason = read_query(request, schemas.VmReplacement).reason
+    reason = read_query(request, requests.VmReplacement).reason
     before = _find(engine.world(), name)
     await unbroken(request, engine.replace_vm(name, reason=reason))
     world = engine.world()
@@ -56,5 +56,5 @@ OPERATIONS: Final = (
     Operation("vm", "GET", "/v1/vms/{name}", vm, "One VM, with its address and probes", schemas.VmDetail,
               errors=(404,)),
     Operation("replace-vm", "DELETE", "/v1/vms/{name}", replace, "Tear a VM down and refill its pool",
-              schemas.VmStatus, status=202, query=schemas.VmReplacement, errors=(404, 409, 422)),
+              schemas.VmStatus, status=202, query=requests.VmReplacement, errors=(404, 409, 422)),
 )  # fmt: skip
