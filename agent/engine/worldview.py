@@ -59,6 +59,6 @@ class Worldview:
             can_suspend=self.capabilities.suspend,
             can_fan_out=self.capabilities.fan_out,
             templates=self.observation.templates,
-            fresh_ids=tuple(str(ULID()) for _ in range(min(_IDS_A_TURN, self.limits.slots))),
+            fresh_ids=tuple(str(ULID()) for _ in range(min(_IDS_A_TURN, self.limits().slots))),
             resolve_period_s=self.resolve_period_s,
         )
