@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -40,7 +41,7 @@ class Clients:
             body["idempotency_key"] = holder
         self._book.unanswered.add(holder)
         try:
-            asked_s, (status, answer) = time.time(), await self._ask("POST", "/v1/leases", body, again=keyed)
+            status, answer = await self._ask("POST", "/v1/leases", body, again=keyed)
         except _NO_ANSWER:
             self._book.deeds.gave_up.add(pool)
             self._book.counts["leases_unanswered"] += 1
@@ -53,7 +54,7 @@ class Clients:
         if keyed and any(claim.lease == answer["id"] for claim in self._book.claims):
             raise AssertionError(f"{holder} was given the lease of somebody else")
         self._book.counts["leases"] += 1
-        expires_at_s = asked_s + ttl_s if ttl_s else None
+        expires_at_s = datetime.fromisoformat(answer["expires_at"]).timestamp() if ttl_s else None
         claim = Claim(answer["id"], answer["vm"], pool, holder, self._book.deeds.number, expires_at_s)
         self._book.claims.append(claim)
         return claim
