@@ -48,9 +48,10 @@ def headline(host: Document) -> Text:
     identity, versions, slots = host["host"], host["versions"], host["slots"]
     held = [f"{slots[kind]} {kind}" for kind in ("ready", "leased", "starting", "stopping", "foreign") if slots[kind]]
     cpus, memory, disk = host["cpus"], host["memory_mib"], host["disk_bytes"]
+    hypervisor = f"{versions['hypervisor']} {versions['hypervisor_version']}".strip()
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(identity["name"], style="bold")
-    text.append(f"  {identity['os']} {identity['arch']}, {versions['hypervisor']} {versions['hypervisor_version']}, ")
+    text.append(f"  {identity['os']} {identity['arch']}, {hypervisor}, ")
     text.append(f"hearth {versions['agent']}\n")
     text.append(f"slots   {slots['free']} of {slots['total']} free")
     text.append(f" ({', '.join(held)})\n" if held else "\n")

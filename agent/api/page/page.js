@@ -55,7 +55,7 @@ function showHost(host) {
   document.title = `${host.host.name} · Hearth`;
   byId("host").textContent = host.host.name;
   const v = host.versions;
-  byId("versions").textContent = `hearth ${v.agent}, ${v.hypervisor} ${v.hypervisor_version}, ${host.host.os} ${host.host.arch}`;
+  byId("versions").textContent = `hearth ${v.agent}, ${v.hypervisor} ${v.hypervisor_version}`.trim() + `, ${host.host.os} ${host.host.arch}`;
   const kinds = ["ready", "leased", "starting", "stopping", "foreign", "free"];
   byId("slots").replaceChildren(...kinds.flatMap((kind) =>
     Array.from({ length: Math.min(64, host.slots[kind]) }, () => node("li", { "data-state": kind }, kind))));
