@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.images.store import Store
 
 IMPATIENT = Patience(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
+"""For tests of registries that stall; a busy machine can look like one, so no other test uses it."""
 
 
 class MakeService(Protocol):
@@ -45,7 +46,13 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
+def patience() -> Patience:
+    """How long registries are waited for. Tests of slow ones override it."""
+    return Patience()
+
+
+@pytest.fixture
+async def make_service(tmp_path: Path, patience: Patience) -> AsyncIterator[MakeService]:
     services: list[ImageService] = []
 
     async def make(
@@ -61,7 +68,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
             host=HostConfig(disk_reserve_mib=reserve_mib),
             images=ImagesConfig(registries=registries),
         )
-        places = Places(registries, patience=IMPATIENT, docker_config=tmp_path / "docker-config.json")
+        places = Places(registries, patience=patience, docker_config=tmp_path / "docker-config.json")
         service = ImageService.build(config, store=store, places=places, retry=QUICK)
         await service.open()
         services.append(service)

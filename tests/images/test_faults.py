@@ -15,6 +15,7 @@ from agent.images.errors import (
     ImageNotFoundError,
     RegistryError,
 )
+from tests.images.conftest import IMPATIENT
 from tests.images.disks import push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FAULTS, Armed, FaultyRegistry, run_faulty
 from tests.images.tartlike import write_tart_layout
@@ -26,11 +27,17 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from agent.images.sources.http import Patience
     from tests.images.conftest import MakeService
 
 pytestmark = pytest.mark.timeout(30)
 
 PASSES = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429", "500", "another range"]
+
+
+@pytest.fixture
+def patience() -> Patience:
+    return IMPATIENT
 
 
 @pytest.fixture

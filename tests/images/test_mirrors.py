@@ -10,6 +10,7 @@ import pytest
 from agent.config import RegistryConfig
 from agent.images.errors import ImageNotFoundError, RegistryError
 from agent.images.throttle import Throttle
+from tests.images.conftest import IMPATIENT
 from tests.images.disks import push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.images.service import ImageService
+    from agent.images.sources.http import Patience
     from tests.images.conftest import MakeService
 
 Trio = tuple[FaultyRegistry, FaultyRegistry, FaultyRegistry]
+
+
+@pytest.fixture
+def patience() -> Patience:
+    return IMPATIENT
 
 
 @pytest.fixture
