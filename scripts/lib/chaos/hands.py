@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.names import parse
 from scripts.lib.chaos.book import PATIENT_S, Wish
+from scripts.lib.chaos.record import Record
 from scripts.lib.chaos.steps import Kind
 from scripts.lib.chaos.versions import Flavour
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 MAIN, SIDE = "main", "side"
 EXPIRES_S: Final = 2.0
+TAKEN_UP_S: Final = 5.0
+POLL_S: Final = 0.05
 FLAVOURS: Final = {
     Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_SICK: Flavour.SICK, Kind.BUMP_DYING: Flavour.DYING,
 }  # fmt: skip
@@ -70,6 +75,7 @@ class Hands:
         self._keeper = keeper
         self._versions = versions
         self._volume = volume
+        self._record = Record(host.data_dir / "journal.sqlite")
         self._traps: list[asyncio.Task[None]] = []
         self._kinds: dict[Kind, Callable[[Step], Awaitable[None]]] = {
             Kind.LEASE: self._lease,
@@ -178,9 +184,22 @@ class Hands:
             await self.wish(pool, None)
 
     async def _malformed(self, step: Step) -> None:
+        if not await self._taken_up():
+            return  # nobody could say which of the two files the agent should hold on to
         self._book.file_is_good = False
         bad = ("[pools.main\n", "[pools.main]\nimage = 3\n", '[pools.main]\nimage = "x"\nwarm = 3\nmax = 2\n')
         self._host.write_assignment(bad[int(step.pick * len(bad))])
+
+    async def _taken_up(self) -> bool:
+        """Return whether the assignment as wished is the agent's, now or a little later."""
+        wished = {pool: (wish.version.reference, wish.warm, wish.priority) for pool, wish in self._book.wishes.items()}
+        for _ in range(round(TAKEN_UP_S / POLL_S)):
+            with contextlib.suppress(sqlite3.Error):
+                assigned = self._record.assigned()
+                if wished == {pool: (one["image"], one["warm"], one["priority"]) for pool, one in assigned.items()}:
+                    return True
+            await asyncio.sleep(POLL_S)
+        return False
 
     async def _bump(self, step: Step) -> None:
         flavour = FLAVOURS[step.kind]

@@ -53,5 +53,12 @@ class Record:
             rows = connection.execute("SELECT sequence, doc FROM events WHERE sequence > ? ORDER BY sequence", [after])
             return [{**json.loads(doc), "sequence": sequence} for sequence, doc in rows]
 
+    def assigned(self) -> dict[str, Document]:
+        """Return the pools of the last good assignment, by name."""
+        with closing(self._connect()) as connection:
+            row = connection.execute("SELECT doc FROM assignments").fetchone()
+        pools: dict[str, Document] = json.loads(json.loads(row[0])["document"])["pools"] if row else {}
+        return pools
+
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=10, isolation_level=None)
