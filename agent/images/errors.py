@@ -74,6 +74,12 @@ class StoreError(ImageError):
     blame: ClassVar[Blame] = Blame.HOST
 
 
+class StoreBusyError(StoreError):
+    """Another process holds a lock of the store for longer than a moment."""
+
+    code = "image-store-busy"
+
+
 class TransferError(RegistryError):
     """A transfer failed in a way that may pass: worth another try, here or at another source.
 

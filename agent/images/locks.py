@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from agent.images.errors import StoreError
+from agent.images.errors import StoreBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,11 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float = 30.0) -> Iterator[None]:
-    """Hold the lock on a file or directory that exists. Blocks its thread; raises `StoreError` after `timeout_s`."""
+    """Hold the lock on a file or directory that exists. Blocks; raises `StoreBusyError` after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while (descriptor := try_lock(path)) is None:
         if time.monotonic() >= deadline_s:
-            raise StoreError(f"{path} is locked by another process", remedy="see which with `lsof`, and let it end")
+            raise StoreBusyError(f"{path} is locked by another process", remedy="see which with `lsof`, and let it end")
         time.sleep(_PERIOD_S)
     try:
         yield

@@ -29,7 +29,7 @@ from agent.images.prepare import Prepared, prepare
 from agent.images.referrers import find_attached
 from agent.images.sparse import make_hole
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
-from agent.images.threads import all_or_first_error, in_thread
+from agent.images.threads import all_or_first_error, in_thread, when_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -72,7 +72,7 @@ class Puller:
             return
         try:
             block_index = await self._fill(source, manifest, stage, meter)
-            await in_thread(None, self.store.publish, reference, digest, stage)
+            await when_free(self.store.publish, reference, digest, stage)
             await in_thread(None, self.shelf.add, manifest, block_index)
         except OSError as error:
             raise await self._disk_error(error, stage) from error

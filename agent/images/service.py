@@ -25,7 +25,7 @@ from agent.images.retry import Retry
 from agent.images.room import RoomMaker
 from agent.images.shelf import Shelf
 from agent.images.store import ImageStore, Store, local_image
-from agent.images.threads import in_thread
+from agent.images.threads import in_thread, when_free
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -116,7 +116,7 @@ class ImageService:
             if flight is None:
                 flight = self._start(reference, digest)
             await self._wait(flight)
-        await in_thread(None, self.store.remember, parsed, digest)
+        await when_free(self.store.remember, parsed, digest)
 
     def progress(self) -> tuple[PullProgress, ...]:
         """See `Images.progress`."""

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from agent.images.staging import Stage
 
 MARK: Final = ".explicitly-pulled"
-LOCK_TIMEOUT_S: Final = 3600.0
-"""A `tart pull` holds the lock of its registry for as long as it downloads."""
+LOCK_TIMEOUT_S: Final = 1.0
+"""A `tart pull` holds the lock of its registry for as long as it downloads; who waits longer asks again."""
 
 
 class TartHome:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+import time
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from agent.images.errors import StoreBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -11,6 +14,9 @@ if TYPE_CHECKING:
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+
+BUSY_DEADLINE_S: Final = 3600.0
+_BUSY_PERIOD_S: Final = 0.2
 
 
 async def in_thread(
@@ -36,6 +42,21 @@ async def in_thread(
         if not future.cancelled():
             future.exception()  # looked at, so that it is not reported as lost
         raise
+
+
+async def when_free(function: Callable[_Arguments, None], *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+    """Run `function` in a thread, again and again while it says that the store is busy, for `BUSY_DEADLINE_S` at most.
+
+    No single try takes long, so whoever waits here can be cancelled at any time.
+    """
+    deadline_s = time.monotonic() + BUSY_DEADLINE_S
+    while True:
+        try:
+            return await in_thread(None, function, *args, **kwargs)
+        except StoreBusyError:
+            if time.monotonic() >= deadline_s:
+                raise
+            await asyncio.sleep(_BUSY_PERIOD_S)
 
 
 async def all_or_first_error(jobs: Iterable[Coroutine[None, None, None]]) -> None:

@@ -138,14 +138,28 @@ async def test_publishing_waits_for_tarts_lock(
 
 
 async def test_a_lock_that_is_never_given_up_is_an_error(
-    registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
+    registry: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agent.images.threads.BUSY_DEADLINE_S", 0.5)
     images = await make_service(registry.host, store=TartHome(tmp_path / "tart", lock_timeout_s=0.1))
     host = tmp_path / "tart" / "cache" / "OCIs" / registry.host.replace(":", "%3A")
     host.mkdir(parents=True)
     digest = await images.resolve(registry.reference())
     with locked(host), pytest.raises(StoreError, match="locked by another process"):
         await images.pull(registry.reference(), digest)
+
+
+async def test_who_waits_for_a_lock_can_be_cancelled(
+    registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    images = await make_service(registry.host, store=TartHome(tmp_path / "tart"))
+    host = tmp_path / "tart" / "cache" / "OCIs" / registry.host.replace(":", "%3A")
+    host.mkdir(parents=True)
+    digest = await images.resolve(registry.reference())
+    with locked(host), pytest.raises(TimeoutError):
+        await asyncio.wait_for(images.pull(registry.reference(), digest), 2)
+    await images.pull(registry.reference(), digest)
+    assert [image.digest for image in await images.list()] == [digest]
 
 
 HOLD = """
