@@ -11,6 +11,7 @@ from agent.domain.breaker import HOST_BREAKER
 from agent.domain.demand import pool_views
 from agent.domain.model import Condition, ConditionStatus, Mode
 from agent.domain.rollout import Phase
+from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from agent.domain.model import World
@@ -52,7 +53,12 @@ def _ready(world: World) -> Condition:
         return Condition("Ready", _FALSE, "NoLeases", message, world.now_s, problem=True)
     if short:
         message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
-        return Condition("Ready", _FALSE, "PoolsNotWarm", message, world.now_s, problem=True)
+        # Leases that fill the host are what it is for: short of warm VMs, but nobody has to come and look.
+        full = any(vm.state is VmState.LEASED for vm in world.vms) and all(
+            capacity.free(world).lacking_for(view.spec.size) for view in short
+        )
+        reason = "FullOfLeases" if full else "PoolsNotWarm"
+        return Condition("Ready", _FALSE, reason, message, world.now_s, problem=not full)
     return Condition("Ready", _TRUE, "PoolsWarm", "", world.now_s)
 
 

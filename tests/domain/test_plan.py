@@ -330,3 +330,12 @@ def test_memory_binds_like_slots_do() -> None:
     )
     host.settle()
     assert len(host.vms) == 2
+
+
+def test_a_host_full_of_leases_is_short_of_warm_vms_but_no_problem() -> None:
+    host = serving_host()
+    for _ in range(2):
+        host.ask_lease("ci")
+    host.turn()
+    (ready,) = (one for one in host.turn().conditions if one.type == "Ready")
+    assert (ready.reason, ready.problem) == ("FullOfLeases", False)

@@ -95,7 +95,8 @@ def _disk() -> tuple[str, ...]:
         "cache": {"direct": False, "no-flush": True},
         "file": {"driver": "file", "filename": layout.DISK, "cache": {"direct": False, "no-flush": True}},
     }
-    return ("-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk,bootindex=0")
+    # By default QEMU pauses a guest when the host's disk is full, for ever: an error lets its job fail and be told.
+    return ("-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk,bootindex=0,werror=report")
 
 
 def _network(spec: VmSpec, *, inherited: bool) -> tuple[str, ...]:
