@@ -53,10 +53,14 @@ def tail(path: Path, limit_bytes: int) -> bytes:
         return b""
 
 
-def last_lines(path: Path, *, lines: int = 3, limit_bytes: int = 2048) -> str:
-    """Return the last lines of a log as one line of text for an error message. Raises `OSError`."""
-    text = tail(path, limit_bytes).decode(errors="replace")
-    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+def last_lines(path: Path, *, lines: int = 3, limit_bytes: int = 2048, without: str | None = None) -> str:
+    """Return the last lines of a log as one line of text for an error message, but for those with a text in them.
+
+    Raises `OSError`.
+    """
+    said = tail(path, limit_bytes).decode(errors="replace").splitlines()
+    telling = [line.strip() for line in said if line.strip() and (without is None or without not in line)]
+    return " | ".join(telling[-lines:])
 
 
 def trim(path: Path, *, limit_bytes: int) -> bool:

@@ -44,7 +44,7 @@ AGENT = textwrap.dedent("""
 
     async def main(folder, disk, step):
         if step == "cloning":
-            clone._finish = die
+            clone._publish = die
         if step == "starting":
             driver.wait_until_up = die
         rig = QemuRig(Path(folder), local_image(Path(disk)))
@@ -188,8 +188,13 @@ async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_proce
 
 async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     pid = await running(driver, rig)
-    (rig.vms / NAME / f"{layout.MEMORY}{layout.PARTIAL}").mkdir()  # nothing can be written there
+    unfinished = rig.vms / NAME / f"{layout.MEMORY}{layout.PARTIAL}"
+    unfinished.symlink_to("/dev/full")
     with pytest.raises(HypervisorError, match="migrate"):
+        await driver.suspend(NAME)
+    unfinished.unlink()
+    unfinished.mkdir()
+    with pytest.raises(HypervisorError, match="cannot be opened"):
         await driver.suspend(NAME)
     assert await pid_of(driver, NAME) == pid
     await driver.evidence(NAME, tmp_path / "evidence")

@@ -156,6 +156,7 @@ class QemuHypervisor:
         vm = await self._fleet.find(spec.name)
         twin = vm.twin if vm else await asyncio.to_thread((self._where.vm(spec.name) / layout.TWIN).exists)
         if vm is None and twin:
+            await self._need_memory(spec.name)
             await self._go_on(spec)
         elif vm is None:
             await self._launch(spec, incoming=False)
@@ -192,8 +193,7 @@ class QemuHypervisor:
 
     async def resume(self, spec: VmSpec) -> None:
         """See `Hypervisor`. The saved memory is used up by it."""
-        if not await asyncio.to_thread(suspend.has_memory, self._where.vm(spec.name)):
-            raise HypervisorError(f"{spec.name} has no saved memory to resume from")
+        await self._need_memory(spec.name)
         await self.stop(spec.name, grace_s=0)  # a resume that was interrupted half-way
         await self._go_on(spec)
 
@@ -240,6 +240,10 @@ class QemuHypervisor:
             return await finish_in_thread(lambda: work(self._templates))
         except OSError as error:
             raise HypervisorError(f"the templates cannot be used: {error}", remedy="check the data volume") from error
+
+    async def _need_memory(self, name: str) -> None:
+        if not await asyncio.to_thread(suspend.has_memory, self._where.vm(name)):
+            raise HypervisorError(f"{name} has no saved memory to resume from")
 
     async def _go_on(self, spec: VmSpec) -> None:
         """Start a VM from its saved memory, which knows neither what time it is nor, in a twin, who it is."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 WAKE_S: Final = 10.0
-_SAVE_TO: Final = f"exec:cat > {layout.DRAFT}/{layout.MEMORY}"
 _QCOW2_BACKING: Final = struct.Struct(
     ">8xQI"
 )  # offset and length of the name of the file below (docs/interop/qcow2.txt)
@@ -48,7 +47,7 @@ async def draft_template(vm: RunningVm, *, version: str) -> Path:
         async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=SAVE_S) as qmp:
             await _check_version(vm, qmp, version)
             await qmp.ask("stop")
-            await qmp.migrate_out(_SAVE_TO)
+            await qmp.migrate_out(draft / layout.MEMORY)
             await finish_in_thread(partial(_copy_disk, vm.directory, draft))
             await qmp.go_on()
     except OSError as error:
@@ -69,6 +68,7 @@ async def abandon_draft(vm: RunningVm) -> None:
             await qmp.go_on()
     except MonitorError as error:
         log.warning("vm-left-paused", vm=vm.name, error=str(error))
+        vm.paused = True
         return
     await finish_in_thread(partial(discard_draft, vm.directory))
     vm.paused = False

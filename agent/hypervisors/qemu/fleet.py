@@ -39,7 +39,7 @@ class RunningVm:
     agent: GuestAgent
     ports: dict[int, int] | None = None  # host port by guest port, once asked
     twin: bool = False  # it has not become itself yet
-    paused: bool = False  # an earlier agent died while it made a template of it
+    paused: bool = False  # it may be: making a template of it was interrupted
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     exit: VmExit | None = None
 
@@ -68,7 +68,7 @@ class Fleet:
         self._last_exits.pop(name, None)
 
     def paused(self) -> tuple[RunningVm, ...]:
-        """Return the VMs that an earlier agent may have left paused."""
+        """Return the VMs that may have been left paused."""
         return tuple(vm for vm in self._running.values() if vm.paused)
 
     async def find(self, name: str) -> RunningVm | None:
@@ -136,6 +136,6 @@ class Fleet:
 
 def _last_words(directory: Path) -> str:
     try:
-        return last_lines(directory / layout.LOG)
+        return last_lines(directory / layout.LOG, without=": warning: ")  # such as: a network has nobody on it
     except OSError:
         return ""  # its files are gone too

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -97,22 +98,38 @@ class Monitor:
         while (await self.ask("query-migrate")).get("status") in MIGRATING:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(POLL_S)
 
-    async def migrate_out(self, uri: str) -> None:
-        """Save the memory of a stopped VM to `uri`. Raises `MonitorError` when QEMU could not."""
-        await self._migrate("migrate", uri)
+    async def migrate_out(self, memory: Path) -> None:
+        """Save the memory of a stopped VM to a file. When it returns, the file is whole. Raises `MonitorError`."""
+        await self._migrate("migrate", memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
-    async def migrate_in(self, uri: str) -> None:
+    async def migrate_in(self, memory: Path) -> None:
         """Load the memory of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
-        await self._migrate("migrate-incoming", uri)
+        await self._migrate("migrate-incoming", memory, os.O_RDONLY)
 
-    async def _migrate(self, command: str, uri: str) -> None:
+    async def _migrate(self, command: str, memory: Path, flags: int) -> None:
         await self.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         await self.ask("migrate-set-parameters", max_bandwidth=UNLIMITED)
+        await self._hand_over(memory, flags)
         with self._client.listener("MIGRATION") as listener:
-            await self.ask(command, uri=uri)
+            await self.ask(command, uri=f"fd:{memory.name}")
             if await _outcome(listener) != "completed":
                 status = await self.ask("query-migrate")
-                raise MonitorError(f"{command} to {uri} failed: {status.get('error-desc', status.get('status'))}")
+                raise MonitorError(f"{command} of {memory} failed: {status.get('error-desc', status.get('status'))}")
+
+    async def _hand_over(self, path: Path, flags: int) -> None:
+        """Open a file and give it to QEMU, which knows it by its name from then on.
+
+        A pipe through another program would tell neither of an empty file nor of an unfinished one.
+        """
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise MonitorError(f"{path} cannot be opened: {error}", remedy="check the data volume") from error
+        try:
+            self._client.send_fd_scm(descriptor)
+            await self.ask("getfd", fdname=path.name)
+        finally:
+            os.close(descriptor)
 
 
 async def _outcome(listener: EventListener) -> str:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 SAVE_S: Final = 300.0
 LOAD_S: Final = 300.0
 _UNFINISHED: Final = f"{layout.MEMORY}{layout.PARTIAL}"
-# QEMU runs in the VM's directory, so these need no quoting. `exec:` is known to every version, `file:` only from 8.2.
-_SAVE_TO: Final = f"exec:cat > {_UNFINISHED}"
-_LOAD_FROM: Final = f"exec:cat {layout.MEMORY}"
 
 
 async def save_memory(vm: RunningVm) -> None:
@@ -30,7 +27,7 @@ async def save_memory(vm: RunningVm) -> None:
     async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=SAVE_S) as qmp:
         await qmp.ask("stop")
         try:
-            await qmp.migrate_out(_SAVE_TO)
+            await qmp.migrate_out(vm.directory / _UNFINISHED)
         except MonitorError:
             await qmp.go_on()
             raise
@@ -59,7 +56,7 @@ async def load_memory(vm: RunningVm) -> None:
     The memory is removed before the VM goes on: from then on its disk is another, and the two must never meet again.
     """
     async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=LOAD_S) as qmp:
-        await qmp.migrate_in(_LOAD_FROM)
+        await qmp.migrate_in(vm.directory / layout.MEMORY)
         await asyncio.to_thread(os.unlink, vm.directory / layout.MEMORY)
         await qmp.ask("cont")
 
