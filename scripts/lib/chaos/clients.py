@@ -69,12 +69,15 @@ class Clients:
         await self._ask("DELETE", f"/v1/leases/{lease_id}", None, again=True)
 
     async def _ask(self, method: str, path: str, body: object, *, again: bool) -> tuple[int, Any]:
-        """Return status and document. Server errors count as no answer: a full disk is one, and passes."""
+        """Return status and document. Server errors count as no answer, since a full disk is one and passes.
+
+        But for a new lease 503 is an answer: no VM is free.
+        """
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             try:
                 status, document = await self._once(method, path, body)
-                if status < 500 or status == 503 or not again:
+                if status < 500 or not again or (method == "POST" and status == 503):
                     return status, document
             except _NO_ANSWER:
                 if not again or time.monotonic() > deadline_s:
