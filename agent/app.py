@@ -162,8 +162,10 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     def pool(name: str) -> PoolSpec | None:
         return next((spec for spec in pools() if spec.name == name), None)
 
+    looked = False  # whether a turn has seen what became of the VMs while no agent ran
+
     def busy() -> frozenset[str]:
-        return executor.busy | verdicts.ended
+        return executor.busy | verdicts.ended if looked else frozenset(ledger.vms)
 
     def why_none(spec: PoolSpec) -> str:
         count, limit = startable(view.world(), spec)
@@ -186,8 +188,11 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     images.protect(lambda: in_use)
 
     def after_turn(world: World) -> None:
-        nonlocal in_use
+        nonlocal in_use, looked
         in_use = images_in_use(world)
+        if not looked:
+            looked = True
+            awake.set()  # for the requests that came before
         prober.sync(world.vms, world.pool, world.busy)
         ground.board.post([assignments.condition(world.now_s)])
 

@@ -97,11 +97,12 @@ class Assignments:
         try:
             document = await asyncio.to_thread(load_assignment, self._file)
         except ConfigError as error:
-            if str(error) != self.held.error:
-                async with self._ledger.transaction() as transaction:
-                    transaction.event(EventKind.ASSIGNMENT_REFUSED, detail=str(error))
+            told = str(error) == self.held.error
             self.held = HeldAssignment(self.held.document, self.held.etag, self.held.source, str(error))
             self._on_change()
+            if not told:
+                async with self._ledger.transaction() as transaction:
+                    transaction.event(EventKind.ASSIGNMENT_REFUSED, detail=str(error))
         else:
             await self._accept(document)
 

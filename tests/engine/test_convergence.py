@@ -149,3 +149,17 @@ async def test_fifty_vms_are_kept_warm(tmp_path: Path) -> None:
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="many", layout=layout, warm=50, standby=0))
     async with running(tmp_path, SimulatedHost(behaviour=HEALTHY), slots=50) as engine:
         await until(lambda: sum(vm.state is VmState.READY for vm in engine.world().vms) == 50)
+
+
+async def test_no_vm_is_leased_before_it_is_known_what_became_of_it(tmp_path: Path) -> None:
+    layout = await tiny_image(tmp_path)
+    (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
+    simulated = SimulatedHost(behaviour=HEALTHY)
+    async with running(tmp_path, simulated, slots=1) as engine:
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+    (dead,) = simulated.vms
+    simulated.crash(dead)
+
+    async with running(tmp_path, simulated, slots=1) as engine:
+        lease = await engine.leases.acquire("a", holder="job", ttl_s=60, wait_s=30, idempotency_key=None)
+        assert lease.vm != dead
