@@ -183,7 +183,7 @@ async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_proce
     (rig.vms / NAME / layout.MEMORY).write_bytes(b"no memory at all" * 100)
     with pytest.raises(HypervisorError):
         await driver.resume(spec())
-    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=False, suspended=True),)
 
 
 async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
