@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.hypervisors.contract import ExecResult, GuestError
+from agent.hypervisors.process import ProcessIdentity
+from agent.hypervisors.qemu.fleet import RunningVm
 from agent.hypervisors.qemu.framing import VOID, Decoder
 from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, GuestAgent
+from agent.hypervisors.qemu.identity import set_clock
 from agent.hypervisors.qemu.sockets import listen
 
 if TYPE_CHECKING:
@@ -115,6 +118,28 @@ async def test_a_late_answer_never_answers_the_next_question(tmp_path: Path) -> 
                 await client.ping(timeout_s=0.1)
             owed.clear()
         assert agent.connections == 2, "a line with an answer outstanding is dropped"
+
+
+async def test_a_line_that_stays_dead_is_dropped_for_another(tmp_path: Path) -> None:
+    class Deaf(ScriptedAgent):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if self.connections == 0:
+                self.connections += 1
+                await reader.read()
+                writer.close()
+            else:
+                await super().serve(reader, writer)
+
+    path = tmp_path / "agent.sock"
+    deaf = Deaf(obedient)
+    server = await asyncio.start_unix_server(deaf.serve, sock=listen(path))
+    client = GuestAgent("vm-1", path)
+    async with server:
+        await client.ping(timeout_s=10)
+        await client.ping(timeout_s=10)
+        client.close()
+        await asyncio.sleep(0)
+    assert (deaf.connections, len(deaf.requests)) == (2, 2)
 
 
 async def test_what_is_left_of_an_older_conversation_is_skipped(tmp_path: Path) -> None:
@@ -335,3 +360,33 @@ def test_a_line_that_never_ends_is_given_up() -> None:
     decoder.feed(b"x" * 100)
     with pytest.raises(GuestError, match="over 100 bytes"):
         decoder.feed(b"x")
+
+
+async def test_a_command_is_given_its_input(tmp_path: Path) -> None:
+    async def script(request: Request, agent: ScriptedAgent) -> None:
+        agent.send({"return": {"exited": True, "exitcode": 0}} if "status" in str(request) else {"return": {"pid": 9}})
+
+    async with talking_to(script, tmp_path) as (client, agent):
+        await client.execute(("cat",), timeout_s=5, stdin=b"\0seed")
+        await client.execute(("cat",), timeout_s=5)
+    inputs = [request["arguments"].get("input-data") for request in agent.requests[::2]]  # type: ignore[attr-defined]
+    assert inputs == [base64.b64encode(b"\0seed").decode(), None]
+
+
+async def test_a_guest_is_told_the_time_also_one_without_a_hardware_clock(tmp_path: Path) -> None:
+    async def without(request: Request, agent: ScriptedAgent) -> None:
+        replies: dict[object, object] = {
+            "guest-set-time": {"error": {"class": "GenericError", "desc": "this feature is not supported"}},
+            "guest-exec": {"return": {"pid": 9}},
+            "guest-exec-status": {"return": {"exited": True, "exitcode": 0}},
+        }
+        agent.send(replies[request["execute"]])
+
+    for script, commands in ((obedient, ["guest-set-time"]), (without, ["guest-set-time", "guest-exec"])):
+        async with talking_to(script, tmp_path) as (client, agent):
+            await set_clock(RunningVm("vm-1", ProcessIdentity(1, 1), tmp_path, client))
+        assert [request["execute"] for request in agent.requests][:2] == commands
+        told = agent.requests[-1 if script is obedient else 1]["arguments"]
+        assert isinstance(told, dict)
+        told_s = told["time"] / 1e9 if script is obedient else float(told["arg"][1].removeprefix("@"))
+        assert told_s == pytest.approx(time.time(), abs=2)

@@ -130,6 +130,7 @@ class QemuHypervisor:
     async def save_template(self, name: str, template: str) -> None:
         """See `Hypervisor`. A VM that came from a template itself is refused: generations would pile up."""
         self._only_ours(name)
+        self._templates.check(template)
         vm, tools = await self._running(name), await self._toolchain()
         image = await self._in_store(lambda _: backing_file(vm.directory / layout.DISK))
         if image == layout.BASE:

@@ -29,6 +29,9 @@ LAST_POLL_S: Final = 0.5
 LATENESS: Final = 0.25
 """How often a running command is asked about, since qemu-ga tells nobody when it ends: its end is noticed late by at
 most a quarter of its run, within these bounds."""
+PATIENCE_S: Final = 0.5
+"""When to connect anew if nobody answers, doubling: a line that was dropped and taken up again before the guest
+noticed, as while it was paused, can stay dead."""
 REFUSAL_S: Final = 0.5
 """A shutdown that is accepted is not answered; a refusal comes within this time."""
 
@@ -114,13 +117,15 @@ class GuestAgent:
     async def _synced_link(self) -> _Link:
         if self._link is not None and not self._link.hung_up:
             return self._link
-        self.close()
-        self._link = link = await _Link.open(self._path)
-        number = secrets.randbits(31)
-        link.send(VOID + encode("guest-sync-delimited", {"id": number}))
-        while (await link.receive()).get("return") != number:
-            pass  # replies to an earlier owner of this line
-        return link
+        patience_s = PATIENCE_S
+        while True:
+            self.close()
+            self._link = link = await _Link.open(self._path)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await link.sync()
+                return link
+            patience_s *= 2
 
 
 class _Link:
@@ -139,6 +144,12 @@ class _Link:
     @property
     def hung_up(self) -> bool:
         return self._reader.at_eof() or self._writer.is_closing()
+
+    async def sync(self) -> None:
+        number = secrets.randbits(31)
+        self.send(VOID + encode("guest-sync-delimited", {"id": number}))
+        while (await self.receive()).get("return") != number:
+            pass  # replies to an earlier owner of this line
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)

@@ -10,12 +10,14 @@ import contextlib
 import logging
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.qemu.sockets import connect
+from agent.hypervisors.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -122,7 +124,7 @@ class Monitor:
         A pipe through another program would tell neither of an empty file nor of an unfinished one.
         """
         try:
-            descriptor = os.open(path, flags, 0o600)
+            descriptor = await finish_in_thread(partial(os.open, path, flags, 0o600), if_cancelled=os.close)
         except OSError as error:
             raise MonitorError(f"{path} cannot be opened: {error}", remedy="check the data volume") from error
         try:

@@ -86,6 +86,10 @@ class Templates:
             if name not in usable:
                 self._remove(name)
 
+    def check(self, template: str) -> None:
+        """Raise `HypervisorError` when a template cannot be called that."""
+        self._path(template)
+
     def publish(self, draft: Path, template: str, record: Record) -> None:
         """Make a draft last, then valid under its name. A template of that name is replaced."""
         (draft / RECORD).write_text(json.dumps(asdict(record)))
