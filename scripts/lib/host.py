@@ -130,7 +130,9 @@ class Host:
         with (self.directory / "agent.out").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agent", "run", "--config", str(self.config),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(env or {})},
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,  # a Ctrl-C at the terminal is for who runs this, not for the agent
             )  # fmt: skip
         await self.until_ready(excused=excused)
 
