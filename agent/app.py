@@ -85,7 +85,7 @@ class _Ground:
     images: Images
     journal: Journal
     http: aiohttp.ClientSession
-    metrics: Metrics
+    metering: Metering
     jitter: Callable[[], float]
 
 
@@ -101,7 +101,8 @@ async def build(
     Raises `HearthError` when the agent cannot work here.
     """
     metrics = Metrics()
-    hypervisor = hypervisor or build_hypervisor(config)
+    metering = Metering(metrics)
+    hypervisor = hypervisor or build_hypervisor(config, metering.command)
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
     images = await stack.enter_async_context(open_images(config))
@@ -110,7 +111,7 @@ async def build(
     http = await stack.enter_async_context(aiohttp.ClientSession())
     settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
     jitter = jitter or random.SystemRandom().random
-    engine = _engine(config, _Ground(settings, board, hypervisor, images, journal, http, metrics, jitter))
+    engine = _engine(config, _Ground(settings, board, hypervisor, images, journal, http, metering, jitter))
     gate = TokenGate(tokens_path(config.data_dir)) if config.api.auth == "token" else OpenGate()
     application = build_application(engine, metrics, gate)
     server = Server(
@@ -137,7 +138,7 @@ def _appliers(settings: _Settings, images: ImageService) -> Mapping[str, Callabl
 def _engine(config: Config, ground: _Ground) -> Engine:
     hypervisor, images, journal, jitter = ground.hypervisor, ground.images, ground.journal, ground.jitter
     clock, awake = time.time, asyncio.Event()
-    metering = Metering(ground.metrics)
+    metering = ground.metering
     ledger = Ledger(journal, clock=clock)
     ledger.on_change(metering.count)
     measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
@@ -172,7 +173,7 @@ def _engine(config: Config, ground: _Ground) -> Engine:
         return "one is being started" if count else f"no other fits, {limit} bind"
 
     desk = LeaseDesk(
-        ledger, pool=pool, busy=busy, why_none=why_none,
+        ledger, pool=pool, busy=busy, why_none=why_none, on_refused=metering.refusal,
         new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
     )  # fmt: skip
     view = Worldview(

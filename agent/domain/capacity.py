@@ -32,10 +32,6 @@ class Resources:
     cpus: float
     memory_mib: int
 
-    def plus(self, size: VmSize) -> Resources:
-        """Return the amount with one VM of `size` added."""
-        return Resources(self.slots + 1, self.cpus + size.cpus, self.memory_mib + size.memory_mib)
-
     def minus(self, other: Resources) -> Resources:
         """Return what is left after taking `other`; never below nothing."""
         return Resources(

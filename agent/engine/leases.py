@@ -111,6 +111,7 @@ class LeaseDesk:
         pool: Callable[[str], PoolSpec | None],
         busy: Callable[[], frozenset[str]],
         why_none: Callable[[PoolSpec], str],
+        on_refused: Callable[[str, BaseException], None],
         new_id: Callable[[], str],
         clock: Callable[[], float],
         wake: Callable[[], None],
@@ -119,6 +120,7 @@ class LeaseDesk:
         self._pool = pool
         self._busy = busy
         self._why_none = why_none
+        self._on_refused = on_refused
         self._new_id = new_id
         self._clock = clock
         self._wake = wake
@@ -144,7 +146,16 @@ class LeaseDesk:
             raise PoolUnknownError(
                 f"there is no pool {pool!r} on this host", remedy="see `hearth status` for its pools"
             )
-        ttl_s = _ttl(spec, ttl_s)
+        try:
+            return await self._acquire_once(spec, holder, _ttl(spec, ttl_s), wait_s, idempotency_key)
+        except (LeaseError, asyncio.CancelledError) as error:
+            self._on_refused(pool, error)
+            raise
+
+    async def _acquire_once(
+        self, spec: PoolSpec, holder: str, ttl_s: float, wait_s: float, idempotency_key: str | None
+    ) -> Lease:
+        """Give the lease that the key already has, or a new one."""
         if idempotency_key is None:
             return await self._acquire(spec, holder, ttl_s, wait_s, None)
         lock = self._keys.setdefault(idempotency_key, asyncio.Lock())
@@ -152,7 +163,7 @@ class LeaseDesk:
             known = self._by_key(idempotency_key)
             if known is None:
                 return await self._acquire(spec, holder, ttl_s, wait_s, idempotency_key)
-            if (known.pool, known.holder) != (pool, holder):
+            if (known.pool, known.holder) != (spec.name, holder):
                 raise LeaseConflictError(
                     f"idempotency key {idempotency_key!r} belongs to a lease of {known.holder!r} on {known.pool!r}",
                     remedy="use a new key for a new lease",

@@ -1,16 +1,21 @@
-"""Turns events and probe answers into metrics, so that nothing else in the engine has to think of them."""
+"""Turns events, probe answers, refusals and commands into metrics: nothing else in the engine thinks of them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome as Answer
+from agent.engine.leases import NoVmFreeError
+from agent.hypervisors.command import CommandOutcome
 from agent.telemetry.metrics import Outcome
 
 if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
+    from agent.hypervisors.command import CommandReport
     from agent.telemetry.metrics import Metrics
 
 
@@ -30,6 +35,22 @@ class Metering:
         """Count a probe answer that was no pass."""
         if result.outcome is not Answer.PASS:
             self._metrics.probe_failures.labels(pool=pool, cause=result.outcome).inc()
+
+    def refusal(self, pool: str, error: BaseException) -> None:
+        """Count a lease request that got no lease: it waited in vain, its client went away, or it was refused."""
+        outcome = Outcome.REFUSED
+        if isinstance(error, NoVmFreeError):
+            outcome = Outcome.TIMEOUT
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = Outcome.CANCELLED
+        self._metrics.leases.labels(pool=pool, outcome=outcome).inc()
+
+    def command(self, report: CommandReport) -> None:
+        """Count an external command that ended."""
+        tool = PurePath(report.program).name
+        self._metrics.tool_command.labels(tool=tool, outcome=report.outcome).observe(report.duration_s)
+        if report.outcome is CommandOutcome.TIMEOUT:
+            self._metrics.tool_timeouts.labels(tool=tool).inc()
 
     def _count(self, event: Event) -> None:
         metrics, pool, took_s = self._metrics, event.pool or "", event.duration_s or 0.0

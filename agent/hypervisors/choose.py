@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.hypervisors.command import CommandRunner, ignore
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.config import Config
+    from agent.hypervisors.command import CommandReport
     from agent.hypervisors.contract import Hypervisor
 
 
-def build_hypervisor(config: Config) -> Hypervisor:
-    """Return the configured driver, not yet proven to work. `auto` is QEMU: the one that runs wherever Python does."""
+def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore) -> Hypervisor:
+    """Return the configured driver, not yet proven to work; `observer` is told of every command it runs.
+
+    `auto` is QEMU: the one that runs wherever Python does.
+    """
     match config.hypervisor.kind:
         case "simulated":
             from agent.hypervisors.simulated import SimulatedHypervisor  # noqa: PLC0415
@@ -24,4 +32,5 @@ def build_hypervisor(config: Config) -> Hypervisor:
                 vms_dir=config.data_dir / "vms",
                 templates_dir=config.data_dir / "templates",
                 state_dir=config.data_dir / "state",
+                runner=CommandRunner(observer),
             )

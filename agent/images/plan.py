@@ -100,12 +100,6 @@ class Plan:
     """What takes blocks from chunks that this pull itself fetches; to be done after all others."""
 
     @property
-    def fetch_bytes(self) -> int:
-        """Compressed bytes to come over the wire."""
-        ranges = (step.size for rebuild in (*self.rebuilds, *self.repeats) for step in rebuild.remote)
-        return sum(fetch.blob.size for fetch in self.fetches) + sum(ranges)
-
-    @property
     def write_bytes(self) -> int:
         """The most bytes that can land on the disk."""
         fetches = (*self.fetches, *(rebuild.fetch for rebuild in (*self.rebuilds, *self.repeats)))

@@ -6,16 +6,10 @@ are never labels: they would grow without end.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import contextmanager
 from enum import StrEnum
-from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 class Outcome(StrEnum):
@@ -81,25 +75,6 @@ class Metrics:
         if child is None:
             child = self._request_children[key] = self.request.labels(*key)
         return child
-
-    @contextmanager
-    def timed(
-        self, histogram: Histogram, *, clock: Callable[[], float] = perf_counter, **labels: str
-    ) -> Iterator[None]:
-        """Observe how long the block takes, with the `outcome` that its end shows. The error passes on."""
-        start_s = clock()
-        outcome = Outcome.FAILED
-        try:
-            yield
-            outcome = Outcome.OK
-        except TimeoutError:
-            outcome = Outcome.TIMEOUT
-            raise
-        except asyncio.CancelledError:
-            outcome = Outcome.CANCELLED
-            raise
-        finally:
-            histogram.labels(**labels, outcome=outcome).observe(clock() - start_s)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"hearth_{name}_duration_seconds", text, labels, buckets=buckets, registry=self.registry)

@@ -43,6 +43,7 @@ class Bench:
     desk: LeaseDesk
     clock: Clock
     woken: asyncio.Event
+    refused: list[tuple[str, type[BaseException]]]  # as told to who counts
 
     async def acquire(self, *, wait_s: float = 0.05, key: str | None = None, holder: str = "job") -> Lease:
         return await self.desk.acquire("ci", holder=holder, ttl_s=None, wait_s=wait_s, idempotency_key=key)
@@ -68,17 +69,19 @@ class Bench:
 @asynccontextmanager
 async def bench(path: Path) -> AsyncIterator[Bench]:
     clock, woken, numbers = Clock(), asyncio.Event(), itertools.count(1)
+    refused: list[tuple[str, type[BaseException]]] = []
     async with open_ledger(path / "journal.sqlite", clock) as ledger:
         desk = LeaseDesk(
             ledger,
             pool=lambda name: POOL if name == "ci" else None,
             busy=frozenset,
             why_none=lambda _: "slots bind",
+            on_refused=lambda pool, error: refused.append((pool, type(error))),
             new_id=lambda: f"id-{next(numbers):04}",
             clock=clock,
             wake=woken.set,
         )
-        yield Bench(ledger, desk, clock, woken)
+        yield Bench(ledger, desk, clock, woken, refused)
 
 
 async def test_a_ready_vm_is_leased_at_once_and_durably(tmp_path: Path) -> None:
@@ -283,3 +286,14 @@ async def test_the_mode_outlives_the_agent_and_keeps_its_time(tmp_path: Path) ->
         assert (await operations.set_mode(Mode.DRAINING, reason="other disks")).since_s == asked.since_s
     async with open_ledger(tmp_path / "journal.sqlite", Clock()) as again:
         assert again.mode == HostMode(Mode.DRAINING, asked.since_s, "other disks")
+
+
+async def test_every_request_without_a_lease_is_told_to_who_counts(tmp_path: Path) -> None:
+    async with bench(tmp_path) as on:
+        with pytest.raises(NoVmFreeError):
+            await on.acquire()
+        request = asyncio.create_task(on.acquire(wait_s=30))
+        await on.queued(1)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert on.refused == [("ci", NoVmFreeError), ("ci", asyncio.CancelledError)]

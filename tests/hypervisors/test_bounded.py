@@ -35,6 +35,8 @@ def test_the_tail_of_a_file(tmp_path: Path) -> None:
     assert tail(path, 6) == b"last\n\n"
     assert last_lines(path) == "0123456789abc | last" or last_lines(path) == "last"
     assert tail(path, 1000) == path.read_bytes()
+    path.write_bytes(b"first\nqemu: warning: never mind\nlast\n")
+    assert last_lines(path, lines=2, without=": warning: ") == "first | last"
 
 
 def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:

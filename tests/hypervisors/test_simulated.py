@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from agent.domain.model import Observed
-from agent.hypervisors.contract import GuestError, HypervisorError, VmExit
+from agent.hypervisors.contract import Capabilities, FanOutUnsupportedError, GuestError, HypervisorError, VmExit
 from agent.hypervisors.simulated import (
     Behaviour,
     Clock,
@@ -125,6 +125,52 @@ async def test_a_guest_may_ignore_a_shutdown(behaviour: Behaviour, code: int) ->
     await fleet.driver.ping(NAME, timeout_s=5)
     await fleet.driver.stop(NAME, grace_s=0.2)
     assert fleet.exits.get_nowait().code == code
+
+
+async def test_a_guest_can_lack_the_means_to_become_another() -> None:
+    fleet = Fleet(Behaviour(lacks_hook=1))
+    await fleet.start()
+    with pytest.raises(FanOutUnsupportedError):
+        await fleet.driver.save_template(NAME, "template")
+
+
+async def test_a_template_can_fail_and_so_can_what_goes_on_from_one() -> None:
+    fleet = Fleet(Behaviour(save_fails=1))
+    await fleet.start()
+    with pytest.raises(HypervisorError, match="no template"):
+        await fleet.driver.save_template(NAME, "template")
+    fleet.host.vms[NAME].behaviour = fleet.host.behaviour = Behaviour(resume_fails=1)
+    await fleet.driver.save_template(NAME, "template")
+    await fleet.driver.clone(spec(2), IMAGE, template="template")
+    await fleet.driver.suspend(NAME)
+    for resuming in (fleet.driver.start(spec(2)), fleet.driver.resume(spec())):
+        with pytest.raises(HypervisorError, match="cannot go on"):
+            await resuming
+    assert await fleet.listed() == [(NAME, False), (spec(2).name, False)]
+
+
+async def test_a_start_from_a_template_takes_a_resume_and_no_boot() -> None:
+    fleet = Fleet(Behaviour(boot_s=constant(0.2), resume_s=constant(0.05)))
+    await fleet.start()
+    await fleet.driver.save_template(NAME, "template")
+    await fleet.driver.clone(spec(2), IMAGE, template="template")
+    fleet.host.vms[spec(2).name].behaviour = Behaviour(never_boots=1, resume_s=constant(0.05))
+    started_s = time.monotonic()
+    await fleet.driver.start(spec(2))
+    assert time.monotonic() - started_s >= 0.05
+    await fleet.driver.ping(spec(2).name, timeout_s=0.01)
+
+
+async def test_a_host_can_do_less() -> None:
+    fleet = Fleet()
+    fleet.host.capabilities = Capabilities(execute=True, suspend=False, fan_out=False, counts_foreign_slots=True)
+    assert fleet.driver.capabilities.counts_foreign_slots
+    await fleet.start()
+    with pytest.raises(HypervisorError, match="cannot be suspended"):
+        await fleet.driver.suspend(NAME)
+    with pytest.raises(FanOutUnsupportedError):
+        await fleet.driver.save_template(NAME, "template")
+    assert await fleet.listed() == [(NAME, True)]
 
 
 async def test_images_can_differ() -> None:

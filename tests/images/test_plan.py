@@ -77,7 +77,8 @@ def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: s
         assert {manifest.chunks[number].raw_digest for number in fetch.numbers} == {fetch.chunk.raw_digest}
         assert fetch.offsets == tuple(manifest.chunks[number].offset for number in fetch.numbers)
     assert all(not disk(new)[n * CHUNK : (n + 1) * CHUNK].strip(b"\0") for n in plan.holes)
-    assert plan.fetch_bytes <= sum(fetch.blob.size for fetch in jobs)
+    for rebuild in (*plan.rebuilds, *plan.repeats):  # never more than the whole chunk would have cost
+        assert sum(step.size for step in rebuild.remote) <= rebuild.fetch.blob.size
 
 
 @settings(max_examples=40, deadline=None)
