@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome as Answer
 from agent.engine.leases import NoVmFreeError
-from agent.hypervisors.command import CommandOutcome
+from agent.processes.command import CommandOutcome
 from agent.telemetry.metrics import Outcome
 
 if TYPE_CHECKING:
     from agent.domain.health import ProbeResult
-    from agent.hypervisors.command import CommandReport
+    from agent.processes.command import CommandReport
     from agent.telemetry.metrics import Metrics
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from agent.domain.errors import HearthError
 from agent.domain.health import Outcome, ProbeResult
 from agent.domain.model import ProbeKind
-from agent.hypervisors.contract import GuestError, HypervisorError, VmNotRunningError
+from agent.hypervisors.contract import GuestError, VmNotRunningError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +49,7 @@ class Asker:
             outcome, detail = Outcome.ERROR, f"the tool did not return within {timeout_s + _TOOL_MARGIN_S:g} s"
         except (GuestError, VmNotRunningError) as error:
             outcome, detail = Outcome.FAIL, error.message
-        except (HypervisorError, OSError) as error:
+        except (HearthError, OSError) as error:
             outcome, detail = Outcome.ERROR, str(error)
         return ProbeResult(probe.name, outcome, detail, self._clock(), time.monotonic() - began_s)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.hypervisors.command import CommandRunner, ignore
+from agent.processes.command import CommandRunner, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.config import Config
-    from agent.hypervisors.command import CommandReport
     from agent.hypervisors.contract import Hypervisor
+    from agent.processes.command import CommandReport
 
 
 def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore) -> Hypervisor:

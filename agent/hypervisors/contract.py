@@ -1,7 +1,8 @@
 """What every hypervisor driver must do. One conformance suite (tests/hypervisors) runs over all of them.
 
 Drivers hold no policy: they neither retry nor decide. Every method bounds its own time, is safe to call again after a
-crash at any point (`stop` and `delete` of what is not there succeed), and raises `HypervisorError` or a subclass.
+crash at any point (`stop` and `delete` of what is not there succeed), and raises `HypervisorError` or a subclass, or
+the `CommandError` of a tool it runs.
 """
 
 from __future__ import annotations

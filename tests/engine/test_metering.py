@@ -9,7 +9,7 @@ import pytest
 
 from agent.engine.leases import DrainingError, NoVmFreeError
 from agent.engine.metering import Metering
-from agent.hypervisors.command import Command, CommandRunner, CommandTimeoutError
+from agent.processes.command import Command, CommandRunner, CommandTimeoutError
 from agent.telemetry.metrics import Metrics
 
 

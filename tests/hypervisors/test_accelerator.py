@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.config import QemuConfig
-from agent.hypervisors.command import CommandReport, CommandRunner, ProgramMissingError
 from agent.hypervisors.contract import HypervisorUnavailableError
 from agent.hypervisors.qemu import QemuHypervisor, accelerator
 from agent.hypervisors.qemu.machine import machine_for
+from agent.processes.command import CommandReport, CommandRunner, ProgramMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from agent.hypervisors.contract import (
     VmNotRunningError,
 )
 from tests.hypervisors.rigs import GUEST_PORT, spec
-from tests.hypervisors.support import open_fds
+from tests.support.processes import open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.hypervisors.contract import ExecResult, GuestError
-from agent.hypervisors.process import ProcessIdentity
 from agent.hypervisors.qemu.fleet import RunningVm
 from agent.hypervisors.qemu.framing import VOID, Decoder
 from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, GuestAgent
 from agent.hypervisors.qemu.identity import set_clock
 from agent.hypervisors.qemu.sockets import listen
+from agent.processes.process import ProcessIdentity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,13 +16,13 @@ import pytest
 
 from agent.domain.model import Observed
 from agent.hypervisors.contract import HypervisorError
-from agent.hypervisors.process import ProcessIdentity, identify
 from agent.hypervisors.qemu import driver as driver_module
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.clone import UnfitImageError
+from agent.processes.process import ProcessIdentity, identify
 from tests.hypervisors.rigs import local_image, spec
-from tests.hypervisors.support import eventually, gone
 from tests.hypervisors.test_conformance import AT_ONCE_S, Exits, pid_of, running
+from tests.support.processes import eventually, gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,9 +25,9 @@ from agent.hypervisors.qemu import fan_out, identity, layout
 from agent.hypervisors.qemu.cmdline import mac_address
 from agent.hypervisors.qemu.templates import RECORD, Templates
 from tests.hypervisors.rigs import GUEST_PORT, QemuRig, local_image, spec
-from tests.hypervisors.support import eventually
 from tests.hypervisors.test_conformance import BOOT_S, pid_of, running
 from tests.hypervisors.test_fan_out import TEMPLATE, said, twin
+from tests.support.processes import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from agent.hypervisors.simulated import (
     uniform,
 )
 from tests.hypervisors.rigs import GUEST_PORT, local_image, spec
-from tests.hypervisors.support import open_fds
+from tests.support.processes import open_fds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.hypervisors.command import Command, CommandRunner, CommandTimeoutError
 from agent.hypervisors.contract import HypervisorUnavailableError
 from agent.hypervisors.qemu.cmdline import ALWAYS, accelerated
+from agent.processes.command import Command, CommandRunner, CommandTimeoutError
 
 if TYPE_CHECKING:
     from agent.hypervisors.qemu.machine import Machine

@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from agent.domain.errors import Blame
-from agent.hypervisors.command import Command, CommandRunner
 from agent.hypervisors.contract import HypervisorError, VmExistsError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
-from agent.hypervisors.threads import finish_in_thread
+from agent.processes.command import Command, CommandRunner
+from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path

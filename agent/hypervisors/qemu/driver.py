@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent.domain.model import Observed
 from agent.domain.names import PREFIX
-from agent.hypervisors.bounded import trim
-from agent.hypervisors.command import CommandRunner
 from agent.hypervisors.contract import (
     Address,
     Capabilities,
@@ -22,7 +20,6 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
-from agent.hypervisors.process import kill
 from agent.hypervisors.qemu import layout, suspend
 from agent.hypervisors.qemu.clone import make_clone, remove_vm
 from agent.hypervisors.qemu.evidence import gather_evidence
@@ -34,7 +31,10 @@ from agent.hypervisors.qemu.layout import Layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.templates import Record, Templates, machine_id
 from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
-from agent.hypervisors.threads import finish_in_thread
+from agent.processes.bounded import trim
+from agent.processes.command import CommandRunner
+from agent.processes.process import kill
+from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from agent.hypervisors.bounded import tail
 from agent.hypervisors.contract import HypervisorError
-from agent.hypervisors.process import is_alive
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
+from agent.processes.bounded import tail
+from agent.processes.process import is_alive
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.hypervisors.contract import VmExit
-    from agent.hypervisors.process import ProcessIdentity
     from agent.hypervisors.qemu.fleet import RunningVm
+    from agent.processes.process import ProcessIdentity
 
 TAIL_BYTES: Final = 256 << 10
 ASK_S: Final = 3.0

@@ -19,7 +19,7 @@ from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.suspend import SAVE_S
-from agent.hypervisors.threads import finish_in_thread
+from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path

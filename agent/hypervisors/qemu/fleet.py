@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 import psutil
 import structlog
 
-from agent.hypervisors.bounded import last_lines
 from agent.hypervisors.contract import HypervisorError, VmExit
-from agent.hypervisors.exits import exit_watcher
-from agent.hypervisors.process import is_alive
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.processes import running_vms
-from agent.hypervisors.threads import finish_in_thread
+from agent.processes.bounded import last_lines
+from agent.processes.exits import exit_watcher
+from agent.processes.process import is_alive
+from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent.hypervisors.process import ProcessIdentity
     from agent.hypervisors.qemu.layout import Layout
     from agent.hypervisors.qemu.processes import VmProcess
+    from agent.processes.process import ProcessIdentity
 
 log = structlog.get_logger()
 

@@ -6,20 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import HypervisorError
-from agent.hypervisors.process import spawn_detached
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.cmdline import Launch, command_line
 from agent.hypervisors.qemu.firmware import choose_firmware
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.sockets import listen
+from agent.processes.process import spawn_detached
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.hypervisors.contract import VmSpec
-    from agent.hypervisors.process import ProcessIdentity
     from agent.hypervisors.qemu.fleet import RunningVm
     from agent.hypervisors.qemu.toolchain import Toolchain
+    from agent.processes.process import ProcessIdentity
 
 ANSWER_S: Final = 30.0
 """How long QEMU may take from exec to its first answer: 0.1 s on an idle machine."""

@@ -17,7 +17,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.qemu.sockets import connect
-from agent.hypervisors.threads import finish_in_thread
+from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from agent.hypervisors.process import ProcessIdentity, identify
 from agent.hypervisors.qemu.layout import PID_FILE
+from agent.processes.process import ProcessIdentity, identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.hypervisors.command import Command, CommandRunner, ProgramMissingError
 from agent.hypervisors.qemu.accelerator import prove_accelerator
 from agent.hypervisors.qemu.firmware import Firmware, find_firmware
 from agent.hypervisors.qemu.machine import Machine, machine_for
+from agent.processes.command import Command, CommandRunner, ProgramMissingError
 
 if TYPE_CHECKING:
     from agent.config import QemuConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.hypervisors.bounded import HeadTail, last_lines, tail, trim
+from agent.processes.bounded import HeadTail, last_lines, tail, trim
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.hypervisors import command as command_module
-from agent.hypervisors.command import (
+from agent.processes import command as command_module
+from agent.processes.command import (
     Command,
+    CommandError,
     CommandFailedError,
     CommandOutcome,
     CommandReport,
@@ -21,9 +22,8 @@ from agent.hypervisors.command import (
     CommandTimeoutError,
     ProgramMissingError,
 )
-from agent.hypervisors.contract import HypervisorError
-from agent.hypervisors.process import identify, is_alive
-from tests.hypervisors.support import gone, open_fds, pids_in
+from agent.processes.process import identify, is_alive
+from tests.support.processes import gone, open_fds, pids_in
 
 IGNORES_TERM = "trap '' TERM; echo $$ > pids; while :; do sleep 60 & echo $! >> pids; wait; done"
 
@@ -86,7 +86,7 @@ async def test_a_missing_program_names_the_way_out(tmp_path: Path) -> None:
 
 
 async def test_a_missing_folder_is_not_blamed_on_the_program(tmp_path: Path) -> None:
-    with pytest.raises(HypervisorError, match=r"no folder to run in: .*/gone") as caught:
+    with pytest.raises(CommandError, match=r"no folder to run in: .*/gone") as caught:
         await CommandRunner().run(sh("true", cwd=tmp_path / "gone"))
     assert not isinstance(caught.value, ProgramMissingError)
 
@@ -95,7 +95,7 @@ async def test_a_file_that_is_no_program_is_an_error_of_ours(tmp_path: Path) -> 
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"\x00\x01\x02")
     garbage.chmod(0o755)
-    with pytest.raises(HypervisorError, match="could not be started"):
+    with pytest.raises(CommandError, match="could not be started"):
         await CommandRunner().run(Command((str(garbage),), timeout_s=5))
 
 

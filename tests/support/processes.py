@@ -1,4 +1,4 @@
-"""What the hypervisor tests share: a bounded wait for what has no event, and processes seen from outside."""
+"""What tests of processes share: a bounded wait for what has no event, and processes seen from outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.hypervisors.process import ProcessIdentity, identify, is_alive
+from agent.processes.process import ProcessIdentity, identify, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

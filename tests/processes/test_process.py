@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.hypervisors.exits import ExitWatcher, exit_watcher
-from agent.hypervisors.process import ProcessIdentity, identify, is_alive, kill, spawn_detached
-from agent.hypervisors.threads import finish_in_thread
-from tests.hypervisors.support import eventually, gone, open_fds
+from agent.processes.exits import ExitWatcher, exit_watcher
+from agent.processes.process import ProcessIdentity, identify, is_alive, kill, spawn_detached
+from agent.processes.threads import finish_in_thread
+from tests.support.processes import eventually, gone, open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def orphan(tmp_path: Path, argv: list[str]) -> ProcessIdentity:
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from agent.hypervisors.process import spawn_detached
+        from agent.processes.process import spawn_detached
         here = Path(sys.argv[1])
         print(spawn_detached(sys.argv[2:], output=here / "out", cwd=here).pid, flush=True)
         os.killpg(0, signal.SIGKILL)

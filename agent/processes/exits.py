@@ -13,7 +13,7 @@ import select
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from agent.hypervisors.process import ProcessIdentity, identify
+from agent.processes.process import ProcessIdentity, identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

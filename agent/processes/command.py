@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.hypervisors.bounded import HeadTail
-from agent.hypervisors.contract import HypervisorError, HypervisorUnavailableError
+from agent.domain.errors import HearthError
+from agent.processes.bounded import HeadTail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,19 +35,25 @@ REAP_S: Final = 5.0
 OUTPUT_LIMIT_BYTES: Final = 1 << 20
 
 
-class ProgramMissingError(HypervisorUnavailableError):
+class CommandError(HearthError):
+    """An external command could not be run as asked; the message holds the tool's own words."""
+
+    code = "command-error"
+
+
+class ProgramMissingError(CommandError):
     """The program is not installed, or may not be executed."""
 
     code = "program-missing"
 
 
-class CommandTimeoutError(HypervisorError):
+class CommandTimeoutError(CommandError):
     """The command did not end in its time and was killed."""
 
     code = "command-timeout"
 
 
-class CommandFailedError(HypervisorError):
+class CommandFailedError(CommandError):
     """The command ended with an exit code other than 0. Holds what it printed."""
 
     code = "command-failed"
@@ -196,11 +202,11 @@ async def _spawn(command: Command) -> _Process:
         raise
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if command.cwd is not None and not command.cwd.is_dir():
-            raise HypervisorError(f"`{command}` has no folder to run in: {command.cwd} does not exist") from error
+            raise CommandError(f"`{command}` has no folder to run in: {command.cwd} does not exist") from error
         reason = "may not be executed" if isinstance(error, PermissionError) else "was not found"
         raise ProgramMissingError(f"the program {command.argv[0]} {reason}", remedy=command.remedy) from error
     except OSError as error:
-        raise HypervisorError(f"`{command}` could not be started: {error}") from error
+        raise CommandError(f"`{command}` could not be started: {error}") from error
     process.feed(command.stdin)
     return process
 
@@ -236,7 +242,7 @@ class _Process(asyncio.SubprocessProtocol):
         """The exit code of a process that ended."""
         code = self._transport.get_returncode()
         if code is None:
-            raise HypervisorError(f"process {self._transport.get_pid()} was killed but does not end")
+            raise CommandError(f"process {self._transport.get_pid()} was killed but does not end")
         return code
 
     def feed(self, data: bytes) -> None:

@@ -1,0 +1,121 @@
+"""The assignment document: the pools that a host must serve."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from agent.config.base import PoolName, Port, Seconds, Section
+from agent.domain.model import PoolSpec, ProbeKind, ProbeSpec, VmSize
+
+
+class ProbeDocument(Section):
+    """`[[pools.NAME.probes]]`: one health question."""
+
+    kind: ProbeKind
+    port: Port | None = None
+    path: str = Field(default="/", pattern="^/")
+    status: int = Field(default=200, ge=100, le=599)
+    command: tuple[str, ...] = ()
+    exit_code: int = Field(default=0, ge=0, le=255)
+    period_s: Seconds = 10.0
+    timeout_s: Seconds = 5.0
+    failures: int = Field(default=3, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_asks(self) -> Self:
+        needs_port = self.kind in (ProbeKind.TCP, ProbeKind.HTTP)
+        if needs_port and self.port is None:
+            raise ValueError(f"a probe of kind {self.kind} needs a port")
+        if not needs_port and self.port is not None:
+            raise ValueError(f"a probe of kind {self.kind} takes no port")
+        if (self.kind is ProbeKind.EXEC) != bool(self.command):
+            raise ValueError("a command belongs to a probe of kind exec, and to no other")
+        return self
+
+    def spec(self) -> ProbeSpec:
+        """Return it as the domain's value."""
+        return ProbeSpec(
+            kind=self.kind,
+            port=self.port or 0,
+            path=self.path,
+            status=self.status,
+            argv=self.command,
+            exit_code=self.exit_code,
+            period_s=self.period_s,
+            timeout_s=self.timeout_s,
+            failures=self.failures,
+        )
+
+
+class PoolDocument(Section):
+    """`[pools.NAME]`: one pool of the assignment."""
+
+    image: str = Field(min_length=1, max_length=1024)
+    warm: int = Field(default=1, ge=0, le=1000)
+    max: int | None = Field(default=None, ge=1, le=1000)
+    min_ready: int | None = Field(default=None, ge=0)
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    cpus: int = Field(default=2, ge=1, le=512)
+    memory_mib: int = Field(default=4096, ge=64)
+    ports: tuple[Port, ...] = (22,)
+    probes: tuple[ProbeDocument, ...] = (ProbeDocument(kind=ProbeKind.AGENT),)
+    startup_period_s: Seconds = 0.25
+    startup_deadline_s: Seconds = 300.0
+    stop_grace_s: float = Field(default=10.0, ge=0, le=3600)
+    lease_ttl_s: Seconds = 3600.0
+    lease_max_ttl_s: Seconds = 86400.0
+    canary_attempts: int = Field(default=2, ge=1, le=10)
+    standby: int = Field(default=0, ge=0, le=1000)
+    fan_out: bool = True
+    max_age_s: Seconds | None = None
+    max_idle_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.max is not None and self.max < self.warm:
+            raise ValueError(f"max is {self.max} but warm is {self.warm}: raise max or lower warm")
+        if self.min_ready is not None and self.min_ready > self.warm:
+            raise ValueError(f"min_ready is {self.min_ready} but warm is {self.warm}: it can never be met")
+        if self.lease_ttl_s > self.lease_max_ttl_s:
+            raise ValueError("lease_ttl_s is above lease_max_ttl_s")
+        missing = {probe.port for probe in self.probes if probe.port is not None} - set(self.ports)
+        if missing:
+            raise ValueError(f"probes use the ports {sorted(missing)}: add them to ports")
+        return self
+
+    def spec(self, name: str) -> PoolSpec:
+        """Return it as the domain's value. `min_ready` defaults to 1 where more than one VM is kept warm."""
+        min_ready = self.min_ready if self.min_ready is not None else min(1, max(0, self.warm - 1))
+        return PoolSpec(
+            name=name,
+            image=self.image,
+            warm=self.warm,
+            max=self.max or 0,
+            min_ready=min_ready,
+            priority=self.priority,
+            size=VmSize(self.cpus, self.memory_mib),
+            ports=self.ports,
+            probes=tuple(probe.spec() for probe in self.probes),
+            startup_period_s=self.startup_period_s,
+            startup_deadline_s=self.startup_deadline_s,
+            stop_grace_s=self.stop_grace_s,
+            lease_ttl_s=self.lease_ttl_s,
+            lease_max_ttl_s=self.lease_max_ttl_s,
+            canary_attempts=self.canary_attempts,
+            standby=self.standby,
+            fan_out=self.fan_out,
+            max_age_s=self.max_age_s,
+            max_idle_s=self.max_idle_s,
+        )
+
+
+class Assignment(Section):
+    """The desired state: the pools this host must serve. The same document in TOML (file) and JSON (API)."""
+
+    pools: dict[PoolName, PoolDocument] = Field(default={})
+
+    def specs(self) -> tuple[PoolSpec, ...]:
+        """Return the pools as the domain's values, by name."""
+        return tuple(self.pools[name].spec(name) for name in sorted(self.pools))

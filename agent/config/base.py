@@ -1,0 +1,27 @@
+"""What every table of both files shares: strictness, and the error for files that cannot be used."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.domain.errors import Blame, HearthError
+from agent.domain.names import POOL_PATTERN
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+PoolName = Annotated[str, Field(pattern=f"^{POOL_PATTERN}$")]
+
+
+class ConfigError(HearthError):
+    """A configuration or assignment file that cannot be used as it stands."""
+
+    code = "bad-configuration"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class Section(BaseModel):
+    """Base of every table of both files: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
