@@ -23,13 +23,14 @@ from agent.host.lock import sole_agent
 from agent.live import LiveConfig
 from agent.telemetry import log as logs
 from agent.telemetry.lag import measure_lag
+from agent.telemetry.log_file import Retention, log_path
 from agent.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from agent.config import Config
+    from agent.config import Config, LogConfig
     from agent.telemetry.log import Logs
 
 log = structlog.get_logger()
@@ -63,13 +64,21 @@ def run(config_path: Path) -> int:
         return Exit.UNAVAILABLE
 
 
+def _retention(config: LogConfig) -> Retention:
+    return Retention(
+        max_bytes=config.max_mib << 20,
+        max_age_s=config.max_age_h * 3600,
+        budget_bytes=config.budget_mib << 20,
+        keep_s=config.keep_days * 86400,
+    )
+
+
 @contextmanager
 def _logging(config: Config) -> Iterator[Logs]:
     handlers = logs.configure(
         level=config.log.level,
-        path=logs.log_path(config.data_dir),
-        max_bytes=config.log.max_mib * 2**20,
-        keep=config.log.keep,
+        path=log_path(config.data_dir),
+        retention=_retention(config.log),
         terminal=sys.stderr if sys.stderr.isatty() else None,
     )
     try:
@@ -97,7 +106,7 @@ async def _main(config_path: Path, config: Config, handlers: Logs) -> int:
             {**built.appliers, "log.level": lambda new: handlers.set_level(new.log.level)},
             built.board,
         )
-        with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=logs.log_path(config.data_dir)):
+        with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=log_path(config.data_dir)):
             code = await _serve(built, live, stopping)
         log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
         await _stop(built)

@@ -14,7 +14,7 @@ import typer
 
 from agent import __version__
 from agent.cli import options
-from agent.cli.follow import rotated
+from agent.cli.follow import log_files
 from agent.cli.output import say
 from agent.domain.errors import HearthError
 
@@ -97,10 +97,10 @@ def _configuration(config: Path | None) -> Iterator[tuple[str, bytes]]:
 
 def _logs(config: Path | None) -> Iterator[tuple[str, bytes]]:
     from agent.config import load_config  # noqa: PLC0415 - pydantic is slow to import
-    from agent.telemetry.log import log_path  # noqa: PLC0415
+    from agent.telemetry.log_file import log_path  # noqa: PLC0415
 
     left = MAX_LOG_BYTES
-    for file in rotated(log_path(load_config(options.config_path(config)).data_dir)):
+    for file in log_files(log_path(load_config(options.config_path(config)).data_dir)):
         content = file.read_bytes()[-left:]
         yield f"logs/{file.name}", content
         left -= len(content)

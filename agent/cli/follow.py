@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Final
+
+from agent.telemetry.log_file import rotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_MAX_ROTATED: Final = 1000
 _LOOK_AGAIN_MS: Final = 2000
 """The notifications of the system wake us; this only covers one that got lost."""
 
 
-def rotated(path: Path) -> list[Path]:
-    """Return the log file and its rotated predecessors, newest first, as far as they exist."""
-    candidates = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, _MAX_ROTATED)))
-    found = []
-    for candidate in candidates:
-        if candidate.exists():
-            found.append(candidate)
-        elif candidate != path:
-            break
-    return found
+def log_files(path: Path) -> list[Path]:
+    """Return the log file, where it exists, and its rotated predecessors, newest first."""
+    return [*([path] if path.exists() else []), *rotated(path)]
 
 
 class Follower:
@@ -53,6 +48,13 @@ class Follower:
             self.close()
             self._file = successor
 
+    def older(self) -> list[Path]:
+        """Return the files that came before the one it reads, newest first."""
+        files = log_files(self._path)
+        inodes = [_inode(file) for file in files]
+        mine = self._file and os.fstat(self._file.fileno()).st_ino
+        return files[inodes.index(mine) + 1 :] if mine in inodes else rotated(self._path)
+
     def _lines(self) -> Iterator[str]:
         assert self._file is not None
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
@@ -66,7 +68,7 @@ class Follower:
         """Return the file that came after ours when ours was rotated away, opened; None while ours is current."""
         assert self._file is not None
         mine = os.fstat(self._file.fileno()).st_ino
-        files = rotated(self._path)
+        files = log_files(self._path)
         inodes = [_inode(file) for file in files]
         if mine in inodes:
             index = inodes.index(mine)
@@ -78,12 +80,17 @@ def last_lines(path: Path, count: int, wanted: Callable[[str], bool]) -> tuple[l
     """Return the last `count` wanted lines, oldest first, and a follower that goes on right after them."""
     follower = Follower(path)
     found = [line for line in follower.drain() if wanted(line)]
-    for file in rotated(path)[1:]:
+    for file in follower.older():
         if len(found) >= count:
             break
-        text = file.read_text(encoding="utf-8", errors="replace")
-        found = [line for line in text.splitlines() if wanted(line)] + found
+        found = [line for line in _read(file) if wanted(line)] + found
     return (found[-count:] if count else []), follower
+
+
+def all_lines(path: Path) -> Iterator[str]:
+    """Yield every line there is, oldest first."""
+    for file in reversed(log_files(path)):
+        yield from _read(file)
 
 
 def follow(follower: Follower, path: Path) -> Iterator[str]:
@@ -95,6 +102,14 @@ def follow(follower: Follower, path: Path) -> Iterator[str]:
         yield_on_timeout=True,
     ):  # fmt: skip
         yield from follower.drain()
+
+
+def _read(file: Path) -> Iterator[str]:
+    """Yield the complete lines of a file that may be rotated away, or dropped, at any moment."""
+    with suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield line[:-1]
 
 
 def _open(path: Path) -> IO[bytes] | None:

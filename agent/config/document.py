@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent.config.api import ApiConfig
 from agent.config.base import Section
@@ -57,8 +57,18 @@ class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     max_mib: int = Field(default=32, ge=1)
     """Size at which the log is rotated."""
-    keep: int = Field(default=5, ge=1)
-    """Rotated files kept."""
+    max_age_h: float = Field(default=24.0, gt=0, le=8760)
+    """Age of its first line at which the log is rotated."""
+    budget_mib: int = Field(default=192, ge=2)
+    """The log and its rotated files together: the oldest make room."""
+    keep_days: float = Field(default=14.0, gt=0, le=3650)
+    """Age at which a rotated file is deleted."""
+
+    @model_validator(mode="after")
+    def _budget_holds_two_files(self) -> Self:
+        if self.budget_mib < 2 * self.max_mib:
+            raise ValueError("budget_mib must be at least twice max_mib: the log, and one file that was rotated away")
+        return self
 
 
 class Config(Section):

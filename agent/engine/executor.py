@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action
 
 log = structlog.get_logger()
+
+_ABOUT: Final = ("vm", "lease", "image")
+"""What every line logged on the way names, so that the log tells the whole story of each."""
 
 
 class Executor:
@@ -47,7 +50,8 @@ class Executor:
     async def _run(self, action: Action) -> None:
         kind = type(action).__name__
         try:
-            with structlog.contextvars.bound_contextvars(action=kind):
+            about = {key: value for key in _ABOUT if (value := getattr(action, key, None))}
+            with structlog.contextvars.bound_contextvars(action=kind, **about):
                 await self._perform(action)
         except asyncio.CancelledError:
             raise

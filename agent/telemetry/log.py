@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
 
+from agent.telemetry.log_file import LogFile, Retention
 from agent.telemetry.redact import redact_event
 from agent.telemetry.render import render_json
 
 if TYPE_CHECKING:
-    from io import TextIOWrapper
     from pathlib import Path
 
     from structlog.typing import EventDict, Processor, WrappedLogger
@@ -34,11 +31,6 @@ MAX_QUEUED_LINES: Final = 20_000
 """Lines that may wait for the disk. Beyond that lines are dropped and counted: memory is worth more than a log."""
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-def log_path(data_dir: Path) -> Path:
-    """Return where the agent with this data directory writes its log; rotated files are beside it as `.1`, `.2`, …"""
-    return data_dir / "logs" / "hearth.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +59,12 @@ class Logs:
 
 
 def configure(
-    *, level: str = "info", path: Path | None = None, max_bytes: int = 32 << 20, keep: int = 5, terminal: TextIO | None
+    *, level: str = "info", path: Path | None = None, retention: Retention | None = None, terminal: TextIO | None
 ) -> Logs:
     """Start logging: to the rotating file `path`, to the stream `terminal`, or to both.
 
-    At `max_bytes` the file is rotated, and `keep` rotated files are kept. A terminal gets lines for people; any other
-    stream gets the same JSON as the file. Raises OSError when the folder of the log cannot be made.
+    A terminal gets lines for people; any other stream gets the same JSON as the file. Raises OSError when the folder of
+    the log cannot be made.
     """
     queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
     handler = _BoundedQueueHandler(queue)
@@ -85,7 +77,7 @@ def configure(
     targets: list[logging.Handler] = []
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        targets.append(_LogFile(path, maxBytes=max_bytes, backupCount=keep, encoding="utf-8", delay=True))
+        targets.append(LogFile(path, retention or Retention(), lost_lines=_lost_lines))
     if terminal is not None:
         targets.append(_Terminal(terminal))
     listener = QueueListener(queue, *targets)
@@ -157,47 +149,6 @@ class _BoundedQueueHandler(QueueHandler):
             lost, self._lost = self._lost, 0
             self.queue.put(logging.makeLogRecord({"msg": _lost_lines(lost)}))
         self.queue.put(record)
-
-
-class _LogFile(RotatingFileHandler):
-    """The rotating file. When it cannot be written it says so once on stderr, counts, and goes on when it can again."""
-
-    _lost = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; after lines that could not be written, first one that tells how many."""
-        lost = self._lost
-        if lost:
-            super().emit(logging.makeLogRecord({"msg": _lost_lines(lost)}))
-            if self._lost > lost:
-                return
-            self._lost = 0
-        super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Tell the first failure in a row; the agent works on without its log. The file is opened anew for each try."""
-        if not self._lost and sys.stderr is not None:
-            sys.stderr.write(f"hearth: cannot write the log {self.baseFilename}: {sys.exc_info()[1]}\n")
-        self._lost += 1
-        stream, self.stream = self.stream, None  # None: opened by the next line
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
-
-    def _open(self) -> TextIOWrapper:
-        """Open the file at the beginning of a line: the last one may have been cut short."""
-        stream = super()._open()
-        try:
-            with open(self.baseFilename, "rb") as written:
-                size = written.seek(0, os.SEEK_END)
-                written.seek(max(0, size - 1))
-                cut_short = written.read(1) not in (b"", b"\n")
-            if cut_short:
-                stream.write("\n")
-        except OSError:
-            stream.close()
-            raise
-        return stream
 
 
 class _Terminal(logging.StreamHandler[Any]):

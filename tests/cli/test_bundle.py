@@ -11,7 +11,8 @@ import structlog
 
 from agent.cli.bundle import QUESTIONS
 from agent.cli.exits import Exit
-from agent.telemetry.log import configure, log_path
+from agent.telemetry.log import configure
+from agent.telemetry.log_file import log_path
 from tests.api.memory_engine import MemoryEngine, vm
 from tests.cli.conftest import Agent, Ended
 

@@ -12,7 +12,8 @@ import structlog
 
 from agent.cli.exits import Exit
 from agent.cli.follow import Follower, last_lines
-from agent.telemetry.log import configure, log_path
+from agent.telemetry.log import configure
+from agent.telemetry.log_file import Retention, log_path
 from tests.cli.conftest import Ended, start
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def line(number: int, **keys: object) -> str:
-    return json.dumps({"ts": "2026-11-23T01:02:03.004Z", "level": "info", "event": f"e{number}", **keys})
+    return json.dumps({"ts": "2026-01-23T01:02:03.004Z", "level": "info", "event": f"e{number}", **keys})
 
 
 def numbers(lines: list[str]) -> list[str]:
@@ -105,6 +106,7 @@ def test_a_file_cut_short_or_dropped_is_taken_up_again(path: Path) -> None:
         ((), ["e1", "e2", "e3"]),
         (("--vm", "hearth-small-01a"), ["e1"]),
         (("--vm", "01b"), ["e2"]),
+        (("--since", "1h"), []),
         (("--pool", "small"), ["e1", "e2"]),
         (("--level", "warning"), ["e2"]),
         (("--pool", "small", "--level", "error"), []),
@@ -129,13 +131,48 @@ def test_filters(path: Path, hearth: Hearth, arguments: tuple[str, ...], events:
     assert numbers(ended.out.splitlines()) == events
 
 
+LIFE = (
+    line(1, vm="hearth-s-01a", ts="2026-01-01T00:00:01Z"),
+    line(2, vm="hearth-s-01b", ts="2026-01-01T00:00:02Z"),
+    line(3, vm="hearth-s-01a", lease="01L1", ts="2026-01-01T00:00:03Z"),
+    line(4, path="/v1/leases/01L1", ts="2026-01-01T00:00:04Z"),
+    line(5, vm="hearth-s-01a", ts="2026-01-01T00:00:05Z"),
+    line(6, vm="hearth-s-01a", lease="01L1", request_id="r6", ts="2026-01-01T00:00:06Z"),
+    line(7, path="/v1/leases/01L1/exec", request_id="r6", ts="2026-01-01T00:00:07Z"),
+    line(8, lease="01L1", ts="2026-01-01T00:00:08Z"),
+    line(9, path="/v1/vms/hearth-s-01a", ts="2026-01-01T00:00:09Z"),
+    line(10, lease="01L2", vm="hearth-s-01b", ts="2026-01-01T00:00:10Z"),
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--vm", "01a"), [1, 3, 4, 5, 6, 7, 8, 9]),
+        (("--lease", "1L1"), [3, 4, 5, 6, 7, 8, 9]),
+        (("--lease", "1L1", "-n", "2"), [8, 9]),
+        (("--vm", "01b"), [2, 10]),
+        (("--vm", "01b", "--lease", "1L1"), []),
+    ],
+)
+def test_the_story_of_a_vm_or_a_lease_is_whole(
+    path: Path, hearth: Hearth, arguments: tuple[str, ...], told: list[int]
+) -> None:
+    for rotation in (LIFE[:4], LIFE[4:7], LIFE[7:]):
+        if path.exists():
+            rotate(path)
+        path.write_text("".join(f"{item}\n" for item in rotation))
+    ended = hearth("logs", "--file", path, "--json", *arguments)
+    assert numbers(ended.out.splitlines()) == [f"e{number}" for number in told]
+
+
 def test_lines_are_rendered_for_people_and_cannot_drive_the_terminal(path: Path, hearth: Hearth) -> None:
     path.write_text(line(1, vm="v", detail="a \x1b[2J b", tail="\x07") + "\nnot json \x1b[31m\n")
     ended = hearth("logs", "--file", path)
     assert "\x1b" not in ended.out
     assert "\x07" not in ended.out
     first, second = ended.out.splitlines()
-    assert first.startswith("11-23 01:02:03.004Z info    e1 vm=v")
+    assert first.startswith("01-23 01:02:03.004Z info    e1 vm=v")
     assert second == "not json \\x1b[31m"
 
 
@@ -149,7 +186,7 @@ def test_a_missing_log_says_where_it_should_be(tmp_path: Path, hearth: Hearth) -
 
 def test_following_as_a_process_while_the_agent_rotates(tmp_path: Path) -> None:
     path = log_path(tmp_path)
-    logs = configure(path=path, terminal=None, max_bytes=400, keep=3)
+    logs = configure(path=path, terminal=None, retention=Retention(max_bytes=400, budget_bytes=5 * 400))
     log = structlog.get_logger()
     log.info("first")
     config = tmp_path / "hearth.toml"
@@ -161,7 +198,7 @@ def test_following_as_a_process_while_the_agent_rotates(tmp_path: Path) -> None:
         for number in range(20):
             log.info("next", number=number)
             assert json.loads(process.stdout.readline())["number"] == number
-        assert len(os.listdir(path.parent)) == 4
+        assert len(os.listdir(path.parent)) == 5
     finally:
         logs.close()
         process.send_signal(signal.SIGINT)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from agent.telemetry import log as hearth_log
-from agent.telemetry.log import Logs, configure, log_path
+from agent.telemetry.log import Logs, configure
+from agent.telemetry.log_file import LogFile, Retention, log_path, rotated
 from agent.telemetry.render import render
 
 if TYPE_CHECKING:
@@ -119,8 +122,8 @@ def test_the_level_can_change_while_loggers_live(path: Path) -> None:
     assert [line["event"] for line in lines(path)] == ["after"]
 
 
-def test_the_file_is_rotated_by_size_and_old_ones_are_dropped(path: Path) -> None:
-    logs = configure(path=path, terminal=None, max_bytes=2000, keep=2)
+def test_the_file_is_rotated_by_size_within_a_budget_for_all(path: Path) -> None:
+    logs = configure(path=path, terminal=None, retention=Retention(max_bytes=2000, budget_bytes=6500))
     for number in range(200):
         structlog.get_logger().info("filler", number=number, text="x" * 50)
     logs.close()
@@ -129,6 +132,49 @@ def test_the_file_is_rotated_by_size_and_old_ones_are_dropped(path: Path) -> Non
     assert all(item.stat().st_size <= 2000 for item in path.parent.iterdir())
     kept = [line["number"] for name in reversed(names) for line in lines(path.with_name(name))]
     assert kept == list(range(kept[0], 200))
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = time.time()
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def written(path: Path, clock: Clock, *events: str) -> None:
+    """Write lines as an agent of its own would that starts, writes, and ends."""
+    retention = Retention(max_age_s=3600, keep_s=3 * 3600)
+    file = LogFile(path, retention, lost_lines=str, clock=clock)
+    for event in events:
+        ts = datetime.fromtimestamp(clock.now_s, UTC).isoformat()
+        file.emit(logging.makeLogRecord({"msg": json.dumps({"ts": ts, "event": event})}))
+    file.close()
+
+
+def test_the_file_is_rotated_by_the_age_of_its_first_line_over_restarts(tmp_path: Path) -> None:
+    path, clock = tmp_path / "hearth.log", Clock()
+    written(path, clock, "a")
+    clock.now_s += 3500
+    written(path, clock, "b")
+    clock.now_s += 101
+    written(path, clock, "c")
+    assert [line["event"] for line in lines(path)] == ["c"]
+    assert [line["event"] for line in lines(path.with_name("hearth.log.1"))] == ["a", "b"]
+
+
+def test_rotated_files_that_are_too_old_go(tmp_path: Path) -> None:
+    path, clock = tmp_path / "hearth.log", Clock()
+    for event in "abc":
+        written(path, clock, event)
+        clock.now_s += 3600
+    for age_h, file in enumerate((path, *rotated(path))):
+        os.utime(file, (written_s := clock.now_s - age_h * 3600 - 60, written_s))
+    clock.now_s += 7200
+    written(path, clock, "d")
+    assert [[line["event"] for line in lines(file)] for file in (path, *rotated(path))] == [["d"], ["c"]]
 
 
 def test_a_stream_gets_json_and_a_terminal_gets_text_for_people() -> None:
