@@ -23,6 +23,19 @@ class MarkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TellHolder:
+    """Tell the holder of a leased VM what is wrong with it: what to do about it is the holder's to judge."""
+
+    vm: str
+    failure: Failure
+
+    @property
+    def resource(self) -> str:
+        """The VM."""
+        return self.vm
+
+
+@dataclass(frozen=True, slots=True)
 class DestroyVm:
     """Tear a VM down until it is proven gone; `evidence` first when it failed."""
 
@@ -178,6 +191,7 @@ class EvictImage:
 
 Action: TypeAlias = (
     MarkFailed
+    | TellHolder
     | DestroyVm
     | ReapStray
     | ExpireLease

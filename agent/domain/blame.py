@@ -32,8 +32,11 @@ _NOT_THE_IMAGES_FAULT: Final = frozenset(
         Cause.SUSPEND_FAILED,
         Cause.RESUME_FAILED,
         Cause.LOST,
+        Cause.DAMAGED,
+        Cause.SLOTS_TAKEN,
     }
 )
+_THE_HOSTS_FAULT: Final = frozenset({Cause.CLONE_FAILED, Cause.SLOTS_TAKEN})
 
 
 def blamed_for_failure(
@@ -43,7 +46,7 @@ def blamed_for_failure(
     if vm.template is not None and vm.ready_at_s is None:
         # It never got to be healthy from a memory that was: the memory is the first suspect, and the next VM boots.
         return (vm.template,)
-    if failure.cause is Cause.CLONE_FAILED:
+    if failure.cause in _THE_HOSTS_FAULT:
         return (HOST_BREAKER,)
     young = vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
     if not young or failure.cause in _NOT_THE_IMAGES_FAULT:

@@ -100,6 +100,8 @@ class Cause(StrEnum):
     PROBE_FAILED = "probe-failed"
     PROBE_ERROR = "probe-error"  # the probe itself could not be asked for too long
     LOST = "lost"  # the hypervisor does not know it any more
+    DAMAGED = "damaged"  # it runs, but files it needs are gone
+    SLOTS_TAKEN = "slots-taken"  # somebody else's VMs hold the slot it was to have
     INTERRUPTED = "interrupted"  # the agent died while creating it
     REQUESTED = "requested"  # a person or the controller asked for its replacement
 
@@ -129,6 +131,7 @@ class Vm:
     failure: Failure | None = None
     stop_grace_s: float = 10.0
     template: str | None = None  # the memory it was started from; None: it booted
+    told: Failure | None = None  # what its holder was last told is wrong with it, while it is leased
 
     @property
     def alive(self) -> bool:
@@ -207,6 +210,7 @@ class Observed:
     pid: int | None = None
     suspended: bool = False  # it can be resumed from a saved memory
     image: str = field(default="", compare=False)  # digest it was cloned from; empty where the driver cannot tell
+    damaged: str = ""  # which files it needs are gone though it looks alive; empty: none, or the driver cannot tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,10 @@ class Listing:
     seen: tuple[Observed, ...]
     known: frozenset[str]
     idle: frozenset[str]
+
+    def facts(self) -> dict[str, Observed | None]:
+        """Return how each VM is listed of which the listing is a fact: None for one that is not there."""
+        return dict.fromkeys(self.idle) | {seen.name: seen for seen in self.seen if seen.name in self.idle}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.reap,
     rules.lose,
+    rules.mistrust,
     rules.replace_failed,
     rules.expire,
     rules.grant,

@@ -48,7 +48,15 @@ class Rollout:
 
 JUDGED_PHASES: Final = frozenset({Phase.CANARY, Phase.PROMOTING})
 _BLAMELESS: Final = frozenset(
-    {Cause.REQUESTED, Cause.INTERRUPTED, Cause.CLONE_FAILED, Cause.SUSPEND_FAILED, Cause.RESUME_FAILED}
+    {
+        Cause.REQUESTED,
+        Cause.INTERRUPTED,
+        Cause.CLONE_FAILED,
+        Cause.SUSPEND_FAILED,
+        Cause.RESUME_FAILED,
+        Cause.DAMAGED,
+        Cause.SLOTS_TAKEN,
+    }
 )
 """Causes that say nothing about the image."""
 

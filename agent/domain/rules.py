@@ -14,6 +14,7 @@ from agent.domain.actions import (
     PullImage,
     ReapStray,
     ResolveImage,
+    TellHolder,
 )
 from agent.domain.breaker import held_back
 from agent.domain.demand import pick_ready, pool_views, shortage
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.domain.demand import PoolView
-    from agent.domain.model import PoolSpec, Vm, World
+    from agent.domain.model import Observed, PoolSpec, Vm, World
 
 
 def reap(world: World) -> Iterator[ReapStray]:
@@ -41,21 +42,30 @@ def reap(world: World) -> Iterator[ReapStray]:
 
 def lose(world: World) -> Iterator[MarkFailed]:
     """Mark what the journal knows but the host does not: dead without a word, or half-made when the agent died."""
-    listed = world.listing.idle if world.listing else frozenset()
-    running = {seen.name for seen in world.listing.seen if seen.running} if world.listing else set()
-    suspended = {seen.name for seen in world.listing.seen if seen.suspended} if world.listing else set()
+    facts = world.listing.facts() if world.listing else {}
     for vm in world.vms:
         if vm.name in world.busy:
             continue
         if vm.state in (VmState.CREATING, VmState.SUSPENDING):
             reason = f"the agent stopped while this VM was {vm.state}"
             yield MarkFailed(vm.name, Failure(Cause.INTERRUPTED, reason, world.now_s))
-        elif vm.state in RUNNING and vm.name in listed - running:
-            reason = "the hypervisor does not list it as running"
-            yield MarkFailed(vm.name, Failure(Cause.LOST, reason, world.now_s))
-        elif vm.state is VmState.STANDBY and vm.name in listed - suspended:
-            reason = "the hypervisor does not list it as suspended"
-            yield MarkFailed(vm.name, Failure(Cause.LOST, reason, world.now_s))
+        elif vm.name in facts and (missing := _missing(vm, facts[vm.name])):
+            yield MarkFailed(vm.name, Failure(Cause.LOST, missing, world.now_s))
+
+
+def mistrust(world: World) -> Iterator[MarkFailed | TellHolder]:
+    """Give up VMs that run on without files they need. The holder of a leased one is told, once, and judges."""
+    facts = world.listing.facts() if world.listing else {}
+    for vm in world.vms:
+        seen = facts.get(vm.name)
+        if seen is None or not seen.damaged or vm.name in world.busy:
+            continue
+        failure = Failure(Cause.DAMAGED, seen.damaged, world.now_s)
+        if vm.state is VmState.LEASED:
+            if vm.told is None or vm.told.cause is not Cause.DAMAGED:
+                yield TellHolder(vm.name, failure)
+        elif vm.state in RUNNING | {VmState.STANDBY}:
+            yield MarkFailed(vm.name, failure)
 
 
 def replace_failed(world: World) -> Iterator[DestroyVm]:
@@ -180,6 +190,15 @@ def evict(world: World) -> Iterator[EvictImage]:
     for image in sorted(idle, key=lambda image: image.last_used_at_s):
         if not held_back(world, image.digest):
             yield EvictImage(image.digest)
+
+
+def _missing(vm: Vm, seen: Observed | None) -> str:
+    """Return what the host lacks of a VM whose listing is a fact; empty when it is as it should be."""
+    if vm.state in RUNNING and not (seen and seen.running):
+        return "the hypervisor does not list it as running"
+    if vm.state is VmState.STANDBY and not (seen and seen.suspended):
+        return "the hypervisor does not list it as suspended"
+    return ""
 
 
 def _too_old(pool: PoolSpec, vm: Vm, now_s: float) -> bool:

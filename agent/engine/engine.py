@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.domain.events import EventKind
-from agent.domain.model import Check
+from agent.domain.model import Cause, Check
 from agent.domain.states import RUNNING
 from agent.engine.housekeeping import keep_house
 from agent.engine.journal import JournalError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.config import Assignment
+    from agent.domain.events import Event
     from agent.domain.health import ProbeResult
     from agent.domain.model import Condition, World
     from agent.engine.assignments import Assignments, HeldAssignment
@@ -74,6 +76,8 @@ class Engine:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._started = False
+        self._look_now = asyncio.Event()
+        parts.ledger.on_change(self._note_change)
 
     async def start(self) -> None:
         """Take up the journal, look at the host, and adopt what runs. Raises what makes it impossible to go on."""
@@ -195,10 +199,18 @@ class Engine:
         """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
         return await self._parts.hypervisor.execute(vm, argv, timeout_s=timeout_s)
 
+    def _note_change(self, events: tuple[Event, ...]) -> None:
+        """Look at once when a start was refused for want of a slot: VMs are there that were not counted yet."""
+        if any(event.kind is EventKind.VM_FAILED and event.cause == Cause.SLOTS_TAKEN for event in events):
+            self._look_now.set()
+
     async def _look_around(self) -> None:
         """Look outside at a slow tick. Events tell most things sooner; this finds what no event tells."""
         while True:
-            await asyncio.sleep(OBSERVE_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OBSERVE_PERIOD_S):
+                    await self._look_now.wait()
+            self._look_now.clear()
             await self._look()
             await self._parts.assignments.check_file()
             self._parts.awake.set()

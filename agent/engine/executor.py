@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.engine.journal import JournalError
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -55,9 +53,6 @@ class Executor:
                 await self._perform(action)
         except asyncio.CancelledError:
             raise
-        except JournalError as error:
-            # How it ended is not written: the next plan finds it as the journal and the hypervisor tell.
-            log.error("end-not-written", resource=action.resource, action=kind, error=str(error))  # noqa: TRY400
         except Exception:  # the last line of defence: a bug in one effect must not end the loop
             log.exception("action-failed", action=kind, resource=action.resource)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.breaker import Breaker
@@ -12,6 +13,7 @@ from agent.domain.model import Resolution
 from agent.engine.outside import bounded
 
 if TYPE_CHECKING:
+    from agent.engine.ledger import Transaction
     from agent.engine.outside import Outside
 
 RESOLVE_TIMEOUT_S: Final = 60.0
@@ -26,16 +28,22 @@ async def resolve(outside: Outside, reference: str) -> None:
     try:
         digest = await bounded(outside.images.resolve(reference), RESOLVE_TIMEOUT_S, "asking the registry")
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.put(Resolution(reference, known, transaction.now_s, str(error)))
-            transaction.trip(reference, reason=str(error), jitter=outside.jitter())
-            transaction.event(EventKind.IMAGE_RESOLVE_FAILED, image=reference, detail=str(error))
+        reason = str(error)
+
+        def unresolved(transaction: Transaction) -> None:
+            transaction.put(Resolution(reference, known, transaction.now_s, reason))
+            _failed(outside, EventKind.IMAGE_RESOLVE_FAILED, reference, reason, transaction)
+
+        await outside.record(unresolved)
         return
-    async with outside.ledger.transaction() as transaction:
+
+    def resolved(transaction: Transaction) -> None:
         transaction.put(Resolution(reference, digest, transaction.now_s))
         transaction.drop(Breaker, reference)
         if digest != known:
             transaction.event(EventKind.IMAGE_RESOLVED, image=digest, detail=reference)
+
+    await outside.record(resolved)
 
 
 async def pull(outside: Outside, reference: str, digest: str) -> None:
@@ -44,13 +52,21 @@ async def pull(outside: Outside, reference: str, digest: str) -> None:
     try:
         await bounded(outside.images.pull(reference, digest), PULL_TIMEOUT_S, "the pull")
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.trip(digest, reason=f"{reference}: {error}", jitter=outside.jitter())
-            transaction.event(EventKind.IMAGE_PULL_FAILED, image=digest, detail=str(error))
+        reason = str(error)
+
+        def not_pulled(transaction: Transaction) -> None:
+            transaction.trip(digest, reason=f"{reference}: {reason}", jitter=outside.jitter())
+            transaction.event(EventKind.IMAGE_PULL_FAILED, image=digest, detail=reason)
+
+        await outside.record(not_pulled)
         return
-    async with outside.ledger.transaction() as transaction:
+    took_s = time.monotonic() - began_s
+
+    def pulled(transaction: Transaction) -> None:
         transaction.drop(Breaker, digest)
-        transaction.event(EventKind.IMAGE_PULLED, image=digest, detail=reference, duration_s=time.monotonic() - began_s)
+        transaction.event(EventKind.IMAGE_PULLED, image=digest, detail=reference, duration_s=took_s)
+
+    await outside.record(pulled)
 
 
 async def evict(outside: Outside, digest: str) -> None:
@@ -58,10 +74,17 @@ async def evict(outside: Outside, digest: str) -> None:
     try:
         await bounded(outside.images.remove(digest), EVICT_TIMEOUT_S, "removing the image")
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.trip(digest, reason=str(error), jitter=outside.jitter())
-            transaction.event(EventKind.IMAGE_EVICT_FAILED, image=digest, detail=str(error))
+        await outside.record(partial(_failed, outside, EventKind.IMAGE_EVICT_FAILED, digest, str(error)))
         return
-    async with outside.ledger.transaction() as transaction:
+
+    def evicted(transaction: Transaction) -> None:
         transaction.drop(Breaker, digest)
         transaction.event(EventKind.IMAGE_EVICTED, image=digest)
+
+    await outside.record(evicted)
+
+
+def _failed(outside: Outside, kind: EventKind, what: str, reason: str, transaction: Transaction) -> None:
+    """Write that something could not be done with an image or a reference, which is left alone for a while."""
+    transaction.trip(what, reason=reason, jitter=outside.jitter())
+    transaction.event(kind, image=what, detail=reason)

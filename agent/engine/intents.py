@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, ResumeVm, SuspendVm
+from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, ResumeVm, SuspendVm, TellHolder
 from agent.domain.blame import FREE_FAILURES, blamed_for_failure, blamed_for_leak, free_failures
 from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
@@ -33,18 +34,26 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
             transaction.event(EventKind.VM_CREATING, vm=name, pool=pool.name, image=image)
         case SuspendVm(name) | ResumeVm(name):
             _intend_memory(transaction, name, suspends=isinstance(action, SuspendVm))
-        case DestroyVm(name, reason):
-            vm = transaction.get(Vm, name)
-            if vm is not None and vm.state is not VmState.STOPPING:
-                intend_teardown(transaction, vm, reason)
-        case MarkFailed(name, failure):
-            vm = transaction.get(Vm, name)
+        case DestroyVm() | MarkFailed() | TellHolder():
+            vm = transaction.get(Vm, action.vm)
             if vm is not None:
-                fail_vm(transaction, vm, failure, jitter=jitter)
+                _intend_with(transaction, vm, action, jitter=jitter)
         case ExpireLease(lease_id):
             lease = transaction.get(Lease, lease_id)
             if lease is not None:
                 end_lease(transaction, lease, EventKind.LEASE_EXPIRED, detail=f"of {lease.holder}")
+
+
+def _intend_with(
+    transaction: Transaction, vm: Vm, action: DestroyVm | MarkFailed | TellHolder, *, jitter: float
+) -> None:
+    match action:
+        case DestroyVm(_, reason) if vm.state is not VmState.STOPPING:
+            intend_teardown(transaction, vm, reason)
+        case MarkFailed(_, failure):
+            fail_vm(transaction, vm, failure, jitter=jitter)
+        case TellHolder(_, failure):
+            tell_holder(transaction, vm, failure)
 
 
 def _intend_memory(transaction: Transaction, name: str, *, suspends: bool) -> None:
@@ -59,6 +68,15 @@ def intend_teardown(transaction: Transaction, vm: Vm, reason: str) -> None:
     """Write that a VM is to be torn down, and why."""
     transaction.move(vm, VmEvent.TEARDOWN)
     transaction.event(EventKind.VM_STOPPING, vm=vm.name, pool=vm.pool, image=vm.image, detail=reason)
+
+
+def tell_holder(transaction: Transaction, vm: Vm, failure: Failure) -> None:
+    """Write that a leased VM is sick: its holder is told, and judges."""
+    transaction.put(replace(vm, told=failure))
+    transaction.event(
+        EventKind.VM_SICK_WHILE_LEASED,
+        vm=vm.name, pool=vm.pool, lease=vm.lease_id, cause=failure.cause, detail=failure.reason,
+    )  # fmt: skip
 
 
 def fail_vm(transaction: Transaction, vm: Vm, failure: Failure, *, jitter: float) -> None:

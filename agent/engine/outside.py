@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import structlog
 
 from agent.domain.errors import HearthError
+from agent.engine.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent.engine.evidence import Evidence
-    from agent.engine.ledger import Ledger
+    from agent.engine.ledger import Ledger, Transaction
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
 
 T = TypeVar("T")
+log = structlog.get_logger()
+
+RETRY_S: Final = 1.0
 
 
 class TooSlowError(HearthError):
@@ -34,6 +40,20 @@ class Outside:
     ledger: Ledger
     evidence: Evidence
     jitter: Callable[[], float]
+
+    async def record(self, write: Callable[[Transaction], T]) -> T:
+        """Write how an effect ended, and return what `write` does.
+
+        While the journal cannot be written, as on a full disk, it is tried again and again: what was done stays known,
+        and its resource busy, so that nothing is planned on a world that is not as it is written.
+        """
+        while True:
+            try:
+                async with self.ledger.transaction() as transaction:
+                    return write(transaction)
+            except JournalError as error:
+                log.error("end-not-written", error=str(error))  # noqa: TRY400 - the message says it all
+            await asyncio.sleep(RETRY_S)
 
 
 async def bounded(awaitable: Awaitable[T], limit_s: float, what: str) -> T:

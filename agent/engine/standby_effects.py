@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.breaker import Breaker
 from agent.domain.errors import HearthError
 from agent.domain.events import EventKind
-from agent.domain.model import Cause, Failure, Vm
+from agent.domain.model import Cause, Vm
 from agent.domain.states import VmEvent, VmState
-from agent.engine.intents import fail_vm
 from agent.engine.outside import bounded
+from agent.engine.vm_effects import cause_of, fail
 from agent.hypervisors.contract import VmSpec
 
 if TYPE_CHECKING:
     from agent.domain.actions import ResumeVm, SaveTemplate
+    from agent.engine.ledger import Transaction
     from agent.engine.outside import Outside
 
 MEMORY_TIMEOUT_S: Final = 300.0
@@ -28,15 +30,17 @@ async def suspend(outside: Outside, name: str) -> None:
     try:
         await bounded(outside.hypervisor.suspend(name), MEMORY_TIMEOUT_S, "the suspension")
     except (HearthError, OSError) as error:
-        await _fail(outside, name, VmState.SUSPENDING, Cause.SUSPEND_FAILED, error)
+        await fail(outside, name, Cause.SUSPEND_FAILED, error, only_in=VmState.SUSPENDING)
         return
-    async with outside.ledger.transaction() as transaction:
+    took_s = time.monotonic() - began_s
+
+    def suspended(transaction: Transaction) -> None:
         vm = transaction.get(Vm, name)
         if vm is not None and vm.state is VmState.SUSPENDING:
             transaction.move(vm, VmEvent.SUSPENDED)
-            transaction.event(
-                EventKind.VM_STANDBY, vm=name, pool=vm.pool, image=vm.image, duration_s=time.monotonic() - began_s
-            )
+            transaction.event(EventKind.VM_STANDBY, vm=name, pool=vm.pool, image=vm.image, duration_s=took_s)
+
+    await outside.record(suspended)
 
 
 async def resume(outside: Outside, action: ResumeVm) -> None:
@@ -45,7 +49,7 @@ async def resume(outside: Outside, action: ResumeVm) -> None:
     try:
         await bounded(outside.hypervisor.resume(spec), MEMORY_TIMEOUT_S, "the resumption")
     except (HearthError, OSError) as error:
-        await _fail(outside, action.vm, VmState.RESUMING, Cause.RESUME_FAILED, error)
+        await fail(outside, action.vm, cause_of(error, Cause.RESUME_FAILED), error, only_in=VmState.RESUMING)
 
 
 async def save_template(outside: Outside, action: SaveTemplate) -> None:
@@ -55,14 +59,14 @@ async def save_template(outside: Outside, action: SaveTemplate) -> None:
         saving = outside.hypervisor.save_template(action.vm, action.template)
         await bounded(saving, MEMORY_TIMEOUT_S, "saving the memory")
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.trip(action.template, reason=str(error), jitter=1.0)
-            transaction.event(EventKind.TEMPLATE_FAILED, vm=action.vm, detail=str(error))
+        await outside.record(partial(_template_failed, action.template, action.vm, str(error), 1.0))
         return
-    async with outside.ledger.transaction() as transaction:
-        transaction.event(
-            EventKind.TEMPLATE_SAVED, vm=action.vm, detail=action.template, duration_s=time.monotonic() - began_s
-        )
+    took_s = time.monotonic() - began_s
+
+    def saved(transaction: Transaction) -> None:
+        transaction.event(EventKind.TEMPLATE_SAVED, vm=action.vm, detail=action.template, duration_s=took_s)
+
+    await outside.record(saved)
 
 
 async def drop_template(outside: Outside, template: str) -> None:
@@ -70,17 +74,16 @@ async def drop_template(outside: Outside, template: str) -> None:
     try:
         await bounded(outside.hypervisor.drop_template(template), MEMORY_TIMEOUT_S, "removing the memory")
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.trip(template, reason=str(error), jitter=outside.jitter())
-            transaction.event(EventKind.TEMPLATE_FAILED, detail=str(error))
+        await outside.record(partial(_template_failed, template, None, str(error), outside.jitter()))
         return
-    async with outside.ledger.transaction() as transaction:
+
+    def dropped(transaction: Transaction) -> None:
         transaction.drop(Breaker, template)
         transaction.event(EventKind.TEMPLATE_DROPPED, detail=template)
 
+    await outside.record(dropped)
 
-async def _fail(outside: Outside, name: str, state: VmState, cause: Cause, error: Exception) -> None:
-    async with outside.ledger.transaction() as transaction:
-        vm = transaction.get(Vm, name)
-        if vm is not None and vm.state is state:
-            fail_vm(transaction, vm, Failure(cause, str(error), transaction.now_s), jitter=outside.jitter())
+
+def _template_failed(template: str, vm: str | None, reason: str, jitter: float, transaction: Transaction) -> None:
+    transaction.trip(template, reason=reason, jitter=jitter)
+    transaction.event(EventKind.TEMPLATE_FAILED, vm=vm, detail=reason)

@@ -14,7 +14,7 @@ from agent.domain.errors import Blame, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Failure, Vm
 from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
-from agent.engine.intents import fail_vm
+from agent.engine.intents import fail_vm, tell_holder
 from agent.engine.journal import JournalError
 
 if TYPE_CHECKING:
@@ -74,13 +74,10 @@ class Verdicts:
             known = transaction.get(Vm, vm)
             if known is None:
                 return
+            failure = Failure(sick.cause, sick.reason, transaction.now_s)
             if known.state is VmState.LEASED:
-                transaction.event(
-                    EventKind.VM_SICK_WHILE_LEASED,
-                    vm=vm, pool=known.pool, lease=known.lease_id, cause=sick.cause, detail=sick.reason,
-                )  # fmt: skip
+                tell_holder(transaction, known, failure)
             elif known.state in RUNNING:
-                failure = Failure(sick.cause, sick.reason, transaction.now_s)
                 fail_vm(transaction, known, failure, jitter=self._jitter())
         self._awake.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.breaker import Breaker
@@ -13,12 +14,13 @@ from agent.domain.model import Cause, Failure, Vm
 from agent.domain.states import VmEvent, VmState
 from agent.engine.intents import fail_vm, note_leak
 from agent.engine.outside import bounded
-from agent.hypervisors.contract import VmSpec
+from agent.hypervisors.contract import SlotsTakenError, VmSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import CreateVm
+    from agent.engine.ledger import Transaction
     from agent.engine.outside import Outside
 
 CLONE_TIMEOUT_S: Final = 120.0
@@ -45,12 +47,13 @@ async def create(outside: Outside, action: CreateVm) -> None:
         unfit = isinstance(error, HearthError) and error.blame is Blame.IMAGE
         await fail(outside, action.vm, Cause.IMAGE_UNFIT if unfit else Cause.CLONE_FAILED, error)
         return
-    if not await _cloned(outside, action.vm, "by a boot", time.monotonic() - began_s):
+    cloned = partial(_cloned, name=action.vm, how="by a boot", took_s=time.monotonic() - began_s)
+    if not await outside.record(cloned):
         return
     try:
         await bounded(outside.hypervisor.start(spec), START_TIMEOUT_S, "the start")
     except (HearthError, OSError) as error:
-        await fail(outside, action.vm, Cause.START_FAILED, error)
+        await fail(outside, action.vm, cause_of(error, Cause.START_FAILED), error)
 
 
 async def destroy(outside: Outside, name: str, *, evidence: bool) -> None:
@@ -64,16 +67,16 @@ async def destroy(outside: Outside, name: str, *, evidence: bool) -> None:
             await _keep_evidence(outside, vm)
         await _end(outside, name, grace_s=0.0 if vm.failure else vm.stop_grace_s)
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.event(EventKind.VM_TEARDOWN_FAILED, vm=name, pool=vm.pool, detail=str(error))
-            note_leak(transaction, name, reason=str(error), jitter=outside.jitter())
+        await outside.record(partial(_leaked, outside, EventKind.VM_TEARDOWN_FAILED, name, vm.pool, str(error)))
         return
-    async with outside.ledger.transaction() as transaction:
+    took_s = time.monotonic() - began_s
+
+    def gone(transaction: Transaction) -> None:
         transaction.drop(Vm, name)
         transaction.drop(Breaker, name)
-        transaction.event(
-            EventKind.VM_GONE, vm=name, pool=vm.pool, image=vm.image, duration_s=time.monotonic() - began_s
-        )
+        transaction.event(EventKind.VM_GONE, vm=name, pool=vm.pool, image=vm.image, duration_s=took_s)
+
+    await outside.record(gone)
 
 
 async def reap(outside: Outside, name: str) -> None:
@@ -81,21 +84,30 @@ async def reap(outside: Outside, name: str) -> None:
     try:
         await _end(outside, name, grace_s=0.0)
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.event(EventKind.STRAY_REAP_FAILED, vm=name, detail=str(error))
-            note_leak(transaction, name, reason=str(error), jitter=outside.jitter())
+        await outside.record(partial(_leaked, outside, EventKind.STRAY_REAP_FAILED, name, None, str(error)))
         return
-    async with outside.ledger.transaction() as transaction:
+
+    def reaped(transaction: Transaction) -> None:
         transaction.drop(Breaker, name)
         transaction.event(EventKind.STRAY_REAPED, vm=name, detail="it was not in the journal")
 
+    await outside.record(reaped)
 
-async def fail(outside: Outside, name: str, cause: Cause, error: Exception) -> None:
-    """Write that a living VM failed."""
-    async with outside.ledger.transaction() as transaction:
+
+async def fail(outside: Outside, name: str, cause: Cause, error: Exception, *, only_in: VmState | None = None) -> None:
+    """Write that a living VM failed; `only_in` spares it in any other state."""
+
+    def failed(transaction: Transaction) -> None:
         vm = transaction.get(Vm, name)
-        if vm is not None and vm.alive:
+        if vm is not None and vm.alive and only_in in (None, vm.state):
             fail_vm(transaction, vm, Failure(cause, str(error), transaction.now_s), jitter=outside.jitter())
+
+    await outside.record(failed)
+
+
+def cause_of(error: Exception, otherwise: Cause) -> Cause:
+    """Return why a VM could not run: somebody else's VMs where the host says so."""
+    return Cause.SLOTS_TAKEN if isinstance(error, SlotsTakenError) else otherwise
 
 
 async def _clone(outside: Outside, spec: VmSpec, image: str, template: str | None) -> None:
@@ -103,15 +115,22 @@ async def _clone(outside: Outside, spec: VmSpec, image: str, template: str | Non
     await bounded(outside.hypervisor.clone(spec, local, template=template), CLONE_TIMEOUT_S, "the clone")
 
 
-async def _cloned(outside: Outside, name: str, how: str, took_s: float) -> bool:
+def _cloned(transaction: Transaction, *, name: str, how: str, took_s: float) -> bool:
     """Write that a VM is made; return whether it is still wanted."""
-    async with outside.ledger.transaction() as transaction:
-        vm = transaction.get(Vm, name)
-        if vm is None or vm.state is not VmState.CREATING:
-            return False
-        transaction.move(vm, VmEvent.CLONED)
-        transaction.event(EventKind.VM_STARTING, vm=name, pool=vm.pool, image=vm.image, detail=how, duration_s=took_s)
+    vm = transaction.get(Vm, name)
+    if vm is None or vm.state is not VmState.CREATING:
+        return False
+    transaction.move(vm, VmEvent.CLONED)
+    transaction.event(EventKind.VM_STARTING, vm=name, pool=vm.pool, image=vm.image, detail=how, duration_s=took_s)
     return True
+
+
+def _leaked(
+    outside: Outside, kind: EventKind, name: str, pool: str | None, reason: str, transaction: Transaction
+) -> None:
+    """Write that a VM could not be torn down."""
+    transaction.event(kind, vm=name, pool=pool, detail=reason)
+    note_leak(transaction, name, reason=reason, jitter=outside.jitter())
 
 
 async def _from_template(outside: Outside, action: CreateVm, template: str) -> bool:
@@ -126,18 +145,22 @@ async def _from_template(outside: Outside, action: CreateVm, template: str) -> b
         await bounded(outside.hypervisor.start(spec), START_TIMEOUT_S, "the start from a template")
     except (HearthError, OSError) as error:
         return not await _give_up_template(outside, action, template, error)
-    await _cloned(outside, action.vm, "from a template", time.monotonic() - began_s)
+    took_s = time.monotonic() - began_s
+    await outside.record(partial(_cloned, name=action.vm, how="from a template", took_s=took_s))
     return True
 
 
 async def _give_up_template(outside: Outside, action: CreateVm, template: str, error: Exception) -> bool:
     """Undo a start from a template and leave the template alone for a while; return whether the VM can boot now."""
-    async with outside.ledger.transaction() as transaction:
+
+    def given_up(transaction: Transaction) -> None:
         transaction.trip(template, reason=str(error), jitter=outside.jitter())
         transaction.event(EventKind.VM_RESUME_FAILED, vm=action.vm, pool=action.pool.name, detail=str(error))
         vm = transaction.get(Vm, action.vm)
         if vm is not None:
             transaction.put(replace(vm, template=None))
+
+    await outside.record(given_up)
     try:
         await _end(outside, action.vm, grace_s=0.0)
     except (HearthError, OSError) as undoing:
@@ -165,5 +188,9 @@ async def _keep_evidence(outside: Outside, vm: Vm) -> None:
     try:
         await outside.evidence.keep(vm, collect)
     except (HearthError, OSError) as error:
-        async with outside.ledger.transaction() as transaction:
-            transaction.event(EventKind.VM_EVIDENCE_FAILED, vm=vm.name, pool=vm.pool, detail=str(error))
+        reason = str(error)
+
+        def unexplained(transaction: Transaction) -> None:
+            transaction.event(EventKind.VM_EVIDENCE_FAILED, vm=vm.name, pool=vm.pool, detail=reason)
+
+        await outside.record(unexplained)

@@ -55,6 +55,12 @@ class VmNotRunningError(HypervisorError):
     code = "vm-not-running"
 
 
+class SlotsTakenError(HypervisorError):
+    """The host runs as many VMs as it may, somebody else's included: no fault of the VM or its image."""
+
+    code = "slots-taken"
+
+
 class FanOutUnsupportedError(HypervisorError):
     """This guest cannot be started several times from one memory: it has no means to become itself afterwards."""
 
@@ -153,6 +159,8 @@ class Hypervisor(Protocol):
 
     async def start(self, spec: VmSpec) -> None:
         """Start a cloned VM and return when its process runs; the guest may still be booting.
+
+        Raises `SlotsTakenError` where the host refuses because as many VMs run as may, ours or not.
 
         One cloned from a template goes on from that memory, and this returns when it has become itself: random numbers
         of its own, the time of now, its own network address, host name and SSH host keys.

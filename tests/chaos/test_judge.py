@@ -75,6 +75,10 @@ def row_without_process(case: Case) -> None:
     del case.processes[VM]
 
 
+def row_without_files(case: Case) -> None:
+    case.files = frozenset()
+
+
 def files_without_row(case: Case) -> None:
     case.files |= {OTHER}
 
@@ -141,6 +145,7 @@ def ready_after_its_end(case: Case) -> None:
     [
         (process_without_row, Fault.LEAKED),
         (row_without_process, Fault.LEAKED),
+        (row_without_files, Fault.LEAKED),
         (files_without_row, Fault.LEAKED),
         (released_lease_stays, Fault.LEAKED),
         (lease_nobody_was_told_of, Fault.LEAKED),

@@ -21,6 +21,7 @@ from agent.domain.actions import (
     ResumeVm,
     SaveTemplate,
     SuspendVm,
+    TellHolder,
 )
 from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
@@ -80,6 +81,7 @@ class Host:
         self.suspended: set[str] = set()  # saved memories of VMs
         self.templates: set[str] = set()
         self.files: set[str] = set()  # clones on disk
+        self.damaged: set[str] = set()  # those that lost files behind the agent's back
         self.flying: dict[str, Action] = {}
         self.waiters: list[Waiter] = []
         self.listing: Listing | None = None
@@ -153,7 +155,7 @@ class Host:
                 self._grant(transaction, action)
         self.commit(transaction)
         for action in planned.actions:
-            if not isinstance(action, MarkFailed | ExpireLease | GrantLease):
+            if not isinstance(action, MarkFailed | TellHolder | ExpireLease | GrantLease):
                 assert action.resource not in self.flying
                 self.flying[action.resource] = action
         return planned
@@ -179,7 +181,13 @@ class Host:
         """List the hypervisor's VMs."""
         known = frozenset(self.vms)
         seen = tuple(
-            Observed(name, ours=True, running=name in self.running, suspended=name in self.suspended)
+            Observed(
+                name,
+                ours=True,
+                running=name in self.running,
+                suspended=name in self.suspended,
+                damaged="its disk is gone" if name in self.damaged else "",
+            )
             for name in sorted(self.files)
         )
         self.listing = Listing(seen, known, known - frozenset(self.flying))
@@ -347,6 +355,7 @@ class Host:
         self.running.discard(name)
         self.suspended.discard(name)
         self.files.discard(name)
+        self.damaged.discard(name)
         transaction.drop(Vm, name)
         transaction.drop(Breaker, name)
 

@@ -67,6 +67,35 @@ def test_a_vm_that_died_unnoticed_is_found_by_the_listing() -> None:
     assert (lost.vm, lost.failure.cause) == (victim, Cause.LOST)
 
 
+def test_a_vm_that_runs_on_without_its_files_is_given_up() -> None:
+    host = serving_host()
+    victim = next(iter(host.vms))
+    host.damaged.add(victim)
+    host.look()
+    (found, *_) = host.turn().actions
+    assert isinstance(found, MarkFailed)
+    assert (found.vm, found.failure.cause) == (victim, Cause.DAMAGED)
+    host.settle()
+    assert victim not in host.vms
+    assert len(host.in_state("ci", VmState.READY)) == 2
+
+
+def test_the_holder_of_a_vm_without_its_files_is_told_once_and_keeps_it() -> None:
+    host = serving_host()
+    host.ask_lease("ci")
+    host.turn()
+    (lease,) = host.leases.values()
+    host.damaged.add(lease.vm)
+    for _ in range(3):
+        host.look()
+        host.turn()
+    assert host.events.count(EventKind.VM_SICK_WHILE_LEASED) == 1
+    assert host.vms[lease.vm].state is VmState.LEASED
+    host.release(lease.id)
+    host.settle()
+    assert lease.vm not in host.vms
+
+
 def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
     host = serving_host()
     stray = vm_name("ci", ULID)

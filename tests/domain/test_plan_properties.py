@@ -99,6 +99,12 @@ class HostMachine(RuleBasedStateMachine):
         name = names[pick % len(names)]
         (self.host.die if noticed else self.host.vanish)(name)
 
+    @precondition(lambda self: self.host.files)
+    @rule(pick=picks)
+    def damage(self, pick: int) -> None:
+        names = sorted(self.host.files)
+        self.host.damaged.add(names[pick % len(names)])
+
     @rule(pool=st.sampled_from(POOLS))
     def ask_lease(self, pool: str) -> None:
         if any(spec.name == pool for spec in self.host.pools):

@@ -12,7 +12,10 @@ import pytest
 
 from agent import app
 from agent.config import AssignmentConfig, Config, HostConfig, ImagesConfig
+from agent.domain.events import EventKind
+from agent.domain.model import Cause
 from agent.domain.states import VmState
+from agent.engine import engine as engine_module
 from agent.engine.leases import LeaseError, NoVmFreeError
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor
 from agent.hypervisors.simulated.behaviour import constant, uniform
@@ -163,3 +166,25 @@ async def test_no_vm_is_leased_before_it_is_known_what_became_of_it(tmp_path: Pa
     async with running(tmp_path, simulated, slots=1) as engine:
         lease = await engine.leases.acquire("a", holder="job", ttl_s=60, wait_s=30, idempotency_key=None)
         assert lease.vm != dead
+
+
+async def test_a_vm_that_lost_its_files_is_replaced_and_the_holder_of_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "OBSERVE_PERIOD_S", 0.05)
+    layout = await tiny_image(tmp_path)
+    (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
+    simulated = SimulatedHost(behaviour=HEALTHY)
+    async with running(tmp_path, simulated, slots=2) as engine:
+        lease = await engine.leases.acquire("a", holder="job", ttl_s=60, wait_s=30, idempotency_key=None)
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+        (idle,) = (vm.name for vm in engine.world().vms if vm.state is VmState.READY)
+        simulated.damage(idle)
+        simulated.damage(lease.vm)
+
+        await until(lambda: idle not in simulated.vms)
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+        events = {(event.kind, event.vm): event.cause for _, event in await engine.history.events(after=0)}
+        assert events[EventKind.VM_FAILED, idle] == Cause.DAMAGED
+        assert events[EventKind.VM_SICK_WHILE_LEASED, lease.vm] == Cause.DAMAGED
+        assert (await engine.leases.get(lease.id)).vm == lease.vm, "what to do about it is its holder's to say"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.domain.model import VmSize
+from agent.domain.names import vm_name
 from agent.hypervisors.contract import HypervisorUnavailableError, VmSpec
 from agent.hypervisors.qemu import firmware as firmware_module
 from agent.hypervisors.qemu import layout
@@ -235,6 +236,17 @@ def test_names_in_a_folder_of_vms(tmp_path: Path) -> None:
     (tmp_path / "vms" / "link").symlink_to(tmp_path)
     assert where.names() == {whole, half, "notes", "notes.partial"}
     assert [where.ours(name) for name in (whole, half, "notes", "hearth-small")] == [True, True, False, False]
+
+
+def test_a_vm_without_its_disk_is_damaged_and_a_half_made_one_is_not(tmp_path: Path) -> None:
+    where, name = Layout(tmp_path), vm_name("ci", "0" * 26)
+    assert str(where.vm(name)) in where.damage(name)
+    where.partial(name).mkdir()
+    assert where.damage(name) == ""
+    where.partial(name).rename(where.vm(name))
+    assert layout.DISK in where.damage(name)
+    (where.vm(name) / layout.DISK).touch()
+    assert where.damage(name) == ""
 
 
 def test_a_folder_of_vms_is_known_by_its_true_path(tmp_path: Path) -> None:

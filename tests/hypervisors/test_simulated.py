@@ -13,7 +13,14 @@ import aiohttp
 import pytest
 
 from agent.domain.model import Observed
-from agent.hypervisors.contract import Capabilities, FanOutUnsupportedError, GuestError, HypervisorError, VmExit
+from agent.hypervisors.contract import (
+    Capabilities,
+    FanOutUnsupportedError,
+    GuestError,
+    HypervisorError,
+    SlotsTakenError,
+    VmExit,
+)
 from agent.hypervisors.simulated import (
     Behaviour,
     Clock,
@@ -190,6 +197,25 @@ async def test_a_vm_can_vanish_and_foreign_ones_appear() -> None:
     fleet.host.foreign["somebody-elses"] = True
     assert await fleet.driver.inventory() == (Observed("somebody-elses", ours=False, running=True),)
     assert fleet.exits.get_nowait().name == NAME
+
+
+async def test_a_vm_can_lose_its_files_and_run_on() -> None:
+    fleet = Fleet()
+    await fleet.start()
+    fleet.host.damage(NAME)
+    (listed,) = await fleet.driver.inventory()
+    assert (listed.running, listed.damaged) == (True, "its files are gone")
+
+
+async def test_a_host_can_have_few_slots_and_somebody_else_may_hold_them() -> None:
+    fleet = Fleet()
+    fleet.host.most_running, fleet.host.foreign = 2, {"somebody-elses": True, "stopped": False}
+    await fleet.start()
+    await fleet.driver.clone(spec(2), IMAGE)
+    with pytest.raises(SlotsTakenError):
+        await fleet.driver.start(spec(2))
+    fleet.host.foreign.clear()
+    await fleet.driver.start(spec(2))
 
 
 async def test_time_can_run_faster_than_the_world() -> None:

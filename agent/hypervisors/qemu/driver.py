@@ -104,6 +104,7 @@ class QemuHypervisor:
             names = await asyncio.to_thread(self._names_with_trimmed_logs)
             suspended = await asyncio.to_thread(self._suspended, names - processes.keys())
             images = await asyncio.to_thread(self._images, names)
+            damages = await asyncio.to_thread(self._damages, names | processes.keys())
         except OSError as error:
             raise HypervisorError(f"the VMs in {self._where.root} cannot be listed: {error}") from error
         return tuple(
@@ -114,6 +115,7 @@ class QemuHypervisor:
                 pid=processes.get(name),
                 suspended=name in suspended,
                 image=images.get(name, ""),
+                damaged=damages.get(name, ""),
             )
             for name in sorted(names | processes.keys())
         )
@@ -310,6 +312,9 @@ class QemuHypervisor:
 
     def _images(self, names: set[str]) -> dict[str, str]:
         return {name: self._where.image(name) for name in filter(self._where.ours, names)}
+
+    def _damages(self, names: set[str]) -> dict[str, str]:
+        return {name: self._where.damage(name) for name in filter(self._where.ours, names)}
 
     def _suspended(self, names: set[str]) -> set[str]:
         return {name for name in names if suspend.has_memory(self._where.vm(name))}

@@ -73,6 +73,12 @@ class Layout:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return ""
 
+    def damage(self, name: str) -> str:
+        """Return what a whole VM lacks of its files; empty when it has them, or is only half made. Raises `OSError`."""
+        if not self.vm(name).is_dir():
+            return "" if self.partial(name).is_dir() else f"its directory {self.vm(name)} is gone"
+        return "" if (self.vm(name) / DISK).exists() else f"its disk {self.vm(name) / DISK} is gone"
+
     def _name(self, entry: str) -> str:
         name = entry.removesuffix(PARTIAL)
         return name if self.ours(name) else entry

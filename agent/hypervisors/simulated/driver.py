@@ -73,6 +73,7 @@ class SimulatedHypervisor:
                 pid=vm.life.pid if vm.life else None,
                 suspended=vm.life is None and vm.memory is not None,
                 image=vm.image,
+                damaged="" if vm.whole or not (vm.life or vm.memory) else "its files are gone",
             )
             for name, vm in self._host.vms.items()
         )

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from agent.hypervisors.contract import Capabilities, VmExit
+from agent.hypervisors.contract import Capabilities, SlotsTakenError, VmExit
 from agent.hypervisors.simulated.behaviour import Behaviour, Distribution
 from agent.hypervisors.simulated.guest import Guest
 from agent.hypervisors.simulated.vm import Life, Memory, SimulatedVm, Template
@@ -46,6 +46,7 @@ class SimulatedHost:
     clock: Clock = Clock()
     serve: bool = False
     capabilities: Capabilities = EVERYTHING
+    most_running: int | None = None  # VMs the host lets run at once, somebody else's included; None: any number
     vms: dict[str, SimulatedVm] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
     foreign: dict[str, bool] = field(default_factory=dict)  # whether each VM of somebody else runs
@@ -79,7 +80,14 @@ class SimulatedHost:
         life = await self._begin(vm, memory)
         life.guest.up.set()
 
+    @property
+    def running(self) -> int:
+        """How many VMs run, ours and foreign."""
+        return sum(vm.life is not None for vm in self.vms.values()) + sum(self.foreign.values())
+
     async def _begin(self, vm: SimulatedVm, memory: Memory) -> Life:
+        if self.most_running is not None and self.running >= self.most_running:
+            raise SlotsTakenError(f"{vm.spec.name} cannot run: {self.running} VMs do, and no more may on this host")
         life = vm.life = Life(next(self._pids), Guest(vm.image, memory))
         if self.serve:
             await life.guest.serve(vm.spec)
@@ -118,6 +126,10 @@ class SimulatedHost:
                 fate.cancel()
             vm.life.guest.up.clear()
             vm.console.append("the guest hangs")
+
+    def damage(self, name: str) -> None:
+        """Remove the files of a VM behind the driver's back; what runs of it runs on."""
+        self.vms[name].whole = False
 
     def vanish(self, name: str) -> None:
         """Kill a VM and remove its files behind the driver's back."""

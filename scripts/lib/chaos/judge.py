@@ -38,7 +38,7 @@ def judge(scene: Scene, book: Book, story: Story) -> list[Finding]:
     """Return every fault of a settled host. Claims that ended as they should are marked so in the book."""
     return [
         *_ownerless(scene, story),
-        *_missing_processes(scene),
+        *_rows_of_nothing(scene),
         *_unlike_the_api(scene),
         *_leases(scene, book, story),
         *_strange_leases(scene, book),
@@ -61,10 +61,11 @@ def _ownerless(scene: Scene, story: Story) -> Iterator[Finding]:
             yield Finding(Fault.LEAKED, f"evidence of {name}, which never failed")
 
 
-def _missing_processes(scene: Scene) -> Iterator[Finding]:
+def _rows_of_nothing(scene: Scene) -> Iterator[Finding]:
     for name, row in scene.snapshot.vms.items():
-        if row["state"] in _RUNNING and name not in scene.processes:
-            yield Finding(Fault.LEAKED, f"the row of {name} says {row['state']}, but it has no process")
+        for what, there in (("process", scene.processes), ("files", scene.files)):
+            if row["state"] in _RUNNING and name not in there:
+                yield Finding(Fault.LEAKED, f"the row of {name} says {row['state']}, but it has no {what}")
 
 
 def _unlike_the_api(scene: Scene) -> Iterator[Finding]:

@@ -164,7 +164,7 @@ class Run:
             except sqlite3.Error:
                 continue  # the agent is starting just now
             await self._tidy(snapshot)
-            reasons = self._unfinished() or not_settled(snapshot, self._book, slots=self._slots)
+            reasons = self._unfinished(snapshot) or not_settled(snapshot, self._book, slots=self._slots)
             if reasons or snapshot.last_event != last or self._keeper.at_work:
                 quiet_since_s, last = now_s, snapshot.last_event
             elif now_s - quiet_since_s > QUIET_S:
@@ -180,14 +180,16 @@ class Run:
         open_s = [float(breaker["open_until_s"]) - time.time() for breaker in snapshot.breakers.values()]
         return min(LONGEST_SETTLE_S, SETTLE_S + max([0.0, *open_s]))
 
-    def _unfinished(self) -> list[str]:
-        """Return what must come by itself before a judgement is fair: leases that are to expire."""
+    def _unfinished(self, snapshot: Snapshot) -> list[str]:
+        """Return what must come by itself before a judgement is fair: ends of leases, and the agent's next look."""
         now_s = time.time()
-        return [
+        leases = [
             f"lease {claim.lease} has yet to expire"
             for claim in self._book.held()
             if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
         ]
+        gone = snapshot.vms.keys() - _entries(self._host.data_dir / "vms")
+        return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _tidy(self, snapshot: Snapshot) -> None:
         """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""

@@ -47,10 +47,8 @@ _ORDER: Final = {
 _ONCE: Final = frozenset({"vm-creating", "lease-granted", "vm-failed", "vm-gone"})
 _CRASH_CAUSES: Final = frozenset({"interrupted", "lost", "start-failed"})
 """How a VM ends whose making was interrupted by the death of the agent."""
-_DISK_CAUSES: Final = frozenset(
-    {"interrupted", "clone-failed", "start-failed", "exited", "probe-failed", "startup-deadline"}
-)
-"""How a VM ends that could not write, or whose making could not be written down."""
+_DISK_CAUSES: Final = frozenset({"clone-failed", "start-failed", "exited", "probe-failed", "startup-deadline"})
+"""How a VM ends that could not write. That its making could not be written down is no reason: it is, later."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,128 @@
+"""Effects whose end cannot be written down at once: what was done stays known, and is told as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.actions import CreateVm, DestroyVm
+from agent.domain.model import Cause, PoolSpec, VmSize
+from agent.domain.names import vm_name
+from agent.domain.states import VmState
+from agent.engine import outside as module
+from agent.engine.effects import Effects
+from agent.engine.evidence import Evidence
+from agent.engine.executor import Executor
+from agent.engine.intents import intend
+from agent.engine.outside import Outside
+from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
+from tests.engine.support import Clock, open_ledger, until
+from tests.hypervisors.rigs import local_image
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.domain.actions import Action
+    from agent.domain.model import LocalImage
+    from agent.engine.ledger import Ledger
+
+NAME = vm_name("ci", "0" * 26)
+POOL = PoolSpec("ci", "reg/ci:1", size=VmSize(1, 128), stop_grace_s=0)
+
+
+class LocalImages:
+    """Images that are all here."""
+
+    def __init__(self, path: Path) -> None:
+        self.image = local_image(path / "disk.img")
+
+    async def local(self, _digest: str) -> LocalImage:
+        return self.image
+
+
+class Stage:
+    """An executor with real effects on a simulated host and a real journal that can be made unwritable."""
+
+    def __init__(self, path: Path, ledger: Ledger, behaviour: Behaviour) -> None:
+        self.ledger, self.path = ledger, path
+        self.host = SimulatedHost(behaviour=behaviour)
+        evidence = Evidence(path / "evidence", 1 << 20, 1 << 20, events=self._nothing, probes=lambda _: ())
+        outside = Outside(SimulatedHypervisor(self.host), LocalImages(path), ledger, evidence, lambda: 0.5)  # type: ignore[arg-type]
+        self.ended = asyncio.Event()
+        self.executor = Executor(Effects(outside, self._look).perform, self.ended.set)
+
+    async def begin(self, action: Action) -> None:
+        """Write the intent of an action and start it, as a turn does."""
+        async with self.ledger.transaction() as transaction:
+            intend(transaction, action, jitter=0.5)
+        self.executor.start(action)
+
+    @asynccontextmanager
+    async def unwritable(self) -> AsyncIterator[None]:
+        """Let no write of the journal succeed, until the first has failed and the block is over."""
+        with closing(sqlite3.connect(self.path / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("ALTER TABLE vms RENAME TO elsewhere")
+            yield
+            await until(lambda: bool(self.ledger.fault))
+            other.execute("ALTER TABLE elsewhere RENAME TO vms")
+
+    async def _nothing(self, _vm: str) -> tuple[()]:
+        return ()
+
+    async def _look(self) -> None:
+        """There is no stock."""
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+
+
+@asynccontextmanager
+async def staged(path: Path, behaviour: Behaviour) -> AsyncIterator[Stage]:
+    async with open_ledger(path / "journal.sqlite", Clock()) as ledger:
+        stage = Stage(path, ledger, behaviour)
+        try:
+            yield stage
+        finally:
+            await stage.executor.stop()
+
+
+async def test_a_vm_made_while_nothing_can_be_written_is_not_lost(tmp_path: Path) -> None:
+    async with staged(tmp_path, Behaviour(clone_s=constant(0.05))) as stage:
+        await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
+        async with stage.unwritable():
+            await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].whole)
+        assert NAME in stage.executor.busy, "nothing else is planned on it meanwhile"
+        await stage.ended.wait()
+        assert stage.ledger.vms[NAME].state is VmState.STARTING
+        assert stage.host.vms[NAME].life is not None
+
+
+async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_true_cause(tmp_path: Path) -> None:
+    async with staged(tmp_path, Behaviour(clone_s=constant(0.05), clone_fails=1)) as stage:
+        await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
+        async with stage.unwritable():
+            await until(lambda: not stage.host.vms)
+        await stage.ended.wait()
+        failure = stage.ledger.vms[NAME].failure
+        assert failure is not None
+        assert failure.cause is Cause.CLONE_FAILED
+        assert "cannot be cloned" in failure.reason
+
+
+async def test_a_teardown_whose_end_cannot_be_written_is_not_done_again(tmp_path: Path) -> None:
+    async with staged(tmp_path, Behaviour()) as stage:
+        await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
+        await stage.ended.wait()
+        stage.ended.clear()
+        await stage.begin(DestroyVm(NAME, "as the test wants"))
+        async with stage.unwritable():
+            await until(lambda: not stage.host.vms)
+        await stage.ended.wait()
+        assert NAME not in stage.ledger.vms
