@@ -23,7 +23,9 @@ class Exit(IntEnum):
     NOT_FOUND = 4  # no such pool, VM, lease or image
     NO_VM_FREE = 5  # no VM turned ready in time: try again, or elsewhere
     REFUSED = 6  # the state of things forbids it: leased, draining, changed meanwhile
-    UNAVAILABLE = 69  # `hearth run` cannot start on this host as it is (EX_UNAVAILABLE of sysexits.h)
+    UNAVAILABLE = (
+        69  # `hearth run` or `hearth service` cannot work on this host as it is (EX_UNAVAILABLE of sysexits.h)
+    )
     STUCK = 70  # the watchdog ended `hearth run` (EX_SOFTWARE)
     BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
     EXEC_FAILED = 125  # `hearth exec`: Hearth itself failed, so the guest has no exit code
@@ -53,6 +55,9 @@ EXIT_BY_CODE: Final[Mapping[str, Exit]] = {
     "nothing-to-undo": Exit.REFUSED,
     "assignment-read-only": Exit.REFUSED,
     "assignment-conflict": Exit.REFUSED,
+    "service-unsupported": Exit.UNAVAILABLE,
+    "service-refused": Exit.REFUSED,
+    "service-missing": Exit.NOT_FOUND,
     "bad-reference": Exit.USAGE,
     "bad-disk": Exit.USAGE,
     "bad-configuration": Exit.BAD_CONFIGURATION,

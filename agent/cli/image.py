@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
-import structlog
 import typer
 
 from agent.cli.options import DEFAULT_CONFIG
 from agent.cli.options import Config as ConfigOption
 from agent.cli.options import Json as JsonOption
 from agent.cli.progress import pull_bar, push_bar
+from agent.cli.quiet import quiet_logs
 from agent.config import Config, load_config
 from agent.images.errors import BadDiskError, ImageNotFoundError
 from agent.images.inspect import Description, describe
@@ -29,7 +26,7 @@ from agent.images.service import ImageService, open_images
 from agent.images.vmconfig import Hardware
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
 _MIB: Final = 1 << 20
 
@@ -222,28 +219,13 @@ def _run(
         async with open_images(_load(config_path, data_dir)) as images:
             return await work(images)
 
-    with _quiet_logs():
+    with quiet_logs():
         return asyncio.run(main())
 
 
 def _load(path: Path | None, data_dir: Path | None) -> Config:
     config = Config() if path is None and not DEFAULT_CONFIG.exists() else load_config(path or DEFAULT_CONFIG)
     return config.model_copy(update={"data_dir": data_dir.absolute()}) if data_dir else config
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Let only warnings through, to stderr: progress is for people here, and results own stdout."""
-    before = structlog.get_config()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 def _print(document: object, text: str, *, as_json: bool) -> None:

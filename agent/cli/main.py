@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers."),
     "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),
+    "service": Entry("agent.cli.service", "app", "Run Hearth under launchd on a Mac."),
     "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),
 }
 

@@ -1,0 +1,34 @@
+"""Why Hearth cannot be put under launchd, or taken from it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from agent.domain.errors import Blame, HearthError
+
+
+class ServiceError(HearthError):
+    """launchd did not do what was asked; the message holds its own words."""
+
+    code = "service-failed"
+
+
+class ServiceUnsupportedError(ServiceError):
+    """This system has no launchd."""
+
+    code = "service-unsupported"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class ServiceRefusedError(ServiceError):
+    """It would leave the host worse than it is: two agents, a program that is not there, a secret in a plist."""
+
+    code = "service-refused"
+    blame: ClassVar[Blame] = Blame.REQUEST
+
+
+class ServiceMissingError(ServiceError):
+    """Hearth is not installed as a service."""
+
+    code = "service-missing"
+    blame: ClassVar[Blame] = Blame.REQUEST

@@ -1,0 +1,111 @@
+"""`hearth service` as people call it: on a simulated Mac, and where there is no launchd."""
+
+from __future__ import annotations
+
+import json
+import os
+import plistlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.cli import service
+from agent.cli.exits import Exit
+from agent.host.service.target import LABEL, Account
+from tests.support.launchd import ACCOUNT, Launchd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.cli.conftest import Ended
+
+    Hearth = Callable[..., Ended]
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
+    """A Mac as far as `hearth service` looks: its launchd, its folders, and a user who is logged in."""
+    launchd = Launchd(tmp_path)
+    launchd.log_in()
+    for name, value in launchd.environment.items():
+        monkeypatch.setenv(name, value)
+    account = Account("ci", ACCOUNT.uid or 501, ACCOUNT.gid, launchd.root / "Users/ci")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(service, "ROOT", launchd.root)
+    monkeypatch.setattr(service, "_account", lambda: account)
+    (tmp_path / "hearth").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "hearth").chmod(0o755)
+    (tmp_path / "hearth.toml").write_text(f'data_dir = "{tmp_path}/data"\n')
+    yield launchd
+    launchd.close()
+
+
+def test_install_status_uninstall(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+    arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
+    assert hearth("service", "status").code == Exit.NOT_FOUND
+    done = hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs")
+    assert (done.code, done.err) == (Exit.OK, "")
+    assert done.out == f"system/{LABEL} runs {tmp_path}/hearth\n"
+    written = plistlib.loads(mac.daemon().plist.read_bytes())
+    assert written["EnvironmentVariables"]["TART_HOME"] == "/Volumes/VMs"
+
+    told = hearth("service", "status", "--json")
+    document = json.loads(told.out)
+    assert told.code == Exit.OK
+    assert (document["as"], document["installed"], document["loaded"], document["state"], document["runs"]) == (
+        "daemon", True, True, "running", 1,
+    )  # fmt: skip
+    assert document["pid"] == mac.pids()[0]
+    assert "already, and runs" in hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs").out
+
+    assert "VMs run on" in hearth("service", "stop").out
+    assert hearth("service", "status").code == Exit.UNREACHABLE
+    assert json.loads(hearth("service", "start", "--json").out)["changed"]
+    assert hearth("service", "restart").code == Exit.OK
+    assert "is gone" in hearth("service", "uninstall").out
+    assert hearth("service", "status").code == Exit.NOT_FOUND
+    assert hearth("service", "start").code == Exit.NOT_FOUND
+
+
+def test_one_host_has_one_agent(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+    arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
+    assert hearth("service", "install", *arguments).code == Exit.OK
+    refused = hearth("service", "install", "--as", "user", *arguments)
+    assert refused.code == Exit.REFUSED
+    assert "run `hearth service uninstall --as daemon` first" in refused.err
+    assert len(mac.pids()) == 1
+
+
+def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+    config = tmp_path / "hearth.toml"
+    missing = hearth("service", "install", "--config", config, "--program", tmp_path / "nothing")
+    assert missing.code == Exit.REFUSED
+    secret = ("--program", tmp_path / "hearth", "--env", "HEARTH_TOKEN=abc")
+    assert hearth("service", "install", "--config", config, *secret).code == Exit.REFUSED
+    config.write_text("[hots]\n")
+    assert hearth("service", "install", "--config", config, *secret[:2]).code == Exit.BAD_CONFIGURATION
+    assert not mac.daemon().plist.exists()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is a launchd")
+@pytest.mark.parametrize("verb", ["install", "uninstall", "start", "stop", "restart", "status"])
+def test_without_launchd_it_says_what_it_is_for(hearth: Hearth, verb: str) -> None:
+    ended = hearth("service", verb)
+    assert (ended.code, ended.out) == (Exit.UNAVAILABLE, "")
+    assert "puts the agent under launchd, which keeps it running on a Mac" in ended.err
+    assert "docs/launchd.md has a unit for systemd" in ended.err
+
+
+def test_the_program_is_named_by_the_path_it_was_called_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "versions" / "1" / "hearth"
+    real.parent.mkdir(parents=True)
+    real.write_text("")
+    real.chmod(0o755)
+    (tmp_path / "current").symlink_to(real.parent)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "current" / "hearth")])
+    assert service._program_path(None) == tmp_path / "current" / "hearth"
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    if os.access(f"{sys.prefix}/bin/hearth", os.X_OK):
+        assert str(service._program_path(None)) == f"{sys.prefix}/bin/hearth"

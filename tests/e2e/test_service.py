@@ -1,0 +1,70 @@
+"""The real agent under launchd, with a real VM: an upgrade in place costs neither the VM nor its lease."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from agent.host.service.launchctl import Launchctl
+from agent.host.service.plist import newsyslog, render
+from agent.host.service.steps import Service
+from agent.processes.command import CommandRunner
+from tests.support.launchd import Launchd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scripts.lib.host import Host
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+async def warm(host: Host) -> str:
+    """Wait for the one VM of an agent that may still be starting; return its name."""
+    while True:
+        try:
+            (name,) = await host.until_warm(1)
+        except aiohttp.ClientConnectionError:
+            continue
+        return name
+
+
+async def test_an_upgrade_in_place_keeps_vms_and_leases(
+    host: Host, layout: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchd = Launchd(tmp_path)
+    for name, value in launchd.environment.items():
+        monkeypatch.setenv(name, value)
+    program = tmp_path / "hearth"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m agent "$@"\n')
+    program.chmod(0o755)
+    runner, target = CommandRunner(), launchd.daemon()
+    service = Service(target, Launchctl(runner), runner)
+    host.assign("small", layout["1.0"], warm=1)
+    try:
+        plist = render(target, program=program, config=host.config, environment={})
+        await service.install(plist, newsyslog(target))
+        vm = await warm(host)
+        lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
+        vm_pid, (agent_pid,) = host.vm_pid(vm), launchd.pids()
+
+        upgraded = render(target, program=program, config=host.config, environment={"TART_HOME": "/Volumes/VMs"})
+        assert (await service.install(upgraded, newsyslog(target)))[0]
+
+        assert launchd.pids() != [agent_pid]
+        while True:
+            try:
+                seen = await host.get(f"/v1/leases/{lease['id']}")
+                break
+            except aiohttp.ClientConnectionError:
+                continue
+        assert seen["vm"] == vm
+        assert host.vm_pid(vm) == vm_pid
+        stops = [line for line in host.log() if line["event"] == "agent-stopped"]
+        assert len(stops) == 1, "the old agent ended in order"
+    finally:
+        await service.uninstall()
+        launchd.close()

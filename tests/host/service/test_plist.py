@@ -1,0 +1,98 @@
+"""The plists: what launchd reads, that no secret gets into one, and that each key is explained."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.daemon import STOP_LIMIT_S
+from agent.host.service import plist
+from agent.host.service.errors import ServiceError, ServiceRefusedError
+from agent.host.service.steps import GONE_S, UP_S
+from agent.host.service.target import LABEL, Account, Kind, Target, agent_of, daemon
+
+REPOSITORY = Path(__file__).parents[3]
+PROGRAM, CONFIG = Path("/opt/hearth/current/bin/hearth"), Path("/etc/hearth/hearth.toml")
+USER = agent_of(Account("ci", 501, 20, Path("/Users/ci")))
+
+
+def job(target: Target, **environment: str) -> dict[str, Any]:
+    written = plist.render(target, program=PROGRAM, config=CONFIG, environment=environment)
+    return dict(plistlib.loads(written))
+
+
+@pytest.mark.parametrize("target", [daemon(), USER], ids=lambda target: target.kind)
+def test_a_job_is_kept_alive_and_ends_in_order_without_its_vms(target: Target) -> None:
+    made = job(target)
+    assert made["Label"] == LABEL
+    assert made["ProgramArguments"] == [str(PROGRAM), "run", "--config", str(CONFIG)]
+    assert made["KeepAlive"] is made["RunAtLoad"] is made["AbandonProcessGroup"] is True
+    assert STOP_LIMIT_S < made["ExitTimeOut"] < GONE_S
+    assert made["ThrottleInterval"] < UP_S
+    assert made["ProcessType"] == "Interactive"
+    assert made["Umask"] == 0o077
+    assert made["SoftResourceLimits"]["NumberOfFiles"] == made["HardResourceLimits"]["NumberOfFiles"] == 65536
+    assert made["StandardOutPath"] == f"{target.logs}/launchd.out.log"
+    assert made["StandardErrorPath"] == f"{target.logs}/launchd.err.log"
+    environment = made["EnvironmentVariables"]
+    assert environment["PATH"].split(":")[:3] == ["/opt/homebrew/bin", "/usr/local/bin", "/usr/bin"]
+    assert environment["TART_NO_AUTO_PRUNE"] == "1"
+    assert environment["HOME"] == str(target.account.home)
+
+
+def test_a_daemon_is_roots_and_an_agent_is_of_the_session_at_the_screen() -> None:
+    system, session = job(daemon()), job(USER)
+    assert (system["UserName"], system["LimitLoadToSessionType"]) == ("root", "System")
+    assert "UserName" not in session
+    assert session["LimitLoadToSessionType"] == "Aqua"
+    assert system.keys() - session.keys() == {"UserName", "GroupName"}
+    assert (daemon().service, USER.service) == (f"system/{LABEL}", f"gui/501/{LABEL}")
+    assert USER.plist == Path(f"/Users/ci/Library/LaunchAgents/{LABEL}.plist")
+
+
+def test_variables_are_added_but_no_secrets() -> None:
+    assert job(USER, TART_HOME="/Volumes/VMs")["EnvironmentVariables"]["TART_HOME"] == "/Volumes/VMs"
+    for name, value in {
+        "HEARTH_TOKEN": "x", "registry_password": "x", "AWS_SECRET_ACCESS_KEY": "x", "API_KEY": "x",
+        "HTTPS_PROXY": "http://me:pw@proxy", "CERT": "-----BEGIN RSA PRIVATE KEY-----",
+    }.items():  # fmt: skip
+        with pytest.raises(ServiceRefusedError, match="every user of this Mac can read a plist"):
+            job(USER, **{name: value})
+    with pytest.raises(ServiceRefusedError, match="no name of a variable"):
+        job(USER, **{"A B": "x"})
+
+
+def test_a_broken_template_is_told_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "daemon.plist").write_text("<plist><dict>")
+    monkeypatch.setattr(plist, "templates", lambda: tmp_path)
+    with pytest.raises(ServiceError, match=f"template {tmp_path}/daemon.plist cannot be used"):
+        job(daemon())
+
+
+def test_launchds_own_output_is_rotated() -> None:
+    rules = [line.split() for line in plist.newsyslog(USER).splitlines() if not line.startswith("#")]
+    assert [rule[0] for rule in rules] == [f"{USER.logs}/launchd.{stream}.log" for stream in ("out", "err")]
+    for rule in rules:
+        assert rule[1:] == ["ci:staff", "640", "4", "1024", "*", "N"]
+    assert " root:wheel " in plist.newsyslog(daemon())
+
+
+def test_each_key_is_explained_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "launchd.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `([A-Z][A-Za-z]+|[A-Z_]+)` \|", page, re.MULTILINE))
+    jobs = [job(daemon()), job(USER)]
+    assert explained == {key for made in jobs for key in (*made, *made["EnvironmentVariables"])}
+
+
+def test_the_wheel_holds_the_templates_where_the_installed_package_looks() -> None:
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"launchd": "agent/launchd"}
+    assert {path.name for path in plist.templates().iterdir()} == {
+        *(f"{kind}.plist" for kind in Kind),
+        "newsyslog.conf",
+    }

@@ -1,0 +1,63 @@
+"""A simulated launchd (tests/simulators/launchctl) and a service at a place of it, under a folder of the test's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from agent.host.service.target import Account, Target, agent_of, daemon
+
+SIMULATORS = Path(__file__).parents[1] / "simulators"
+ACCOUNT = Account("ci", os.getuid(), os.getgid(), Path("/Users/ci"))
+
+
+class Launchd:
+    """The launchd of one test, seen and set from outside. `environment` leads a command to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "mac"
+        self.state = folder / "launchd"
+        self.state.mkdir()
+        self.environment = {
+            "LAUNCHCTL_SIM": str(self.state),
+            "PATH": f"{SIMULATORS}:{os.environ['PATH']}",
+        }
+
+    def daemon(self) -> Target:
+        return daemon(self.root)
+
+    def user(self) -> Target:
+        account = Account(ACCOUNT.name, ACCOUNT.uid, ACCOUNT.gid, self.root / "Users/ci")
+        return agent_of(account, self.root)
+
+    def log_in(self) -> None:
+        """Open the session at the screen."""
+        self.set("sessions", str(ACCOUNT.uid))
+
+    def set(self, name: str, value: str = "") -> None:
+        (self.state / name).write_text(value)
+
+    def unset(self, name: str) -> None:
+        (self.state / name).unlink()
+
+    def calls(self) -> list[list[str]]:
+        """Return every call that changed something, or tried to."""
+        made = [json.loads(line) for line in (self.state / "calls").read_text().splitlines()]
+        return [call for call in made if call[0] != "print"]
+
+    def pids(self) -> list[int]:
+        jobs = [json.loads(path.read_text()) for path in (self.state / "jobs").glob("*") if path.suffix != ".fresh"]
+        return [job["pid"] for job in jobs if job["pid"]]
+
+    def close(self) -> None:
+        """End every job, and with it the process that keeps it."""
+        for path in (self.state / "jobs").glob("*"):
+            with suppress(FileNotFoundError, ValueError):
+                job = json.loads(path.read_text())
+                path.write_text(json.dumps(job | {"leaving": True}))
+                if job["pid"]:
+                    with suppress(ProcessLookupError):
+                        os.kill(job["pid"], signal.SIGKILL)

@@ -1,0 +1,87 @@
+"""scripts/install.sh: versions beside each other, `current` turned in one step, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "scripts" / "install.sh"
+
+
+def install(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=170, cwd="/"
+    )  # fmt: skip
+
+
+def output_of(*command: object) -> str:
+    argv = [str(part) for part in command]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
+    prefix = tmp_path / "opt"
+    done = install("--prefix", prefix, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "pip install --require-hashes of" in done.stderr
+    assert f"ready: {prefix}/current/bin/hearth" in done.stderr
+    assert not prefix.exists()
+
+
+def test_a_version_that_stands_is_only_turned_to_and_old_ones_are_dropped(tmp_path: Path) -> None:
+    """The costly part, setting a version up, is left out: it stands already, as after an earlier run."""
+    release = tmp_path / "hearth-9.1.0-py3-none-any.whl"
+    release.write_bytes(b"a wheel")
+    planned = install("--prefix", tmp_path, "--from", release, "--dry-run").stderr
+    version = next(line.split()[3] for line in planned.splitlines() if "setting up" in line)
+    assert version.startswith("9.1.0-")
+    versions = tmp_path / "versions"
+    for age, name in enumerate([version, "0.9", "0.8", "0.7", "0.6"]):
+        (versions / name / "bin").mkdir(parents=True)
+        (versions / name / "complete").touch()
+        os.utime(versions / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "current").symlink_to("versions/0.9")
+
+    done = install("--prefix", tmp_path, "--from", release)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "current").readlink() == Path("versions") / version
+    assert {path.name for path in versions.iterdir()} == {version, "0.9", "0.8"}
+    assert {path.name for path in tmp_path.iterdir()} == {"versions", "current", release.name}
+    assert f"current is {version}" in install("--prefix", tmp_path, "--from", release).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(("--from", "/nothing.whl"), "there is no"), (("--wrong",), "--prefix")]
+)
+def test_a_wrong_call_is_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
+    done = install(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="fetches every dependency; set HEARTH_SLOW=1")
+def test_a_checkout_is_installed_whole_and_an_interrupted_run_is_made_good(tmp_path: Path) -> None:
+    done = install("--prefix", tmp_path)
+    assert done.returncode == 0, done.stderr
+    hearth = tmp_path / "current" / "bin" / "hearth"
+    (version,) = (tmp_path / "versions").iterdir()
+    assert subprocess.run([hearth, "--version"], capture_output=True, text=True, check=True).stdout.startswith(
+        "hearth "
+    )
+    ask = "from agent.host.service import plist; print(plist.templates()); print(plist.newsyslog.__module__)"
+    python = version / "bin" / "python"
+    told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
+    assert told[0].startswith(str(version))
+    assert told[0].endswith("/agent/launchd")
+
+    (version / "complete").unlink()
+    (version / "lib").rename(version / "gone")
+    again = install("--prefix", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert not (version / "gone").exists()
+    assert "is there already" in install("--prefix", tmp_path).stderr
