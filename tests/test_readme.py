@@ -37,7 +37,8 @@ def test_the_configuration_in_full_has_every_key_and_no_other() -> None:
     assert set(document) == keys(Config)
     for name in ("host", "api", "assignment", "log"):
         assert set(document[name]) == keys(type(getattr(Config(), name))), name
-    assert set(document["hypervisor"]["qemu"]) == keys(type(Config().hypervisor.qemu))
+    for name in ("qemu", "anka"):
+        assert set(document["hypervisor"][name]) == keys(type(getattr(Config().hypervisor, name))), name
     (registry,) = document["images"]["registries"].values()
     assert set(registry) == keys(RegistryConfig)
     assert set(document["images"]) == keys(type(Config().images))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from agent.config.base import Section
+from pydantic import Field, SecretStr, model_validator
+
+from agent.config.base import Seconds, Section
 
 
 class QemuConfig(Section):
@@ -16,8 +19,43 @@ class QemuConfig(Section):
     """Path of qemu-system-*; default: the one for this machine's architecture on PATH."""
 
 
+class AnkaConfig(Section):
+    """`[hypervisor.anka]`: Anka, and the Registry its templates come from."""
+
+    binary: str | None = None
+    """Path of `anka`; default: the one on PATH, else /usr/local/bin/anka."""
+    timeout_s: Seconds = 20.0
+    """How long `anka` may take to answer a question about what is on this host."""
+    start_timeout_s: Seconds = 90.0
+    """How long `anka start` may take."""
+    logs: Path | None = None
+    """Where Anka logs; default: /Library/Logs/Anka for root, else below the user's own Library."""
+    registry: str | None = Field(default=None, pattern="^https?://[^/]+/?$")
+    """The Anka Registry, such as `https://registry.example:8089`."""
+    remote: str = Field(default="hearth", pattern="^[A-Za-z0-9._-]+$")
+    """What `anka registry` calls it. It is added under that name when there is none."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust for it, beside the system's."""
+    cert_file: Path | None = None
+    """Our certificate, where the Registry asks for one, with `key_file`."""
+    key_file: Path | None = None
+    root_token: SecretStr | None = None
+    """For the Registry's REST API; `anka` itself needs certificate or API key."""
+    api_key_id: str | None = None
+    """A user API key, with `api_key_file` (PEM)."""
+    api_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        for one, other in (("cert_file", "key_file"), ("api_key_id", "api_key_file")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} belong together: set both or neither")
+        return self
+
+
 class HypervisorConfig(Section):
     """`[hypervisor]`."""
 
-    kind: Literal["auto", "qemu", "simulated"] = "auto"
+    kind: Literal["auto", "qemu", "simulated", "anka"] = "auto"
     qemu: QemuConfig = QemuConfig()
+    anka: AnkaConfig = AnkaConfig()

@@ -188,6 +188,7 @@ class LocalImage:
     nvram: Path | None  # None when the image has an empty NVRAM layer
     os: str  # "linux" or "darwin"
     arch: str  # "amd64" or "arm64"
+    known_as: str = ""  # what the hypervisor's own tool calls it where that keeps it (Anka: template:tag)
 
 
 @dataclass(frozen=True, slots=True)

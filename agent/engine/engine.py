@@ -219,7 +219,9 @@ class Engine:
         parts = self._parts
         await parts.observation.look(lambda: frozenset(parts.ledger.vms), lambda: parts.executor.busy)
         now_s = time.time()
-        for what in ("HypervisorResponding", "ImageStoreReadable", "DiskMeasured"):
+        for fact in parts.observation.health:
+            parts.board.post_problem(fact.condition, now_s, reason=fact.reason, message=fact.message)
+        for what in ("HypervisorResponding", "HypervisorHealthKnown", "ImageStoreReadable", "DiskMeasured"):
             message = parts.observation.problems.get(what, "")
             parts.board.post_problem(what, now_s, reason="LookFailed" if message else "", message=message)
 

@@ -14,7 +14,7 @@ from agent.host.facts import DiskFacts
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.hypervisors.contract import Hypervisor
+    from agent.hypervisors.contract import HealthFact, Hypervisor
     from agent.images.contract import Images
 
 log = structlog.get_logger()
@@ -35,11 +35,13 @@ class Observation:
         self.templates: frozenset[str] = frozenset()
         self.disk = DISK_UNKNOWN
         self.foreign_slots = 0
+        self.health: tuple[HealthFact, ...] = ()
         self.problems: dict[str, str] = {}
 
     async def look(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
         """Look at everything. `known` and `busy` tell which VMs the journal knows and which are being worked on."""
         await self._guard("HypervisorResponding", self._list(known(), busy()))
+        await self._guard("HypervisorHealthKnown", self._ask_health())
         await self.look_at_stock()
         await self._guard("DiskMeasured", self._measure_disk())
 
@@ -63,6 +65,9 @@ class Observation:
         self._listing = Listing(seen, known, known - busy)
         if self._hypervisor.capabilities.counts_foreign_slots:
             self.foreign_slots = sum(one.running and not one.ours for one in seen)
+
+    async def _ask_health(self) -> None:
+        self.health = await self._hypervisor.health()
 
     async def _list_images(self) -> None:
         self.images = await self._images.list()

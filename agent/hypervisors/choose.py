@@ -24,6 +24,12 @@ def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] =
             from agent.hypervisors.simulated import SimulatedHypervisor  # noqa: PLC0415
 
             return SimulatedHypervisor()
+        case "anka":
+            from agent.hypervisors.anka import AnkaHypervisor  # noqa: PLC0415
+
+            return AnkaHypervisor(
+                config.hypervisor.anka, records_dir=config.data_dir / "vms", runner=CommandRunner(observer)
+            )
         case "auto" | "qemu":
             from agent.hypervisors.qemu.driver import QemuHypervisor  # noqa: PLC0415
 

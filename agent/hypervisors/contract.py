@@ -121,6 +121,18 @@ class VmExit:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HealthFact:
+    """Something about a hypervisor that people must know, as a condition of the host.
+
+    `reason` is one CamelCase word, empty when all is well; `message` says what is wrong and the way out.
+    """
+
+    condition: str
+    reason: str = ""
+    message: str = ""
+
+
 class Hypervisor(Protocol):
     """One hypervisor on one host."""
 
@@ -138,6 +150,12 @@ class Hypervisor(Protocol):
 
     async def preflight(self) -> None:
         """Prove that VMs can run here. Raises `HypervisorUnavailableError` naming what to install or change."""
+
+    async def health(self) -> tuple[HealthFact, ...]:
+        """What people must know of this hypervisor beyond what listings tell, such as the state of a license.
+
+        Asked at every look around: what is dear to find out is to be remembered. Empty where there is nothing to tell.
+        """
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
         """Call `listener` on the event loop as soon as a VM's process ends, whoever started it and whyever it ended.

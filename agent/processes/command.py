@@ -125,8 +125,10 @@ class CommandRunner:
     def __init__(self, observer: Callable[[CommandReport], None] = ignore) -> None:
         self._observer = observer
 
-    async def run(self, command: Command, *, check: bool = True) -> CommandResult:
-        """Run a command to its end and return what it printed.
+    async def run(
+        self, command: Command, *, check: bool = True, on_output: Callable[[bytes], None] | None = None
+    ) -> CommandResult:
+        """Run a command to its end and return what it printed. `on_output` is shown all output as it comes.
 
         Whatever happens, neither the command nor a process of its group is left. Raises `ProgramMissingError`,
         `CommandTimeoutError` and, with `check`, `CommandFailedError`.
@@ -134,7 +136,7 @@ class CommandRunner:
         started_s = time.monotonic()
         outcome = CommandOutcome.CANCELLED
         try:
-            result = await _run(command, started_s)
+            result = await _run(command, started_s, on_output)
             outcome = CommandOutcome.FAILED if result.exit_code else CommandOutcome.OK
         except ProgramMissingError:
             outcome = CommandOutcome.MISSING
@@ -151,11 +153,11 @@ class CommandRunner:
         return result
 
 
-async def _run(command: Command, started_s: float) -> CommandResult:
+async def _run(command: Command, started_s: float, on_output: Callable[[bytes], None] | None) -> CommandResult:
     process: _Process | None = None
     try:
         async with asyncio.timeout(command.timeout_s):
-            process = await _spawn(command)
+            process = await _spawn(command, on_output)
             await process.exited.wait()
     except TimeoutError:
         if process is not None:
@@ -180,12 +182,12 @@ def _failure(command: Command, result: CommandResult) -> str:
     return f"`{command}` ended with {how}: {said or 'it said nothing'}"
 
 
-async def _spawn(command: Command) -> _Process:
+async def _spawn(command: Command, on_output: Callable[[bytes], None] | None) -> _Process:
     """Start the command in its own session. One that is cancelled while it starts is killed once it stands."""
     loop = asyncio.get_running_loop()
     starting = loop.create_task(
         loop.subprocess_exec(
-            lambda: _Process(command.output_limit_bytes),
+            lambda: _Process(command.output_limit_bytes, on_output),
             *command.argv,
             stdin=asyncio.subprocess.PIPE if command.stdin else asyncio.subprocess.DEVNULL,
             env={**os.environ, **command.env} if command.env else None,
@@ -214,7 +216,8 @@ async def _spawn(command: Command) -> _Process:
 class _Process(asyncio.SubprocessProtocol):
     """One running command: what it prints, when it ends, and how to end it with its whole group."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, on_output: Callable[[bytes], None] | None) -> None:
+        self._on_output = on_output
         self.stdout = HeadTail(limit_bytes)
         self.stderr = HeadTail(limit_bytes)
         self.exited = asyncio.Event()
@@ -228,6 +231,8 @@ class _Process(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         (self.stdout if fd == 1 else self.stderr).write(data)
+        if self._on_output is not None:
+            self._on_output(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open.discard(fd)

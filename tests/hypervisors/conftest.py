@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hypervisors.anka_rig import REAL, AnkaRig, RealAnkaRig
 from tests.hypervisors.rigs import QemuRig, SimulatedRig, local_image
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.guests import SmallImage
 
 
-@pytest.fixture(params=[pytest.param("qemu", marks=pytest.mark.qemu), "simulated"])
+@pytest.fixture(params=[pytest.param("qemu", marks=pytest.mark.qemu), "simulated", "anka"])
 def rig(request: pytest.FixtureRequest) -> Rig:
     """A host of each kind."""
     rig: Rig = request.getfixturevalue(f"{request.param}_rig")
@@ -28,6 +29,13 @@ def rig(request: pytest.FixtureRequest) -> Rig:
 @pytest.fixture
 def qemu_rig(tmp_path: Path, small_image: SmallImage) -> Iterator[QemuRig]:
     rig = QemuRig(tmp_path, local_image(small_image("1.0")))
+    yield rig
+    rig.clean_up()
+
+
+@pytest.fixture
+def anka_rig(tmp_path: Path) -> Iterator[AnkaRig | RealAnkaRig]:
+    rig = RealAnkaRig(tmp_path) if REAL else AnkaRig(tmp_path)
     yield rig
     rig.clean_up()
 

@@ -34,6 +34,8 @@ class Rig(Protocol):
     """One host."""
 
     image: LocalImage
+    slots: int  # how many VMs may run at once
+    tells_exit_codes: bool  # VMs are children of the agent, which learns how they ended
 
     def driver(self) -> Hypervisor:
         """Return a new driver of the host, as a new agent would have it."""
@@ -66,6 +68,8 @@ class QemuRig:
 
     folder: Path
     image: LocalImage
+    slots: int = 3
+    tells_exit_codes: bool = True
 
     @property
     def vms(self) -> Path:
@@ -127,6 +131,8 @@ class SimulatedRig:
     """A simulated host whose guests serve their ports."""
 
     image: LocalImage
+    slots: int = 3
+    tells_exit_codes: bool = True
     host: SimulatedHost = field(
         default_factory=lambda: SimulatedHost(behaviour=Behaviour(boot_s=constant(0.1)), serve=True)
     )

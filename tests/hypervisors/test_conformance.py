@@ -64,6 +64,11 @@ async def pid_of(driver: Hypervisor, name: str) -> int:
     return vm.pid
 
 
+def skip_unless_it_suspends(driver: Hypervisor) -> None:
+    if not driver.capabilities.suspend:
+        pytest.skip(f"{driver.name} cannot suspend VMs")
+
+
 async def test_a_host_without_vms_lists_none(driver: Hypervisor) -> None:
     assert await driver.inventory() == ()
 
@@ -94,7 +99,7 @@ async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) 
 
     await driver.stop(name, grace_s=30)
     ended = await exits.next()
-    assert (ended.name, ended.code) == (name, 0), "the guest shut down by itself"
+    assert (ended.name, ended.code) == (name, 0 if rig.tells_exit_codes else None), "the guest shut down by itself"
     assert await driver.inventory() == (Observed(name, ours=True, running=False),)
     await driver.delete(name)
     assert await driver.inventory() == ()
@@ -172,16 +177,16 @@ async def test_unknown_and_stopped_vms_are_told_apart(driver: Hypervisor, rig: R
 
 
 async def test_vms_do_not_disturb_each_other(driver: Hypervisor, rig: Rig) -> None:
-    specs = [spec(number) for number in (1, 2, 3)]
+    specs = [spec(number) for number in range(1, rig.slots + 1)]
     await asyncio.gather(*(driver.clone(each, rig.image) for each in specs))
     await asyncio.gather(*(driver.start(each) for each in specs))
     addresses = [await driver.address(each.name) for each in specs]
     ports = [port for address in addresses for port in address.ports.values()]
-    assert len(set(ports)) == len(ports) == 6
+    assert len(set(ports)) == len(ports) == 2 * rig.slots
     await driver.stop(specs[0].name, grace_s=0)
     await driver.delete(specs[0].name)
     listed = await driver.inventory()
-    assert [(vm.name, vm.running) for vm in listed] == [(specs[1].name, True), (specs[2].name, True)]
+    assert [(vm.name, vm.running) for vm in listed] == [(each.name, True) for each in specs[1:]]
 
 
 async def test_a_killed_vm_is_noticed_at_once(driver: Hypervisor, rig: Rig) -> None:
@@ -189,7 +194,7 @@ async def test_a_killed_vm_is_noticed_at_once(driver: Hypervisor, rig: Rig) -> N
     await running(driver, rig)
     started_s = time.monotonic()
     rig.kill(spec().name)
-    assert (await exits.next()).code == -9
+    assert (await exits.next()).code == (-9 if rig.tells_exit_codes else None)
     assert time.monotonic() - started_s < AT_ONCE_S
     assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
     with pytest.raises(VmNotRunningError):
@@ -252,6 +257,7 @@ async def test_a_guest_that_is_not_up_yet_is_no_error_of_the_tool(driver: Hyperv
 
 
 async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig) -> None:
+    skip_unless_it_suspends(driver)
     name = spec().name
     pid = await running(driver, rig, booted=True)
     with pytest.raises(HypervisorError, match="no saved memory"):
@@ -271,6 +277,7 @@ async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig)
 
 
 async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervisor, rig: Rig) -> None:
+    skip_unless_it_suspends(driver)
     await running(driver, rig)
     await driver.suspend(spec().name)
     await driver.start(spec())

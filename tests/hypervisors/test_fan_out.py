@@ -24,6 +24,12 @@ KEPT = "/kept-in-memory"
 TEMPLATE = "sha256-of-the-image-1x256"
 
 
+@pytest.fixture(autouse=True)
+async def _fans_out(driver: Hypervisor) -> None:
+    if not driver.capabilities.fan_out:
+        pytest.skip(f"{driver.name} cannot start VMs from a memory")
+
+
 async def said(driver: Hypervisor, name: str, *argv: str) -> str:
     result = await driver.execute(name, argv, timeout_s=30)
     assert result.exit_code == 0, result

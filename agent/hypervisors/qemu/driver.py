@@ -16,6 +16,7 @@ from agent.hypervisors.contract import (
     ExecResult,
     ForeignVmError,
     GuestError,
+    HealthFact,
     HypervisorError,
     VmNotFoundError,
     VmNotRunningError,
@@ -91,6 +92,10 @@ class QemuHypervisor:
         """See `Hypervisor`. On the way it removes the templates that this host's QEMU cannot use."""
         machine = machine_id(await self._toolchain())
         await self._in_store(lambda store: store.sweep(machine))
+
+    async def health(self) -> tuple[HealthFact, ...]:
+        """See `Hypervisor`. Nothing beyond listings."""
+        return ()
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
         """See `Hypervisor`."""

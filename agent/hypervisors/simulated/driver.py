@@ -15,6 +15,7 @@ from agent.hypervisors.contract import (
     FanOutUnsupportedError,
     ForeignVmError,
     GuestError,
+    HealthFact,
     HypervisorError,
     VmExistsError,
     VmNotFoundError,
@@ -57,6 +58,10 @@ class SimulatedHypervisor:
 
     async def preflight(self) -> None:
         """See `Hypervisor`. Simulations run anywhere."""
+
+    async def health(self) -> tuple[HealthFact, ...]:
+        """See `Hypervisor`. Nothing beyond listings."""
+        return ()
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
         """See `Hypervisor`."""

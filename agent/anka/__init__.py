@@ -1,0 +1,1 @@
+"""The `anka` command line, as its driver and its image provider both use it."""

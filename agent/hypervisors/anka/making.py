@@ -1,0 +1,54 @@
+"""Makes a VM from a template's tag: clone, size, and a port rule for each port that must be reachable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.anka.command import AnkaAnswerError, AnkaNameTakenError, AnkaNotFoundError
+from agent.hypervisors.contract import HypervisorError, VmExistsError
+
+if TYPE_CHECKING:
+    from agent.anka.command import Anka
+    from agent.domain.model import LocalImage
+    from agent.hypervisors.contract import VmSpec
+
+CLONE_S: Final = 90.0
+CHANGE_S: Final = 20.0
+
+
+async def make_vm(anka: Anka, spec: VmSpec, image: LocalImage) -> None:
+    """Clone and set up a VM. Raises `VmExistsError`, `HypervisorError` and `AnkaError`; what was made stays then.
+
+    The tag is always named: without it the clone is of what is checked out now, which a pull may move (A5).
+    """
+    template, _, tag = image.known_as.partition(":")
+    if not template or not tag:
+        raise HypervisorError(f"the image {image.digest} is no Anka template", remedy="assign anka:TEMPLATE:TAG")
+    try:
+        await anka.ask("clone", "--tag", tag, template, spec.name, timeout_s=CLONE_S)
+    except AnkaNameTakenError:
+        raise VmExistsError(f"a VM named {spec.name} exists") from None
+    except AnkaNotFoundError as error:
+        raise HypervisorError(f"{spec.name} cannot be cloned: {error}", remedy="the tag is pulled again") from error
+    await anka.ask("modify", spec.name, "cpu", str(spec.size.cpus), timeout_s=CHANGE_S)
+    await anka.ask("modify", spec.name, "ram", memory(spec.size.memory_mib), timeout_s=CHANGE_S)
+    missing = set(spec.ports) - {rule["guest_port"] for rule in await port_rules(anka, spec.name)}
+    for port in sorted(missing):
+        # No host port is fixed: one that is in use would keep the VM from starting (A11).
+        await anka.ask("modify", spec.name, "port", f"hearth-{port}", str(port), timeout_s=CHANGE_S)
+
+
+async def port_rules(anka: Anka, name: str) -> list[dict[str, Any]]:
+    """Return a VM's port rules; `host_port` stands in those of a running one. Raises `AnkaError`."""
+    body = (await anka.ask("show", name, "network")).body
+    rules = body.get("port_forwarding_rules") if isinstance(body, dict) else None
+    if rules is None and isinstance(body, dict) and "mode" in body:
+        return []
+    if not isinstance(rules, list):
+        raise AnkaAnswerError(f"`anka show {name} network` tells no port rules")
+    return [rule for rule in rules if isinstance(rule, dict) and isinstance(rule.get("guest_port"), int)]
+
+
+def memory(mib: int) -> str:
+    """Return an amount of memory as `anka modify` takes it."""
+    return f"{mib // 1024}G" if mib % 1024 == 0 else f"{mib}M"

@@ -1,0 +1,60 @@
+"""Command lines as `anka` reads them: words, flags, and options with a value, which differ from command to command."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.simulators.anka.state import AnkaFailure
+
+TAG: Final = {"-t": "--tag", "--tag": "--tag"}
+CREDENTIALS: Final = {name: name for name in ("--cert", "--key", "--cacert", "--api-key-id", "--api-key")}
+VALUED: Final[dict[str, dict[str, str]]] = {
+    "list": {"-f": "--field", "--field": "--field"},
+    "show": TAG,
+    "clone": TAG,
+    "delete": TAG,
+    "pull": TAG,
+    "modify": {"-c": "--cores", "--cores": "--cores", "--set-name": "--set-name"},
+    "license": {"-k": "--key"},
+    "registry": {
+        **TAG, **CREDENTIALS, "-r": "--remote", "--remote": "--remote", "-o": "--oci-version",
+        "--oci-version": "--oci-version", "-p": "--prefix", "--prefix": "--prefix", "-u": "--user", "--user": "--user",
+    },
+}  # fmt: skip
+
+
+class Arguments:
+    """What is left of a command line. Of `run` only the first word is anka's: what follows is the guest's."""
+
+    def __init__(self, command: str, argv: list[str], *, machine_readable: bool) -> None:
+        self.command = command
+        self.words: list[str] = []
+        self.flags: set[str] = set()
+        self.options: dict[str, str] = {}
+        self.machine_readable = machine_readable
+        valued, rest = VALUED.get(command, {}), list(argv)
+        while rest:
+            word = rest.pop(0)
+            if word.startswith("-o") and len(word) > 2 and not word.startswith("--"):
+                word, rest = "-o", [word[2:], *rest]
+            if not word.startswith("-"):
+                self.words.append(word)
+                if command == "run":
+                    self.words += rest
+                    return
+            elif word in valued:
+                if not rest:
+                    raise AnkaFailure(f"{word} needs a value", exit_code=2)
+                self.options[valued[word]] = rest.pop(0)
+            else:
+                self.flags.add(word)
+
+    def word(self, number: int, what: str) -> str:
+        """Return a word that must be there."""
+        if len(self.words) <= number:
+            raise AnkaFailure(f"missing argument: {what}", exit_code=2)
+        return self.words[number]
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these flags was given."""
+        return any(name in self.flags for name in names)

@@ -1,0 +1,190 @@
+"""The hypervisor process of one simulated VM: a real process with a child, real ports, and a channel for commands.
+
+It inherits the lock on `alive` and holds it as long as it lives, tells about itself in `run.json`, and forwards a host
+port for each port rule. The guest behind it behaves as its image's top layer says: what it serves, how long it boots,
+whether it is sick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.simulators.anka.state import Document, Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PORT_BASE: Final = 10000
+HYPERVISOR: Final = "ankahv-arm64"
+HELPER: Final = "com.apple.Virtualization.VirtualMachine"
+NO_SUCH_COMMAND: Final = 127
+
+
+class Guest:
+    """What answers inside: it has files, and a few commands do what they are known for."""
+
+    def __init__(self, name: str, nature: Document, log: Path) -> None:
+        self.nature = nature
+        self.up = threading.Event()
+        self._name = name
+        self._files: set[str] = set()
+        self._log = log
+        if not nature.get("sick"):
+            timer = threading.Timer(nature.get("boot_s", 0.1), self._booted)
+            timer.daemon = True
+            timer.start()
+
+    def _booted(self) -> None:
+        self.say("login window reached")
+        self.up.set()
+
+    def say(self, text: str) -> None:
+        """Write a line to the VM's log."""
+        with self._log.open("a") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def execute(self, argv: list[str]) -> tuple[int, str, str]:
+        """Run a command; return exit code, stdout and stderr."""
+        program, *arguments = argv or ["true"]
+        if program in ("sh", "bash", "zsh") and len(arguments) == 2:
+            return self.execute(shlex.split(arguments[1]))
+        last = arguments[-1] if arguments else ""
+        fixed = {
+            "true": (0, ""), "sync": (0, ""), "false": (1, ""), "uname": (0, "Darwin\n"),
+            "echo": (0, f"{' '.join(arguments)}\n"), "hostname": (0, f"{self._name}\n"),
+            "ls": (0 if last in self._files else 1, ""), "test": (0 if last in self._files else 1, ""),
+        }  # fmt: skip
+        if program == "sleep":
+            time.sleep(float(last))
+        elif program == "touch":
+            self._files.add(last)
+        elif program == "exit":
+            return int(last), "", ""
+        elif program not in fixed:
+            return NO_SUCH_COMMAND, "", f"{program}: command not found\n"
+        code, said = fixed.get(program, (0, ""))
+        return code, said, ""
+
+
+class Machine:
+    """One running VM."""
+
+    def __init__(self, home: Home, uuid: str, name: str) -> None:
+        self._home = home
+        self._folder = home.vms / uuid
+        self._uuid = uuid
+        vm = home.find(uuid)
+        nature = json.loads(home.layer(vm.layers[0]).read_text().rstrip("\0"))
+        self._guest = Guest(name, nature, home.logs / f"{uuid}.log")
+        self._over = threading.Event()
+        self._life: Document = {}
+        self._rules = vm.rules
+
+    def run(self) -> None:
+        """Live until stopped."""
+        helper = subprocess.Popen([HELPER], executable="/bin/cat", stdin=subprocess.PIPE)
+        signal.signal(signal.SIGTERM, lambda *_: self._over.set())
+        ports = {rule["name"]: self._listen(rule) for rule in self._rules}
+        self._life = {
+            "pid": os.getpid(),
+            "channel": self._serve(_bind(0), self._command),
+            "ports": ports,
+            "ip": f"192.168.64.{2 + os.getpid() % 250}",
+            "start_date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "over": False,
+        }
+        self._tell()
+        self._guest.say(f"hypervisor started, pid {os.getpid()}")
+        lives_s = self._guest.nature.get("dies_after_s")
+        stopped = self._over.wait(lives_s)
+        self._life["over"] = stopped
+        self._guest.say("stopped" if stopped else "guest panicked")
+        self._tell()
+        helper.kill()
+        os._exit(0)
+
+    def _tell(self) -> None:
+        self._home.write(f"vm_lib/{self._uuid}/run.json", self._life)
+
+    def _listen(self, rule: Document) -> int:
+        """Forward a rule's host port: the one it fixes, or the next free one from 10000 on (A11)."""
+        fixed = rule.get("host_port")
+        return self._serve(_bind(fixed) if fixed else _bind_from(PORT_BASE), lambda at: self._answer(at, rule))
+
+    def _serve(self, listening: socket.socket, answer: Callable[[socket.socket], None]) -> int:
+        def accept() -> None:
+            while True:
+                with suppress(OSError):
+                    connection, _ = listening.accept()
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        port: int = listening.getsockname()[1]
+        return port
+
+    def _answer(self, connection: socket.socket, rule: Document) -> None:
+        """Answer as an SSH server would, or one HTTP request, once the guest is up."""
+        with connection, suppress(OSError):
+            self._guest.up.wait()
+            if rule["guest_port"] == 22:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+                connection.recv(1)
+                return
+            request = b""
+            while b"\r\n\r\n" not in request:
+                received = connection.recv(4096)
+                if not received:
+                    return
+                request += received
+            body = f"{self._guest.nature.get('serves', '')}\n".encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            connection.sendall(head.encode() + body)
+
+    def _command(self, connection: socket.socket) -> None:
+        """Do what the program `anka` asks for on the channel: one JSON line in, one out."""
+        with connection, connection.makefile("rw") as stream, suppress(OSError):
+            asked: dict[str, Any] = json.loads(stream.readline())
+            if asked["do"] == "stop":
+                if asked["force"] or not self._guest.nature.get("ignores_shutdown"):
+                    time.sleep(0 if asked["force"] else self._guest.nature.get("shutdown_s", 0.05))
+                    self._over.set()
+                return
+            self._guest.up.wait()
+            code, out, err = self._guest.execute(asked["argv"])
+            stream.write(json.dumps({"code": code, "stdout": out, "stderr": err}) + "\n")
+
+
+def _bind(port: int) -> socket.socket:
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen(16)
+    return listening
+
+
+def _bind_from(base: int) -> socket.socket:
+    for port in range(base + os.getpid() % 20000, 65535):
+        with suppress(OSError):
+            return _bind(port)
+    raise OSError("no host port is free")
+
+
+def main() -> None:
+    """Run the VM that the arguments name: home, UUID, name."""
+    _, home, uuid, name = sys.argv[1:]
+    try:
+        Machine(Home(Path(home)), uuid, name).run()
+    except OSError as error:
+        sys.stderr.write(f"port_fwd: failed to bind: {error}\n")
+        os._exit(70)
