@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from agent.api.auth import OpenGate, Role
 from agent.api.context import CONTEXT, GATE, Context
@@ -24,6 +24,7 @@ from agent.api.resources import (
     assignment,
     events,
     evidence,
+    execs,
     health,
     host,
     images,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest body taken: an assignment of a thousand pools fits several times."""
 
+GRACE_S: Final = 5.0
+"""How long a stopping agent waits for writes and commands that are being ended."""
+
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *health.OPERATIONS,
     *host.OPERATIONS,
@@ -57,6 +61,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *images.OPERATIONS,
     *assignment.OPERATIONS,
     *leases.OPERATIONS,
+    *execs.OPERATIONS,
     *events.OPERATIONS,
 )
 
@@ -95,8 +100,11 @@ async def _follow_events(application: web.Application) -> AsyncIterator[None]:
 
 
 async def _let_go(application: web.Application) -> None:
-    """End every event stream, and see writes through whose clients are gone."""
+    """End every stream, and see writes through whose clients are gone."""
     application[CONTEXT].events.close()
-    unfinished = application[CONTEXT].unfinished
-    if unfinished:
-        await asyncio.wait(unfinished, timeout=5.0)
+    sockets = dict(application[CONTEXT].sockets)
+    await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in sockets))
+    if sockets:
+        await asyncio.wait(sockets.values(), timeout=GRACE_S)
+    if unfinished := application[CONTEXT].unfinished:
+        await asyncio.wait(unfinished, timeout=GRACE_S)

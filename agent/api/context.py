@@ -44,6 +44,8 @@ class Context:
     host_view: HostView
     events: EventHub
     unfinished: set[asyncio.Task[Any]] = field(default_factory=set)
+    sockets: dict[web.WebSocketResponse, asyncio.Task[Any]] = field(default_factory=dict)
+    """The WebSockets that are open, with the tasks that serve them."""
 
 
 GATE: Final = web.AppKey("gate", Gate)
@@ -66,7 +68,7 @@ async def read_body(request: web.Request, model: type[_Model]) -> _Model:
     """Return the request's JSON body as `model`. Raises the `RequestError` that names each field at fault."""
     raw = await _read(request)
     _parse(raw)
-    with _faults_told("body"):
+    with faults_told("body"):
         return model.model_validate_json(raw)
 
 
@@ -77,7 +79,7 @@ def read_query(request: web.Request, model: type[_Model]) -> _Model:
     repeated = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if repeated:
         raise RequestError(f"the query gives {', '.join(repeated)} more than once", remedy="give it once")
-    with _faults_told("query"):
+    with faults_told("query"):
         return model.model_validate(dict(request.query))
 
 
@@ -147,7 +149,8 @@ def _parse(raw: bytes) -> object:
 
 
 @contextmanager
-def _faults_told(where: str) -> Iterator[None]:
+def faults_told(where: str) -> Iterator[None]:
+    """Turn what pydantic finds wrong into the `RequestError` that names each field at fault."""
     try:
         yield
     except ValidationError as error:

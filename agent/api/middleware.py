@@ -105,7 +105,8 @@ async def no_foreign_pages(request: web.Request, handler: Handler) -> web.Stream
             )
         origin = request.headers.get(hdrs.ORIGIN)
         own = (f"http://{request.host}", f"https://{request.host}")
-        if origin is not None and request.method not in _READS and origin not in own:
+        reads = request.method in _READS and hdrs.UPGRADE not in request.headers  # a WebSocket may ask for anything
+        if origin is not None and not reads and origin not in own:
             raise problems.OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
     return await handler(request)
 

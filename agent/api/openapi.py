@@ -59,6 +59,8 @@ def _models(item: Operation) -> Iterable[tuple[type[BaseModel], str]]:
         yield item.answer, "serialization"
     if item.body is not None:
         yield item.body, "validation"
+    yield from ((model, "validation") for model in item.takes)
+    yield from ((model, "serialization") for model in item.tells)
 
 
 def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -72,6 +74,11 @@ def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
     if item.body is not None:
         body = schemas[item.body, "validation"]
         result["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    if item.takes:
+        result["x-websocket"] = {
+            "client": [schemas[model, "validation"] for model in item.takes],
+            "agent": [schemas[model, "serialization"] for model in item.tells],
+        }
     return result
 
 

@@ -25,8 +25,8 @@ class Operation:
     `answer` is the document of `status`, or the media type of a body that is no document, or None for an empty body.
     `also` lists other statuses that carry the answer's document, and `errors` the statuses of problems that belong to
     this operation (those any operation can have are not repeated). `stream` is the media type that a client can ask
-    for instead, to be told as things happen. `role` is the least that a caller must have, where that is not
-    what `needs` concludes from the method.
+    for instead, to be told as things happen. `takes` and `tells` are the messages of a WebSocket. `role` is the least
+    that a caller must have, where that is not what `needs` concludes from the method.
     """
 
     id: str
@@ -43,6 +43,8 @@ class Operation:
     errors: tuple[int, ...] = ()
     role: Role | None = None
     stream: str = ""
+    takes: tuple[type[BaseModel], ...] = ()
+    tells: tuple[type[BaseModel], ...] = ()
 
     @property
     def needs(self) -> Role:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.domain.rollout import Rollout
     from agent.engine.evidence import EvidenceFile
     from agent.hypervisors.contract import Address, ExecResult
+    from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import PullProgress
 
 
@@ -153,6 +154,9 @@ class Engine(Protocol):
 
     async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
+
+    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """Start a command in a guest, to be followed while it runs. Raises `GuestError` when the guest does not."""
 
     async def replace_vm(self, name: str, *, reason: str) -> None:
         """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""

@@ -51,6 +51,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "invalid-request": 422,
     "bad-configuration": 422,
     "bad-ttl": 422,
+    "upgrade-required": 426,
     "hypervisor-error": 502,
     "guest-error": 502,
     "no-vm-free": 503,
@@ -70,6 +71,7 @@ _HOW: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
 
 _HEADERS_BY_STATUS: Final[Mapping[int, Mapping[str, str]]] = {
     401: {"WWW-Authenticate": "Bearer"},
+    426: {"Upgrade": "websocket", "Connection": "Upgrade"},
     503: {"Retry-After": str(RETRY_AFTER_S)},
 }
 
@@ -109,6 +111,12 @@ class MediaTypeError(RequestError):
     code = "unsupported-media-type"
 
 
+class UpgradeRequiredError(RequestError):
+    """The operation speaks WebSocket, and the request does not ask for it."""
+
+    code = "upgrade-required"
+
+
 class HostRefusedError(RequestError):
     """The Host header does not name this listener: a browser led astray by DNS, most likely."""
 
@@ -132,13 +140,12 @@ def status_of(error: HearthError) -> int:
     return STATUS_BY_CODE.get(error.code, 400 if error.blame is Blame.REQUEST else 503)
 
 
-def from_error(error: HearthError, *, request_id: str) -> web.Response:
-    """Return the response to an expected error."""
-    status = status_of(error)
-    problem = Problem(
+def problem_of(error: HearthError, *, request_id: str) -> Problem:
+    """Return an expected error as a document."""
+    return Problem(
         type=f"urn:hearth:problem:{error.code}",
         title=error.code.replace("-", " ").capitalize(),
-        status=status,
+        status=status_of(error),
         detail=error.message,
         code=error.code,
         remedy=error.remedy,
@@ -146,8 +153,12 @@ def from_error(error: HearthError, *, request_id: str) -> web.Response:
         errors=error.errors if isinstance(error, RequestError) else (),
         ending=_ending(error.ending) if isinstance(error, LeaseEndedError) else None,
     )
-    headers = _HEADERS_BY_STATUS.get(status, {})
-    return respond(problem, headers)
+
+
+def from_error(error: HearthError, *, request_id: str) -> web.Response:
+    """Return the response to an expected error."""
+    problem = problem_of(error, request_id=request_id)
+    return respond(problem, _HEADERS_BY_STATUS.get(problem.status, {}))
 
 
 def from_status(status: int, detail: str, *, request_id: str, headers: Mapping[str, str]) -> web.Response:

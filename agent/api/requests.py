@@ -9,6 +9,11 @@ from pydantic import ConfigDict, Field
 from agent.api.schemas import Count, Schema, Text
 from agent.config import PoolName, Seconds
 
+Argv = Annotated[
+    tuple[Annotated[str, Field(max_length=32768, pattern=r"^[^\x00]*$")], ...], Field(min_length=1, max_length=1000)
+]
+"""A program and its arguments, with no shell in between."""
+
 
 class EventQuery(Schema):
     """Which events: those after the number `after`, of one VM if named, at most `limit` of them."""
@@ -23,11 +28,9 @@ class EventQuery(Schema):
 class ExecRequest(Schema):
     """Run a command in the guest of a leased VM: a program and its arguments, with no shell in between."""
 
-    argv: Annotated[
-        tuple[Annotated[str, Field(max_length=32768, pattern=r"^[^\x00]*$")], ...], Field(min_length=1, max_length=1000)
-    ]
+    argv: Argv
     timeout_s: Seconds = 3600.0
-    """How long it may take. What was started then runs on until the lease ends."""
+    """How long it may take. What was started then runs on until the lease ends: an exec stream has none of that."""
 
 
 class HostQuery(Schema):

@@ -15,6 +15,7 @@ from agent.domain.model import Cause, Check
 from agent.domain.states import RUNNING
 from agent.engine.housekeeping import keep_house
 from agent.engine.journal import JournalError
+from agent.hypervisors.sessions import open_exec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from agent.engine.worldview import Worldview
     from agent.host.facts import DiskFacts, HostIdentity
     from agent.hypervisors.contract import Address, ExecResult, Hypervisor
+    from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import Images, PullProgress
 
 log = structlog.get_logger()
@@ -198,6 +200,10 @@ class Engine:
     async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
         return await self._parts.hypervisor.execute(vm, argv, timeout_s=timeout_s)
+
+    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """Start a command in a guest, to be followed while it runs. Raises `GuestError` when the guest does not."""
+        return await open_exec(self._parts.hypervisor, vm, argv, stdin=stdin)
 
     def _note_change(self, events: tuple[Event, ...]) -> None:
         """Look at once when a start was refused for want of a slot: VMs are there that were not counted yet."""

@@ -37,6 +37,7 @@ from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnly
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
 from agent.hypervisors.contract import Address, ExecResult, GuestError, VmNotRunningError
+from tests.api.local_command import LocalCommand
 from tests.api.memory_operations import MemoryOperations, no_evidence
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class MemoryEngine:
         self.replaced: list[tuple[str, str]] = []
         self.executed: list[tuple[str, tuple[str, ...]]] = []
         self.exec_asked = asyncio.Event()
+        self.exec_hangs = False
+        self.exec_closed = asyncio.Event()
+        self.sessions: list[LocalCommand] = []
         self.address_hangs = False
         self.address_asked = asyncio.Event()
         self.renderings = 0
@@ -174,6 +178,15 @@ class MemoryEngine:
                 process.kill()
                 await process.wait()
         return ExecResult(process.returncode or 0, stdout, stderr)
+
+    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> LocalCommand:
+        """Start the command on this machine, to be followed."""
+        self.executed.append((vm, argv))
+        self.exec_asked.set()
+        if self.exec_hangs:
+            await asyncio.Event().wait()
+        self.sessions.append(await LocalCommand.start(argv, stdin=stdin, closed=self.exec_closed))
+        return self.sessions[-1]
 
     async def replace_vm(self, name: str, *, reason: str) -> None:
         if self.vms[name].state is VmState.LEASED:

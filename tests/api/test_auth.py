@@ -77,7 +77,7 @@ def test_writes_are_for_leaseholders_or_administrators() -> None:
     needs = {operation.id: operation.needs for operation in OPERATIONS}
     assert {name for name, role in needs.items() if role is Role.NONE} == {"livez", "readyz"}
     assert {name for name, role in needs.items() if role is Role.LEASE} == {
-        "acquire-lease", "lease", "renew-lease", "release-lease", "exec",
+        "acquire-lease", "lease", "renew-lease", "release-lease", "exec", "stream-exec",
     }  # fmt: skip
     assert {"put-assignment", "replace-vm", "drain", "evidence-file"} <= {
         name for name, role in needs.items() if role is Role.ADMIN

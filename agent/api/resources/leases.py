@@ -12,7 +12,7 @@ from agent.api import requests, schemas
 from agent.api.addresses import address_of
 from agent.api.auth import Role
 from agent.api.context import answer, context, read_body, unbroken
-from agent.api.documents import exec_document, lease_document
+from agent.api.documents import lease_document
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
@@ -62,18 +62,6 @@ async def release(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-async def execute(request: web.Request) -> web.Response:
-    """Run a command in the guest of a leased VM, and answer when it has ended.
-
-    Only its lease opens a VM: a warm one that somebody had run something in would not be the image any more.
-    """
-    wanted = await read_body(request, requests.ExecRequest)
-    engine = context(request).engine
-    lease = await engine.leases.get(request.match_info["id"])
-    log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-    return answer(exec_document(await engine.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
-
-
 async def _told(request: web.Request, lease: Lease) -> web.Response:
     return answer(lease_document(lease, await address_of(context(request).engine, lease.vm)))
 
@@ -85,8 +73,6 @@ OPERATIONS: Final = (
               errors=(404, 410), role=Role.LEASE),
     Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
               schemas.LeaseDocument, body=requests.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
-    Operation("exec", "POST", "/v1/leases/{id}/exec", execute, "Run a command in the guest of a leased VM",
-              schemas.ExecDocument, body=requests.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
               None, status=204, errors=(404, 410), role=Role.LEASE),
 )  # fmt: skip

@@ -24,6 +24,7 @@ from agent.hypervisors.contract import (
 from agent.hypervisors.qemu import layout, suspend
 from agent.hypervisors.qemu.clone import make_clone, remove_vm
 from agent.hypervisors.qemu.evidence import gather_evidence
+from agent.hypervisors.qemu.exec_session import GuestCommand
 from agent.hypervisors.qemu.fan_out import abandon_draft, backing_file, discard_draft, draft_template
 from agent.hypervisors.qemu.fleet import Fleet, RunningVm
 from agent.hypervisors.qemu.identity import become, check_hook, set_clock
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from agent.config import QemuConfig
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
+    from agent.hypervisors.sessions import ExecSession
 
 T = TypeVar("T")
 
@@ -222,6 +224,11 @@ class QemuHypervisor:
         """See `Hypervisor`."""
         vm = await self._running(name)
         return await vm.agent.execute(argv, timeout_s=timeout_s)
+
+    async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """See `StreamsExec`."""
+        vm = await self._running(name)
+        return await GuestCommand.start(vm.agent, argv, stdin=stdin)
 
     async def evidence(self, name: str, into: Path) -> None:
         """See `Hypervisor`."""

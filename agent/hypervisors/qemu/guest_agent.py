@@ -70,6 +70,11 @@ class GuestAgent:
                 await asyncio.sleep(min(max(FIRST_POLL_S, LATENESS * ran_s), LAST_POLL_S))
             return _exec_result(status)
 
+    async def ask(self, command: str, arguments: dict[str, object], *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
+        """Return what the agent answers to one of its own commands. Raises `GuestError`."""
+        async with self._deadline(timeout_s, command):
+            return await self._call(command, arguments)
+
     async def set_clock(self, unix_ns: int, *, timeout_s: float) -> None:
         """Tell the guest what time it is. Raises `GuestError`; `GuestRefusedError` also where it has no hwclock."""
         async with self._deadline(timeout_s, "the time of now"):
@@ -170,11 +175,16 @@ def _reason(error: object) -> object:
     return error.get("desc", error) if isinstance(error, dict) else error
 
 
+def exit_code_of(status: dict[str, Any]) -> int:
+    """Return the exit code of a command that has ended, as a shell tells it: 128 + signal for one that was killed."""
+    return 128 + int(status["signal"]) if "signal" in status else int(status["exitcode"])
+
+
 def _exec_result(status: dict[str, Any]) -> ExecResult:
     stdout, stderr = (base64.b64decode(status.get(key, "")) for key in ("out-data", "err-data"))
     cut = bool(status.get("out-truncated") or status.get("err-truncated"))
     return ExecResult(
-        exit_code=128 + int(status["signal"]) if "signal" in status else int(status["exitcode"]),
+        exit_code=exit_code_of(status),
         stdout=stdout[:OUTPUT_LIMIT_BYTES],
         stderr=stderr[:OUTPUT_LIMIT_BYTES],
         truncated=cut or max(len(stdout), len(stderr)) > OUTPUT_LIMIT_BYTES,

@@ -21,7 +21,9 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
+from agent.hypervisors.sessions import OPEN_S
 from agent.hypervisors.simulated.host import HOOK, SIGKILL, SimulatedHost
+from agent.hypervisors.simulated.session import SimulatedCommand
 from agent.hypervisors.simulated.vm import Template
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
+    from agent.hypervisors.sessions import ExecSession
     from agent.hypervisors.simulated.vm import Life, SimulatedVm
 
 
@@ -201,6 +204,12 @@ class SimulatedHypervisor:
         _, life = self._running(name)
         await self._answer(name, life, timeout_s)
         return life.guest.execute(argv)
+
+    async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """See `StreamsExec`, and `SimulatedCommand` for what commands do."""
+        _, life = self._running(name)
+        await self._answer(name, life, OPEN_S)
+        return SimulatedCommand(name, life, self._host.clock, argv, stdin=stdin)
 
     async def evidence(self, name: str, into: Path) -> None:
         """See `Hypervisor`."""

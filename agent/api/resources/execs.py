@@ -1,0 +1,93 @@
+"""`/v1/leases/{id}/exec`: commands in the guests of leased VMs, run to their end or followed while they run.
+
+Only its lease opens a VM: a warm one that somebody had run something in would not be the image any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import web
+
+from agent.api import exec_schemas, requests, schemas
+from agent.api.auth import Role
+from agent.api.context import REQUEST_ID, answer, context, read_body, unbroken
+from agent.api.documents import exec_document
+from agent.api.exec_stream import CLOSE_S, MAX_FRAME_BYTES, PROTOCOL, ExecStream
+from agent.api.operation import Operation
+from agent.api.problems import UpgradeRequiredError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agent.hypervisors.sessions import ExecSession
+
+log = structlog.get_logger()
+
+
+async def execute(request: web.Request) -> web.Response:
+    """Run a command in the guest of a leased VM, and answer when it has ended."""
+    wanted = await read_body(request, requests.ExecRequest)
+    engine = context(request).engine
+    lease = await engine.leases.get(request.match_info["id"])
+    log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
+    return answer(exec_document(await engine.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Run a command in the guest of a leased VM over a WebSocket: its output as it comes, input, signals, its end.
+
+    The first message names the command. It is killed when the connection ends.
+    """
+    socket = web.WebSocketResponse(
+        timeout=CLOSE_S, protocols=(PROTOCOL,), compress=False, max_msg_size=MAX_FRAME_BYTES, decode_text=True
+    )
+    if not socket.can_prepare(request):
+        raise UpgradeRequiredError("this is a WebSocket", remedy="ask for it, or POST to run a command to its end")
+    ctx = context(request)
+    lease = await ctx.engine.leases.get(request.match_info["id"])
+
+    @asynccontextmanager
+    async def opened(wanted: exec_schemas.ExecStart) -> AsyncIterator[ExecSession]:
+        log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
+        opening = asyncio.ensure_future(ctx.engine.open_exec(lease.vm, wanted.argv, stdin=wanted.stdin))
+        try:
+            session = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await unbroken(request, _abandon(opening))
+            raise
+        try:
+            yield session
+        finally:
+            await unbroken(request, session.close())
+
+    await socket.prepare(request)
+    task = asyncio.current_task()
+    assert task is not None
+    ctx.sockets[socket] = task
+    try:
+        exit_code = await ExecStream(socket, request_id=request[REQUEST_ID]).serve(opened)
+        log.info("exec-ended", lease=lease.id, vm=lease.vm, pool=lease.pool, exit_code=exit_code)
+    finally:
+        del ctx.sockets[socket]
+    return socket
+
+
+async def _abandon(opening: asyncio.Future[ExecSession]) -> None:
+    """Kill a command that was being started when its client went."""
+    await asyncio.wait([opening])
+    if opening.exception() is None:
+        await opening.result().close()
+
+
+OPERATIONS: Final = (
+    Operation("exec", "POST", "/v1/leases/{id}/exec", execute, "Run a command in the guest of a leased VM",
+              schemas.ExecDocument, body=requests.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
+    Operation("stream-exec", "GET", "/v1/leases/{id}/exec", stream, "Follow a command in the guest of a leased VM",
+              None, status=101, errors=(404, 410, 426), role=Role.LEASE,
+              takes=(exec_schemas.ExecStart, exec_schemas.ExecEndInput, exec_schemas.ExecSignal),
+              tells=(exec_schemas.ExecStarted, exec_schemas.ExecExit, exec_schemas.ExecFailed)),
+)  # fmt: skip

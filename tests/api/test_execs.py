@@ -1,0 +1,192 @@
+"""Commands in guests over a WebSocket: what they write, what they read, how they end, and that nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from agent.api import exec_stream
+from tests.api.conftest import run
+from tests.api.memory_engine import MemoryEngine, vm
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.api.conftest import Running
+
+Socket = aiohttp.ClientWebSocketResponse
+STREAMS = {1: "stdout", 2: "stderr"}
+
+
+async def leased(api: Running) -> str:
+    async with api.unix.post("/v1/leases", json={"pool": "small", "holder": "job"}) as response:
+        return f"/v1/leases/{(await response.json())['id']}/exec"
+
+
+@asynccontextmanager
+async def command(api: Running, *argv: str, **more: object) -> AsyncIterator[Socket]:
+    """Run a command in the guest of a new lease."""
+    async with api.unix.ws_connect(await leased(api), protocols=[exec_stream.PROTOCOL]) as socket:
+        await socket.send_json({"argv": argv, **more})
+        yield socket
+
+
+async def told(socket: Socket) -> tuple[dict[str, bytes], list[Any]]:
+    """Return all that is sent until the agent closes: output by stream, and documents."""
+    streams, documents = {"stdout": b"", "stderr": b""}, []
+    async for message in socket:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            streams[STREAMS[message.data[0]]] += message.data[1:]
+        else:
+            documents.append(json.loads(message.data))
+    return streams, documents
+
+
+async def test_output_and_exit_code_are_told(api: Running) -> None:
+    async with command(api, "sh", "-c", "echo out; echo err >&2; exit 7") as socket:
+        assert await told(socket) == (
+            {"stdout": b"out\n", "stderr": b"err\n"},
+            [{"type": "started"}, {"type": "exit", "exit_code": 7}],
+        )
+        assert socket.close_code == aiohttp.WSCloseCode.OK
+    assert api.engine.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
+
+
+async def test_output_comes_while_it_runs_and_input_is_taken(api: Running) -> None:
+    async with command(api, "cat", stdin=True) as socket:
+        assert await socket.receive_json() == {"type": "started"}
+        for line in (b"one\n", b"\0\xff"):
+            await socket.send_bytes(line)
+            assert await socket.receive_bytes() == b"\x01" + line
+        await socket.send_json({"type": "end-input"})
+        assert await told(socket) == ({"stdout": b"", "stderr": b""}, [{"type": "exit", "exit_code": 0}])
+
+
+async def test_a_megabyte_goes_in_and_comes_out_whole(api: Running) -> None:
+    data = bytes(range(256)) * 4096
+    async with command(api, "cat", stdin=True) as socket:
+        reading = asyncio.create_task(told(socket))
+        for begin in range(0, len(data), 60_000):
+            await socket.send_bytes(data[begin : begin + 60_000])
+        await socket.send_json({"type": "end-input"})
+        streams, _ = await reading
+        assert streams["stdout"] == data
+
+
+@pytest.mark.parametrize(("signal", "code"), [("INT", 130), ("TERM", 143), ("KILL", 137)])
+async def test_signals_reach_the_command(api: Running, signal: str, code: int) -> None:
+    async with command(api, "sleep", "600") as socket:
+        await socket.receive_json()
+        await socket.send_json({"type": "signal", "signal": signal})
+        assert (await told(socket))[1] == [{"type": "exit", "exit_code": code}]
+
+
+async def test_a_client_that_goes_takes_its_command_along(api: Running) -> None:
+    for abrupt in (False, True):
+        async with command(api, "sleep", "600") as socket:
+            await socket.receive_json()
+            if abrupt:
+                transport = socket._writer.transport
+                assert transport is not None
+                transport.abort()
+        session = api.engine.sessions[-1]
+        await session.closed.wait()
+        assert session.exit_code == 137
+        session.closed.clear()
+        api.engine.leases.held.clear()
+        api.engine.vms = {name: vm(name) for name in api.engine.vms}
+
+
+async def test_a_client_that_goes_before_its_command_runs_leaves_none(api: Running) -> None:
+    async with api.unix.ws_connect(await leased(api)):
+        pass
+    assert api.engine.executed == []
+    api.engine.exec_hangs = True
+    async with api.unix.ws_connect(f"/v1/leases/{next(iter(api.engine.leases.held))}/exec") as socket:
+        await socket.send_json({"argv": ["sleep", "600"]})
+        await api.engine.exec_asked.wait()
+    assert api.engine.sessions == []
+
+
+async def test_a_command_that_takes_too_long_is_killed(api: Running) -> None:
+    async with command(api, "sleep", "600", timeout_s=0.05) as socket:
+        _, (_, last) = await told(socket)
+    assert (last["type"], last["problem"]["code"]) == ("problem", "guest-error")
+    assert "within 0.05 s" in last["problem"]["detail"]
+    assert api.engine.sessions[0].exit_code == 137
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ('{"argv": []}', "/argv"),
+        ('{"argv": ["true"], "shell": true}', "/shell"),
+        ("{", "JSON"),
+        (b"\0", "names no command"),
+    ],
+)
+async def test_a_first_message_that_names_no_command(api: Running, first: str | bytes, said: str) -> None:
+    async with api.unix.ws_connect(await leased(api)) as socket:
+        await (socket.send_str(first) if isinstance(first, str) else socket.send_bytes(first))
+        _, (last,) = await told(socket)
+        assert socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
+    assert last["problem"]["code"] == "invalid-request"
+    assert said in last["problem"]["detail"]
+    assert api.engine.executed == []
+
+
+async def test_a_client_that_names_nothing_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exec_stream, "FIRST_MESSAGE_S", 0.05)
+    async with api.unix.ws_connect(await leased(api)) as socket:
+        assert "no command was named" in (await told(socket))[1][0]["problem"]["detail"]
+
+
+@pytest.mark.parametrize(
+    "message", ["{}", '{"type": "signal", "signal": "STOP"}', "[", '{"type":"start","argv":["x"]}']
+)
+async def test_a_later_message_that_makes_no_sense_ends_it(api: Running, message: str) -> None:
+    async with command(api, "sleep", "600") as socket:
+        await socket.receive_json()
+        await socket.send_str(message)
+        assert (await told(socket))[1][0]["problem"]["code"] == "invalid-request"
+    assert api.engine.sessions[0].exit_code == 137
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exec_stream, "SEND_TIMEOUT_S", 0.05)
+    async with command(api, "yes"):
+        await api.engine.exec_closed.wait()
+
+
+async def test_leases_that_are_none_are_told_before_the_upgrade(api: Running) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await api.unix.ws_connect("/v1/leases/none/exec")
+    assert refused.value.status == 404
+    async with api.unix.get(await leased(api)) as response:
+        assert response.status == 426
+        assert response.headers["Upgrade"] == "websocket"
+        assert (await response.json())["code"] == "upgrade-required"
+
+
+async def test_a_page_from_elsewhere_cannot_open_one(api: Running) -> None:
+    path = await leased(api)
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await api.tcp.ws_connect(path, origin="http://evil.example")
+    assert refused.value.status == 403
+
+
+async def test_a_stopping_agent_ends_commands(tmp_path: Path) -> None:
+    engine = MemoryEngine(vm("hearth-small-1"))
+    async with run(engine, tmp_path) as api, command(api, "sleep", "600") as socket:
+        await socket.receive_json()
+        closing = asyncio.create_task(api.server.close())
+        await told(socket)
+        assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
+        await closing
+        assert engine.sessions[0].exit_code == 137
