@@ -8,7 +8,7 @@ from agent.config.api import ApiConfig, TlsConfig
 from agent.config.assignment import Assignment, PoolDocument, ProbeDocument
 from agent.config.base import ConfigError, PoolName, Port, Seconds, Section
 from agent.config.document import AgentConfig, AssignmentConfig, Config, EvidenceConfig, HostConfig, LogConfig
-from agent.config.hypervisor import AnkaConfig, HypervisorConfig, QemuConfig
+from agent.config.hypervisor import AnkaConfig, HypervisorConfig, QemuConfig, TartConfig
 from agent.config.images import ImagesConfig, RegistryConfig
 from agent.config.load import load_assignment, load_config, parse_assignment
 
@@ -33,6 +33,7 @@ __all__ = [
     "RegistryConfig",
     "Seconds",
     "Section",
+    "TartConfig",
     "TlsConfig",
     "load_assignment",
     "load_config",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Literal, Self
 
@@ -53,9 +56,42 @@ class AnkaConfig(Section):
         return self
 
 
+class TartConfig(Section):
+    """`[hypervisor.tart]`."""
+
+    program: str = "tart"
+    """Name on PATH, or path, of `tart`."""
+    home: Path | None = None
+    """Where Tart keeps VMs and images; default: `TART_HOME` of the environment, else `~/.tart`."""
+    suspendable: bool = True
+    """Start macOS guests with `--suspendable`: pools can keep standby VMs then, and guests have no audio device."""
+    run_arguments: tuple[str, ...] = ()
+    """Passed to `tart run` as they are, such as `--net-softnet`."""
+    command_timeout_s: Seconds = 60.0
+    """The most that one command of Tart's may take, before it is killed and counts as failed."""
+
+    @property
+    def home_path(self) -> Path:
+        """The Tart home in effect. Tart compares it as text, so it is never resolved."""
+        return self.home or Path(os.environ.get("TART_HOME") or Path.home() / ".tart")
+
+
 class HypervisorConfig(Section):
     """`[hypervisor]`."""
 
-    kind: Literal["auto", "qemu", "simulated", "anka"] = "auto"
+    kind: Literal["auto", "qemu", "tart", "anka", "simulated"] = "auto"
     qemu: QemuConfig = QemuConfig()
+    tart: TartConfig = TartConfig()
     anka: AnkaConfig = AnkaConfig()
+
+    @property
+    def driver(self) -> Literal["qemu", "tart", "anka", "simulated"]:
+        """The driver in effect. `auto` is what a Mac has, Tart before Anka, else QEMU, which runs everywhere."""
+        if self.kind != "auto":
+            return self.kind
+        if sys.platform == "darwin":
+            if shutil.which(self.tart.program):
+                return "tart"
+            if shutil.which(self.anka.binary or "anka"):
+                return "anka"
+        return "qemu"

@@ -16,6 +16,8 @@ from agent.config.document import Config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent.config.hypervisor import HypervisorConfig
+
 _Document = TypeVar("_Document", bound=Section)
 
 
@@ -28,6 +30,7 @@ def load_config(path: Path) -> Config:
         update={
             "data_dir": here / config.data_dir,
             "api": _api_in(config.api, here),
+            "hypervisor": _hypervisor_in(config.hypervisor, here),
             "assignment": config.assignment.model_copy(update={"file": assignment_file}),
         }
     )
@@ -38,6 +41,13 @@ def _api_in(api: ApiConfig, here: Path) -> ApiConfig:
     files = api.tls.model_dump(exclude_none=True) if api.tls else {}
     tls = TlsConfig(**{name: here / file for name, file in files.items()}) if files else None
     return api.model_copy(update={"socket": here / api.socket if api.socket else None, "tls": tls})
+
+
+def _hypervisor_in(hypervisor: HypervisorConfig, here: Path) -> HypervisorConfig:
+    """Return the section with the Tart home made absolute: relative, it would be another in every process."""
+    home = hypervisor.tart.home
+    tart = hypervisor.tart.model_copy(update={"home": here / home if home else None})
+    return hypervisor.model_copy(update={"tart": tart})
 
 
 def load_assignment(path: Path) -> Assignment:

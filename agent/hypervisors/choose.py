@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 
 
 def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore) -> Hypervisor:
-    """Return the configured driver, not yet proven to work; `observer` is told of every command it runs.
-
-    `auto` is QEMU: the one that runs wherever Python does.
-    """
-    match config.hypervisor.kind:
+    """Return the configured driver, not yet proven to work; `observer` is told of every command it runs."""
+    match config.hypervisor.driver:
         case "simulated":
             from agent.hypervisors.simulated import SimulatedHypervisor  # noqa: PLC0415
 
@@ -30,7 +27,13 @@ def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] =
             return AnkaHypervisor(
                 config.hypervisor.anka, records_dir=config.data_dir / "vms", runner=CommandRunner(observer)
             )
-        case "auto" | "qemu":
+        case "tart":
+            from agent.hypervisors.tart.driver import TartHypervisor  # noqa: PLC0415
+
+            return TartHypervisor(
+                config.hypervisor.tart, records_dir=config.data_dir / "vms", runner=CommandRunner(observer)
+            )
+        case "qemu":
             from agent.hypervisors.qemu.driver import QemuHypervisor  # noqa: PLC0415
 
             return QemuHypervisor(

@@ -25,6 +25,7 @@ from agent.images.retry import Retry
 from agent.images.room import RoomMaker
 from agent.images.shelf import Shelf
 from agent.images.store import ImageStore, Store, local_image
+from agent.images.tarthome import TartHome
 from agent.images.threads import in_thread, when_free
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ class ImageService:
     def build(
         cls, config: Config, *, store: Store | None = None, places: Places | None = None, retry: Retry | None = None
     ) -> Self:
-        """Return the service of a configuration, over the agent's own store or another. Touches nothing yet."""
+        """Return the service of a configuration, over the hypervisor's store or another. Touches nothing yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
-        store = store or ImageStore(config.data_dir / "images")
+        store = store or _store_of(config)
         shelf = Shelf(store)
         return cls(
             store=store,
@@ -199,6 +200,13 @@ class ImageService:
             if not flight.waiters and not flight.task.done():
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
+
+
+def _store_of(config: Config) -> Store:
+    """Return where images must lie for the configured hypervisor: Tart only clones from its own cache."""
+    if config.hypervisor.driver == "tart":
+        return TartHome(config.hypervisor.tart.home_path)
+    return ImageStore(config.data_dir / "images")
 
 
 def _bytes_per_s(config: Config) -> float | None:

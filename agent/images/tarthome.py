@@ -10,11 +10,8 @@ in each, which share their disk.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import struct
-import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +21,7 @@ from agent.images.locks import locked
 from agent.images.reference import Reference, RegistryName, is_digest
 from agent.images.staging import StagingArea
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, images_in, latest_first, os_errors
+from agent.processes.filelocks import lock_holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +123,7 @@ class TartHome:
         with os_errors(self.root):
             for path in list(self._entries(digest)):
                 with self._locks(Reference(self._repository(path.parent), digest=digest)):
-                    if _is_open(path / CONFIG):
+                    if lock_holder(path / CONFIG) is not None:
                         raise StoreError(f"the image {digest} is in use by Tart", remedy="try again when it is done")
                     for link in path.parent.iterdir():
                         if link.is_symlink() and link.readlink() == path:
@@ -182,18 +180,3 @@ def _escaped(host: str) -> str:
 
 def _is_whole(path: Path) -> bool:
     return all((path / name).is_file() for name in (CONFIG, DISK, NVRAM, MANIFEST))
-
-
-def _is_open(config: Path) -> bool:
-    """Whether a process holds Tart's lock: a POSIX lock on the VM's configuration, told with its holder's pid."""
-    # struct flock differs: Linux has type and whence first, macOS last.
-    linux = sys.platform == "linux"
-    layout = "hhqqi4x" if linux else "qqihh"
-    asked = (fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0) if linux else (0, 0, 0, fcntl.F_RDLCK, os.SEEK_SET)
-    try:
-        with config.open("rb") as file:
-            answer = fcntl.fcntl(file.fileno(), fcntl.F_GETLK, struct.pack(layout, *asked))
-    except FileNotFoundError:
-        return False
-    fields = struct.unpack(layout, answer)
-    return bool((fields[0] if linux else fields[3]) != fcntl.F_UNLCK)

@@ -18,7 +18,7 @@ if sys.platform != "linux":
     import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,19 @@ class _Detached(subprocess.Popen[bytes]):
         """Neither warn that it still runs, nor list it for subprocess to reap before its watcher does."""
 
 
-def spawn_detached(argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Collection[int] = ()) -> ProcessIdentity:
+def spawn_detached(
+    argv: Sequence[str],
+    *,
+    output: Path,
+    cwd: Path,
+    pass_fds: Collection[int] = (),
+    env: Mapping[str, str] | None = None,
+) -> ProcessIdentity:
     """Start a program that shares nothing with the agent: own session, no stdin, output appended to a file.
 
-    Neither a signal to the agent's process group nor the agent's death reaches it, and no pipe ties the two. Blocks
-    for the fork: call it in a thread. Raises `OSError` when it cannot be started.
+    `env` is added to the agent's own environment. Neither a signal to the agent's process group nor the agent's death
+    reaches it, and no pipe ties the two. Blocks for the fork: call it in a thread. Raises `OSError` when it cannot be
+    started.
     """
     with output.open("ab") as sink:
         child = _Detached(
@@ -110,6 +118,7 @@ def spawn_detached(argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Co
             stdout=sink,
             stderr=subprocess.STDOUT,
             cwd=cwd,
+            env={**os.environ, **env} if env else None,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )

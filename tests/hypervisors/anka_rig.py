@@ -33,6 +33,7 @@ class AnkaRig:
 
     tells_exit_codes = False
     slots = 2
+    console = "console.log"
 
     def __init__(self, folder: Path, *, boot_s: float = 0.05) -> None:
         self.folder = folder
@@ -99,6 +100,7 @@ class RealAnkaRig:
 
     tells_exit_codes = False
     slots = 2
+    console = "console.log"
 
     def __init__(self, folder: Path) -> None:
         if not TEMPLATE:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.config import TartConfig
 from tests.hypervisors.anka_rig import REAL, AnkaRig, RealAnkaRig
-from tests.hypervisors.rigs import QemuRig, SimulatedRig, local_image
+from tests.hypervisors.rigs import QemuRig, SimulatedRig, TartRig, local_image
+from tests.support.tart import TartHome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from tests.support.guests import SmallImage
 
 
-@pytest.fixture(params=[pytest.param("qemu", marks=pytest.mark.qemu), "simulated", "anka"])
+@pytest.fixture(params=[pytest.param("qemu", marks=pytest.mark.qemu), "simulated", "tart", "anka"])
 def rig(request: pytest.FixtureRequest) -> Rig:
     """A host of each kind."""
     rig: Rig = request.getfixturevalue(f"{request.param}_rig")
@@ -45,6 +50,28 @@ async def simulated_rig() -> AsyncIterator[SimulatedRig]:
     rig = SimulatedRig(local_image(Path("/images/1.0/disk.img")))
     yield rig
     rig.clean_up()
+
+
+@pytest.fixture
+def tart_rig(tmp_path: Path) -> Iterator[TartRig]:
+    rig = real_tart_rig(tmp_path)
+    if rig is None:
+        home = TartHome(tmp_path / "tart-home")
+        rig = TartRig(home, home.add_image(), tmp_path / "records")
+    yield rig
+    rig.clean_up()
+
+
+def real_tart_rig(folder: Path) -> TartRig | None:
+    """Return a rig of this Mac's own Tart, which HEARTH_REAL_IMAGE names a cached image of: `host/name@sha256:…`."""
+    program = shutil.which("tart")
+    if os.environ.get("HEARTH_REAL_MAC") != "1" or program is None:
+        return None
+    home = TartConfig().home_path
+    host, _, rest = os.environ["HEARTH_REAL_IMAGE"].partition("/")
+    image = home / "cache" / "OCIs" / host.replace(":", "%3A") / rest.replace("@", "/")
+    found = local_image(image / "disk.img", arch="arm64", system="darwin", nvram=image / "nvram.bin")
+    return TartRig(TartHome(home), replace(found, digest=image.name), folder / "records", program)
 
 
 @pytest.fixture

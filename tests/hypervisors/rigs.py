@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
-from agent.config import QemuConfig
+from agent.config import QemuConfig, TartConfig
 from agent.domain.model import LocalImage, VmSize
 from agent.domain.names import vm_name
 from agent.hypervisors.contract import VmSpec
 from agent.hypervisors.qemu import QemuHypervisor, layout
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
+from agent.hypervisors.tart.driver import TartHypervisor
+from tests.support.tart import SIMULATOR, TartHome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,7 @@ class Rig(Protocol):
     image: LocalImage
     slots: int  # how many VMs may run at once
     tells_exit_codes: bool  # VMs are children of the agent, which learns how they ended
+    console: str  # the file among the evidence that holds what the VM, or its hypervisor, said
 
     def driver(self) -> Hypervisor:
         """Return a new driver of the host, as a new agent would have it."""
@@ -70,6 +73,7 @@ class QemuRig:
     image: LocalImage
     slots: int = 3
     tells_exit_codes: bool = True
+    console: str = "console.log"
 
     @property
     def vms(self) -> Path:
@@ -133,6 +137,7 @@ class SimulatedRig:
     image: LocalImage
     slots: int = 3
     tells_exit_codes: bool = True
+    console: str = "console.log"
     host: SimulatedHost = field(
         default_factory=lambda: SimulatedHost(behaviour=Behaviour(boot_s=constant(0.1)), serve=True)
     )
@@ -162,6 +167,52 @@ class SimulatedRig:
     def clean_up(self) -> None:
         for name in tuple(self.host.vms):
             self.host.vanish(name)
+
+
+@dataclass
+class TartRig:
+    """Tart, simulated unless HEARTH_REAL_MAC=1 says that the one on PATH may be used, with images of its cache."""
+
+    home: TartHome
+    image: LocalImage
+    records: Path
+    program: str = str(SIMULATOR)
+    slots: int = 2
+    tells_exit_codes: bool = True
+    console: str = "tart.log"
+
+    def driver(self) -> TartHypervisor:
+        config = TartConfig(program=self.program, home=self.home.root)
+        return TartHypervisor(config, records_dir=self.records)
+
+    def traces(self, name: str) -> list[str]:
+        files = [*self.home.root.glob(f"vms/*{name}*"), *self.records.glob(f"*{name}*")]
+        return [*map(str, files), *map(str, self.home.runs(name))]
+
+    def kill(self, name: str) -> None:
+        (process,) = self.home.runs(name)
+        process.kill()
+
+    def hang(self, name: str) -> None:
+        (process,) = self.home.guests(name)
+        process.suspend()
+
+    def plant_foreign(self, name: str) -> None:
+        folder = self.home.root / "vms" / name
+        folder.mkdir(parents=True)
+        for file in ("config.json", "disk.img", "nvram.bin"):
+            folder.joinpath(file).write_text("precious")
+
+    def half_make(self, name: str) -> None:
+        folder = self.home.root / "vms" / name
+        folder.mkdir(parents=True)
+        folder.joinpath("config.json").write_text("{}")
+
+    def spoil_memory(self, name: str) -> None:
+        (self.home.root / "vms" / name / "state.vzvmsave").write_bytes(b"no memory at all")
+
+    def clean_up(self) -> None:
+        self.home.clean_up()
 
 
 def spec_of(name: str) -> VmSpec:

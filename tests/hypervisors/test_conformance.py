@@ -181,8 +181,8 @@ async def test_vms_do_not_disturb_each_other(driver: Hypervisor, rig: Rig) -> No
     await asyncio.gather(*(driver.clone(each, rig.image) for each in specs))
     await asyncio.gather(*(driver.start(each) for each in specs))
     addresses = [await driver.address(each.name) for each in specs]
-    ports = [port for address in addresses for port in address.ports.values()]
-    assert len(set(ports)) == len(ports) == 2 * rig.slots
+    places = [(address.host, port) for address in addresses for port in address.ports.values()]
+    assert len(set(places)) == len(places) == 2 * rig.slots
     await driver.stop(specs[0].name, grace_s=0)
     await driver.delete(specs[0].name)
     listed = await driver.inventory()
@@ -299,7 +299,7 @@ async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hyperviso
     for state, alive in (("unknown", False), ("alive", True), ("hung", True), ("dead", False)):
         assert f'"running": {str(alive).lower()}' in (tmp_path / state / "state.json").read_text()
     for state in ("alive", "hung", "dead"):
-        assert (tmp_path / state / "console.log").stat().st_size > 0
+        assert (tmp_path / state / rig.console).stat().st_size > 0
 
 
 async def test_foreign_vms_are_listed_and_never_touched(driver: Hypervisor, rig: Rig) -> None:

@@ -1,0 +1,159 @@
+"""A simulated guest: boots, gets an address, serves its ports and an agent. Run as a program of its own by `run.py`.
+
+Its disk may begin with one line of JSON that says what guest it is; anything else is a guest of version `unknown`:
+
+    {"version": "1.0", "boot_s": 0.1, "sick": false, "panic_s": null}
+
+`sick`: its agent never answers. `panic_s`: it dies so long after its start. Commands run by the agent see only the
+programs of `guest_bin`, on files of the guest's own.
+"""
+
+import base64
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = Path(__file__).with_name("guest_bin")
+PORTS = (22, 80, 5900, 8080)
+RESUME_S = 0.02
+OUTSIDE = ("/sbin/", "/bin/systemctl")  # what could end the machine this runs on
+
+
+class Guest:
+    """One guest, whose files lie in `place`."""
+
+    def __init__(self, place: Path, about: dict[str, Any]) -> None:
+        self.place = place
+        self.about = about
+        self.root = place / "root"
+        self.root.mkdir()
+        self.kind: dict[str, Any] = {"version": "unknown", "boot_s": 0.1}
+        with contextlib.suppress(ValueError, OSError), open(about["disk"], "rb") as disk:
+            self.kind |= json.loads(disk.readline(4096))
+        seed = hashlib.sha256(about["mac"].encode()).digest()
+        self.ip = f"127.{seed[0] % 254 + 1}.{seed[1]}.{seed[2] % 254 + 1}"
+
+    def boot(self) -> None:
+        """Come up: files, address, ports, agent, in this order."""
+        memory = self.about["memory"]
+        threading.Event().wait(self.kind["boot_s"] if memory is None else RESUME_S)
+        for path, content in (memory or {}).get("files", {}).items():
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_text(content)
+        for port in PORTS:
+            with contextlib.suppress(OSError):  # the low ones are not everybody's
+                listener = socket.create_server((self.ip, port))
+                threading.Thread(target=self._serve, args=(listener, port), daemon=True).start()
+        Path(self.about["leases"], self.about["mac"]).write_text(self.ip)
+        if panic_s := self.kind.get("panic_s"):
+            threading.Timer(panic_s, os._exit, (9,)).start()
+        if not self.kind.get("sick"):
+            self._serve_agent()
+
+    def _serve(self, listener: socket.socket, port: int) -> None:
+        body = f"{self.kind['version']}\n".encode()
+        page = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        while True:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(5)
+                if port in (80, 8080):
+                    connection.recv(4096)
+                connection.sendall(b"SSH-2.0-Simulated\r\n" if port == 22 else page)
+
+    def _serve_agent(self) -> None:
+        os.chdir(self.place)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind("vsock")
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, ValueError):
+            asked = json.loads(connection.makefile("rb").readline())
+            if "argv" in asked:
+                self._execute(connection, asked["argv"])
+            elif "snapshot" in asked:
+                files = {str(path.relative_to(self.root)): path.read_text() for path in self._files()}
+                connection.sendall(json.dumps({"files": files}).encode() + b"\n")
+            elif "resolve_ip" in asked:
+                connection.sendall(json.dumps({"ip": self.ip}).encode() + b"\n")
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+    def _execute(self, connection: socket.socket, argv: list[str]) -> None:
+        """Run a command and send what it prints as it comes; one whose asker hangs up is killed."""
+        if any(part in word for word in argv for part in OUTSIDE):
+            _send(connection, "err", b"refused: that is not in this guest\n")
+            _send(connection, "exit", 126)
+            return
+        env = {"PATH": str(PROGRAMS), "GUEST_ROOT": str(self.root), "GUEST_PID": str(os.getpid()), "HOME": "/"}
+        try:
+            child = subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError:
+            _send(connection, "err", f"{argv[0]}: command not found\n".encode())
+            _send(connection, "exit", 127)
+            return
+        threading.Thread(target=_kill_when_closed, args=(connection, child.pid), daemon=True).start()
+        pumps = [
+            threading.Thread(target=_pump, args=(connection, name, pipe), daemon=True)
+            for name, pipe in (("out", child.stdout), ("err", child.stderr))
+        ]
+        for pump in pumps:
+            pump.start()
+        for pump in pumps:
+            pump.join()
+        code = child.wait()
+        _send(connection, "exit", code if code >= 0 else 128 - code)
+
+
+_SENDING = threading.Lock()
+
+
+def _send(connection: socket.socket, name: str, what: Any) -> None:
+    value = base64.b64encode(what).decode() if isinstance(what, bytes) else what
+    with _SENDING:
+        connection.sendall(json.dumps({name: value}).encode() + b"\n")
+
+
+def _pump(connection: socket.socket, name: str, pipe: Any) -> None:
+    with contextlib.suppress(OSError):
+        while data := pipe.read1(48 << 10):
+            _send(connection, name, data)
+
+
+def _kill_when_closed(connection: socket.socket, pid: int) -> None:
+    with contextlib.suppress(OSError):
+        if connection.recv(1) == b"":
+            os.killpg(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Boot, and run until shut down or killed. Dies with `tart run`, as Apple's helper does with its client."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    guest = Guest(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what `shutdown` in guest_bin sends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=guest.boot, daemon=True).start()
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

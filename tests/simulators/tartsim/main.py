@@ -1,0 +1,74 @@
+"""The command line: which command, what goes wrong in it, and how its errors are told."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tests.simulators.tartsim.errors import TartError, UsageError
+from tests.simulators.tartsim.faults import Faults, begin, faults_of
+from tests.simulators.tartsim.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION: Final = "2.30.0"
+COMMANDS: Final = {
+    "clone": "storage:clone",
+    "delete": "storage:delete",
+    "exec": "guest_commands:execute",
+    "fqn": "storage:fqn",
+    "get": "commands:get",
+    "ip": "guest_commands:ip",
+    "list": "commands:list_vms",
+    "prune": "storage:prune",
+    "pull": "storage:pull",
+    "rename": "storage:rename",
+    "run": "run:run",
+    "set": "commands:set_vm",
+    "stop": "commands:stop",
+    "suspend": "commands:suspend",
+}
+"""Where each command is: only what is asked for is imported."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; return its exit code."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    home = Home()
+    name = argv[0] if argv else "help"
+    faults = faults_of(home.simulator, name)
+    _write_down(home, argv)
+    try:
+        begin(faults)
+        if name == "--version":
+            sys.stdout.write(f"{VERSION}\n")
+            return 0
+        if name not in COMMANDS:
+            raise UsageError(f"Unexpected argument '{name}'")
+        if name not in ("clone", "pull"):
+            home.collect_garbage()
+        return _command(name)(home, faults, argv[1:]) or 0
+    except TartError as error:
+        sys.stderr.write(f"{error}\n")
+        if isinstance(error, UsageError):
+            sys.stderr.write(f"Usage: tart {name} <options>\n  See 'tart {name} --help' for more information.\n")
+        return error.code
+
+
+def _command(name: str) -> Callable[[Home, Faults, list[str]], int | None]:
+    module, _, function = COMMANDS[name].partition(":")
+    found: Callable[[Home, Faults, list[str]], int | None] = getattr(
+        importlib.import_module(f"tests.simulators.tartsim.{module}"), function
+    )
+    return found
+
+
+def _write_down(home: Home, argv: list[str]) -> None:
+    """Keep every call, for tests of what the agent asks of Tart."""
+    call = {"argv": argv, "no_auto_prune": "TART_NO_AUTO_PRUNE" in os.environ, "pid": os.getpid()}
+    with (home.simulator / "calls.jsonl").open("a") as calls:
+        calls.write(f"{json.dumps(call)}\n")
