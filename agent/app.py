@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -41,8 +42,13 @@ from agent.engine.reconciler import Reconciler
 from agent.engine.verdicts import Verdicts
 from agent.engine.worldview import Worldview
 from agent.host import facts
+from agent.host.accounts import running_account
+from agent.host.awake import Awake
+from agent.host.doctor.doctor import of_this_system, subject_of
+from agent.host.watch import HostWatch
 from agent.hypervisors.choose import build_hypervisor
 from agent.images.service import open_images
+from agent.processes.command import CommandRunner
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ class App:
     api: Server
     metrics: Metrics
     board: ConditionBoard
+    watch: HostWatch
     appliers: Mapping[str, Callable[[Config], None]]  # what applies a configuration key while the agent runs
 
 
@@ -118,7 +125,14 @@ async def build(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
-    return App(engine, server, metrics, board, _appliers(settings, images))
+    return App(engine, server, metrics, board, _watch(config, engine, board, metering), _appliers(settings, images))
+
+
+def _watch(config: Config, engine: Engine, board: ConditionBoard, metering: Metering) -> HostWatch:
+    runner, account, hypervisor = CommandRunner(metering.command), running_account(), engine.identity().hypervisor
+    doctor = of_this_system(lambda: subject_of(config, account, hypervisor, in_agent=True), runner)
+    awake = Awake(runner, lambda: any(vm.alive for vm in engine.world().vms)) if sys.platform == "darwin" else None
+    return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, awake=awake)
 
 
 def _appliers(settings: _Settings, images: ImageService) -> Mapping[str, Callable[[Config], None]]:

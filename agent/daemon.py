@@ -121,6 +121,7 @@ async def _serve(built: app.App, live: LiveConfig, stopping: asyncio.Event) -> i
     beside = [
         asyncio.create_task(measure_lag(built.metrics.loop_lag.observe), name="lag"),
         asyncio.create_task(live.watch(), name="configuration"),
+        asyncio.create_task(built.watch.run(), name="host"),
     ]
     await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
     for task in (asked, *beside):

@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it."),
     "config": Entry("agent.cli.config", "app", "Check configuration files."),
     "service": Entry("agent.cli.service", "app", "Run Hearth under launchd on a Mac."),
+    "doctor": Entry("agent.cli.doctor", "app", "Find what breaks this host, and mend it."),
     "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),
 }
 

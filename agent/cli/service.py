@@ -14,11 +14,12 @@ from agent.cli import options
 from agent.cli.exits import Exit
 from agent.cli.output import print_json, say
 from agent.cli.quiet import quiet_logs
+from agent.host.accounts import calling_account
 from agent.host.service import plist
 from agent.host.service.errors import ServiceRefusedError, ServiceUnsupportedError
 from agent.host.service.launchctl import Launchctl
 from agent.host.service.steps import Service
-from agent.host.service.target import ROOT, Account, Kind, Target, agent_of, daemon
+from agent.host.service.target import ROOT, Kind, Target, agent_of, daemon
 from agent.processes.command import CommandRunner
 
 if TYPE_CHECKING:
@@ -176,21 +177,10 @@ def _target(asked: Kind | None, otherwise: Kind) -> Target:
 
 def _places() -> dict[Kind, Target]:
     places = {Kind.DAEMON: daemon(ROOT)}
-    account = _account()
+    account = calling_account()
     if account.uid:
         places[Kind.USER] = agent_of(account, ROOT)
     return places
-
-
-def _account() -> Account:
-    """Return whoever runs this; behind sudo, whoever called sudo."""
-    import pwd  # noqa: PLC0415 - of no use elsewhere
-
-    uid = os.getuid()
-    if uid == 0:
-        uid = int(os.environ.get("SUDO_UID", "0"))
-    entry = pwd.getpwuid(uid)
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))
 
 
 def _refuse_two(target: Target) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from agent.config.api import ApiConfig
-from agent.config.base import Section
+from agent.config.base import Seconds, Section
 from agent.config.hypervisor import HypervisorConfig
 from agent.config.images import ImagesConfig
 
@@ -25,6 +25,8 @@ class HostConfig(Section):
     memory_reserve_mib: int = Field(default=2048, ge=0)
     disk_reserve_mib: int = Field(default=2048, ge=0)
     """Free space kept on the data volume: below it no VM is created and no image pulled."""
+    doctor_period_s: Seconds = 3600.0
+    """How often the agent makes the checks of `hearth doctor`; those that fail become conditions."""
 
 
 class AssignmentConfig(Section):

@@ -8,7 +8,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from agent.host.service.target import Account, Target, agent_of, daemon
+from agent.host.accounts import Account
+from agent.host.service.target import Target, agent_of, daemon
 
 SIMULATORS = Path(__file__).parents[1] / "simulators"
 ACCOUNT = Account("ci", os.getuid(), os.getgid(), Path("/Users/ci"))

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from agent.host.accounts import Account
+
 LABEL: Final = "dev.hearth.agent"
 ROOT: Final = Path("/")
 ROOT_HOME: Final = Path("/var/root")
@@ -17,16 +19,6 @@ class Kind(StrEnum):
 
     DAEMON = "daemon"  # root's, from boot on
     USER = "user"  # of the user at the screen, from login on
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """A user of this machine."""
-
-    name: str
-    uid: int
-    gid: int
-    home: Path
 
 
 @dataclass(frozen=True, slots=True)

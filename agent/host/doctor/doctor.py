@@ -1,0 +1,87 @@
+"""The doctor: takes the readings of this host's checks, judges them, and mends what may be mended."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent import __version__
+from agent.host.doctor import readings, table
+from agent.host.doctor.model import Finding, Subject, decide
+from agent.processes.command import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from agent.config import Config
+    from agent.host.accounts import Account
+    from agent.host.doctor.model import Check, Fix
+    from agent.host.doctor.readings import Source
+    from agent.processes.command import CommandRunner
+
+FIX_TIMEOUT_S: Final = 60.0
+_ON_MAC: Final = platform.system() == "Darwin"
+TOOL_CHECKS: Final[Mapping[str, str]] = {"tart": "tart", "anka": "anka", "anka-license": "anka"}
+"""Checks of one hypervisor's own tool: it is not called on hosts that do not use it."""
+
+
+class Doctor:
+    """Looks at one host. `subject` is asked anew each time: the time, and who is logged in, change."""
+
+    def __init__(
+        self,
+        subject: Callable[[], Subject],
+        runner: CommandRunner,
+        checks: Sequence[Check],
+        sources: Mapping[str, Source],
+    ) -> None:
+        self._subject = subject
+        self._runner = runner
+        self._checks = checks
+        self._sources = sources
+
+    async def look(self, only: frozenset[str] = frozenset()) -> list[Finding]:
+        """Return what each check finds, in the order of the table; `only` those named, or all."""
+        subject = self._subject()
+        checks = [check for check in self._checks if not only or check.name in only]
+        checks = [check for check in checks if TOOL_CHECKS.get(check.name, subject.hypervisor) == subject.hypervisor]
+        names = {name for check in checks for name in (*check.needs, *check.may)}
+        taken = await readings.take(names, self._sources, subject, self._runner)
+        found = (decide(check, taken, subject) for check in checks)
+        return [finding for finding in found if finding is not None]
+
+    async def mend(self, fix: Fix) -> None:
+        """Run the commands of a fix. Raises `CommandError`; those before the one that failed are done."""
+        subject = self._subject()
+        for command in fix.commands:
+            argv = command
+            if fix.root and not subject.root:
+                argv = ("/usr/bin/sudo", "-n", *command)
+            elif not fix.root:
+                argv = readings.as_user(command, subject)
+            await self._runner.run(Command(argv, FIX_TIMEOUT_S))
+
+
+def of_this_system(subject: Callable[[], Subject], runner: CommandRunner) -> Doctor:
+    """Return a doctor with the checks of the system this runs on."""
+    checks, sources = (table.MAC, readings.MAC) if _ON_MAC else (table.LINUX, readings.LINUX)
+    return Doctor(subject, runner, checks, {**readings.COMMON, **sources})
+
+
+def subject_of(config: Config, account: Account, hypervisor: str, *, in_agent: bool) -> Subject:
+    """Return what a configured host is looked at for. `hypervisor` is the driver's name."""
+    data_dir = config.data_dir
+    vm_dirs = [data_dir]
+    if hypervisor == "tart":
+        vm_dirs.insert(0, Path(os.environ.get("TART_HOME") or account.home / ".tart"))
+    if hypervisor == "anka":
+        vm_dirs.insert(0, Path("/Library/Application Support/Veertu/Anka"))
+    return Subject(
+        hypervisor=hypervisor, data_dir=data_dir, vm_dirs=tuple(vm_dirs),
+        disk_reserve_bytes=config.host.disk_reserve_mib << 20, slots=config.host.slots, user=account.name,
+        uid=account.uid, home=account.home, version=__version__, root=os.geteuid() == 0, in_agent=in_agent,
+        now_s=time.time(),
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""The values of the doctor: what was read, what a check finds, and what would mend it. Pure."""
+
+from __future__ import annotations
+
+import plistlib
+import shlex
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+from xml.parsers.expat import ExpatError
+
+from agent.domain.model import Condition, ConditionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"  # it could not be read: no reason to worry, and none not to
+    WARNING = "warning"  # costs time or capacity, or will one day
+    ERROR = "error"  # this host does not serve, or will stop to
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What the host is looked at for: whose VMs, by which hypervisor, where."""
+
+    hypervisor: str  # as configured: tart, anka, qemu, simulated, auto
+    data_dir: Path
+    vm_dirs: tuple[Path, ...]  # where clones and images stand
+    disk_reserve_bytes: int
+    slots: int
+    user: str  # who the agent runs as, or shall
+    uid: int
+    home: Path
+    version: str  # of this Hearth
+    root: bool  # whether the looking itself is done by root
+    in_agent: bool  # in the agent, and not at a command line
+    now_s: float
+
+    @property
+    def for_tart(self) -> bool:
+        """Whether VMs need the session of a user who is logged in at the screen."""
+        return self.hypervisor == "tart"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a tool said. `trouble` tells why it could not be asked; then the rest is empty."""
+
+    out: str = ""
+    err: str = ""
+    exit_code: int = 0
+    trouble: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both streams: several tools of macOS answer on stderr."""
+        return "\n".join(part for part in (self.out.strip(), self.err.strip()) if part)
+
+    def plist(self) -> Mapping[str, Any]:
+        """Return the property list that was printed; empty when there is none."""
+        try:
+            read = plistlib.loads(self.out.encode())
+        except (plistlib.InvalidFileException, ExpatError, ValueError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+
+Readings = dict[str, Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """Commands that mend a finding without harm, whoever runs them and however often."""
+
+    commands: tuple[tuple[str, ...], ...]
+    root: bool = True
+    restart: bool = False  # of the Mac, before it counts
+
+    def __str__(self) -> str:
+        prefix = "sudo " if self.root else ""
+        return " && ".join(prefix + shlex.join(command) for command in self.commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says: how bad, what, by which evidence, and the way out."""
+
+    severity: Severity
+    message: str
+    evidence: str = ""
+    mend: str = ""
+    fix: Fix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check. `needs` are the readings without which nothing can be said; a judge returns None where the check
+    is of no concern. `condition` is the type of the host condition that a failing check becomes in the agent."""
+
+    name: str
+    title: str
+    condition: str
+    needs: tuple[str, ...]
+    judge: Callable[[Readings, Subject], Verdict | None]
+    may: tuple[str, ...] = ()  # readings it can do without
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A check with its verdict."""
+
+    check: Check
+    verdict: Verdict
+
+    @property
+    def failing(self) -> bool:
+        """Whether there is something to mend."""
+        return self.verdict.severity in (Severity.WARNING, Severity.ERROR)
+
+    @property
+    def well(self) -> bool:
+        """Whether it is known that nothing is to be mended."""
+        return self.verdict.severity is Severity.OK
+
+
+def good(message: str, evidence: str = "") -> Verdict:
+    """Return that all is well."""
+    return Verdict(Severity.OK, message, evidence)
+
+
+def unknown(message: str, mend: str = "") -> Verdict:
+    """Return that it cannot be told."""
+    return Verdict(Severity.UNKNOWN, message, mend=mend)
+
+
+def decide(check: Check, readings: Readings, subject: Subject) -> Finding | None:
+    """Return what a check finds; None when it is of no concern here."""
+    for name in check.needs:
+        if readings[name].trouble:
+            return Finding(check, unknown(f"it cannot be told: {readings[name].trouble}"))
+    verdict = check.judge(readings, subject)
+    return Finding(check, verdict) if verdict is not None else None
+
+
+def condition_of(finding: Finding, now_s: float) -> Condition:
+    """Return the host condition of a finding. Only errors ask for attention at once; warnings are there to be seen."""
+    verdict = finding.verdict
+    if not finding.failing:
+        return Condition(finding.check.condition, ConditionStatus.FALSE, "AsItShouldBe", "", now_s)
+    message = f"{verdict.message}; {verdict.mend}" if verdict.mend else verdict.message
+    problem = verdict.severity is Severity.ERROR
+    reason = "DoctorFoundError" if problem else "DoctorFoundWarning"
+    return Condition(finding.check.condition, ConditionStatus.TRUE, reason, message, now_s, problem=problem)
+
+
+OK, UNKNOWN, WARNING, ERROR = Severity.OK, Severity.UNKNOWN, Severity.WARNING, Severity.ERROR
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30

@@ -1,0 +1,194 @@
+"""The readings: which command, file or call answers each, and all of them taken at once, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.host import space
+from agent.host.doctor.model import Reading, Readings, Subject
+from agent.host.doctor.network import SHARING, TIME_SERVER
+from agent.host.doctor.session import LOCAL_NETWORK
+from agent.host.doctor.software import UPDATES
+from agent.host.doctor.storage import volume_of
+from agent.host.service.target import LABEL
+from agent.processes.command import Command, CommandError, CommandTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from agent.processes.command import CommandRunner
+
+TIMEOUT_S: Final = 10.0
+SLOW_TIMEOUT_S: Final = 30.0
+AT_ONCE: Final = 4
+"""Commands that run side by side: enough to be quick, few enough not to be felt by builds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A command that is asked for a reading. `of_user`: in the session of the agent's user, whoever looks."""
+
+    argv: Callable[[Subject], tuple[str, ...]]
+    timeout_s: float = TIMEOUT_S
+    of_user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call within this process, made in a thread. Raises `OSError`."""
+
+    read: Callable[[Subject], str]
+
+
+def _fixed(*argv: str, timeout_s: float = TIMEOUT_S) -> Ask:
+    return Ask(lambda _: argv, timeout_s)
+
+
+def _exported(domain: str) -> Ask:
+    return _fixed("/usr/bin/defaults", "export", domain, "-")
+
+
+def _keychain(subject: Subject) -> tuple[str, ...]:
+    path = f"{subject.home}/Library/Keychains/login.keychain-db"
+    return ("/usr/bin/security", "show-keychain-info", path)
+
+
+def _volume(subject: Subject) -> str:
+    return volume_of(str(subject.vm_dirs[0]))
+
+
+def _job(subject: Subject) -> tuple[str, ...]:
+    domain = f"gui/{subject.uid}" if subject.for_tart else "system"
+    return ("/bin/launchctl", "print", f"{domain}/{LABEL}")
+
+
+def _text_of(path: str) -> Callable[[Subject], str]:
+    def read(_: Subject) -> str:
+        try:
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    return read
+
+
+def _exists(path: str) -> Callable[[Subject], str]:
+    return lambda _: "yes" if os.path.lexists(path) else "no"
+
+
+def _space(subject: Subject) -> str:
+    seen = space.measure(subject.data_dir)
+    return json.dumps({"free": seen.free_bytes, "total": seen.total_bytes, "purgeable": seen.purgeable_bytes})
+
+
+def _own_files(_: Subject) -> str:
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _kvm(_: Subject) -> str:
+    if not Path("/dev/kvm").exists():
+        return "no"
+    return "rw" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "exists, but may not be opened"
+
+
+def _qemu(_: Subject) -> tuple[str, ...]:
+    machine = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return (f"qemu-system-{machine}", "--version")
+
+
+Source = Ask | Call
+
+COMMON: Final[Mapping[str, Source]] = {
+    "space": Call(_space),
+    "own_files": Call(_own_files),
+    "qemu": Ask(_qemu),
+}
+MAC: Final[Mapping[str, Source]] = {
+    "pmset": _fixed("/usr/bin/pmset", "-g", "custom"),
+    "thermal": _fixed("/usr/bin/pmset", "-g", "therm"),
+    "pressure": _fixed("/usr/sbin/sysctl", "-n", "kern.memorystatus_vm_pressure_level"),
+    "swap": _fixed("/usr/sbin/sysctl", "vm.swapusage"),
+    "vm_stat": _fixed("/usr/bin/vm_stat"),
+    "hardware": _fixed("/usr/sbin/system_profiler", "-json", "SPHardwareDataType", timeout_s=SLOW_TIMEOUT_S),
+    "loginwindow": _exported("/Library/Preferences/com.apple.loginwindow"),
+    "autologin": _fixed("/usr/sbin/sysadminctl", "-autologin", "status"),
+    "kcpassword": Call(_exists("/etc/kcpassword")),
+    "console": _fixed("/usr/bin/stat", "-f", "%Su", "/dev/console"),
+    "keychain": Ask(_keychain, of_user=True),
+    "screenlock": Ask(lambda _: ("/usr/sbin/sysadminctl", "-screenLock", "status"), of_user=True),
+    # `sudo defaults write` of this domain lands in root's own preferences, where macOS looks for it.
+    "local_network": _exported(f"/var/root/Library/Preferences/{LOCAL_NETWORK}"),
+    "filevault": _fixed("/usr/bin/fdesetup", "status"),
+    "csrutil": _fixed("/usr/bin/csrutil", "status"),
+    "sw_vers": _fixed("/usr/bin/sw_vers"),
+    "sharing": _exported(SHARING.removesuffix(".plist")),
+    "leases": Call(_text_of("/var/db/dhcpd_leases")),
+    "sntp": _fixed("/usr/bin/sntp", "-t", "3", TIME_SERVER),
+    "diskutil": Ask(lambda subject: ("/usr/sbin/diskutil", "info", "-plist", _volume(subject)), SLOW_TIMEOUT_S),
+    "spotlight": Ask(lambda subject: ("/usr/bin/mdutil", "-s", _volume(subject))),
+    "snapshots": Ask(lambda subject: ("/usr/bin/tmutil", "listlocalsnapshots", _volume(subject)), SLOW_TIMEOUT_S),
+    "backups": _fixed("/usr/bin/tmutil", "destinationinfo"),
+    "excluded": Ask(lambda subject: ("/usr/bin/tmutil", "isexcluded", *map(str, subject.vm_dirs))),
+    "tart": _fixed("tart", "--version"),
+    "anka": _fixed("anka", "-j", "version"),
+    "license": _fixed("anka", "-j", "license", "show"),
+    "installed": _fixed("/opt/hearth/current/bin/hearth", "--version"),
+    "service": Ask(_job),
+    "updates": _exported(UPDATES),
+    "processes": _fixed("/bin/ps", "-axo", "pid=,ppid=,etime=,command="),
+    "system_files": _fixed("/usr/sbin/sysctl", "-n", "kern.maxfilesperproc"),
+}
+LINUX: Final[Mapping[str, Source]] = {
+    "kvm": Call(_kvm),
+    "timedatectl": _fixed("timedatectl", "show", "-p", "NTPSynchronized", "--value"),
+    "system_files": Call(_text_of("/proc/sys/fs/nr_open")),
+}
+
+
+def as_user(argv: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
+    """Return a command that runs in the session of the agent's user, also when root calls it."""
+    if not (subject.root and subject.uid):
+        return argv
+    return ("/bin/launchctl", "asuser", str(subject.uid), "/usr/bin/sudo", "-n", "-u", subject.user, *argv)
+
+
+async def take(
+    names: Iterable[str], sources: Mapping[str, Source], subject: Subject, runner: CommandRunner
+) -> Readings:
+    """Take readings, a few at a time. One that cannot be taken says why; none raises."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    wanted = sorted(set(names))
+
+    async def one(name: str) -> Reading:
+        async with gate:
+            return await _take(sources[name], subject, runner)
+
+    return dict(zip(wanted, await asyncio.gather(*(one(name) for name in wanted)), strict=True))
+
+
+async def _take(source: Source, subject: Subject, runner: CommandRunner) -> Reading:
+    if isinstance(source, Call):
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return Reading(await asyncio.to_thread(source.read, subject))
+        except TimeoutError:
+            return Reading(trouble=f"no answer within {TIMEOUT_S:g} s")
+        except OSError as error:
+            return Reading(trouble=str(error))
+    argv = source.argv(subject)
+    if source.of_user:
+        argv = as_user(argv, subject)
+    try:
+        result = await runner.run(Command(argv, source.timeout_s, env={"LC_ALL": "C"}), check=False)
+    except CommandTimeoutError:
+        return Reading(trouble=f"`{argv[0]}` did not answer within {source.timeout_s:g} s")
+    except CommandError as error:
+        return Reading(trouble=error.message)
+    return Reading(result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"), result.exit_code)

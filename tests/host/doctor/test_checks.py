@@ -1,0 +1,115 @@
+"""Each check, judged from recorded outputs of macOS's tools, and from garbage."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.domain.model import ConditionStatus
+from agent.host.doctor import readings, table
+from agent.host.doctor.model import Check, Finding, Reading, Severity, condition_of, decide
+from tests.host.doctor.cases import ERROR, LINUX_CASES, MAC_CASES, NOW_S, OK, RECORDED, WARNING, Case, subject
+
+PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
+GARBAGE = (
+    "",
+    "\x00\xff",
+    "}{",
+    "-1",
+    "<plist><dict><key>bootpd</key><string>x</string></dict></plist>",
+    '{"body": []}',
+)
+
+
+def check_of(name: str, checks: tuple[Check, ...]) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+def find(case: Case, checks: tuple[Check, ...]) -> Finding:
+    check = check_of(case.check, checks)
+    assert set(case.readings) == {*check.needs, *check.may}, "a case gives what the check reads, and no more"
+    found = decide(check, case.readings, subject(**case.changes))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("case", MAC_CASES, ids=str)
+def test_a_mac(case: Case) -> None:
+    judged(case, table.MAC)
+
+
+@pytest.mark.parametrize("case", LINUX_CASES, ids=str)
+def test_a_linux_host(case: Case) -> None:
+    judged(case, table.LINUX)
+
+
+def judged(case: Case, checks: tuple[Check, ...]) -> None:
+    found = find(case, checks)
+    verdict = found.verdict
+    assert (verdict.severity, case.message.lower() in verdict.message.lower()) == (case.severity, True), verdict
+    if found.failing:
+        assert verdict.mend, "what is wrong has a way out"
+    condition = condition_of(found, NOW_S)
+    assert condition.problem == (case.severity is ERROR)
+    assert (condition.status is ConditionStatus.TRUE) == found.failing
+    assert condition.type == found.check.condition
+
+
+def test_every_check_is_seen_good_and_bad_and_every_recording_is_used() -> None:
+    for checks, cases in ((table.MAC, MAC_CASES), (table.LINUX, (*LINUX_CASES, *MAC_CASES))):
+        for check in checks:
+            seen = {case.severity for case in cases if case.check == check.name}
+            assert OK in seen, check.name
+            assert seen & {WARNING, ERROR}, check.name
+    text = (Path(__file__).with_name("cases.py")).read_text() + (RECORDED.parent / "test_facts.py").read_text()
+    assert [path.name for path in RECORDED.iterdir() if path.name not in text] == []
+
+
+@pytest.mark.parametrize("check", [*table.MAC, *table.LINUX], ids=lambda check: check.name)
+@pytest.mark.parametrize("hypervisor", ["tart", "anka", "qemu"])
+def test_garbage_never_fails_and_a_tool_that_hangs_is_no_fault_of_the_host(check: Check, hypervisor: str) -> None:
+    names = {*check.needs, *check.may}
+    for text in GARBAGE:
+        for code in (0, 1):
+            decide(check, dict.fromkeys(names, Reading(text, text, code)), subject(hypervisor=hypervisor))
+    found = decide(check, dict.fromkeys(names, Reading(trouble="it hung")), subject(hypervisor=hypervisor))
+    own_tool = check.name in ("tart", "anka", "qemu", "keychain")
+    assert found is None or own_tool or not found.failing
+    if check.needs and found is not None:
+        assert found.verdict.severity is Severity.UNKNOWN
+        assert "it hung" in found.verdict.message
+
+
+def test_what_no_hypervisor_here_needs_is_not_asked() -> None:
+    for name in ("session", "keychain", "tart"):
+        check = check_of(name, table.MAC)
+        names = {*check.needs, *check.may}
+        assert decide(check, dict.fromkeys(names, Reading("x")), subject(hypervisor="anka")) is None
+
+
+def test_every_reading_has_a_source_and_every_source_a_reader() -> None:
+    for checks, own in ((table.MAC, readings.MAC), (table.LINUX, readings.LINUX)):
+        read = {name for check in checks for name in (*check.needs, *check.may)}
+        assert read <= {*readings.COMMON, *own}
+        assert set(own) <= read
+        assert len({check.name for check in checks}) == len({check.condition for check in checks}) == len(checks)
+
+
+def test_every_check_is_documented_with_its_condition() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([A-Za-z]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    checks = {(check.name, check.condition) for check in (*table.MAC, *table.LINUX)}
+    assert set(rows) == checks
+    assert len(rows) == len(checks)
+
+
+def test_fixes_are_of_the_safe_kind() -> None:
+    """No fix ends a process, removes a file or a snapshot, or changes a password."""
+    fixes = [find(case, table.MAC).verdict.fix for case in MAC_CASES]
+    commands = {command[:2] for fix in fixes if fix for command in fix.commands}
+    assert commands == {
+        ("/usr/bin/pmset", "-a"), ("/usr/bin/defaults", "write"), ("/usr/bin/mdutil", "-i"),
+        ("/usr/bin/tmutil", "addexclusion"), ("/usr/bin/security", "set-keychain-settings"),
+        ("/usr/sbin/systemsetup", "-setusingnetworktime"), ("/usr/bin/sntp", "-sS"),
+    }  # fmt: skip

@@ -1,0 +1,97 @@
+"""The doctor on tools that hang, fail and are not there; and what it mends."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.host.doctor import doctor as module
+from agent.host.doctor.doctor import Doctor, of_this_system
+from agent.host.doctor.model import Check, Fix, Readings, Severity, Subject, Verdict, good
+from agent.host.doctor.readings import Ask, Call, as_user
+from agent.processes.command import CommandFailedError, CommandRunner
+from tests.host.doctor.cases import subject
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.host.doctor.readings import Source
+
+
+def said(readings: Readings, _: Subject) -> Verdict:
+    return good(readings["tool"].text)
+
+
+CHECK = Check("tool", "Tool", "ToolBroken", ("tool",), said)
+
+
+def doctor(source: Source) -> Doctor:
+    return Doctor(subject, CommandRunner(), (CHECK,), {"tool": source})
+
+
+def script(folder: Path, text: str) -> tuple[str, ...]:
+    path = folder / "tool"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return (str(path),)
+
+
+async def test_a_tool_is_asked_and_both_its_streams_are_read(tmp_path: Path) -> None:
+    argv = script(tmp_path, "echo $LC_ALL; echo err >&2; exit 3")
+    (found,) = await doctor(Ask(lambda _: argv)).look()
+    assert found.verdict.message == "C\nerr"
+
+
+async def test_what_cannot_be_read_is_unknown_with_its_reason(tmp_path: Path) -> None:
+    def fails(_: Subject) -> str:
+        raise PermissionError(13, "Permission denied", "/var/db/dhcpd_leases")
+
+    hangs = script(tmp_path, "trap '' TERM; sleep 60")
+    sources: dict[str, Source] = {
+        "did not answer within 0.2 s": Ask(lambda _: hangs, timeout_s=0.2),
+        "nosuchtool": Ask(lambda _: ("nosuchtool",)),
+        "Permission denied": Call(fails),
+    }
+    for reason, source in sources.items():
+        (found,) = await doctor(source).look()
+        assert found.verdict.severity is Severity.UNKNOWN
+        assert reason in found.verdict.message
+
+
+async def test_only_the_named_checks_are_made() -> None:
+    asked = []
+    source = Call(lambda _: asked.append(1) or "x")  # type: ignore[func-returns-value]
+    assert await doctor(source).look(frozenset({"other"})) == []
+    assert asked == []
+
+
+async def test_a_fix_is_run_and_one_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIX_TIMEOUT_S", 5)
+    looking = doctor(Call(lambda _: ""))
+    await looking.mend(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    with pytest.raises(CommandFailedError, match="cannot touch|No such file"):
+        await looking.mend(Fix((("touch", str(tmp_path / "no" / "such")),)))
+
+
+def test_a_fix_reads_as_a_person_would_type_it() -> None:
+    fix = Fix((("pmset", "-a", "sleep", "0"), ("defaults", "write", "x y", "k")))
+    assert str(fix) == "sudo pmset -a sleep 0 && sudo defaults write 'x y' k"
+    assert str(Fix((("security", "x"),), root=False)) == "security x"
+
+
+def test_the_users_session_is_asked_also_behind_sudo() -> None:
+    assert as_user(("security", "x"), subject(root=False)) == ("security", "x")
+    assert as_user(("security", "x"), subject(root=True, uid=0)) == ("security", "x")
+    behind_sudo = as_user(("security", "x"), subject(root=True))
+    assert behind_sudo == ("/bin/launchctl", "asuser", "501", "/usr/bin/sudo", "-n", "-u", "ci", "security", "x")
+
+
+async def test_this_very_host_is_looked_at(tmp_path: Path) -> None:
+    here = subject(hypervisor="qemu", data_dir=tmp_path, vm_dirs=(tmp_path,), uid=os.getuid())
+    found = await of_this_system(lambda: here, CommandRunner()).look()
+    room = next(finding for finding in found if finding.check.name == "disk-space")
+    assert room.verdict.severity is not Severity.UNKNOWN
+    assert "GiB free" in room.verdict.evidence

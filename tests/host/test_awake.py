@@ -1,0 +1,58 @@
+"""The power assertion: held by a caffeinate while VMs run, and by nothing a moment longer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from agent.host import awake as module
+from agent.host.awake import Awake
+from agent.processes.command import CommandRunner
+from tests.support.processes import eventually, gone, pids_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+CAFFEINATE = """#!/bin/sh
+echo "$@" >>{folder}/arguments
+echo $$ >>{folder}/pids
+exec sleep 60
+"""
+
+
+def caffeinate(folder: Path, text: str = CAFFEINATE) -> str:
+    path = folder / "caffeinate"
+    path.write_text(text.format(folder=folder))
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_it_is_held_while_vms_run_and_let_go_after(tmp_path: Path) -> None:
+    running = True
+    awake = Awake(CommandRunner(), lambda: running, program=caffeinate(tmp_path), look_s=0.01)
+    task = asyncio.create_task(awake.run())
+    held = await pids_in(tmp_path / "pids", 1)
+    assert (tmp_path / "arguments").read_text() == f"-i -s -w {os.getpid()}\n"
+    running = False
+    await gone(held)
+    running = True
+    again = (await pids_in(tmp_path / "pids", 2))[-1:]
+    task.cancel()
+    await asyncio.wait([task])
+    await gone(again)
+    assert (tmp_path / "pids").read_text().count("\n") == 2
+
+
+async def test_one_that_ends_or_is_missing_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    awake = Awake(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), look_s=0.01)
+    task = asyncio.create_task(awake.run())
+    await asyncio.sleep(0)
+    caffeinate(tmp_path, "#!/bin/sh\necho $$ >>{folder}/pids\n")
+    path = tmp_path / "pids"
+    await eventually(lambda: path.exists() and path.read_text().count("\n") >= 3)
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,1 @@
+RECORDINGS = ("ioreg_platform.txt",)

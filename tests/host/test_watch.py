@@ -1,0 +1,54 @@
+"""Failing checks become conditions, and are taken back; nothing else is posted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.engine.conditions import ConditionBoard
+from agent.host.doctor.doctor import Doctor
+from agent.host.doctor.model import ERROR, OK, UNKNOWN, WARNING, Check, Readings, Severity, Subject, Verdict
+from agent.host.watch import HostWatch
+from agent.processes.command import CommandRunner
+from tests.host.doctor.cases import subject
+
+if TYPE_CHECKING:
+    from agent.domain.model import Condition
+
+
+class Host:
+    """A host whose one fault is set by the test."""
+
+    def __init__(self) -> None:
+        self.severity: Severity = OK
+        self.board = ConditionBoard()
+        self.now_s = 100.0
+        check = Check("sleep", "Sleep", "HostSleeps", (), self._judge)
+        doctor = Doctor(subject, CommandRunner(), (check,), {})
+        self.watch = HostWatch(doctor, self.board.post, period_s=60, clock=lambda: self.now_s)
+
+    def _judge(self, _: Readings, __: Subject) -> Verdict:
+        return Verdict(self.severity, "it sleeps after 10 minutes", mend="let it never sleep")
+
+    async def look(self, severity: Severity) -> list[tuple[str, str, bool]]:
+        self.severity = severity
+        self.now_s += 60
+        await self.watch.look()
+        return [(one.type, str(one.status), one.problem) for one in self.board.all()]
+
+    def condition(self) -> Condition:
+        return self.board.as_mapping()["HostSleeps"]
+
+
+async def test_a_failing_check_is_a_condition_until_it_is_mended() -> None:
+    host = Host()
+    assert await host.look(OK) == []
+    assert await host.look(UNKNOWN) == []
+    assert await host.look(WARNING) == [("HostSleeps", "true", False)]
+    assert await host.look(ERROR) == [("HostSleeps", "true", True)]
+    assert host.condition().message == "it sleeps after 10 minutes; let it never sleep"
+    since_s = host.condition().since_s
+    assert await host.look(ERROR) == [("HostSleeps", "true", True)]
+    assert host.condition().since_s == since_s
+    assert await host.look(UNKNOWN) == [("HostSleeps", "true", True)], "nothing is known to have changed"
+    assert await host.look(OK) == [("HostSleeps", "false", False)]
+    assert host.condition().since_s == host.now_s
