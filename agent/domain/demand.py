@@ -6,11 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.domain.breaker import held_back
 from agent.domain.rollout import Phase
 from agent.domain.states import UNPROVEN, VmState
 
 if TYPE_CHECKING:
-    from agent.domain.model import PoolSpec, Vm, World
+    from agent.domain.model import PoolSpec, Vm, Waiter, World
     from agent.domain.rollout import Rollout
 
 _IDLE = UNPROVEN | {VmState.CREATING, VmState.READY}
@@ -22,7 +23,7 @@ class PoolView:
 
     spec: PoolSpec
     rollout: Rollout
-    waiting: int
+    waiters: tuple[Waiter, ...]  # the requests that wait for one of its VMs, longest waiting first
     idle: tuple[Vm, ...]  # alive and not leased, of any version, oldest first
     standby: tuple[Vm, ...]  # suspended, or about to be, of any version, oldest first
     held: int  # VMs that hold a slot, leased and stopping ones included
@@ -30,6 +31,11 @@ class PoolView:
     def of(self, digest: str | None) -> tuple[Vm, ...]:
         """Return the idle VMs of one version."""
         return tuple(vm for vm in self.idle if vm.image == digest)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self.waiters)
 
     @property
     def ready(self) -> tuple[Vm, ...]:
@@ -68,6 +74,9 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
     vms_of: defaultdict[str, list[Vm]] = defaultdict(list)
     for vm in sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name)):
         vms_of[vm.pool].append(vm)
+    waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
+    for waiter in sorted(world.waiters, key=lambda waiter: (waiter.since_s, waiter.id)):
+        waiters[waiter.pool].append(waiter)
     views = []
     for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name)):
         rollout = world.rollouts.get(spec.name)
@@ -78,7 +87,7 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
             PoolView(
                 spec=spec,
                 rollout=rollout,
-                waiting=sum(waiter.pool == spec.name for waiter in world.waiters),
+                waiters=tuple(waiters[spec.name]),
                 idle=tuple(vm for vm in vms if vm.state in _IDLE),
                 standby=tuple(vm for vm in vms if vm.state in (VmState.SUSPENDING, VmState.STANDBY)),
                 held=sum(vm.holds_slot for vm in vms),
@@ -98,3 +107,8 @@ def shortage(view: PoolView) -> int:
     if view.rollout.serving is None:
         return int(view.needs_canary)
     return max(0, view.wanted - len(view.idle))
+
+
+def usable(world: World, digest: str) -> bool:
+    """Whether VMs of an image version can be started now: it is here, and nothing holds it back."""
+    return world.has_image(digest) and not held_back(world, digest)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from agent.domain import fill, rules, standby
+from agent.domain import fill, outrank, rules, standby
 from agent.domain.conditions import conditions
+from agent.domain.fairness import note_shortages
 from agent.domain.rollout import advance
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.retire_outdated,
     rules.retire_surplus,
     rules.retire_aged,
-    rules.retire_outranked,
+    outrank.retire_outranked,
     standby.retire_standby,
     fill.fill,
     standby.stock,
@@ -61,7 +62,8 @@ def plan(world: World) -> Plan:
             if action.resource not in world.busy:
                 actions.append(action)
                 world = replace(world, busy=world.busy | {action.resource})
-    return Plan(tuple(actions), tuple(world.rollouts.values()), conditions(world))
+    rollouts = note_shortages(world, actions)
+    return Plan(tuple(actions), tuple(rollouts.values()), conditions(world))
 
 
 def advance_rollouts(world: World) -> dict[str, Rollout]:

@@ -32,7 +32,8 @@ class Rollout:
     """The versions of one pool, as digests.
 
     `target` is what the assignment asks for, `serving` the last proven version, `previous` the one that served before
-    it and is kept for rolling back. `quarantined` versions failed here and are not tried again.
+    it and is kept for rolling back. `quarantined` versions failed here and are not tried again. `without_since_s` is
+    `fairness`'s: since when the pool lacks VMs it wants without being given one; None while it does not.
     """
 
     pool: str
@@ -44,6 +45,7 @@ class Rollout:
     failures: int = 0  # VMs of the target that failed since the rollout began
     reason: str = ""
     quarantined: tuple[str, ...] = ()
+    without_since_s: float | None = None
 
 
 JUDGED_PHASES: Final = frozenset({Phase.CANARY, Phase.PROMOTING})

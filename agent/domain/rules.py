@@ -17,7 +17,7 @@ from agent.domain.actions import (
     TellHolder,
 )
 from agent.domain.breaker import held_back
-from agent.domain.demand import pick_ready, pool_views, shortage
+from agent.domain.demand import pick_ready, pool_views
 from agent.domain.model import Cause, Failure
 from agent.domain.rollout import Phase, needed_images
 from agent.domain.standby import wants_standby
@@ -141,20 +141,6 @@ def retire_aged(world: World) -> Iterator[DestroyVm]:
             yield DestroyVm(aged[0].name, "it stood idle for longer than its pool allows")
 
 
-def retire_outranked(world: World) -> Iterator[DestroyVm]:
-    """Give up an idle VM of the lowest priority for a pool of higher priority that finds no room."""
-    if any(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms):
-        return  # room is being freed already
-    views, room = pool_views(world), capacity.free(world)
-    for view in views:
-        if not _starved(world, view, room):
-            continue
-        lower = [other for other in reversed(views) if other.spec.priority < view.spec.priority]
-        idle = [vm for other in lower for vm in other.idle if vm.state is not VmState.CREATING]
-        yield from (DestroyVm(vm.name, f"pool {view.spec.name} of higher priority needs its room") for vm in idle[:1])
-        return
-
-
 def resolve(world: World) -> Iterator[ResolveImage]:
     """Ask what each assigned reference means: when it is new, and again at a period, since tags move."""
     for reference in sorted({pool.image for pool in world.pools}):
@@ -205,15 +191,6 @@ def _too_old(pool: PoolSpec, vm: Vm, now_s: float) -> bool:
     aged = pool.max_age_s is not None and now_s - vm.created_at_s >= pool.max_age_s
     idled = pool.max_idle_s is not None and vm.ready_at_s is not None and now_s - vm.ready_at_s >= pool.max_idle_s
     return aged or idled
-
-
-def _starved(world: World, view: PoolView, room: capacity.Resources) -> bool:
-    """Whether a pool lacks VMs only for want of room that other pools hold."""
-    incoming = view.canary_image or view.rollout.serving
-    if incoming is None or not world.has_image(incoming) or held_back(world, incoming):
-        return False
-    wants = shortage(view) > 0 and view.room_under_max > 0 and capacity.could_fit(world, view.spec.size)
-    return wants and room.lacking_for(view.spec.size) is not None
 
 
 def _should_make_room(world: World, view: PoolView) -> bool:

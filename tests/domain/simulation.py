@@ -73,6 +73,9 @@ class Host:
     can_suspend: bool = False
     can_fan_out: bool = False
     mode: HostMode = OPEN
+    disk_full: bool = False
+    most_running: int | None = None  # the host itself refuses to run more, as a Mac does
+    foreign: int = 0  # VMs of somebody else that run
 
     def __post_init__(self) -> None:
         self.tables: dict[type, dict[str, Any]] = {kind: {} for kind in TABLES}
@@ -86,6 +89,8 @@ class Host:
         self.waiters: list[Waiter] = []
         self.listing: Listing | None = None
         self.events: list[EventKind] = []
+        self.served: set[str] = set()  # VMs that were ever given to a lease
+        self.foreign_seen = 0
         self._numbers = itertools.count()
 
     # -- the ledger, as `Transaction` reads it
@@ -134,6 +139,8 @@ class Host:
             listing=self.listing,
             busy=frozenset(self.flying),
             mode=self.mode,
+            disk_full=self.disk_full,
+            foreign_slots=self.foreign_seen,
             can_suspend=self.can_suspend,
             can_fan_out=self.can_fan_out,
             templates=frozenset(self.templates),
@@ -191,6 +198,7 @@ class Host:
             for name in sorted(self.files)
         )
         self.listing = Listing(seen, known, known - frozenset(self.flying))
+        self.foreign_seen = self.foreign
 
     def land(self, resource: str, *, ok: bool = True) -> None:
         """End the effect that is under way on a resource."""
@@ -322,6 +330,8 @@ class Host:
         vm = transaction.get(Vm, action.vm)
         assert vm is not None
         assert vm.pool == waiter.pool
+        assert vm.name not in self.served, "no VM serves two leases"
+        self.served.add(vm.name)
         lease = Lease(f"lease-{waiter.id}", waiter.pool, vm.name, "test", 3600, self.now_s, self.now_s + 3600)
         transaction.put(lease)
         transaction.move(vm, VmEvent.LEASE, lease_id=lease.id)
@@ -331,6 +341,11 @@ class Host:
             self._fail(transaction, vm, Cause.CLONE_FAILED)
             return
         transaction.move(vm, VmEvent.CLONED)
+        if self.most_running is not None and len(self.running) + self.foreign >= self.most_running:
+            cloned = transaction.get(Vm, vm.name)
+            assert cloned is not None
+            self._fail(transaction, cloned, Cause.SLOTS_TAKEN)
+            return
         self.running.add(vm.name)
 
     def _moved_memory(self, transaction: Transaction, vm: Vm, *, ok: bool) -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.domain.actions import CreateVm, DestroyVm, GrantLease
+from agent.domain.actions import CreateVm, DestroyVm, GrantLease, PullImage, SaveTemplate, SuspendVm
 from agent.domain.model import HostLimits, Mode, PoolSpec, VmSize
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
@@ -27,6 +27,7 @@ class HostMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.most: dict[str, int] = {}
         self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000), can_suspend=True, can_fan_out=True)
         for name in POOLS:
             self.host.registry[f"reg/{name}:latest"] = digest(f"{name}-1")
@@ -39,6 +40,8 @@ class HostMachine(RuleBasedStateMachine):
         memory_mib=st.sampled_from([1000, 4000]),
         standby=st.integers(0, 2),
         max_age_s=st.sampled_from([None, 500.0]),
+        max_idle_s=st.sampled_from([None, 350.0]),
+        most=st.sampled_from([0, 0, 1, 3]),
     )
     def assign(
         self,
@@ -49,10 +52,13 @@ class HostMachine(RuleBasedStateMachine):
         memory_mib: int,
         standby: int,
         max_age_s: float | None,
+        max_idle_s: float | None,
+        most: int,
     ) -> None:
+        most = max(most, warm) if most else 0
         spec = PoolSpec(
             pool, f"reg/{pool}:latest", warm=warm, min_ready=min(warm, min_ready), priority=priority,
-            size=VmSize(1, memory_mib), standby=standby, max_age_s=max_age_s,
+            size=VmSize(1, memory_mib), standby=standby, max_age_s=max_age_s, max_idle_s=max_idle_s, max=most,
         )  # fmt: skip
         self.host.pools = (*(other for other in self.host.pools if other.name != pool), spec)
 
@@ -78,6 +84,7 @@ class HostMachine(RuleBasedStateMachine):
         plan = self.host.turn()
         self._leaves_leases_alone(plan, leased)
         self._keeps_its_mode(plan)
+        self._keeps_the_disk(plan)
         self._keeps_min_ready(plan, ready)
 
     @precondition(lambda self: self.host.flying)
@@ -120,6 +127,10 @@ class HostMachine(RuleBasedStateMachine):
     def set_mode(self, mode: Mode) -> None:
         self.host.set_mode(mode)
 
+    @rule(full=st.booleans())
+    def fill_disk(self, full: bool) -> None:
+        self.host.disk_full = full
+
     @precondition(lambda self: self.host.rollouts)
     @rule(pick=picks, undo=st.booleans())
     def take_rollout_in_hand(self, pick: int, undo: bool) -> None:
@@ -143,6 +154,14 @@ class HostMachine(RuleBasedStateMachine):
         assert used.cpus <= limits.cpus
 
     @invariant()
+    def no_pool_grows_beyond_its_maximum(self) -> None:
+        """A maximum that was lowered since is kept to by what comes after."""
+        for pool in self.host.pools:
+            made = [vm for vm in self.host.vms.values() if vm.pool == pool.name and vm.holds_slot]
+            self.most[pool.name] = max(pool.max, len(made) if pool.max < self.most.get(pool.name, 0) else 0)
+            assert not pool.max or len(made) <= self.most[pool.name]
+
+    @invariant()
     def leases_and_vms_agree(self) -> None:
         leased = {vm.name: vm.lease_id for vm in self.host.vms.values() if vm.state is VmState.LEASED}
         assert leased == {lease.vm: lease.id for lease in self.host.leases.values()}
@@ -153,11 +172,12 @@ class HostMachine(RuleBasedStateMachine):
         host.waiters = [waiter for waiter in host.waiters if any(pool.name == waiter.pool for pool in host.pools)]
         for lease in list(host.leases):
             host.release(lease)
+        host.disk_full = False
         host.set_mode(Mode.DRAINING)
         host.settle()
         assert not host.vms
         host.set_mode(Mode.OPEN)
-        host.pools = tuple(replace(pool, max_age_s=None) for pool in host.pools)
+        host.pools = tuple(replace(pool, max_age_s=None, max_idle_s=None) for pool in host.pools)
         host.settle()
         assert set(host.vms) == host.files == host.running | host.suspended
         assert {vm.state for vm in host.vms.values()} <= {VmState.READY, VmState.STANDBY}
@@ -192,6 +212,13 @@ class HostMachine(RuleBasedStateMachine):
             assert not any(isinstance(action, GrantLease) for action in plan.actions)
         if self.host.mode.mode is Mode.DRAINING:
             assert not any(isinstance(action, CreateVm) for action in plan.actions)
+
+    def _keeps_the_disk(self, plan: Plan) -> None:
+        """What takes disk is not begun while there is none."""
+        if self.host.disk_full:
+            assert not any(
+                isinstance(action, CreateVm | PullImage | SuspendVm | SaveTemplate) for action in plan.actions
+            )
 
     def _keeps_min_ready(self, plan: Plan, before: dict[str, int]) -> None:
         """A rollout never takes the ready VMs below `min_ready`, where they were at or above it."""

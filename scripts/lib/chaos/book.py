@@ -53,7 +53,8 @@ class Deeds:
 
     number: int
     wishes_changed: set[str] = field(default_factory=set)  # pools
-    gave_up: set[str] = field(default_factory=set)  # pools of requests that waited in vain
+    asked: set[str] = field(default_factory=set)  # pools of requests for a lease
+    gave_up: set[str] = field(default_factory=set)  # of those, pools of requests that waited in vain
     crashed: bool = False
     disk_was_full: bool = False
 

@@ -40,6 +40,7 @@ class Clients:
         if keyed:
             body["idempotency_key"] = holder
         self._book.unanswered.add(holder)
+        self._book.deeds.asked.add(pool)
         try:
             status, answer = await self._ask("POST", "/v1/leases", body, again=keyed)
         except _NO_ANSWER:

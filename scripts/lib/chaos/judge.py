@@ -131,11 +131,14 @@ def _restarted(scene: Scene, book: Book, story: Story) -> Iterator[Finding]:
 
 
 def _may_be_gone(name: str, book: Book, story: Story) -> bool:
-    """Whether something happened that takes a healthy VM: its lease ended, or its pool wants others or fewer."""
+    """Whether something happened that takes a healthy VM.
+
+    Its lease ended, its pool wants others or fewer, or another pool outranks it: by priority, or by a request.
+    """
     life = story.lives[name]
     by_lease = any(life.seen[end] for end in ("lease-released", "lease-expired"))
-    outranked = len({wish.priority for wish in book.wishes.values()}) > 1
-    return by_lease or outranked or life.pool in book.deeds.wishes_changed | book.deeds.gave_up
+    outranked = len({wish.priority for wish in book.wishes.values()}) > 1 or book.deeds.asked - {life.pool}
+    return by_lease or bool(outranked) or life.pool in book.deeds.wishes_changed | book.deeds.gave_up
 
 
 def _untold(scene: Scene, story: Story) -> Iterator[Finding]:

@@ -1,0 +1,177 @@
+"""Where not all pools fit: requests first, then priorities, then whoever went without the longest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.domain.actions import CreateVm, DestroyVm
+from agent.domain.model import HostLimits, Mode, PoolSpec, VmSize
+from agent.domain.states import VmState
+from tests.domain.simulation import Host, digest
+
+SMALL, LARGE = VmSize(1, 1000), VmSize(1, 4000)
+
+
+def contended(*pools: PoolSpec, slots: int = 1, memory_mib: int = 64000) -> Host:
+    """Return a settled host with those pools, each of an image of its own that was proven when there was room."""
+    host = Host(limits=HostLimits(20, 64, 128000), pools=pools)
+    host.registry = {pool.image: digest(pool.name) for pool in pools}
+    host.settle()
+    host.set_mode(Mode.DRAINING)
+    host.settle()
+    host.limits = HostLimits(slots, 64, memory_mib)
+    host.set_mode(Mode.OPEN)
+    host.settle()
+    return host
+
+
+def pool(name: str, **fields: object) -> PoolSpec:
+    return replace(PoolSpec(name, f"reg/{name}:1", size=SMALL), **fields)  # type: ignore[arg-type]
+
+
+def use_up(host: Host, name: str) -> str:
+    """Let the one VM of a pool die, and return the pool whose VM takes its slot."""
+    (vm,) = (vm for vm in host.vms.values() if vm.pool == name)
+    host.die(vm.name)
+    for _ in range(3):
+        host.now_s += 700  # past every breaker
+        created = [action.pool.name for action in host.turn().actions if isinstance(action, CreateVm)]
+        for resource in list(host.flying):
+            host.land(resource)
+        if created:
+            (successor,) = created
+            for one in list(host.vms):
+                host.prove(one)
+            return successor
+    raise AssertionError("nobody was given the slot")
+
+
+def test_the_pool_that_went_without_the_longest_is_next() -> None:
+    host = contended(pool("a"), pool("b"), pool("c"))
+    order = ["a"]
+    for _ in range(6):
+        order.append(use_up(host, order[-1]))
+    assert order == ["a", "b", "c", "a", "b", "c", "a"]
+
+
+def test_a_restart_sends_nobody_back_to_the_end_of_the_line() -> None:
+    host = contended(pool("a"), pool("b"), pool("c"))
+    assert use_up(host, "a") == "b"
+    host.restart_agent()
+    assert use_up(host, "b") == "c"
+
+
+def test_priority_goes_before_how_long_a_pool_went_without() -> None:
+    host = contended(pool("a"), pool("b"))
+    host.pools = (*host.pools, pool("urgent", priority=1))
+    host.registry["reg/urgent:1"] = digest("urgent")
+    host.settle()
+    assert [vm.pool for vm in host.vms.values()] == ["urgent"]
+
+
+def test_a_request_gets_the_room_of_an_idle_vm_even_of_a_higher_pool() -> None:
+    host = contended(pool("warm", priority=5, warm=2), pool("cold", warm=0), slots=2)
+    assert len(host.in_state("warm", VmState.READY)) == 2
+    host.ask_lease("cold")
+    given_up = [action for action in host.turn().actions if isinstance(action, DestroyVm)]
+    assert len(given_up) == 1, "one slot for one request"
+    assert "a request for a VM of pool cold waits" in given_up[0].reason
+    host.settle()
+    assert [lease.pool for lease in host.leases.values()] == ["cold"]
+    assert len(host.in_state("warm", VmState.READY)) == 1
+
+
+def test_a_request_for_a_pool_that_has_proven_no_version_yet_gets_room_for_its_first_vm() -> None:
+    host = contended(pool("warm", priority=1, warm=2), slots=2)
+    host.registry["reg/new:1"] = digest("new")
+    host.pools = (*host.pools, pool("new", warm=0))
+    host.settle()
+    for _ in range(2):
+        host.ask_lease("new")
+    host.settle()
+    assert {lease.pool for lease in host.leases.values()} == {"new"}
+
+
+def test_a_vm_that_a_request_waits_for_is_not_given_up_for_another() -> None:
+    host = contended(pool("a", warm=0), pool("b", warm=0))
+    host.ask_lease("a")
+    host.turn()
+    (booting,) = host.flying
+    host.land(booting)
+    host.now_s += 1
+    host.ask_lease("b")
+    assert not any(isinstance(action, DestroyVm) for action in host.turn().actions)
+    host.prove(booting)
+    host.turn()
+    assert [lease.pool for lease in host.leases.values()] == ["a"]
+
+
+def test_requests_that_wait_are_met_longest_first_over_all_pools() -> None:
+    host = contended(pool("a", warm=0), pool("b", warm=0), slots=1)
+    for name in ("b", "a", "b"):
+        host.ask_lease(name)
+        host.now_s += 1
+    served = []
+    while host.waiters:
+        host.settle()
+        (lease,) = host.leases.values()
+        served.append(lease.pool)
+        host.release(lease.id)
+    assert served == ["b", "a", "b"]
+
+
+def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
+    host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=4), slots=8, memory_mib=4000)
+    host.ask_lease("large")
+    host.now_s += 1
+    for _ in range(3):
+        host.ask_lease("small")
+    host.turn()  # the small ones that stand ready are handed out all the same
+    assert len(host.leases) == 3
+    host.settle()
+    assert [waiter.pool for waiter in host.waiters] == ["large"]
+    assert not host.in_state("small", VmState.READY), "the room is kept for who waits longest"
+    for lease in list(host.leases):
+        host.release(lease)
+    host.settle()
+    assert [lease.pool for lease in host.leases.values()] == ["large"]
+
+
+@given(
+    count=st.integers(2, 4),
+    slots=st.integers(1, 3),
+    warm=st.integers(1, 3),
+    picks=st.lists(st.integers(0, 999), min_size=20, max_size=60),
+)
+@settings(max_examples=60, deadline=None)
+def test_nobody_is_passed_over_for_ever(count: int, slots: int, warm: int, picks: list[int]) -> None:
+    """While a pool is short, each other pool of its priority is given at most one VM before it is given one itself."""
+    host = contended(*(pool(f"p{number}", warm=warm) for number in range(count)), slots=slots)
+    passed: Counter[str] = Counter()
+    for pick in picks:
+        host.now_s += 700
+        names = sorted(host.running)
+        if names:
+            host.die(names[pick % len(names)])
+        for _ in range(2):
+            host.now_s += 1
+            short = {one.name for one in host.pools if _idle(host, one.name) < warm}
+            for action in host.turn().actions:
+                if isinstance(action, CreateVm):
+                    passed.update(short - {action.pool.name})
+                    passed[action.pool.name] = 0
+            for name in {one.name for one in host.pools} - short:
+                passed[name] = 0
+            for resource in list(host.flying):
+                host.land(resource)
+            for name in list(host.vms):
+                host.prove(name)
+        assert max(passed.values(), default=0) < count
+
+
+def _idle(host: Host, name: str) -> int:
+    return sum(vm.pool == name and vm.alive for vm in host.vms.values())

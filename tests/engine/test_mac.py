@@ -1,0 +1,151 @@
+"""A Mac's host: two VMs at most, somebody else's included, no suspending and no fan-out, and more pools than slots."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+from agent.domain.events import EventKind
+from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
+from agent.domain.states import VmState
+from agent.engine import engine as engine_module
+from agent.hypervisors.contract import Capabilities
+from agent.hypervisors.simulated import Behaviour, SimulatedHost, uniform
+from tests.domain.simulation import Host, digest
+from tests.engine.test_convergence import POOLS, running, tiny_image, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+SLOTS: Final = 2
+STEPS: Final = 10_000
+MAC: Final = Capabilities(execute=False, suspend=False, fan_out=False, counts_foreign_slots=True)
+
+
+class Mac:
+    """Four pools on two slots, in time of their own: the real planner and intents, and every effect at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        pools = tuple(
+            PoolSpec(
+                name, f"reg/{name}:1", warm=warm, priority=priority, size=VmSize(1, 1000), standby=1, lease_ttl_s=600,
+                canary_attempts=50,  # clones and VMs fail here for no fault of their version
+            )
+            for name, warm, priority in (("a", 1, 0), ("b", 1, 0), ("c", 2, 1), ("d", 0, 0))
+        )  # fmt: skip
+        self.host = Host(limits=HostLimits(SLOTS, 64, 64000), pools=pools, most_running=SLOTS)
+        self.host.registry = {pool.image: digest(pool.name) for pool in pools}
+        self.asked = 0
+
+    def step(self) -> None:
+        """Let one thing happen, and the agent take a turn."""
+        host, rng = self.host, self.rng
+        host.now_s += rng.choice((0.1, 1.0, 10.0, 30.0))
+        match rng.randrange(12):
+            case 0 if len(host.waiters) < 6:
+                host.ask_lease(rng.choice("abcd"))
+                self.asked += 1
+            case 1 if host.leases:
+                host.release(rng.choice(sorted(host.leases)))
+            case 2 if host.running and rng.random() < 0.3:
+                host.die(rng.choice(sorted(host.running)))
+            case 3 if host.foreign:
+                host.foreign -= 1
+            case 4 if self.running < SLOTS and rng.random() < 0.2:
+                host.foreign += 1
+            case 5:
+                host.look()
+            case _:
+                self.go_on()
+        host.turn()
+
+    def go_on(self) -> None:
+        """Let an effect end, else a VM be proven."""
+        host, rng = self.host, self.rng
+        if host.flying:
+            host.land(rng.choice(sorted(host.flying)), ok=rng.random() < 0.95)
+        for name in list(host.vms):
+            host.prove(name)
+
+    @property
+    def running(self) -> int:
+        return len(self.host.running) + self.host.foreign
+
+    @property
+    def served(self) -> int:
+        return len(self.host.served)
+
+
+def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease() -> None:
+    mac = Mac(seed=1)
+    for _ in range(STEPS):
+        mac.step()
+        assert mac.running <= SLOTS
+        assert sum(vm.holds_slot for vm in mac.host.vms.values()) <= SLOTS
+    mac.host.foreign = 0
+    for _ in range(STEPS):
+        if not mac.host.waiters:
+            break
+        for lease in list(mac.host.leases):
+            mac.host.release(lease)
+        mac.host.now_s += 30
+        mac.host.look()
+        mac.go_on()
+        mac.host.turn()
+    assert not mac.host.waiters
+    assert mac.served == mac.asked > STEPS / 40
+
+
+async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole engine on a simulated Mac that refuses a third VM, while somebody else's comes and goes."""
+    monkeypatch.setattr(engine_module, "OBSERVE_PERIOD_S", 0.2)
+    layout = await tiny_image(tmp_path)
+    names = ("a", "b", "c", "d")
+    text = "".join(POOLS.format(name=name, layout=layout, warm=1, standby=1) for name in names)
+    (tmp_path / "assignment.toml").write_text(text)
+    behaviour = Behaviour(clone_s=uniform(0, 0.005), boot_s=uniform(0, 0.01), shutdown_s=uniform(0, 0.005))
+    simulated = SimulatedHost(behaviour=behaviour, rng=random.Random(1), capabilities=MAC, most_running=SLOTS)
+    async with running(tmp_path, simulated, slots=SLOTS) as engine:
+
+        async def job(number: int) -> None:
+            pool = names[number % len(names)]
+            lease = await engine.leases.acquire(pool, holder="job", ttl_s=60, wait_s=60, idempotency_key=None)
+            assert simulated.running <= SLOTS
+            await engine.leases.release(lease.id)
+
+        async def somebody_else() -> None:
+            while True:
+                if simulated.running < SLOTS:
+                    simulated.foreign["somebody-elses"] = True
+                await asyncio.sleep(0.3)
+                simulated.foreign.clear()
+                await asyncio.sleep(0.3)
+
+        other = asyncio.create_task(somebody_else())
+        await asyncio.gather(*(job(number) for number in range(40)))
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        assert all(vm.memory is None for vm in simulated.vms.values()), "nothing is suspended where that cannot be done"
+
+
+async def test_a_start_refused_for_want_of_a_slot_is_no_fault_of_the_image(tmp_path: Path) -> None:
+    layout = await tiny_image(tmp_path)
+    (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
+    simulated = SimulatedHost(capabilities=MAC, most_running=1)
+    async with running(tmp_path, simulated, slots=1) as engine:
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+        (ready,) = (vm.name for vm in engine.world().vms)
+        image = engine.world().vms[0].image
+        simulated.foreign["somebody-elses"] = False
+        simulated.end(simulated.vms[ready], 1)
+        simulated.foreign["somebody-elses"] = True  # it was quicker
+        await until(lambda: engine.world().foreign_slots == 1)  # seen at once, long before the next look was due
+        failed = [event for _, event in await engine.history.events(after=0) if event.kind is EventKind.VM_FAILED]
+        assert [event.cause for event in failed] == [Cause.EXITED, Cause.SLOTS_TAKEN]
+        world = engine.world()
+        assert image not in world.breakers or world.breakers[image].failures == 1
+        assert world.rollouts["a"].serving == image
