@@ -8,7 +8,7 @@ import pytest
 
 from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, ReapStray, ResolveImage
 from agent.domain.events import EventKind
-from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec
+from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec, VmSize
 from agent.domain.names import vm_name
 from agent.domain.plan import plan
 from agent.domain.rollout import Phase
@@ -287,6 +287,64 @@ def test_pools_of_one_priority_take_turns() -> None:
     host = Host(pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")})
     host.settle()
     assert [len(host.in_state(pool, VmState.READY)) for pool in ("a", "b")] == [1, 1]
+
+
+def test_a_pool_stays_within_its_maximum_leased_ones_included() -> None:
+    host = serving_host(warm=1, slots=4, max=2)
+    for _ in range(3):
+        host.ask_lease("ci")
+    host.settle()
+    assert len(host.leases) == 2
+    assert len(host.waiters) == 1
+    assert len(host.vms) == 2
+
+
+def test_pools_of_different_sizes_share_processors_and_memory() -> None:
+    pools = (
+        PoolSpec("large", "reg/a:1", warm=2, size=VmSize(4, 8192), priority=1),
+        PoolSpec("small", "reg/b:1", warm=9, size=VmSize(1, 1024)),
+    )
+    host = Host(
+        limits=HostLimits(20, 11, 20000), pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")}
+    )
+    host.settle()
+    assert [len(host.in_state(pool, VmState.READY)) for pool in ("large", "small")] == [2, 3]  # 11 processors, 19 GiB
+    used = host.used()
+    assert (used.cpus, used.memory_mib) == (11, 2 * 8192 + 3 * 1024)
+
+
+@pytest.mark.parametrize("leased", [0, 1, 2])
+def test_a_rollout_goes_as_far_as_slots_and_leases_let_it(leased: int) -> None:
+    """With no slot free an idle VM makes room; what is leased stays, and the old version serves until then."""
+    host = serving_host(warm=2, slots=2)
+    for _ in range(leased):
+        host.ask_lease("ci")
+    host.turn()
+    for lease in list(host.leases.values()):
+        host.tables[type(lease)][lease.id] = replace(lease, expires_at_s=10**12)
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301
+    host.settle()
+    assert len(host.in_state("ci", VmState.LEASED, digest("v1"))) == leased
+    assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2 - leased
+    assert host.rollouts["ci"].phase is (Phase.CANARY if leased == 2 else Phase.SERVING)
+    for lease_id in list(host.leases):
+        host.release(lease_id)
+    host.settle()
+    assert host.rollouts["ci"].phase is Phase.SERVING
+    assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2
+
+
+def test_a_rollout_uses_the_slot_that_is_free_and_gives_up_nothing_before() -> None:
+    host = serving_host(warm=2, slots=3)
+    host.registry["reg/ci:latest"] = digest("v2")
+    host.now_s += 301
+    while not any(isinstance(action, CreateVm) for action in host.flying.values()):
+        host.turn()
+        for resource, action in list(host.flying.items()):
+            if not isinstance(action, CreateVm):
+                host.land(resource)
+    assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
 
 
 def test_foreign_vms_hold_slots() -> None:

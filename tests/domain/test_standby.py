@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.domain.actions import CreateVm, DestroyVm, ResumeVm, SaveTemplate
 from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
 from agent.domain.standby import template_key
@@ -159,10 +161,11 @@ def test_a_guest_that_cannot_fan_out_boots() -> None:
     assert host.in_state("ci", VmState.READY)
 
 
-def test_old_idle_vms_are_replaced_one_at_a_time() -> None:
+@pytest.mark.parametrize("limit", ["max_age_s", "max_idle_s"])
+def test_old_idle_vms_are_replaced_one_at_a_time(limit: str) -> None:
     host = standby_host(warm=2, standby=0)
     before = set(host.vms)
-    assigned(host, max_age_s=100.0)
+    assigned(host, **{limit: 100.0})
     host.now_s += 10**6
     planned = [action for action in host.turn().actions if isinstance(action, DestroyVm)]
     assert len(planned) == 1
