@@ -85,6 +85,9 @@ class HostMachine(RuleBasedStateMachine):
         self._leaves_leases_alone(plan, leased)
         self._keeps_its_mode(plan)
         self._keeps_the_disk(plan)
+        for condition in plan.conditions:
+            assert condition.reason.isalpha()
+            assert condition.message or not condition.problem, "what is wrong is told, and what to do"
         self._keeps_min_ready(plan, ready)
 
     @precondition(lambda self: self.host.flying)
