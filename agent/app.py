@@ -45,6 +45,7 @@ from agent.host import facts
 from agent.host.accounts import running_account
 from agent.host.awake import Awake
 from agent.host.doctor.doctor import of_this_system, subject_of
+from agent.host.vitals import Pulse
 from agent.host.watch import HostWatch
 from agent.hypervisors.choose import build_hypervisor
 from agent.images.service import open_images
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.domain.health import ProbeResult
     from agent.domain.model import HostLimits, PoolSpec, World
+    from agent.host.facts import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
     from agent.images.service import ImageService
@@ -94,6 +96,8 @@ class _Ground:
     http: aiohttp.ClientSession
     metering: Metering
     jitter: Callable[[], float]
+    identity: HostIdentity
+    pulse: Pulse
 
 
 async def build(
@@ -118,21 +122,27 @@ async def build(
     http = await stack.enter_async_context(aiohttp.ClientSession())
     settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
     jitter = jitter or random.SystemRandom().random
-    engine = _engine(config, _Ground(settings, board, hypervisor, images, journal, http, metering, jitter))
+    runner, pulse = CommandRunner(metering.command), Pulse()
+    identity = await facts.identify(
+        runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
+    )
+    ground = _Ground(settings, board, hypervisor, images, journal, http, metering, jitter, identity, pulse)
+    engine = _engine(config, ground)
     gate = TokenGate(tokens_path(config.data_dir)) if config.api.auth == "token" else OpenGate()
     application = build_application(engine, metrics, gate)
     server = Server(
         application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
-    return App(engine, server, metrics, board, _watch(config, engine, board, metering), _appliers(settings, images))
+    watch = _watch(config, engine, board, runner, pulse)
+    return App(engine, server, metrics, board, watch, _appliers(settings, images))
 
 
-def _watch(config: Config, engine: Engine, board: ConditionBoard, metering: Metering) -> HostWatch:
-    runner, account, hypervisor = CommandRunner(metering.command), running_account(), engine.identity().hypervisor
+def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: Pulse) -> HostWatch:
+    account, hypervisor = running_account(), engine.identity().hypervisor
     doctor = of_this_system(lambda: subject_of(config, account, hypervisor, in_agent=True), runner)
     awake = Awake(runner, lambda: any(vm.alive for vm in engine.world().vms)) if sys.platform == "darwin" else None
-    return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, awake=awake)
+    return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, pulse=pulse, awake=awake)
 
 
 def _appliers(settings: _Settings, images: ImageService) -> Mapping[str, Callable[[Config], None]]:
@@ -212,14 +222,11 @@ def _engine(config: Config, ground: _Ground) -> Engine:
         ground.board.post([assignments.condition(world.now_s)])
 
     reconciler = Reconciler(ledger, desk, executor, observation, ground.board, view, after_turn=after_turn, awake=awake)
-    identity = facts.identify(
-        agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
-    )
     return Engine(
         Parts(
             ledger=ledger, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
             observation=observation, assignments=assignments, leases=desk, operations=operations, executor=executor,
-            board=ground.board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view, identity=identity,
-            awake=awake,
+            board=ground.board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view,
+            identity=ground.identity, awake=awake, vitals=lambda: ground.pulse.latest,
         )
     )  # fmt: skip

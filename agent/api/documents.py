@@ -61,6 +61,18 @@ def host_document(engine: Engine) -> schemas.HostDocument:
             boot_id=identity.boot_id,
             os=identity.os,
             arch=identity.arch,
+            model=identity.hardware.model,
+            chip=identity.hardware.chip,
+            serial=identity.hardware.serial,
+            hardware_uuid=identity.hardware.uuid,
+        ),
+        cores=schemas.Cores(
+            performance=identity.hardware.performance_cores, efficiency=identity.hardware.efficiency_cores
+        ),
+        vitals=schemas.Vitals(
+            memory_pressure=engine.vitals().memory_pressure,
+            heat=engine.vitals().heat,
+            purgeable_disk_bytes=engine.disk().purgeable_bytes,
         ),
         versions=schemas.Versions(
             agent=identity.agent_version,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.domain.model import Condition, HostMode, Lease, Mode, World
     from agent.domain.rollout import Rollout
     from agent.engine.evidence import EvidenceFile
+    from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult
     from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import PullProgress
@@ -127,6 +128,9 @@ class Engine(Protocol):
 
     def identity(self) -> HostIdentity:
         """Return who this host is."""
+
+    def vitals(self) -> Vitals:
+        """Return how the host is, as last measured."""
 
     def disk(self) -> DiskFacts:
         """Return the data volume's figures as last measured."""

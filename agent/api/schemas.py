@@ -17,6 +17,7 @@ from agent.domain.health import Outcome
 from agent.domain.model import Cause, ConditionStatus, Mode
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
+from agent.host.vitals import Heat, MemoryPressure
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
@@ -85,13 +86,32 @@ class Slots(Document):
 
 
 class Identity(Document):
-    """Who this host is. `boot_id` changes with every boot of the machine."""
+    """Who this host is. `boot_id` changes with every boot of the machine. What cannot be told is empty."""
 
     name: str
     machine_id: str
     boot_id: str
     os: str
     arch: str
+    model: str
+    chip: str
+    serial: str
+    hardware_uuid: str
+
+
+class Cores(Document):
+    """The cores of the processor; where all are alike, they count as performance cores."""
+
+    performance: Count
+    efficiency: Count
+
+
+class Vitals(Document):
+    """How the host is right now. Purgeable space is not free, but macOS gives it back under need."""
+
+    memory_pressure: MemoryPressure
+    heat: Heat
+    purgeable_disk_bytes: Count | None
 
 
 class Versions(Document):
@@ -197,6 +217,8 @@ class HostDocument(Document):
 
     sequence: Count
     host: Identity
+    cores: Cores
+    vitals: Vitals
     versions: Versions
     mode: ModeDocument
     draining: bool

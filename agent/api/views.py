@@ -34,7 +34,7 @@ class HostView:
         Disk and pull figures move without a change of the world, so they are part of what a rendering is good for.
         """
         engine = self._engine
-        key = (engine.sequence, engine.disk(), engine.pulls(), engine.conditions())
+        key = (engine.sequence, engine.disk(), engine.vitals(), engine.pulls(), engine.conditions())
         if key != self._key:
             body = host_document(engine).model_dump_json().encode()
             self._rendered = Rendered(body, f"{engine.sequence}-{blake2b(body, digest_size=6).hexdigest()}")

@@ -78,7 +78,9 @@ def _config(path: Path | None) -> Config:
 
 def _doctor(config: Config) -> Doctor:
     account = calling_account()
-    return of_this_system(lambda: subject_of(config, account, config.hypervisor.kind, in_agent=False), CommandRunner())
+    return of_this_system(
+        lambda: subject_of(config, account, config.hypervisor.driver, in_agent=False), CommandRunner()
+    )
 
 
 def _refuse_unknown(names: frozenset[str], findings: list[Finding]) -> None:

@@ -75,7 +75,7 @@ def install(
     _require_launchd()
     path = options.config_path(config).absolute()
     loaded = load_config(path)
-    target = _target(as_kind, _KIND_BY_HYPERVISOR.get(loaded.hypervisor.kind, Kind.DAEMON))
+    target = _target(as_kind, _KIND_BY_HYPERVISOR.get(loaded.hypervisor.driver, Kind.DAEMON))
     _refuse_two(target)
     found = _program_path(program)
     document = plist.render(target, program=found, config=path, environment=_environment(env or ()))

@@ -18,7 +18,7 @@ from agent.engine.journal import JournalError
 from agent.hypervisors.sessions import open_exec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agent.config import Assignment
     from agent.domain.events import Event
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from agent.engine.verdicts import Verdicts
     from agent.engine.worldview import Worldview
     from agent.host.facts import DiskFacts, HostIdentity
+    from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult, Hypervisor
     from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import Images, PullProgress
@@ -70,6 +71,7 @@ class Parts:
     view: Worldview
     identity: HostIdentity
     awake: asyncio.Event
+    vitals: Callable[[], Vitals]
 
 
 class Engine:
@@ -143,6 +145,10 @@ class Engine:
     def identity(self) -> HostIdentity:
         """Return who this host is."""
         return self._parts.identity
+
+    def vitals(self) -> Vitals:
+        """Return how the host is, as last measured."""
+        return self._parts.vitals()
 
     def disk(self) -> DiskFacts:
         """Return the data volume's figures as last measured."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,9 +12,13 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from agent.domain.model import HostLimits
+from agent.host import space
+from agent.host.hardware import UNKNOWN_HARDWARE, Hardware, read_hardware
+from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
     from agent.config import HostConfig
+    from agent.processes.command import CommandRunner
 
 _MIB: Final = 2**20
 _DEFAULT_OVERCOMMIT: Final = 2.0
@@ -35,15 +38,17 @@ class HostIdentity:
     agent_version: str
     hypervisor: str
     hypervisor_version: str
+    hardware: Hardware = UNKNOWN_HARDWARE
 
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """The data volume, in bytes."""
+    """The data volume, in bytes. Purgeable space is not free, but may become so; None where it cannot be told."""
 
     total_bytes: int
     free_bytes: int
     reserve_bytes: int
+    purgeable_bytes: int | None = None
 
     @property
     def full(self) -> bool:
@@ -51,26 +56,30 @@ class DiskFacts:
         return self.free_bytes < self.reserve_bytes
 
 
-def identify(*, agent_version: str, hypervisor: str, hypervisor_version: str) -> HostIdentity:
-    """Read the host's identity. Blocks briefly: call it before the loop serves, or in a thread."""
+async def identify(
+    runner: CommandRunner, *, agent_version: str, hypervisor: str, hypervisor_version: str
+) -> HostIdentity:
+    """Read who this host is and what it is made of."""
+    hardware = await read_hardware(runner)
     return HostIdentity(
         name=socket.gethostname(),
-        machine_id=_machine_id(),
-        boot_id=boot_id(),
-        os=f"{platform.system()} {platform.release()}",
+        machine_id=_machine_id(hardware.uuid),
+        boot_id=boot_id() or f"boot-{int(psutil.boot_time())}",
+        os=_system(),
         arch=platform.machine(),
         cpus=os.cpu_count() or 1,
         memory_mib=psutil.virtual_memory().total // _MIB,
         agent_version=agent_version,
         hypervisor=hypervisor,
         hypervisor_version=hypervisor_version,
+        hardware=hardware,
     )
 
 
 def measure_disk(path: Path, *, reserve_mib: int) -> DiskFacts:
     """Measure the volume that holds `path`. Blocks: a network or failing disk may take its time."""
-    usage = psutil.disk_usage(str(path))
-    return DiskFacts(usage.total, usage.free, reserve_mib * _MIB)
+    seen = space.measure(path)
+    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve_mib * _MIB, seen.purgeable_bytes)
 
 
 def limits(config: HostConfig) -> HostLimits:
@@ -81,29 +90,14 @@ def limits(config: HostConfig) -> HostLimits:
     return HostLimits(config.slots, config.cpus or (os.cpu_count() or 1) * _DEFAULT_OVERCOMMIT, memory_mib)
 
 
-def boot_id() -> str:
-    """Return what changes with every boot of the host, and with nothing else."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return f"boot-{int(psutil.boot_time())}"
-
-
-def _machine_id() -> str:
+def _machine_id(uuid: str) -> str:
     """Return the machine's lasting identity: systemd's machine-id, or the platform UUID of a Mac."""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        return _platform_uuid() or socket.gethostname()
+        return uuid or socket.gethostname()
 
 
-def _platform_uuid() -> str | None:
-    try:
-        listing = subprocess.run(
-            ["/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"],
-            capture_output=True, text=True, timeout=5, check=True,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = [line for line in listing.splitlines() if "IOPlatformUUID" in line]
-    return lines[0].split('"')[3] if lines else None
+def _system() -> str:
+    version = platform.mac_ver()[0]
+    return f"macOS {version}" if version else f"{platform.system()} {platform.release()}"

@@ -1,4 +1,4 @@
-"""What an agent does for its host beside its VMs: looks at it as the doctor does, and keeps it awake."""
+"""What an agent does for its host beside its VMs: the doctor's looks, its vitals, and keeping it awake."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agent.domain.model import Condition
     from agent.host.awake import Awake
     from agent.host.doctor.doctor import Doctor
+    from agent.host.vitals import Pulse
 
 
 class HostWatch:
@@ -29,12 +30,14 @@ class HostWatch:
         post: Callable[[Iterable[Condition]], None],
         *,
         period_s: float,
+        pulse: Pulse,
         awake: Awake | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._doctor = doctor
         self._post = post
         self._period_s = period_s
+        self._pulse = pulse
         self._awake = awake
         self._clock = clock
         self._posted: set[str] = set()
@@ -43,6 +46,7 @@ class HostWatch:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_again_and_again(), name="doctor")
+            tasks.create_task(self._pulse.run(), name="vitals")
             if self._awake is not None:
                 tasks.create_task(self._awake.run(), name="awake")
 

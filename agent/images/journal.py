@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FILE_NAME: Final = "journal"
 _FORMAT: Final = "hearth-pull-1"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,6 @@ class Recovered:
 
     numbers: frozenset[int] = frozenset()
     trusted: bool = True
-
-
-def boot_id() -> str:
-    """Return what names this run of the machine; empty where that cannot be told, which no journal matches."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def read_journal(directory: Path, digest: str, *, boot: str, chunks: int) -> Recovered:

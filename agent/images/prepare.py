@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.images.journal import boot_id, read_journal
+from agent.images.journal import read_journal
 from agent.images.plan import Here, Plan, make_plan, missing_chunks, wanted_blocks
 from agent.images.reflink import clone_file
 from agent.images.rehash import matching_chunks
 from agent.images.store import DISK
 from agent.images.zeros import zero_digests
+from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,13 +23,14 @@ from agent.images.errors import (
 )
 from agent.images.fetch import CORRUPT_ATTEMPTS, ChunkWorkers
 from agent.images.files import write_durably
-from agent.images.journal import FILE_NAME, Journal, boot_id
+from agent.images.journal import FILE_NAME, Journal
 from agent.images.manifest import Blob, Manifest, digest_of, parse_manifest, parse_vm_config
 from agent.images.prepare import Prepared, prepare
 from agent.images.referrers import find_attached
 from agent.images.sparse import make_hole
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
 from agent.images.threads import all_or_first_error, in_thread, when_free
+from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

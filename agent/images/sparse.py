@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +20,9 @@ HOLE_BYTES: Final = 64 << 10
 
 _ZEROS: Final = bytes(HOLE_BYTES)
 _KEEP_SIZE_PUNCH_HOLE: Final = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
-_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_F_PUNCHHOLE: Final = 99  # sys/fcntl.h of macOS
+_FPUNCHHOLE: Final = struct.Struct("=IIqq")  # fpunchhole_t: flags, reserved, offset, length
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def data_runs(buffer: bytearray, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -36,17 +40,45 @@ def data_runs(buffer: bytearray, start: int, end: int) -> Iterator[tuple[int, in
 
 
 def make_hole(descriptor: int, offset: int, size: int) -> None:
-    """Turn a range of a file into zeros, giving its space back where the file system can."""
-    if sys.platform == "linux":
+    """Turn a range within a file into zeros, giving its space back where the file system can."""
+    start, end = _punch(descriptor, offset, offset + size)
+    _write_zeros(descriptor, offset, start)
+    _write_zeros(descriptor, end, offset + size)
+
+
+if sys.platform == "darwin":
+
+    def _punch(descriptor: int, start: int, end: int) -> tuple[int, int]:
+        """Punch what is whole blocks of a range; return what was punched. fcntl(2) refuses parts of blocks."""
+        block = os.fstatvfs(descriptor).f_frsize
+        first, last = -(-start // block) * block, end // block * block
+        if first >= last:
+            return end, end
+        try:
+            fcntl.fcntl(descriptor, _F_PUNCHHOLE, _FPUNCHHOLE.pack(0, 0, first, last - first))
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return end, end
+        return first, last
+
+else:
+
+    def _punch(descriptor: int, start: int, end: int) -> tuple[int, int]:
+        """Punch a range; return what was punched. fallocate(2) zeroes parts of blocks itself."""
         libc = ctypes.CDLL(None, use_errno=True)
         arguments = (ctypes.c_int(descriptor), ctypes.c_int(_KEEP_SIZE_PUNCH_HOLE))
-        if libc.fallocate(*arguments, ctypes.c_longlong(offset), ctypes.c_longlong(size)) == 0:
-            return
+        if libc.fallocate(*arguments, ctypes.c_longlong(start), ctypes.c_longlong(end - start)) == 0:
+            return start, end
         code = ctypes.get_errno()
         if code not in _UNSUPPORTED:
             raise OSError(code, os.strerror(code))
-    for at in range(offset, offset + size, HOLE_BYTES):
-        pwrite_all(descriptor, memoryview(_ZEROS)[: offset + size - at], at)
+        return end, end
+
+
+def _write_zeros(descriptor: int, start: int, end: int) -> None:
+    for at in range(start, end, HOLE_BYTES):
+        pwrite_all(descriptor, memoryview(_ZEROS)[: end - at], at)
 
 
 def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -99,7 +99,8 @@ else:
             loop = asyncio.get_running_loop()
             if self._queue is None:
                 self._queue = select.kqueue()
-                loop.add_reader(self._queue.fileno(), self._ended)
+                # In a context of its own: whoever started the first VM has long ended when an exit is logged.
+                contextvars.Context().run(loop.add_reader, self._queue.fileno(), self._ended)
             event = select.kevent(
                 process.pid,
                 filter=select.KQ_FILTER_PROC,

@@ -36,6 +36,7 @@ from agent.domain.states import VmState
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
 from agent.host.facts import DiskFacts, HostIdentity
+from agent.host.vitals import Heat, MemoryPressure, Vitals
 from agent.hypervisors.contract import Address, ExecResult, GuestError, VmNotRunningError
 from tests.api.local_command import LocalCommand
 from tests.api.memory_operations import MemoryOperations, no_evidence
@@ -124,6 +125,9 @@ class MemoryEngine:
 
     def identity(self) -> HostIdentity:
         return HostIdentity("mac-1", "machine", "boot", "Linux 6", "x86_64", 2, 8192, "0.1.0", "qemu", "7.2")
+
+    def vitals(self) -> Vitals:
+        return Vitals(MemoryPressure.NORMAL, Heat.NOMINAL)
 
     def disk(self) -> DiskFacts:
         return DiskFacts(100 << 30, self.free_bytes, 2 << 30)

@@ -99,6 +99,13 @@ async def test_host_is_never_negative_however_much_is_overcommitted(api: Running
     assert (host["slots"]["free"], host["cpus"]["free"], host["disk_bytes"]["free"]) == (0, 0, 0)
 
 
+async def test_the_host_document_tells_what_the_machine_is_and_how_it_is(api: Running) -> None:
+    document = await get(api, "/v1/host")
+    assert document["host"].keys() >= {"machine_id", "boot_id", "model", "chip", "serial", "hardware_uuid"}
+    assert document["cores"].keys() == {"performance", "efficiency"}
+    assert document["vitals"] == {"memory_pressure": "normal", "heat": "nominal", "purgeable_disk_bytes": None}
+
+
 async def test_a_known_host_document_is_not_sent_again_until_something_changes(api: Running) -> None:
     async with api.tcp.get("/v1/host") as response:
         etag = response.headers["ETag"]

@@ -1,1 +1,133 @@
-RECORDINGS = ("ioreg_platform.txt",)
+"""What the host is and how it is: read from recorded outputs of a Mac, and from this very host."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.host import facts, hardware, space, vitals
+from agent.host.hardware import Hardware, of_mac, parse_ioreg, read_hardware
+from agent.host.vitals import Heat, MemoryPressure, Pulse, Vitals, measure_vitals, pressure_of_stalls
+from agent.processes import sysctl
+from agent.processes.boot import boot_id
+from agent.processes.command import CommandRunner
+
+RECORDED = Path(__file__).with_name("recorded")
+LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+class Kernel:
+    """The names a kernel answers to."""
+
+    def __init__(self, **values: str | int) -> None:
+        self.values = {name.replace("__", "."): value for name, value in values.items()}
+
+    def text(self, name: str) -> str:
+        return str(self._get(name))
+
+    def integer(self, name: str) -> int:
+        return int(self._get(name))
+
+    def _get(self, name: str) -> str | int:
+        if name not in self.values:
+            raise OSError(2, "No such file or directory", name)
+        return self.values[name]
+
+
+def test_a_mac_mini() -> None:
+    kernel = Kernel(
+        hw__model="Mac16,10", machdep__cpu__brand_string="Apple M4", hw__perflevel0__physicalcpu=4,
+        hw__perflevel1__physicalcpu=6,
+    )  # fmt: skip
+    properties = parse_ioreg((RECORDED / "ioreg_platform.txt").read_text())
+    assert of_mac(properties, kernel.text, kernel.integer) == Hardware(
+        model="Mac16,10", chip="Apple M4", serial="H7XQ2LP0MN", uuid="5E1C9A3B-7D42-5B1F-8C60-0A9D3F2E4B71",
+        performance_cores=4, efficiency_cores=6,
+    )  # fmt: skip
+
+
+def test_a_mac_that_tells_little() -> None:
+    kernel = Kernel(hw__physicalcpu=6)
+    assert of_mac(parse_ioreg("garbage"), kernel.text, kernel.integer) == Hardware(performance_cores=6)
+
+
+def test_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> None:
+    for kind, cpus in {"cpu_core": "0-7,16", "cpu_atom": "8-15"}.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "cpus").write_text(f"{cpus}\n")
+    (tmp_path / "product_name").write_text("Rack 1\n")
+    seen = hardware._of_linux(tmp_path, tmp_path, "Some CPU")
+    assert seen == Hardware("Rack 1", "Some CPU", "", "", 9, 8)
+
+
+async def test_this_host_is_known_and_stays_the_same_until_it_boots() -> None:
+    seen = await read_hardware(CommandRunner())
+    assert seen.performance_cores + seen.efficiency_cores >= 1
+    one, again = [
+        await facts.identify(CommandRunner(), agent_version="1", hypervisor="qemu", hypervisor_version="7")
+        for _ in range(2)
+    ]
+    assert one == again
+    assert one.hardware == seen
+    assert one.machine_id
+    assert (one.arch, one.cpus) == (platform.machine(), os.cpu_count())
+    assert UUID.fullmatch(one.boot_id)
+    assert one.boot_id == boot_id()
+
+
+@LINUX_ONLY
+def test_a_system_without_sysctlbyname_says_so() -> None:
+    with pytest.raises(OSError, match="no sysctl"):
+        sysctl.text("hw.model")
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="of macOS")
+def test_the_kernel_of_a_mac_answers_by_name() -> None:
+    assert sysctl.text("hw.model")
+    assert sysctl.integer("hw.memsize") > 1 << 30
+    assert measure_vitals().memory_pressure is not MemoryPressure.UNKNOWN
+    assert measure_vitals().heat is not Heat.UNKNOWN
+
+
+def test_memory_is_judged_by_how_long_tasks_wait_for_it() -> None:
+    line = "{} avg10={} avg60=0.00 avg300=0.00 total=0\n"
+    for some, full, expected in (
+        ("0.00", "0.00", MemoryPressure.NORMAL),
+        ("12.50", "1.00", MemoryPressure.WARNING),
+        ("60.00", "31.00", MemoryPressure.CRITICAL),
+    ):
+        assert pressure_of_stalls(line.format("some", some) + line.format("full", full)) is expected
+    assert pressure_of_stalls("") is MemoryPressure.UNKNOWN
+
+
+async def test_the_pulse_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "PERIOD_S", 0.0)
+    beats = asyncio.Semaphore(0)
+    loop = asyncio.get_running_loop()
+
+    def measure() -> Vitals:
+        loop.call_soon_threadsafe(beats.release)
+        return Vitals(MemoryPressure.WARNING, Heat.HEAVY)
+
+    pulse = Pulse(measure)
+    assert pulse.latest == Vitals()
+    task = asyncio.create_task(pulse.run())
+    for _ in range(3):
+        await asyncio.wait_for(beats.acquire(), 10)
+    assert pulse.latest == Vitals(MemoryPressure.WARNING, Heat.HEAVY)
+    task.cancel()
+
+
+def test_space_is_what_a_program_without_privileges_gets(tmp_path: Path) -> None:
+    seen = space.measure(tmp_path / "not" / "there" / "yet")
+    figures = os.statvfs(tmp_path)
+    assert seen.total_bytes == figures.f_blocks * figures.f_frsize
+    assert 0 < seen.free_bytes <= figures.f_bfree * figures.f_frsize
+    assert (seen.purgeable_bytes is None) == (sys.platform != "darwin")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -15,9 +14,10 @@ from agent.images.manifest import digest_of, parse_manifest
 from agent.images.vmconfig import Hardware
 from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
+from tests.support.volumes import xfs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -164,21 +164,6 @@ async def test_a_lost_chunk_index_is_made_anew(
     assert sha256_of(await pull(again, registry, "v2")) == sha256_of(tmp_path / "v2.img")
     largest = max(parse_manifest(registry.manifests[second]).chunks, key=lambda chunk: chunk.blob.size)
     assert all(seen.range for seen in registry.gets(largest.blob.digest))
-
-
-@contextlib.contextmanager
-def xfs(folder: Path) -> Iterator[Path]:
-    image, mount = folder / "xfs.img", folder / "xfs"
-    with image.open("wb") as file:
-        file.truncate(400 * MIB)
-    mount.mkdir()
-    commands = (f"mkfs.xfs -q -m reflink=1 {image}", f"mount -o loop {image} {mount}")
-    if os.geteuid() != 0 or any(os.system(f"{command} 2>/dev/null") for command in commands):
-        pytest.skip("needs root, loop devices and mkfs.xfs")
-    try:
-        yield mount
-    finally:
-        assert os.system(f"umount {mount}") == 0
 
 
 async def test_a_clone_shares_its_blocks_with_the_old_version(

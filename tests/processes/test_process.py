@@ -102,6 +102,7 @@ async def test_a_detached_process_shares_nothing_with_us(tmp_path: Path) -> None
         kill(process, signal.SIGKILL)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors of another process under /proc")
 def test_inherited_descriptors_stay_with_us_but_for_those_passed(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.set_inheritable(read, True)  # as a shell or a CI runner hands them down

@@ -74,14 +74,17 @@ def of_this_system(subject: Callable[[], Subject], runner: CommandRunner) -> Doc
 def subject_of(config: Config, account: Account, hypervisor: str, *, in_agent: bool) -> Subject:
     """Return what a configured host is looked at for. `hypervisor` is the driver's name."""
     data_dir = config.data_dir
-    vm_dirs = [data_dir]
+    vm_dirs, tool = [data_dir], ""
     if hypervisor == "tart":
-        vm_dirs.insert(0, Path(os.environ.get("TART_HOME") or account.home / ".tart"))
+        tool = config.hypervisor.tart.program
+        home = config.hypervisor.tart.home or os.environ.get("TART_HOME")
+        vm_dirs.insert(0, Path(home or account.home / ".tart"))
     if hypervisor == "anka":
+        tool = config.hypervisor.anka.binary or "anka"
         vm_dirs.insert(0, Path("/Library/Application Support/Veertu/Anka"))
     return Subject(
         hypervisor=hypervisor, data_dir=data_dir, vm_dirs=tuple(vm_dirs),
         disk_reserve_bytes=config.host.disk_reserve_mib << 20, slots=config.host.slots, user=account.name,
-        uid=account.uid, home=account.home, version=__version__, root=os.geteuid() == 0, in_agent=in_agent,
+        uid=account.uid, home=account.home, tool=tool, version=__version__, root=os.geteuid() == 0, in_agent=in_agent,
         now_s=time.time(),
     )  # fmt: skip

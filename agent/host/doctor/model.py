@@ -37,6 +37,7 @@ class Subject:
     user: str  # who the agent runs as, or shall
     uid: int
     home: Path
+    tool: str  # the hypervisor's own program, where it has one
     version: str  # of this Hearth
     root: bool  # whether the looking itself is done by root
     in_agent: bool  # in the agent, and not at a command line

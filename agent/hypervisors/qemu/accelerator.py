@@ -18,6 +18,7 @@ import structlog
 
 from agent.hypervisors.contract import HypervisorUnavailableError
 from agent.hypervisors.qemu.cmdline import ALWAYS, accelerated
+from agent.processes.boot import boot_id
 from agent.processes.command import Command, CommandRunner, CommandTimeoutError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def prove_accelerator(
     The answer is kept in `state_dir` until QEMU, the kernel or the boot changes. Raises `HypervisorUnavailableError`
     telling what became of each trial.
     """
-    key = [str(binary), version, platform.release(), await _boot_id(runner), wanted]
+    key = [str(binary), version, platform.release(), await asyncio.to_thread(boot_id), wanted]
     cache = state_dir / CACHE_FILE
     if known := await asyncio.to_thread(_recall, cache, key):
         return known
@@ -92,17 +93,3 @@ def _remember(cache: Path, key: list[str], accelerator: str) -> None:
     new = cache.with_suffix(".new")
     new.write_text(json.dumps({"key": key, "accelerator": accelerator}))
     os.replace(new, cache)
-
-
-if sys.platform == "darwin":
-
-    async def _boot_id(runner: CommandRunner) -> str:
-        """Name this boot of the host: what a hypervisor below us offers can change with each."""
-        result = await runner.run(Command(("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"), timeout_s=10))
-        return result.stdout.decode().strip()
-
-else:
-
-    async def _boot_id(_runner: CommandRunner) -> str:
-        """Name this boot of the host: what a hypervisor below us offers can change with each."""
-        return (await asyncio.to_thread(Path("/proc/sys/kernel/random/boot_id").read_text)).strip()

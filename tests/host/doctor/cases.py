@@ -17,7 +17,7 @@ def subject(**changes: Any) -> Subject:
     values: dict[str, Any] = {
         "hypervisor": "tart", "data_dir": Path("/var/lib/hearth"), "user": "ci", "uid": 501, "home": Path("/Users/ci"),
         "vm_dirs": (Path("/Users/ci/.tart"), Path("/var/lib/hearth")), "disk_reserve_bytes": 2 << 30, "slots": 2,
-        "version": "0.1.0", "root": True, "in_agent": False, "now_s": NOW_S,
+        "tool": "tart", "version": "0.1.0", "root": True, "in_agent": False, "now_s": NOW_S,
     }  # fmt: skip
     return Subject(**{**values, **changes})
 
