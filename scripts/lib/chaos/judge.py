@@ -19,7 +19,8 @@ EARLY_S: Final = 0.5
 """What clocks and answers may differ by when a lease ends at its time."""
 FINAL_PHASES: Final = ("serving", "rolled-back")
 """Where a rollout has nothing more to do."""
-_RUNNING: Final = frozenset({"starting", "ready", "leased"})
+RUNNING: Final = frozenset({"starting", "ready", "leased"})
+"""States of a VM that must have a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def _ownerless(scene: Scene, story: Story) -> Iterator[Finding]:
 def _rows_of_nothing(scene: Scene) -> Iterator[Finding]:
     for name, row in scene.snapshot.vms.items():
         for what, there in (("process", scene.processes), ("files", scene.files)):
-            if row["state"] in _RUNNING and name not in there:
+            if row["state"] in RUNNING and name not in there:
                 yield Finding(Fault.LEAKED, f"the row of {name} says {row['state']}, but it has no {what}")
 
 

@@ -19,7 +19,7 @@ from agent.images.service import open_images
 from scripts.lib.chaos.book import PATIENT_S, Book, Deeds, Wish
 from scripts.lib.chaos.clients import Clients
 from scripts.lib.chaos.hands import MAIN, Hands
-from scripts.lib.chaos.judge import FINAL_PHASES, Scene, judge, not_settled
+from scripts.lib.chaos.judge import FINAL_PHASES, RUNNING, Scene, judge, not_settled
 from scripts.lib.chaos.keeper import AgentEndedError, Keeper
 from scripts.lib.chaos.record import Document, Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
@@ -169,7 +169,8 @@ class Run:
                 quiet_since_s, last = now_s, snapshot.last_event
             elif now_s - quiet_since_s > QUIET_S:
                 await self._hands.disarm()
-                if self._record.snapshot().last_event == last and self._host.running:
+                reasons = await self._unnoticed(snapshot)
+                if not reasons and self._record.snapshot().last_event == last and self._host.running:
                     return findings
             if now_s - began_s > self._patience_s(snapshot):
                 await self._hands.disarm()
@@ -190,6 +191,12 @@ class Run:
         ]
         gone = snapshot.vms.keys() - _entries(self._host.data_dir / "vms")
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
+
+    async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
+        """Return the VMs whose end is not written down yet: on a full disk that is tried every second."""
+        pids = await asyncio.to_thread(self._host.vm_pids)
+        gone = (name for name, row in snapshot.vms.items() if row["state"] in RUNNING and name not in pids)
+        return [f"the end of {name} is not written down" for name in sorted(gone)]
 
     async def _tidy(self, snapshot: Snapshot) -> None:
         """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""
