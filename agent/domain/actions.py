@@ -104,9 +104,10 @@ class CreateVm:
 
 @dataclass(frozen=True, slots=True)
 class SuspendVm:
-    """Put a ready VM on standby."""
+    """Put a ready VM on standby; `owed` when it was no spare, so that its pool is owed a new one."""
 
     vm: str
+    owed: bool = False
 
     @property
     def resource(self) -> str:

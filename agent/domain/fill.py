@@ -124,6 +124,8 @@ def _standby_for(want: _Want, resumable: list[Vm]) -> Vm | None:
     if want.urgency == _SPARE and not want.is_request:
         return None  # a spare VM is wanted to become standby itself
     fitting = [vm for vm in resumable if (vm.pool, vm.image) == (want.view.spec.name, want.image)]
+    if not want.is_request and any(vm.owed for vm in fitting):
+        return None  # resuming would undo what stocked it, over and over
     return min(fitting, key=lambda vm: vm.created_at_s, default=None)
 
 

@@ -131,6 +131,7 @@ class Vm:
     failure: Failure | None = None
     stop_grace_s: float = 10.0
     template: str | None = None  # the memory it was started from; None: it booted
+    owed: bool = False  # it was warm until it was suspended: its pool is owed a new VM before it is used as one again
     told: Failure | None = None  # what its holder was last told is wrong with it, while it is leased
 
     @property

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.domain import capacity
 from agent.domain.actions import DestroyVm, DropTemplate, SaveTemplate, SuspendVm
-from agent.domain.breaker import held_back
-from agent.domain.demand import pool_views
+from agent.domain.breaker import HOST_BREAKER, held_back
+from agent.domain.demand import pool_views, shortage, usable
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 
@@ -51,16 +52,31 @@ def retire_standby(world: World) -> Iterator[DestroyVm]:
 def stock(world: World) -> Iterator[SuspendVm]:
     """Suspend a spare ready VM for each pool whose standby is short. `fill` makes the spare where a slot is free.
 
-    A warm VM is never given up for it: whatever took its place would be a resume, and the two would change for ever.
+    Where none is, a pool with all its VMs ready suspends one of them, and is owed a new one: it has one less until that
+    has booted. What is owed is made before a standby VM takes its place, else the two would change for ever.
     """
     if not world.can_suspend or world.draining or world.disk_full:
         return
-    for view in pool_views(world):
-        if not wants_standby(view) or any(vm.state is VmState.SUSPENDING for vm in view.standby):
+    views = pool_views(world)
+    calm = not any(shortage(view) for view in views) and all(vm.alive for vm in world.vms)
+    for view in views:
+        if not wants_standby(view) or any(vm.owed or vm.state is VmState.SUSPENDING for vm in view.standby):
             continue
         ready = [vm for vm in view.ready if vm.image == view.rollout.serving]
         if len(ready) > view.wanted:
             yield SuspendVm(ready[0].name)
+        elif calm and _may_lend(world, view):
+            yield SuspendVm(ready[0].name, owed=True)
+            return  # one at a time: the room it leaves is for the new one
+
+
+def _may_lend(world: World, view: PoolView) -> bool:
+    """Whether a pool can do with one ready VM less for the time of a boot, and there is no room for a spare one."""
+    image, least = view.rollout.serving, max(2, view.spec.min_ready + 1)
+    settled = len(view.ready) == len(view.idle) == view.wanted >= least
+    can_boot = image is not None and usable(world, image) and not held_back(world, HOST_BREAKER)
+    no_room = view.room_under_max == 0 or capacity.free(world).lacking_for(view.spec.size) is not None
+    return settled and can_boot and no_room
 
 
 def wants_standby(view: PoolView) -> bool:

@@ -32,8 +32,10 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
                 )
             )  # fmt: skip
             transaction.event(EventKind.VM_CREATING, vm=name, pool=pool.name, image=image)
-        case SuspendVm(name) | ResumeVm(name):
-            _intend_memory(transaction, name, suspends=isinstance(action, SuspendVm))
+            if pool.standby:
+                _pay_what_is_owed(transaction, pool.name)
+        case SuspendVm() | ResumeVm():
+            _intend_memory(transaction, action)
         case DestroyVm() | MarkFailed() | TellHolder():
             vm = transaction.get(Vm, action.vm)
             if vm is not None:
@@ -56,12 +58,24 @@ def _intend_with(
             tell_holder(transaction, vm, failure)
 
 
-def _intend_memory(transaction: Transaction, name: str, *, suspends: bool) -> None:
-    vm = transaction.get(Vm, name)
-    if vm is not None:
-        transaction.move(vm, VmEvent.SUSPEND if suspends else VmEvent.RESUME)
-        kind = EventKind.VM_SUSPENDING if suspends else EventKind.VM_RESUMING
-        transaction.event(kind, vm=name, pool=vm.pool, image=vm.image)
+def _intend_memory(transaction: Transaction, action: SuspendVm | ResumeVm) -> None:
+    vm = transaction.get(Vm, action.vm)
+    if vm is None:
+        return
+    if isinstance(action, SuspendVm):
+        transaction.move(vm, VmEvent.SUSPEND, owed=action.owed)
+        kind = EventKind.VM_SUSPENDING
+    else:
+        transaction.move(vm, VmEvent.RESUME, owed=False)
+        kind = EventKind.VM_RESUMING
+    transaction.event(kind, vm=vm.name, pool=vm.pool, image=vm.image)
+
+
+def _pay_what_is_owed(transaction: Transaction, pool: str) -> None:
+    """Write that the VM a pool is owed for one it suspended is being made: that one may be resumed at any time now."""
+    for vm in transaction.all(Vm):
+        if vm.pool == pool and vm.owed:
+            transaction.put(replace(vm, owed=False))
 
 
 def intend_teardown(transaction: Transaction, vm: Vm, reason: str) -> None:

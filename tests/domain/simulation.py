@@ -320,6 +320,11 @@ class Host:
         vms = [vm for vm in self.vms.values() if vm.pool == pool and vm.state is state]
         return [vm for vm in vms if version is None or vm.image == version]
 
+    @property
+    def full(self) -> bool:
+        """Whether the host refuses to run one more VM."""
+        return self.most_running is not None and len(self.running) + self.foreign >= self.most_running
+
     def used(self) -> capacity.Resources:
         """Return what VMs hold."""
         return capacity.used(self.world())
@@ -341,7 +346,7 @@ class Host:
             self._fail(transaction, vm, Cause.CLONE_FAILED)
             return
         transaction.move(vm, VmEvent.CLONED)
-        if self.most_running is not None and len(self.running) + self.foreign >= self.most_running:
+        if self.full:
             cloned = transaction.get(Vm, vm.name)
             assert cloned is not None
             self._fail(transaction, cloned, Cause.SLOTS_TAKEN)
@@ -358,7 +363,7 @@ class Host:
                 self._fail(transaction, vm, Cause.SUSPEND_FAILED)
         elif vm.state is VmState.RESUMING:
             self.suspended.discard(vm.name)
-            if ok:
+            if ok and not self.full:
                 self.running.add(vm.name)
             else:
                 self._fail(transaction, vm, Cause.RESUME_FAILED)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.domain.actions import CreateVm, DestroyVm, ResumeVm, SaveTemplate
+from agent.domain.actions import CreateVm, DestroyVm, ResumeVm, SaveTemplate, SuspendVm
+from agent.domain.events import EventKind
 from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
 from agent.domain.standby import template_key
 from agent.domain.states import VmState
@@ -39,10 +40,45 @@ def test_standby_vms_are_kept_beyond_the_slots() -> None:
     assert host.used().slots == 1
 
 
-def test_without_a_free_slot_no_warm_vm_is_given_up_for_standby() -> None:
-    host = standby_host(warm=2, standby=1, slots=2)
+def test_without_a_free_slot_warm_vms_are_suspended_one_at_a_time_and_made_anew() -> None:
+    host = standby_host(warm=2, standby=2, slots=2)
     assert len(host.in_state("ci", VmState.READY)) == 2
+    assert len(host.in_state("ci", VmState.STANDBY)) == 2
+    assert host.events.count(EventKind.VM_CREATING) == 4, "no VM more than is kept"
+    assert not host.events.count(EventKind.VM_RESUMING), "nothing went back and forth"
+
+
+def test_the_last_ready_vm_is_not_given_up_for_standby() -> None:
+    host = standby_host(warm=1, standby=1, slots=1)
+    assert len(host.in_state("ci", VmState.READY)) == 1
     assert not host.in_state("ci", VmState.STANDBY)
+
+
+def test_without_a_free_slot_a_dead_vm_is_replaced_by_a_resume_and_the_standby_made_good() -> None:
+    host = standby_host(warm=2, standby=1, slots=2)
+    victim, *_ = host.in_state("ci", VmState.READY)
+    host.die(victim.name)
+    host.turn()
+    host.land(victim.name)
+    (resume,) = host.turn().actions
+    assert isinstance(resume, ResumeVm)
+    host.land(resume.vm)
+    host.prove(resume.vm)
+    host.settle()
+    assert [len(host.in_state("ci", state)) for state in (VmState.READY, VmState.STANDBY)] == [2, 1]
+
+
+def test_a_request_gets_a_vm_that_was_just_suspended() -> None:
+    host = standby_host(warm=2, standby=0, slots=2)
+    assigned(host, standby=1)
+    (suspend,) = host.turn().actions
+    assert isinstance(suspend, SuspendVm)
+    assert suspend.owed
+    host.land(suspend.vm)
+    for _ in range(2):
+        host.ask_lease("ci")
+    resumed = [action.vm for action in host.turn().actions if isinstance(action, ResumeVm)]
+    assert resumed == [suspend.vm]
 
 
 def test_a_dead_vm_is_replaced_by_a_resume() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
 from agent.domain.states import VmState
@@ -18,7 +20,6 @@ from tests.engine.test_convergence import POOLS, running, tiny_image, until
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
 SLOTS: Final = 2
 STEPS: Final = 10_000
@@ -28,7 +29,7 @@ MAC: Final = Capabilities(execute=False, suspend=False, fan_out=False, counts_fo
 class Mac:
     """Four pools on two slots, in time of their own: the real planner and intents, and every effect at random."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, can_suspend: bool) -> None:
         self.rng = random.Random(seed)
         pools = tuple(
             PoolSpec(
@@ -37,7 +38,7 @@ class Mac:
             )
             for name, warm, priority in (("a", 1, 0), ("b", 1, 0), ("c", 2, 1), ("d", 0, 0))
         )  # fmt: skip
-        self.host = Host(limits=HostLimits(SLOTS, 64, 64000), pools=pools, most_running=SLOTS)
+        self.host = Host(limits=HostLimits(SLOTS, 64, 64000), pools=pools, most_running=SLOTS, can_suspend=can_suspend)
         self.host.registry = {pool.image: digest(pool.name) for pool in pools}
         self.asked = 0
 
@@ -80,14 +81,15 @@ class Mac:
         return len(self.host.served)
 
 
-def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease() -> None:
-    mac = Mac(seed=1)
-    for _ in range(STEPS):
+@pytest.mark.parametrize(("can_suspend", "steps"), [(False, STEPS), (True, STEPS // 4)])
+def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease(can_suspend: bool, steps: int) -> None:
+    mac = Mac(seed=1, can_suspend=can_suspend)
+    for _ in range(steps):
         mac.step()
         assert mac.running <= SLOTS
         assert sum(vm.holds_slot for vm in mac.host.vms.values()) <= SLOTS
     mac.host.foreign = 0
-    for _ in range(STEPS):
+    for _ in range(steps):
         if not mac.host.waiters:
             break
         for lease in list(mac.host.leases):
@@ -97,7 +99,7 @@ def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease() -> 
         mac.go_on()
         mac.host.turn()
     assert not mac.host.waiters
-    assert mac.served == mac.asked > STEPS / 40
+    assert mac.served == mac.asked > steps / 40
 
 
 async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
