@@ -78,6 +78,7 @@ SLOW: Final = frozenset({Kind.BUMP_SICK, Kind.BUMP_DYING, Kind.STOP_VM, Kind.FUL
 CRASH_EVENTS: Final = (
     "assignment-changed", "image-resolved", "image-pulled", "rollout", "vm-creating", "vm-starting", "vm-ready",
     "vm-failed", "vm-stopping", "vm-gone", "lease-granted", "lease-released", "lease-expired", "lease-broken",
+    "template-saved",
 )  # fmt: skip
 """The steps of the journal at which the agent is killed: between each of them and the next lies an effect."""
 ROUND_S: Final = 2.0
