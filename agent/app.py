@@ -48,7 +48,7 @@ from agent.host.doctor.doctor import of_this_system, subject_of
 from agent.host.vitals import Pulse
 from agent.host.watch import HostWatch
 from agent.hypervisors.choose import build_hypervisor
-from agent.images.service import open_images
+from agent.images.choose import choose_images
 from agent.processes.command import CommandRunner
 from agent.telemetry.metrics import Metrics
 
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from agent.host.facts import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
-    from agent.images.service import ImageService
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ async def build(
     hypervisor = hypervisor or build_hypervisor(config, metering.command)
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
-    images = await stack.enter_async_context(open_images(config))
+    images = await stack.enter_async_context(choose_images(config, hypervisor.name, CommandRunner(metering.command)))
     journal = await Journal.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(journal.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
@@ -145,7 +144,7 @@ def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: Comman
     return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, pulse=pulse, awake=awake)
 
 
-def _appliers(settings: _Settings, images: ImageService) -> Mapping[str, Callable[[Config], None]]:
+def _appliers(settings: _Settings, images: Images) -> Mapping[str, Callable[[Config], None]]:
     """Return what applies each key that needs no restart."""
 
     def apply_limits(config: Config) -> None:

@@ -52,5 +52,8 @@ class Images(Protocol):
         `in_use` is called in threads, at any time. Until this is called nothing is removed by itself.
         """
 
+    def limit_bandwidth(self, bytes_per_s: float | None) -> None:
+        """Cap what all pulls take of the network together, where that is ours to say; None lifts the cap."""
+
     async def remove(self, digest: str) -> None:
         """Remove an image version and the references to it. Removing what is not there succeeds."""

@@ -13,7 +13,7 @@ VALUED: Final[dict[str, dict[str, str]]] = {
     "show": TAG,
     "clone": TAG,
     "delete": TAG,
-    "pull": TAG,
+    "pull": {**TAG, "-o": "--oci-version", "--oci-version": "--oci-version"},
     "modify": {"-c": "--cores", "--cores": "--cores", "--set-name": "--set-name"},
     "license": {"-k": "--key"},
     "registry": {

@@ -68,7 +68,7 @@ class AnkaRegistry:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http{'s' if self._tls else ''}://localhost:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def push(self, name: str, tag: str, **nature: Any) -> Template:
         """Add a tag on top of a template's newest, or replace it. `nature` is how its guests behave."""
@@ -101,7 +101,7 @@ class AnkaRegistry:
         app.router.add_post("/tap/v1/shake", self._shake)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "localhost", self.port, ssl_context=self._tls)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
         await site.start()
         server = site._server
         assert isinstance(server, asyncio.Server)
@@ -133,7 +133,7 @@ class AnkaRegistry:
             return value in self._keys
         if kind == "Basic":
             return self._token is not None and base64.b64decode(value) == f"root:{self._token}".encode()
-        return kind == "Bearer" and value in self._sessions
+        return kind == "Bearer" and json.loads(base64.b64decode(value)).get("token") in self._sessions
 
     async def _status(self, _: web.Request) -> web.Response:
         return _ok({"status": "Running", "version": "1.50.1-24e848a5"})
@@ -186,7 +186,7 @@ class AnkaRegistry:
         if not asked.get("secret") or self._secrets.pop(asked["id"], None) != asked["secret"]:
             return web.json_response(DENIED, status=401)
         data = {"userName": asked["id"], "sessionId": uuid.uuid4().hex, "token": uuid.uuid4().hex}
-        self._sessions.add(base64.b64encode(json.dumps(data).encode()).decode())
+        self._sessions.add(data["token"])
         return web.json_response({"id": asked["id"], "data": data})
 
     def expire_sessions(self) -> None:

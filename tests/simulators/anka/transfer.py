@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import ssl
@@ -120,12 +121,7 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     name, tag = arguments.word(0, "vmid"), arguments.options.get("--tag")
     if arguments.has("-l", "--local"):
         return check_out(home, home.find(name), tag)
-    oci = arguments.options.get("--oci-version")
-    if oci and release(home) < OCI_SINCE:
-        raise AnkaFailure("unknown option -o", exit_code=2)
-    named = arguments.options.get("--remote") or (arguments.words[1] if len(arguments.words) > 1 else None)
-    remote = remote_of(home, named)
-    version = oci_version(remote, arguments, name, tag) if oci else registry_version(remote, name, tag)
+    remote, version = wanted(home, arguments, name, tag)
     known = next((vm for vm in home.all() if vm.uuid == version.uuid), None)
     if known and version.tag in known.tags:  # A18: also when that pull had failed
         if not arguments.has("--fetch-only", "--check-download-size"):
@@ -139,13 +135,23 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     known = known or home.add(version.name, uuid=version.uuid)
     known.tags[version.tag] = list(version.layers)
     home.save(known)
-    fetch(home, remote, version, missing, faults, machine_readable=arguments.machine_readable)
+    fetch_alone(home, remote, version, missing, faults, machine_readable=arguments.machine_readable)
     if arguments.has("-s", "--shrink"):
         known.tags = {version.tag: list(version.layers)}
         home.save(known)
     if not arguments.has("--fetch-only"):
         check_out(home, known, version.tag)
     return Answer({}, f"VM pulled successfully with uuid: {version.uuid}", message=version.uuid)
+
+
+def wanted(home: Home, arguments: Arguments, name: str, tag: str | None) -> tuple[Remote, Version]:
+    """Look up what is to be pulled, and where."""
+    oci = arguments.options.get("--oci-version")
+    if oci and release(home) < OCI_SINCE:
+        raise AnkaFailure("unknown option -o", exit_code=2)
+    named = arguments.options.get("--remote") or (arguments.words[1] if len(arguments.words) > 1 else None)
+    remote = remote_of(home, named)
+    return remote, oci_version(remote, arguments, name, tag) if oci else registry_version(remote, name, tag)
 
 
 def check_out(home: Home, vm: Vm, tag: str | None) -> Answer:
@@ -165,6 +171,19 @@ def size_of(home: Home, version: Version, missing: list[str]) -> Answer:
     for vm in home.all():  # what evicted templates give back is told as it would be
         available -= len(vm.tags) * int(home.document("tag-takes.json", 0))
     return Answer({"size": version.size, "cached": cached, "available": available})
+
+
+def fetch_alone(
+    home: Home, remote: Remote, version: Version, missing: list[str], faults: Faults, *, machine_readable: bool
+) -> None:
+    """Download layers. Two pulls at once on one host leave broken ones (A19)."""
+    with (home.root / ".pulling").open("w") as alone:
+        try:
+            fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for layer in missing:
+                home.layer(layer).with_suffix(".broken").touch()
+        fetch(home, remote, version, missing, faults, machine_readable=machine_readable)
 
 
 def fetch(
@@ -215,7 +234,9 @@ def oci_version(remote: Remote, arguments: Arguments, name: str, tag: str | None
     manifest = remote.get(f"{path}/manifests/{tag or 'latest'}")
     layers = {one["digest"].split(":")[1]: f"{path}/blobs/{one['digest']}" for one in manifest["layers"]}
     size = sum(one["size"] for one in manifest["layers"])
-    return Version(str(uuid.uuid5(uuid.NAMESPACE_URL, namespace)), name, tag or "latest", layers, size)
+    return Version(
+        str(uuid.uuid5(uuid.NAMESPACE_URL, namespace)), name.rpartition("/")[2], tag or "latest", layers, size
+    )
 
 
 COMMANDS: Final = {"pull": pull, "registry": registry}

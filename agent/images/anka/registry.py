@@ -1,0 +1,158 @@
+"""The REST API of an Anka Registry, as far as finding versions needs it. Layers are brought by `anka` itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+
+from agent.images.anka.version import Version, identity
+from agent.images.errors import BadImageError, ImageNotFoundError, RegistryDeniedError, RegistryError
+
+if TYPE_CHECKING:
+    from agent.config import AnkaConfig
+    from agent.images.anka.login import Login
+    from agent.images.anka.version import TemplateName
+
+REQUEST_S: Final = 30.0
+MAX_ANSWER_BYTES: Final = 32 << 20
+REMEDY: Final = "check registry and what logs in under [hypervisor.anka]"
+
+
+class AnkaRegistry:
+    """One Anka Registry. Certificates are read anew at each request, so that renewed ones count at once."""
+
+    def __init__(self, config: AnkaConfig, login: Login) -> None:
+        self._config = config
+        self._login = login
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is; empty when none is configured."""
+        return (self._config.registry or "").rstrip("/")
+
+    async def find(self, name: TemplateName) -> Version:
+        """Return the version that a name means now. Raises `ImageNotFoundError` and `RegistryError`s."""
+        if not self.url:
+            remedy = "set registry under [hypervisor.anka]"
+            raise RegistryError(f"{name} cannot be found: no Anka Registry is configured", remedy=remedy)
+        listed = _entries(await self._get("/registry/v2/vm"), "templates")
+        matches = [one for one in listed if name.template in (one.get("id"), one.get("name"))]
+        if not matches:
+            raise ImageNotFoundError(f"{self.url} has no template {name.template}", remedy="push it, or mend the name")
+        if len(matches) > 1:
+            ids = ", ".join(str(one.get("id")) for one in matches)
+            raise BadImageError(f"{name.template} names several templates of {self.url}: {ids}", remedy="use a UUID")
+        template = str(matches[0].get("id"))
+        shown = await self._get(f"/registry/v2/vm?id={template}")
+        return self._version(name, template, shown if isinstance(shown, dict) else {})
+
+    async def ready(self) -> bool:
+        """Whether the Registry says that it is ready. Needs no login."""
+        try:
+            await self._request("GET", "/readyz", {})
+        except RegistryError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _version(self, name: TemplateName, template: str, shown: dict[str, Any]) -> Version:
+        versions = _entries(shown.get("versions"), "versions")
+        if name.tag is None:
+            found = max(versions, key=lambda one: int(one.get("number") or 0), default=None)
+        else:
+            found = next((one for one in versions if one.get("tag") == name.tag), None)
+        if found is None:
+            raise ImageNotFoundError(f"{self.url} has no tag {name.tag} of {name.template}", remedy="push it")
+        layers, tag = found.get("images"), found.get("tag")
+        if not isinstance(layers, list) or not layers or not isinstance(tag, str):
+            raise BadImageError(f"{self.url} lists no layers of {name}", remedy="push the tag again")
+        return Version(
+            digest=identity(template, tag, tuple(str(layer) for layer in layers)),
+            template=template,
+            tag=tag,
+            source=self._config.remote,
+            size_bytes=int(found.get("size") or 0),
+            arch=str(found.get("arch") or shown.get("arch") or ""),
+        )
+
+    async def _get(self, path: str) -> object:
+        """Return the body of a call, logging in again when a session has ended."""
+        status, answer = await self._request("GET", path, await self._login.header(self._post))
+        if status == 401 and self._login.forget():
+            status, answer = await self._request("GET", path, await self._login.header(self._post))
+        return self._body(status, path, answer)
+
+    async def _post(self, path: str, document: dict[str, str]) -> bytes:
+        status, answer = await self._request("POST", path, {}, json.dumps(document))
+        if status != 200:
+            self._body(status, path, answer)
+        return answer
+
+    def _body(self, status: int, path: str, answer: bytes) -> object:
+        where = f"{self.url}{path.partition('?')[0]}"
+        try:
+            told = json.loads(answer)
+        except ValueError:
+            told = None
+        document: dict[str, object] = told if isinstance(told, dict) else {}
+        message = str(document.get("message") or answer[:200].decode(errors="replace"))
+        if status in (401, 403):
+            raise RegistryDeniedError(f"{where} refuses us: {message}", remedy=REMEDY)
+        if status == 404:
+            raise ImageNotFoundError(f"{where}: {message or 'not found'}")
+        if status != 200 or document.get("status") != "OK":
+            raise RegistryError(f"{where} answered {status}: {message}", remedy="look at the Registry's logs")
+        return document.get("body")
+
+    async def _request(
+        self, method: str, path: str, headers: dict[str, str], body: str | None = None
+    ) -> tuple[int, bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=True)
+        trust = await asyncio.to_thread(self._trust)
+        headers = {**headers, "User-Agent": "hearth", "Content-Type": "application/json"}
+        try:
+            async with (
+                asyncio.timeout(REQUEST_S),
+                self._session.request(method, self.url + path, data=body, headers=headers, ssl=trust) as response,
+            ):
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        raise RegistryError(f"{self.url}{path} answers without end")
+                return response.status, bytes(answer)
+        except TimeoutError as error:
+            raise RegistryError(f"{self.url} did not answer in {REQUEST_S:g} s", remedy=REMEDY) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise RegistryError(f"{self.url} cannot be reached: {error}", remedy=REMEDY) from error
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        config = self._config
+        if config.ca_file is None and config.cert_file is None:
+            return True
+        try:
+            context = ssl.create_default_context()
+            if config.ca_file is not None:
+                context.load_verify_locations(config.ca_file)
+            if config.cert_file is not None:
+                context.load_cert_chain(config.cert_file, config.key_file)
+        except (OSError, ssl.SSLError) as error:
+            remedy = "mend ca_file, cert_file and key_file under [hypervisor.anka]"
+            raise RegistryError(f"the certificates for {self.url} cannot be used: {error}", remedy=remedy) from error
+        return context
+
+
+def _entries(body: object, what: str) -> list[dict[str, Any]]:
+    if not isinstance(body, list):
+        raise RegistryError(f"the Anka Registry tells no list of {what}")
+    return [entry for entry in body if isinstance(entry, dict)]

@@ -1,0 +1,23 @@
+"""Which images a host has: Anka keeps its own, all other hypervisors use the agent's store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.images.service import open_images
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from agent.config import Config
+    from agent.images.contract import Images
+    from agent.processes.command import CommandRunner
+
+
+def choose_images(config: Config, hypervisor: str, runner: CommandRunner) -> AbstractAsyncContextManager[Images]:
+    """Return the images for a hypervisor, by its name, to be opened; `runner` runs the commands they need."""
+    if hypervisor == "anka":
+        from agent.images.anka.service import open_anka_images  # noqa: PLC0415
+
+        return open_anka_images(config, runner)
+    return open_images(config)

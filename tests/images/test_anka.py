@@ -1,0 +1,403 @@
+"""Images on an Anka host: a Registry with its REST API, and `anka pull` with its habits."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from agent.anka.command import AnkaAnswerError
+from agent.config import AnkaConfig, Config, HostConfig, HypervisorConfig, ImagesConfig, RegistryConfig
+from agent.images.anka import pull as pulling
+from agent.images.anka.service import AnkaImages, open_anka_images
+from agent.images.errors import (
+    BadImageError,
+    BadReferenceError,
+    DiskTooSmallError,
+    ImageNotFoundError,
+    RegistryDeniedError,
+    RegistryError,
+    TransferError,
+)
+from tests.api.certificates import authority, certificate
+from tests.simulators.anka.faults import Switches, set_faults
+from tests.simulators.anka.install import install
+from tests.simulators.anka.registry import LAYER_BYTES, AnkaRegistry
+from tests.simulators.anka.state import Home
+from tests.support.processes import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+class Host:
+    """A simulated Anka host and its Registry."""
+
+    def __init__(self, folder: Path, registry: AnkaRegistry) -> None:
+        self.folder = folder
+        self.registry = registry
+        self.home = Home(folder / "anka")
+        self.binary = install(self.home.root)
+        self.home.prepare()
+
+    def config(self, *, reserve_mib: int = 0, insecure: tuple[str, ...] = (), **anka: object) -> Config:
+        login = AnkaConfig.model_validate({"binary": str(self.binary), "registry": self.registry.url} | anka)
+        return Config(
+            data_dir=self.folder,
+            host=HostConfig(disk_reserve_mib=reserve_mib),
+            hypervisor=HypervisorConfig(anka=login),
+            images=ImagesConfig(registries={host: RegistryConfig(insecure=True) for host in insecure}),
+        )
+
+    def faults(self, **commands: Switches) -> None:
+        set_faults(self.home.root, **commands)
+
+    def tags(self, template: str) -> set[str]:
+        return set(self.home.find(template).tags)
+
+    def broken(self) -> list[Path]:
+        return list(self.home.images.glob("*.broken"))
+
+    def calls(self, *words: str) -> int:
+        """How often `anka` was called with these words in its command line."""
+        lines = (self.home.root / "calls.log").read_text().splitlines()
+        return sum(all(f'"{word}"' in line for word in words) for line in lines)
+
+
+@asynccontextmanager
+async def made(folder: Path, **registry: object) -> AsyncIterator[Host]:
+    async with AnkaRegistry(**registry) as server:  # type: ignore[arg-type]
+        yield Host(folder, server)
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    async with made(tmp_path) as host:
+        host.registry.push("macos", "v1")
+        yield host
+
+
+@pytest.fixture
+async def images(host: Host) -> AsyncIterator[AnkaImages]:
+    async with open_anka_images(host.config()) as images:
+        yield images
+
+
+async def pulled(images: AnkaImages, reference: str) -> str:
+    digest = await images.resolve(reference)
+    await images.pull(reference, digest)
+    return digest
+
+
+async def test_a_version_is_its_template_its_tag_and_its_layers(host: Host, images: AnkaImages) -> None:
+    first = await images.resolve("anka:macos:v1")
+    (template,) = host.registry.templates
+    assert await images.resolve(f"anka:{template}:v1") == first, "by name and by UUID"
+    host.registry.push("macos", "v2")
+    assert await images.resolve("anka:macos:v1") == first
+    assert await images.resolve("anka:macos") == await images.resolve("anka:macos:v2") != first, "the newest"
+    host.registry.push("macos", "v1")
+    assert await images.resolve("anka:macos:v1") != first, "pushed again under its old name"
+
+
+@pytest.mark.parametrize("reference", ["anka:", "anka:a b", "anka:macos:", "oci-layout:/x:1", "anka:macos:a/b", "x"])
+async def test_what_names_no_version_is_refused(images: AnkaImages, reference: str) -> None:
+    with pytest.raises(BadReferenceError):
+        await images.resolve(reference)
+
+
+async def test_what_the_registry_has_not_or_has_twice_is_told(host: Host, images: AnkaImages) -> None:
+    for reference in ("anka:nothing:v1", "anka:macos:v9"):
+        with pytest.raises(ImageNotFoundError, match=r"has no"):
+            await images.resolve(reference)
+    host.registry.push("other", "v1").name = "macos"
+    with pytest.raises(BadImageError, match="several templates"):
+        await images.resolve("anka:macos:v1")
+
+
+async def test_a_pull_makes_a_version_whole_and_checks_it_out(host: Host, images: AnkaImages) -> None:
+    digest = await pulled(images, "anka:macos:v1")
+    (image,) = await images.list()
+    assert (image.digest, image.references) == (digest, ("anka:macos:v1",))
+    assert image.allocated_bytes == 2 * LAYER_BYTES
+    (template,) = host.registry.templates
+    assert (await images.local(digest)).known_as == f"{template}:v1"
+    assert host.home.find("macos").version == "v1"
+    assert images.progress() == ()
+    await images.pull("anka:macos", digest)
+    assert (await images.list())[0].references == ("anka:macos:v1", "anka:macos")
+    assert host.calls("pull", "--fetch-only") == 1, "what is here is not pulled again"
+
+
+async def test_a_pull_tells_how_far_it_is(host: Host, images: AnkaImages) -> None:
+    digest = await images.resolve("anka:macos:v1")
+    host.faults(pull={"drip_s": 0.2})
+    task = asyncio.create_task(images.pull("anka:macos:v1", digest))
+
+    def half() -> bool:
+        return any(0 < one.done_bytes < one.total_bytes for one in images.progress())
+
+    await eventually(half)
+    await task
+
+
+async def test_the_previous_tag_stays_and_only_the_new_layer_moves(host: Host, images: AnkaImages) -> None:
+    first = await pulled(images, "anka:macos:v1")
+    host.registry.push("macos", "v2")
+    host.registry.requests.clear()
+    second = await pulled(images, "anka:macos:v2")
+    assert [path for path in host.registry.requests if path.startswith("/files/")] == [
+        f"/files/{host.registry.templates[host.home.find('macos').uuid].tags[1].images[0]}"
+    ]
+    assert {image.digest for image in await images.list()} == {first, second}
+    assert host.tags("macos") == {"v1", "v2"}
+    assert host.home.find("macos").version == "v2"
+
+
+async def test_a_failed_pull_leaves_nothing_that_a_later_one_takes_for_whole(host: Host, images: AnkaImages) -> None:
+    digest = await images.resolve("anka:macos:v1")
+    host.faults(pull={"break_at": 2})
+    with pytest.raises(TransferError, match="Input/output error"):
+        await images.pull("anka:macos:v1", digest)
+    assert await images.list() == ()
+    host.faults()
+    await images.pull("anka:macos:v1", digest)
+    assert host.broken() == []
+    assert len(list(host.home.images.glob("*.ank"))) == 2
+
+
+async def test_a_pull_that_only_says_it_succeeded_is_not_believed(host: Host, images: AnkaImages) -> None:
+    digest = await images.resolve("anka:macos:v1")
+    host.faults(pull={"lie": True})
+    with pytest.raises(TransferError, match="but it is not here"):
+        await images.pull("anka:macos:v1", digest)
+    assert await images.list() == ()
+
+
+async def test_what_an_agent_left_that_died_in_a_pull_is_removed_first(host: Host, images: AnkaImages) -> None:
+    digest = await images.resolve("anka:macos:v1")
+    host.faults(pull={"stall": True})
+    task = asyncio.create_task(images.pull("anka:macos:v1", digest))
+    await eventually(host.broken)
+    task.cancel()
+    await asyncio.wait([task])
+    assert host.tags("macos") == {"v1"}, "anka takes it for whole"
+    host.faults()
+    async with open_anka_images(host.config()) as next_life:
+        assert await next_life.list() == ()
+        await next_life.pull("anka:macos:v1", digest)
+    assert host.broken() == []
+
+
+async def test_a_pull_that_says_no_more_is_ended(
+    host: Host, images: AnkaImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulling, "SILENCE_S", 0.3)
+    host.faults(pull={"stall": True})
+    with pytest.raises(TransferError, match="told nothing for"):
+        await pulled(images, "anka:macos:v1")
+
+
+async def test_pulls_wait_for_each_other(host: Host, images: AnkaImages) -> None:
+    host.registry.push("linux", "v1")
+    host.faults(pull={"drip_s": 0.05})
+    await asyncio.gather(pulled(images, "anka:macos:v1"), pulled(images, "anka:linux:v1"))
+    assert host.broken() == []
+    assert len(await images.list()) == 2
+
+
+async def test_everybody_who_waits_for_a_version_waits_for_one_pull(host: Host, images: AnkaImages) -> None:
+    await asyncio.gather(*(pulled(images, "anka:macos:v1") for _ in range(3)))
+    assert host.calls("pull", "--fetch-only") == 1
+
+
+async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Host, images: AnkaImages) -> None:
+    old = await pulled(images, "anka:macos:v1")
+    host.registry.push("macos", "v1")
+    with pytest.raises(TransferError, match="pushed anew"):
+        await images.pull("anka:macos:v1", "sha256:" + "0" * 64)
+    host.home.find("macos")
+    assert [image.digest for image in await images.list()] == [old]
+
+
+async def test_an_answer_that_lists_nothing_is_not_an_empty_host(host: Host, images: AnkaImages) -> None:
+    await pulled(images, "anka:macos:v1")
+    host.faults(show={"empty_body": True})
+    with pytest.raises(AnkaAnswerError, match="where a list belongs"):
+        await images.list()
+
+
+async def test_room_is_made_by_the_oldest_that_nobody_uses(host: Host, images: AnkaImages) -> None:
+    kept, first = await pulled(images, "anka:macos:v1"), None
+    for name in ("one", "two"):
+        host.registry.push(name, "v1")
+        first = await pulled(images, f"anka:{name}:v1") if first is None else first
+    await pulled(images, "anka:two:v1")
+    images.protect(lambda: {kept})
+    # Anka says that there is room for one version as soon as one tag has gone.
+    host.home.write("tag-takes.json", 2 * LAYER_BYTES)
+    host.home.write("available.json", 2 * LAYER_BYTES * 3)
+    host.registry.push("three", "v1")
+    await pulled(images, "anka:three:v1")
+    assert {vm.name for vm in host.home.all()} == {"macos", "two", "three"}, "`one` was used longest ago"
+
+
+async def test_nothing_is_evicted_when_it_would_not_do(host: Host) -> None:
+    async with open_anka_images(host.config(reserve_mib=10**9)) as images:
+        images.protect(lambda: ())
+        with pytest.raises(DiskTooSmallError, match="MiB can be freed"):
+            await pulled(images, "anka:macos:v1")
+    assert host.calls("pull", "--fetch-only") == 0
+
+
+async def test_a_removed_version_is_gone_and_its_template_with_the_last_tag(host: Host, images: AnkaImages) -> None:
+    first = await pulled(images, "anka:macos:v1")
+    host.registry.push("macos", "v2")
+    second = await pulled(images, "anka:macos:v2")
+    await images.remove(first)
+    assert host.tags("macos") == {"v2"}
+    with pytest.raises(ImageNotFoundError):
+        await images.local(first)
+    for _ in range(2):
+        await images.remove(second)
+    assert host.home.all() == []
+    assert await images.list() == ()
+
+
+async def test_a_template_that_stood_here_before_us_stays(host: Host, images: AnkaImages) -> None:
+    (template,) = host.registry.templates
+    host.home.add("macos", uuid=template)
+    await images.remove(await pulled(images, "anka:macos:v1"))
+    assert [(vm.name, vm.tags) for vm in host.home.all()] == [("macos", {})]
+
+
+async def test_a_version_that_was_removed_by_hand_is_not_here(host: Host, images: AnkaImages) -> None:
+    digest = await pulled(images, "anka:macos:v1")
+    subprocess.run([host.binary, "delete", "--yes", "macos"], check=True, capture_output=True)
+    assert await images.list() == ()
+    await images.pull("anka:macos:v1", digest)
+    assert [image.digest for image in await images.list()] == [digest]
+
+
+async def test_a_registry_that_is_not_there_is_the_registrys_fault(host: Host) -> None:
+    async with open_anka_images(host.config(registry="http://localhost:9")) as images:
+        with pytest.raises(RegistryError, match="cannot be reached"):
+            await images.resolve("anka:macos:v1")
+
+
+@pytest.mark.parametrize("answer", [web.Response(text="<html>"), web.json_response([]), web.Response(status=500)])
+async def test_a_registry_that_talks_nonsense_is_not_believed(
+    host: Host, images: AnkaImages, answer: web.Response
+) -> None:
+    host.registry.answer = answer
+    with pytest.raises(RegistryError):
+        await images.resolve("anka:macos:v1")
+
+
+async def test_a_remote_of_another_place_is_ours_to_mend_only_under_our_name(host: Host) -> None:
+    host.home.write("remotes.json", [{"name": "hearth", "url": "http://old:8089", "default": True}])
+    async with open_anka_images(host.config()) as images:
+        await pulled(images, "anka:macos:v1")
+    host.home.write("remotes.json", [{"name": "theirs", "url": "http://old:8089", "default": True}])
+    host.registry.push("macos", "v2")
+    async with open_anka_images(host.config(remote="theirs")) as images:
+        with pytest.raises(RegistryError, match="knows theirs as"):
+            await pulled(images, "anka:macos:v2")
+
+
+async def test_the_root_token_opens_the_rest_api(tmp_path: Path) -> None:
+    async with made(tmp_path, root_token="secret") as host:
+        host.registry.push("macos", "v1")
+        async with open_anka_images(host.config()) as images:
+            with pytest.raises(RegistryDeniedError, match="Authentication Required"):
+                await images.resolve("anka:macos:v1")
+        async with open_anka_images(host.config(root_token=SecretStr("secret"))) as images:
+            assert await images.resolve("anka:macos:v1")
+
+
+@pytest.fixture(scope="session")
+def api_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("key")
+    private, public = folder / "key.pem", folder / "key.pub"
+    for arguments in (
+        ("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", private),
+        ("pkey", "-in", private, "-pubout", "-out", public),
+    ):
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+    return private, public
+
+
+async def test_an_api_key_opens_sessions_as_they_are_needed(tmp_path: Path, api_key: tuple[Path, Path]) -> None:
+    private, public = api_key
+    async with made(tmp_path, keys={"ci": public}) as host:
+        host.registry.push("macos", "v1")
+        async with open_anka_images(host.config(api_key_id="ci", api_key_file=str(private))) as images:
+            await pulled(images, "anka:macos:v1")
+            host.registry.expire_sessions()
+            assert await images.resolve("anka:macos:v1")
+        async with open_anka_images(host.config(api_key_id="stranger", api_key_file=str(private))) as images:
+            with pytest.raises(RegistryDeniedError):
+                await images.resolve("anka:macos:v1")
+
+
+async def test_a_registry_can_ask_for_our_certificate(tmp_path: Path) -> None:
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    ca = str(authority(folder))
+    server, ours = certificate(folder, "server"), certificate(folder, "client", subject="hosts")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+    context.load_cert_chain(server.certificate, server.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    async with made(tmp_path, tls=context) as host:
+        host.registry.push("macos", "v1")
+        async with open_anka_images(host.config(ca_file=ca)) as images:
+            with pytest.raises(RegistryError):
+                await images.resolve("anka:macos:v1")
+        login = host.config(ca_file=ca, cert_file=str(ours.certificate), key_file=str(ours.key))
+        async with open_anka_images(login) as images:
+            await pulled(images, "anka:macos:v1")
+
+
+@pytest.fixture
+async def oci() -> AsyncIterator[str]:
+    """An OCI registry with one image of two layers, as far as pulling it goes."""
+    layer = b'{"serves": "oci"}'.ljust(LAYER_BYTES, b"\0")
+    manifest = {"schemaVersion": 2, "layers": [{"digest": f"sha256:{n * 64}", "size": LAYER_BYTES} for n in "ab"]}
+    app = web.Application()
+
+    async def blob(_: web.Request) -> web.Response:
+        return web.Response(body=layer)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(manifest)
+
+    app.router.add_get("/v2/ci/macos/manifests/{tag}", answer)
+    app.router.add_get("/v2/ci/macos/blobs/{digest}", blob)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "localhost", 0)
+    await site.start()
+    server = site._server
+    assert isinstance(server, asyncio.Server)
+    yield f"localhost:{server.sockets[0].getsockname()[1]}"
+    await runner.cleanup()
+
+
+async def test_an_oci_registry_is_pulled_from_where_the_release_can(host: Host, oci: str) -> None:
+    async with open_anka_images(host.config(insecure=(oci,))) as images:
+        host.home.write("version.json", {"product": "Anka", "version": "3.8.6", "build": "1"})
+        with pytest.raises(BadImageError, match=r"Anka 3\.8\.6 cannot pull from OCI"):
+            await pulled(images, f"{oci}/ci/macos:v3")
+        host.home.write("version.json", {"product": "Anka", "version": "3.9.2", "build": "1"})
+        digest = await pulled(images, f"{oci}/ci/macos:v3")
+        assert (await images.local(digest)).known_as == f"{host.home.find('macos').uuid}:v3"
+        assert [image.digest for image in await images.list()] == [digest]
