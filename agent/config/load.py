@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -14,8 +15,6 @@ from agent.config.base import ConfigError, Section
 from agent.config.document import Config
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from agent.config.hypervisor import HypervisorConfig
 
 _Document = TypeVar("_Document", bound=Section)
@@ -44,10 +43,11 @@ def _api_in(api: ApiConfig, here: Path) -> ApiConfig:
 
 
 def _hypervisor_in(hypervisor: HypervisorConfig, here: Path) -> HypervisorConfig:
-    """Return the section with the Tart home made absolute: relative, it would be another in every process."""
-    home = hypervisor.tart.home
-    tart = hypervisor.tart.model_copy(update={"home": here / home if home else None})
-    return hypervisor.model_copy(update={"tart": tart})
+    """Return the section with its paths made absolute: relative, a Tart home would be another in every process."""
+    tart, anka = hypervisor.tart, hypervisor.anka
+    files = {name: here / path for name, path in anka if isinstance(path, Path)}
+    tart = tart.model_copy(update={"home": here / tart.home if tart.home else None})
+    return hypervisor.model_copy(update={"tart": tart, "anka": anka.model_copy(update=files)})
 
 
 def load_assignment(path: Path) -> Assignment:

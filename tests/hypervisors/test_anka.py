@@ -1,0 +1,325 @@
+"""What `anka` does that no other hypervisor does, and that the driver is not taken in by it (docs/mac-contracts.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from agent.anka.command import AnkaAnswerError, AnkaError, AnkaNotFoundError, parse_answer
+from agent.config import AnkaConfig
+from agent.domain.model import Observed, VmSize
+from agent.hypervisors.anka import AnkaHypervisor
+from agent.hypervisors.anka import driver as driving
+from agent.hypervisors.anka.license import license_fact
+from agent.hypervisors.contract import (
+    GuestError,
+    HypervisorError,
+    HypervisorUnavailableError,
+    VmNotFoundError,
+    VmNotRunningError,
+    VmSpec,
+)
+from agent.processes.command import CommandError, CommandResult
+from tests.hypervisors.anka_rig import AnkaRig, anka_image
+from tests.hypervisors.rigs import spec
+from tests.hypervisors.test_conformance import Exits, pid_of, running
+from tests.support.processes import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+NAME = spec().name
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[AnkaRig]:
+    host = AnkaRig(tmp_path)
+    yield host
+    host.clean_up()
+
+
+@pytest.fixture
+async def anka(host: AnkaRig) -> AsyncIterator[AnkaHypervisor]:
+    driver = host.driver()
+    yield driver
+    await driver.close()
+
+
+def ended(stdout: str, code: int = 0, stderr: str = "") -> CommandResult:
+    return CommandResult(code, stdout.encode(), stderr.encode(), truncated=False, duration_s=0)
+
+
+def test_the_last_line_of_an_answer_counts() -> None:
+    told = '{"status": "OK", "body": {"progress": 50}}\n\n{"status":"OK","body":[1],"message":"done"}\n \n'
+    assert parse_answer(ended(told), "anka pull").body == [1]
+    assert parse_answer(ended(told.rstrip()), "anka pull").message == "done"
+
+
+@pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
+def test_what_is_no_answer_is_neither_yes_nor_no(stdout: str) -> None:
+    with pytest.raises(AnkaAnswerError, match="it went wrong"):
+        parse_answer(ended(stdout, stderr="it went wrong"), "anka list")
+
+
+@pytest.mark.parametrize(
+    ("document", "code", "kind"),
+    [
+        ({"status": "ERROR", "code": 3, "message": "x: nothing"}, 1, AnkaNotFoundError),
+        ({"status": "ERROR", "message": "x: not found"}, 1, AnkaNotFoundError),
+        ({"status": "ERROR", "code": 7, "message": "no"}, 0, AnkaError),
+        ({"status": "OK", "body": {}}, 1, AnkaError),
+    ],
+)
+def test_a_failure_is_told_by_status_code_or_exit_code(
+    document: dict[str, object], code: int, kind: type[AnkaError]
+) -> None:
+    with pytest.raises(kind) as failure:
+        parse_answer(ended(json.dumps(document), code), "anka show")
+    assert type(failure.value) is kind
+
+
+async def test_an_object_where_a_list_belongs_is_no_empty_host(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    (host.home.root / "eula-open").touch()
+    with pytest.raises(AnkaAnswerError, match="accept-eula"):
+        await anka.inventory()
+
+
+async def test_templates_are_images_and_other_vms_count(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    assert await anka.inventory() == ()
+    host.faults(list={"invent": ["somebodys"]})
+    assert await anka.inventory() == (Observed("somebodys", ours=False, running=True),)
+    assert anka.capabilities.counts_foreign_slots
+
+
+async def test_a_clone_is_of_the_tag_it_was_asked_for(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    template = host.home.find("macos")
+    host.home.layer("next").write_text('{"serves": "2.0"}')
+    template.tags["v2"] = template.layers = ["next", "base"]
+    template.version = "v2"
+    host.home.save(template)
+    await anka.clone(spec(), host.image)
+    assert host.home.find(NAME).layers == ["base"], "v2 is checked out, v1 was asked for"
+
+
+async def test_size_and_ports_are_set_before_the_start(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    template = host.home.find("macos")
+    template.rules = [{"name": "ssh", "protocol": "tcp", "guest_port": 22}]
+    host.home.save(template)
+    await anka.clone(VmSpec(NAME, VmSize(3, 6144), (22, 8080)), host.image)
+    made = host.home.find(NAME)
+    assert (made.cpu_cores, made.ram_size) == (3, 6 << 30)
+    assert [rule["guest_port"] for rule in made.rules] == [22, 8080], "the template's rule is not made twice"
+    assert all("host_port" not in rule for rule in made.rules), "a fixed host port may be in use"
+
+
+async def test_an_image_that_is_no_template_is_refused(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    with pytest.raises(HypervisorError, match="no Anka template"):
+        await anka.clone(spec(), anka_image(host.folder, ""))
+    await anka.delete(NAME)
+    with pytest.raises(HypervisorError, match="not found"):
+        await anka.clone(spec(), anka_image(host.folder, f"{host.home.find('macos').uuid}:v9"))
+
+
+async def test_a_vm_whose_process_is_not_told_is_watched_by_listings(
+    host: AnkaRig, anka: AnkaHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving, "POLL_S", 0.05)
+    (host.home.root / "no-pid").touch()
+    exits = Exits(anka)
+    await anka.clone(spec(), host.image)
+    await anka.start(spec())
+    await anka.ping(NAME, timeout_s=20)
+    assert (await anka.inventory())[0].pid is None
+    host.kill(NAME)
+    assert (await exits.next()).name == NAME
+    await anka.stop(NAME, grace_s=0)
+    await anka.delete(NAME)
+    assert host.traces(NAME) == []
+
+
+async def test_a_third_vm_is_refused_with_the_way_out(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    host.home.write("leaked.json", 2)
+    await anka.clone(spec(), host.image)
+    with pytest.raises(HypervisorError, match=r"maximum number of running instances.*leaked"):
+        await anka.start(spec())
+
+
+async def test_a_failed_vm_is_ended_by_force_and_deleted(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    exits = Exits(anka)
+    await running(anka, host)
+    host.kill(NAME)
+    await exits.next()
+    assert host.home.status(host.home.find(NAME)) == "failed"
+    with pytest.raises(HypervisorError, match="failed state"):
+        await anka.start(spec())
+    await anka.stop(NAME, grace_s=0)
+    assert host.home.status(host.home.find(NAME)) == "stopped"
+    await anka.delete(NAME)
+    assert host.traces(NAME) == []
+
+
+async def test_a_question_never_starts_a_vm(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    await anka.clone(spec(), host.image)
+    with pytest.raises(VmNotRunningError):
+        await anka.execute(NAME, ("true",), timeout_s=5)
+    assert host.processes(NAME) == []
+    assert not any(call[0] == "run" for call in host.calls())
+
+
+async def test_a_guest_that_is_disconnected_is_the_guests_fault(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    await running(anka, host, booted=True)
+    result = await anka.execute(NAME, ("exit", "125"), timeout_s=5)
+    assert result.exit_code == 125, "the guest's own 125 is an exit code"
+    template = host.home.layer("base")
+    template.write_text('{"sick": true}')
+    with pytest.raises(GuestError, match="did not answer"):
+        await anka.clone(spec(2), host.image)
+        await anka.start(spec(2))
+        await anka.ping(spec(2).name, timeout_s=0.5)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("start", "is started, but it does not run"), ("delete", "still listed")]
+)
+async def test_what_anka_says_it_did_is_checked(host: AnkaRig, anka: AnkaHypervisor, command: str, said: str) -> None:
+    await anka.clone(spec(), host.image)
+    host.faults(**{command: {"lie": True}})
+    with pytest.raises(HypervisorError, match=said):
+        await (anka.start(spec()) if command == "start" else anka.delete(NAME))
+
+
+async def test_a_vm_that_only_says_it_stopped_is_killed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    await running(anka, host)
+    host.faults(stop={"lie": True})
+    await anka.stop(NAME, grace_s=0.5)
+    assert host.processes(NAME) == []
+    host.faults()
+    await anka.stop(NAME, grace_s=0)
+    await anka.delete(NAME)
+
+
+async def test_a_clone_that_was_not_made_is_noticed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    host.faults(clone={"lie": True})
+    with pytest.raises(AnkaNotFoundError):
+        await anka.clone(spec(), host.image)
+    await anka.delete(NAME)
+    assert host.traces(NAME) == []
+
+
+@pytest.mark.parametrize("fault", [{"half": True}, {"die_at": 1}, {"die_at": 2}])
+async def test_a_clone_that_breaks_off_is_found_and_removed(
+    host: AnkaRig, anka: AnkaHypervisor, fault: dict[str, object]
+) -> None:
+    host.faults(clone=fault)
+    with pytest.raises(CommandError):
+        await anka.clone(spec(), host.image)
+    host.faults()
+    assert await anka.inventory() == (Observed(NAME, ours=True, running=False),)
+    with pytest.raises(HypervisorError, match="half made"):
+        await anka.start(spec())
+    await anka.delete(NAME)
+    assert host.traces(NAME) == []
+
+
+async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    pid = await running(anka, host)
+    host.faults(list={"omit": [NAME]})
+    with pytest.raises(HypervisorError, match="leaves out"):
+        await anka.inventory()
+    host.faults()
+    assert await pid_of(anka, NAME) == pid
+
+
+@pytest.mark.parametrize("fault", [{"garbage": True}, {"empty_body": True}, {"fail": "internal error"}])
+async def test_a_listing_that_cannot_be_read_is_an_error(
+    host: AnkaRig, anka: AnkaHypervisor, fault: dict[str, object]
+) -> None:
+    host.faults(list=fault)
+    with pytest.raises(AnkaError):
+        await anka.inventory()
+
+
+@pytest.mark.parametrize("fault", [{"hang": True}, {"hang": True, "ignore_term": True}])
+async def test_a_tool_that_hangs_is_ended_and_leaves_no_process(host: AnkaRig, fault: dict[str, object]) -> None:
+    host.config = host.config.model_copy(update={"timeout_s": 0.5})
+    driver = host.driver()
+    host.faults(list=fault)
+    began_s = time.monotonic()
+    with pytest.raises(CommandError, match=r"did not end in 0\.5 s"):
+        await driver.inventory()
+    assert time.monotonic() - began_s < 8
+    program = str(host.binary)
+    await eventually(
+        lambda: not any(program in (one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+    )
+    await driver.close()
+
+
+async def test_a_start_that_hangs_leaves_a_vm_that_can_be_ended(host: AnkaRig) -> None:
+    host.config = host.config.model_copy(update={"start_timeout_s": 0.5})
+    driver = host.driver()
+    await driver.clone(spec(), host.image)
+    host.faults(start={"hang": True})
+    with pytest.raises(CommandError):
+        await driver.start(spec())
+    host.faults(start={"half": True})
+    with pytest.raises(HypervisorError, match="No child processes"):
+        await driver.start(spec())
+    assert host.processes(NAME), "it runs all the same"
+    await driver.stop(NAME, grace_s=0)
+    await driver.delete(NAME)
+    assert host.traces(NAME) == []
+    await driver.close()
+
+
+async def test_a_missing_program_says_what_to_install(tmp_path: Path) -> None:
+    driver = AnkaHypervisor(AnkaConfig(binary=str(tmp_path / "anka")), records_dir=tmp_path)
+    with pytest.raises(HypervisorUnavailableError, match="install Anka"):
+        await driver.preflight()
+    await driver.close()
+
+
+async def test_an_unknown_vm_cannot_be_started(anka: AnkaHypervisor) -> None:
+    with pytest.raises(VmNotFoundError):
+        await anka.start(spec())
+
+
+NOW = datetime(2026, 8, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [
+        ({"status": "valid", "license_type": "com.veertu.anka.entplus"}, ""),
+        ({"status": "valid", "license_type": "com.veertu.anka.entplus", "expires": "30-dec-2026"}, ""),
+        ({"status": "valid", "license_type": "com.veertu.anka.entplus", "expires": "17-aug-2026"}, "LicenseExpiring"),
+        ({"status": "valid", "license_type": "com.veertu.anka.develop"}, "LicenseUnfit"),
+        ({"status": "expired"}, "LicenseInvalid"),
+        ({}, "LicenseInvalid"),
+    ],
+)
+def test_the_license_is_a_fact(shown: dict[str, str], reason: str) -> None:
+    fact = license_fact(shown, NOW)
+    assert (fact.condition, fact.reason) == ("LicenseValid", reason)
+
+
+async def test_an_invalid_license_is_told_and_keeps_vms_from_starting(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    assert [fact.reason for fact in await anka.health()] == [""]
+    host.home.write("license.json", {"status": "expired"})
+    assert [fact.reason for fact in await anka.health()] == [""], "it is asked for at a slow period"
+    driver = host.driver()
+    await driver.preflight()
+    assert [fact.reason for fact in await driver.health()] == ["LicenseInvalid"]
+    await driver.clone(spec(), host.image)
+    with pytest.raises(HypervisorError, match="Wrong host for license"):
+        await driver.start(spec())
+    host.home.write("license.json", {"status": "valid"})
+    assert [fact.reason for fact in await driver.health()] == [""], "a problem is looked at anew each time"
+    await asyncio.gather(driver.close(), anka.close())
