@@ -1,62 +1,152 @@
-"""The floor: a guest booted by a bare QEMU command, with the agent's own arguments, until its guest agent answers."""
+"""The floor: a guest booted, saved and resumed by bare QEMU commands, with the agent's own arguments.
+
+Nothing of the agent takes part, and nothing of QEMU but what it has always had: a resume reads the memory from a file.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-BOOT_LIMIT_S: Final = 120.0
-ASK_AGAIN_S: Final = 0.05
-PING: Final = b'{"execute": "guest-ping"}\n'
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+LIMIT_S: Final = 120.0
+ASK_AGAIN_S: Final = 0.002
+PING_AGAIN_S: Final = 0.05
+"""A ping to a guest that has not booted yet is lost."""
+SETTLE_S: Final = 2.0
+"""What a guest has yet to do when its agent answers first."""
 
 
-def bare_command(pid: int, vm: str, directory: Path) -> list[str]:
+class BareGuest:
+    """A guest like a VM of the agent's that booted, run beside it in the folder `scratch`."""
+
+    def __init__(self, pid: int, vm: str, vm_directory: Path, scratch: Path) -> None:
+        self._scratch = scratch
+        self._command = _command(pid, vm, scratch)
+        self._base = ("raw", _backing(vm_directory))
+
+    async def boot_s(self) -> float:
+        """Return the seconds from the command to the first ping answered.
+
+        The overlay is made before the clock starts: only the hypervisor and the guest are measured.
+        """
+        await asyncio.to_thread(_prepare, *self._base, self._scratch)
+        began_s = time.monotonic()
+        async with _running(self._command, self._scratch):
+            return time.monotonic() - began_s
+
+    async def save(self, folder: Path) -> None:
+        """Boot, save the memory to a file as QEMU's manual shows, and keep it with the disk in `folder`."""
+        await asyncio.to_thread(_prepare, *self._base, self._scratch)
+        async with _running(self._command, self._scratch) as monitor:
+            await asyncio.sleep(SETTLE_S)
+            await monitor.ask("stop")
+            await monitor.ask("migrate", uri=f"exec:cat >{self._scratch / 'memory'}")
+            await monitor.until("query-migrate", "completed")
+            await monitor.ask("quit")
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(self._scratch.rename, folder)
+
+    async def resume_s(self, folder: Path) -> float:
+        """Start a guest from what `save` kept; return the seconds to the first ping answered.
+
+        It stays the one it was saved from: only the hypervisor's work is measured, not the guest's becoming another.
+        """
+        await asyncio.to_thread(_prepare, "qcow2", folder / "disk.qcow2", self._scratch)
+        command = [*self._command, "-incoming", f"exec:cat {folder / 'memory'}"]
+        began_s = time.monotonic()
+        async with _running(command, self._scratch):
+            return time.monotonic() - began_s
+
+
+class _Monitor:
+    """QEMU's monitor, line by line."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, command: str, **arguments: object) -> dict[str, Any]:
+        message = {"execute": command, "arguments": arguments}
+        self._writer.write(json.dumps(message).encode() + b"\n")
+        while not {"return", "error"} & (answer := json.loads(await self._reader.readline())).keys():
+            pass  # the greeting, and events
+        found: dict[str, Any] = answer
+        return found
+
+    async def until(self, command: str, status: str, *, urging: str = "") -> None:
+        """Ask until the answer is that status, and say `urging` before each time."""
+        while True:
+            if urging:
+                await self.ask(urging)
+            if (await self.ask(command)).get("return", {}).get("status") == status:
+                return
+            await asyncio.sleep(ASK_AGAIN_S)
+
+
+@contextlib.asynccontextmanager
+async def _running(command: list[str], scratch: Path) -> AsyncIterator[_Monitor]:
+    """Run a guest; the block begins when it answers, and the guest ends with it."""
+    with (scratch / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=scratch, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        async with asyncio.timeout(LIMIT_S), _connected(scratch / "monitor.sock") as streams:
+            monitor = _Monitor(*streams)
+            await monitor.ask("qmp_capabilities")
+            # A guest that was saved while it was paused goes on when it is told to once it is loaded, and not before.
+            await monitor.until("query-status", "running", urging="cont")
+            await _until_it_answers(scratch / "agent.sock")
+            yield monitor
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _until_it_answers(socket: Path) -> None:
+    async with _connected(socket) as (reader, writer):
+        answer = asyncio.ensure_future(reader.readline())
+        try:
+            while not answer.done():
+                writer.write(b'{"execute": "guest-ping"}\n')
+                await asyncio.wait([answer], timeout=PING_AGAIN_S)
+        finally:
+            answer.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    while True:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            break
+        except OSError:
+            await asyncio.sleep(ASK_AGAIN_S)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+def _command(pid: int, vm: str, directory: Path) -> list[str]:
     """Return the command of a running VM, changed to run beside it: sockets by path, files in `directory`."""
     argv = psutil.Process(pid).cmdline()
     argv[argv.index("-name") + 1] = "bare"
     argv[argv.index("-pidfile") + 1] = str(directory / "bare.pid")
     return [re.sub(r"(id=(\w+)),fd=\d+", r"\1,path=\2.sock", part).replace(vm, "bare") for part in argv]
-
-
-async def boot_s(pid: int, vm: str, vm_directory: Path, scratch: Path) -> float:
-    """Boot a guest as the running VM `vm` was, and return the seconds from the command to the first ping answered.
-
-    The overlay is made before the clock starts: only the hypervisor and the guest are measured.
-    """
-    await asyncio.to_thread(_prepare, "raw", _backing(vm_directory), scratch)
-    return await _answered_s(bare_command(pid, vm, scratch), scratch)
-
-
-async def resume_s(pid: int, vm: str, template: Path, scratch: Path) -> float:
-    """Start a guest from a template's memory as the running VM `vm` was; return the seconds to the first ping answered.
-
-    It stays the one it was saved from: only the hypervisor's work is measured, not the guest's becoming another.
-    """
-    await asyncio.to_thread(_prepare, "qcow2", template / "disk.qcow2", scratch)
-    command = bare_command(pid, vm, scratch)
-    command[command.index("-incoming") + 1] = f"exec:cat {template / 'memory'}"
-    return await _answered_s(command, scratch)
-
-
-async def _answered_s(command: list[str], scratch: Path) -> float:
-    began_s = time.monotonic()
-    process = await asyncio.create_subprocess_exec(*command, cwd=scratch, stdin=asyncio.subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(BOOT_LIMIT_S):
-            await _until_it_answers(scratch)
-        return time.monotonic() - began_s
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 def _backing(vm_directory: Path) -> Path:
@@ -71,31 +161,3 @@ def _prepare(kind: str, base: Path, scratch: Path) -> None:
     scratch.mkdir(parents=True)
     overlay = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(scratch / "disk.qcow2"))
     subprocess.run(overlay, check=True)
-
-
-async def _until_it_answers(scratch: Path) -> None:
-    """Ping until there is an answer: what is sent before the guest's agent listens is lost.
-
-    A guest that was saved while it was paused is told to go on as often, since it takes that only once it is loaded.
-    """
-    reader, agent = await _connect(scratch / "agent.sock")
-    _, monitor = await _connect(scratch / "monitor.sock")
-    monitor.write(b'{"execute": "qmp_capabilities"}\n')
-    answer = asyncio.ensure_future(reader.readline())
-    try:
-        while not answer.done():
-            monitor.write(b'{"execute": "cont"}\n')
-            agent.write(PING)
-            await asyncio.wait([answer], timeout=ASK_AGAIN_S)
-    finally:
-        answer.cancel()
-        for writer in (agent, monitor):
-            writer.transport.abort()
-
-
-async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    while True:
-        try:
-            return await asyncio.open_unix_connection(str(socket))
-        except OSError:
-            await asyncio.sleep(ASK_AGAIN_S)

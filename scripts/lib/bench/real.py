@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from scripts.lib.bench import bare
+from scripts.lib.bench.bare import BareGuest
 from scripts.lib.bench.watch import EventWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from scripts.lib.chaos.versions import Versions
     from scripts.lib.host import Host
@@ -34,6 +34,8 @@ failures = {FAILURES}
 """
 
 
+SETTLE_S: Final = 1.0
+"""After a template is kept, until the agent has seen it and its disk has taken it in."""
 FAILURES_A_VERSION: Final = 2
 """Failures of one version that are answered at once; later ones are answered slower, as they should be."""
 
@@ -55,25 +57,29 @@ async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> 
     for number, trial in enumerate(_trials(kills, hangs)):
         if number % FAILURES_A_VERSION == 0:
             await _assign_new_version(host, versions, fan_out=False)
-        name = (await host.until_warm(WARM))[0]
-        directory = host.data_dir / "vms" / name
-        taken.floor_s.append(await bare.boot_s(host.vm_pid(name), name, directory, host.directory / "bare"))
+        taken.floor_s.append(await _bare(host, (await host.until_warm(WARM))[0]).boot_s())
         await _harm(host, trial, taken)
     return taken
 
 
 async def by_resume(host: Host, versions: Versions, *, kills: int) -> Taken:
     """Kill VMs and resume bare ones in turns, where new VMs start from the memory of a proven one."""
-    taken = Taken()
+    taken, saved = Taken(), host.directory / "saved"
+    await _assign_new_version(host, versions, fan_out=True)
+    guest = _bare(host, (await host.until_warm(WARM))[0])
+    await guest.save(saved)
     for number in range(kills):
-        if number % FAILURES_A_VERSION == 0:
+        if number and number % FAILURES_A_VERSION == 0:
             await _assign_new_version(host, versions, fan_out=True)
-            await _use_one(host)
-        template = await _template(host)
-        twin = await _twin(host)
-        taken.floor_s.append(await bare.resume_s(host.vm_pid(twin), twin, template, host.directory / "bare"))
-        await _harm(host, signal.SIGKILL, taken, spare=twin)
+        await _until_a_template_is_kept(host)
+        taken.floor_s.append(await guest.resume_s(saved))
+        await _harm(host, signal.SIGKILL, taken)
     return taken
+
+
+def _bare(host: Host, booted: str) -> BareGuest:
+    """Return a guest like a VM that booted."""
+    return BareGuest(host.vm_pid(booted), booted, host.data_dir / "vms" / booted, host.directory / "bare")
 
 
 def _trials(kills: int, hangs: int) -> list[signal.Signals]:
@@ -91,35 +97,21 @@ async def _assign_new_version(host: Host, versions: Versions, *, fan_out: bool) 
     await host.until_warm(WARM, image=version.digest)
 
 
-async def _use_one(host: Host) -> None:
-    """Lease a VM and release it once the pool has a template: the one that follows starts from that."""
-    await _template(host)
-    lease = await host.call("POST", "/v1/leases", {"pool": POOL, "holder": "bench", "wait_s": 0})
-    await host.call("DELETE", f"/v1/leases/{lease['id']}")
-    await host.until_warm(WARM, without=lease["vm"])
-
-
-async def _template(host: Host) -> Path:
-    """Return the folder of the pool's template, once it is whole."""
+async def _until_a_template_is_kept(host: Host) -> None:
+    """Wait until the pool's VMs start from a template, and none of them is held up by the making of it."""
     serving = (await host.get("/v1/vms"))["vms"][0]["image"].replace(":", "-")
     folder = host.data_dir / "templates"
 
-    def found() -> list[Path]:
-        return [path for path in folder.glob(f"{serving}-*") if not path.name.endswith(".partial")]
+    def kept(*_: object) -> bool:
+        return any(not path.name.endswith(".partial") for path in folder.glob(f"{serving}-*"))
 
-    await host.until(lambda *_: bool(found()), timeout_s=120)
-    return found()[0]
-
-
-async def _twin(host: Host) -> str:
-    """Return a warm VM that came from a template, once there is one."""
-    names = await host.until_warm(WARM)
-    return next(name for name in names if (host.data_dir / "vms" / name / "base.qcow2").exists())
+    await host.until(kept, timeout_s=120)
+    await asyncio.sleep(SETTLE_S)
 
 
-async def _harm(host: Host, number: signal.Signals, taken: Taken, *, spare: str = "") -> None:
+async def _harm(host: Host, number: signal.Signals, taken: Taken) -> None:
     """Send a VM a signal; note the seconds until its failure was told, and until another was ready."""
-    name = next(name for name in await host.until_warm(WARM) if name != spare)
+    name = (await host.until_warm(WARM))[0]
     pid = host.vm_pid(name)
     async with EventWatch(host) as watch:
         began_s = time.monotonic()
