@@ -191,3 +191,26 @@ async def test_a_vm_that_lost_its_files_is_replaced_and_the_holder_of_one_is_tol
         assert events[EventKind.VM_FAILED, idle] == Cause.DAMAGED
         assert events[EventKind.VM_SICK_WHILE_LEASED, lease.vm] == Cause.DAMAGED
         assert (await engine.leases.get(lease.id)).vm == lease.vm, "what to do about it is its holder's to say"
+
+
+async def test_a_vm_that_cannot_start_from_its_template_boots_by_itself(tmp_path: Path) -> None:
+    layout = await tiny_image(tmp_path)
+    (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=2, standby=0))
+    simulated = SimulatedHost(behaviour=HEALTHY)
+    async with running(tmp_path, simulated, slots=2) as engine:
+
+        def warm_with_template() -> bool:
+            ready = [vm for vm in engine.world().vms if vm.state is VmState.READY]
+            return len(ready) == 2 and bool(engine.world().templates) and not engine.world().busy
+
+        await until(warm_with_template)
+        before = {vm.name for vm in engine.world().vms}
+        simulated.behaviour = Behaviour(boot_s=constant(0.02), resume_fails=1)
+        simulated.crash(min(before))
+        await until(lambda: min(before) not in simulated.vms and warm_with_template())
+        (new,) = {vm.name for vm in engine.world().vms} - before
+        told = [(event.kind, event.detail) for event in await engine.history.of_vm(new)]
+        kinds = [kind for kind, _ in told]
+        assert kinds == ["vm-creating", "vm-resume-failed", "vm-starting", "vm-ready"]
+        assert ("vm-starting", "by a boot") in told
+        assert any(engine.world().breakers), "the template is left alone for a while"
