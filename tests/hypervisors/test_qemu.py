@@ -39,7 +39,7 @@ AGENT = textwrap.dedent("""
     from agent.hypervisors.qemu import clone, driver
     from tests.hypervisors.rigs import QemuRig, local_image, spec
 
-    def die(*_arguments):
+    def die(*_arguments, **_named):
         os.killpg(0, signal.SIGKILL)
 
     async def main(folder, disk, step):

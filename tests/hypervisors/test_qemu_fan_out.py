@@ -23,6 +23,7 @@ from agent.hypervisors.contract import GuestError, HypervisorError
 from agent.hypervisors.qemu import driver as driver_module
 from agent.hypervisors.qemu import fan_out, identity, layout
 from agent.hypervisors.qemu.cmdline import mac_address
+from agent.hypervisors.qemu.monitor import Monitor
 from agent.hypervisors.qemu.templates import RECORD, Templates
 from tests.hypervisors.rigs import GUEST_PORT, QemuRig, local_image, spec
 from tests.hypervisors.test_conformance import BOOT_S, pid_of, running
@@ -44,7 +45,7 @@ EXACT_S = 2.0
 AGENT = textwrap.dedent("""
     import asyncio, os, signal, sys
     from pathlib import Path
-    from agent.hypervisors.qemu import driver, fan_out, monitor, templates
+    from agent.hypervisors.qemu import driver, fan_out, guest_agent, monitor, templates
     from tests.hypervisors.rigs import QemuRig, local_image, spec
     from tests.hypervisors.test_fan_out import TEMPLATE, twin
 
@@ -54,16 +55,17 @@ AGENT = textwrap.dedent("""
     STEPS = {
         "saving": (monitor.Monitor, "migrate_out"),
         "copying": (fan_out, "_copy_disk"),
+        "parting": (monitor.Monitor, "migrate_in"),
         "publishing": (templates.Templates, "publish"),
-        "waking": (driver, "set_clock"),
         "becoming": (driver, "become"),
+        "become": (guest_agent.GuestAgent, "clock_ns"),
     }
 
     async def main(folder, disk, step):
         setattr(*STEPS[step], die)
         rig = QemuRig(Path(folder), local_image(Path(disk)))
         hypervisor = rig.driver()
-        if step in ("waking", "becoming"):
+        if step in ("becoming", "become"):
             await twin(hypervisor, rig, 1)
         else:
             await hypervisor.save_template(spec().name, TEMPLATE)
@@ -168,9 +170,17 @@ async def die_while(step: str, rig: QemuRig) -> None:
     assert agent.returncode == -signal.SIGKILL, agent.stderr
 
 
+async def nobody_waits(_monitor: Monitor, _port: str) -> bool:
+    """What QEMU says of a guest that does not keep its hook waiting."""
+    return False
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["the hook waits", "the hook is started"])
 async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
-    kept: Kept, rig: QemuRig, driver: Hypervisor
+    waits: bool, kept: Kept, rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not waits:
+        monkeypatch.setattr(Monitor, "is_open", nobody_waits)
     kept.lend_to(rig)
     saved_at_s = (kept.files / layout.MEMORY).stat().st_mtime
     await eventually(lambda: time.time() - saved_at_s > AGED_S)
@@ -186,6 +196,9 @@ async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
         await said(driver, name, "ls", "/run/kept")
         assert await serves(rig, driver, name), "a new network address gets the old IP, which ports are forwarded to"
         assert not (rig.vms / name / layout.MEMORY).exists()
+        assert not (rig.vms / name / layout.RAM).exists(), "a twin that is suspended later has a memory of its own"
+    if not waits:
+        return  # what follows is the same for both
 
     await driver.suspend(NAME)
     suspended_at_s = time.time()
@@ -197,7 +210,7 @@ async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
     assert await serves(rig, driver, NAME)
 
 
-@pytest.mark.parametrize("step", ["waking", "becoming"])
+@pytest.mark.parametrize("step", ["becoming", "become"])
 async def test_a_twin_whose_agent_was_killed_is_never_taken_for_itself(
     step: str, kept: Kept, rig: QemuRig, driver: Hypervisor
 ) -> None:
@@ -223,7 +236,7 @@ async def test_a_vm_whose_agent_was_killed_while_it_was_saved_runs_on(
     rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
 ) -> None:
     pid = await running(driver, rig, booted=True)
-    for step in ("saving", "copying", "publishing"):
+    for step in ("saving", "copying", "parting", "publishing"):
         await driver.close()
         await die_while(step, rig)
         assert (rig.vms / NAME / layout.DRAFT).exists()
@@ -232,6 +245,7 @@ async def test_a_vm_whose_agent_was_killed_while_it_was_saved_runs_on(
         await driver.ping(NAME, timeout_s=10)
         assert await driver.templates() == frozenset()
         assert not (rig.vms / NAME / layout.DRAFT).exists()
+        await eventually(lambda: [process.pid for process in rig.processes(NAME)] == [pid])
     await driver.save_template(NAME, TEMPLATE)
     await driver.save_template(NAME, TEMPLATE)
     assert await driver.templates() == {TEMPLATE}
@@ -306,13 +320,21 @@ async def test_a_guest_whose_hook_fails_is_no_vm(
     kept: Kept, rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.lend_to(rig)
+
+    async def is_no_vm(match: str) -> None:
+        await driver.clone(spec(), rig.image, template=TEMPLATE)
+        with pytest.raises(HypervisorError, match=match):
+            await driver.start(spec())
+        assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+        await driver.delete(NAME)
+        assert rig.traces(NAME) == []
+
+    monkeypatch.setattr(identity, "SEED_BYTES", 63)
+    await is_no_vm(f"{identity.HOOK} in {NAME} failed: cannot do without NAME MAC NANOSECONDS SEED")
+    monkeypatch.setattr(Monitor, "is_open", nobody_waits)
+    await is_no_vm(rf"{identity.HOOK} in {NAME} ended with 1: cannot reseed the kernel from 64 bytes")
     monkeypatch.setattr(identity, "HOOK", "/bin/cat")  # it complains that its arguments are no files
-    await driver.clone(spec(), rig.image, template=TEMPLATE)
-    with pytest.raises(HypervisorError, match=rf"/bin/cat in {NAME} ended with 1: .*No such file"):
-        await driver.start(spec())
-    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
-    await driver.delete(NAME)
-    assert rig.traces(NAME) == []
+    await is_no_vm(rf"/bin/cat in {NAME} ended with 1: .*No such file")
 
 
 async def test_templates_of_another_machine_or_image_are_neither_listed_nor_kept(

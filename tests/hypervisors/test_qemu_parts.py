@@ -24,7 +24,7 @@ from agent.hypervisors.qemu.firmware import (
 from agent.hypervisors.qemu.layout import Layout
 from agent.hypervisors.qemu.machine import machine_for
 from agent.hypervisors.qemu.monitor import parse_forwards
-from agent.hypervisors.qemu.processes import vm_of
+from agent.hypervisors.qemu.processes import folder_of
 from agent.hypervisors.qemu.sockets import ADDRESS_LIMIT_BYTES, connect, listen
 from tests.hypervisors.rigs import spec
 
@@ -46,6 +46,7 @@ def launch(**changes: Any) -> list[str]:
         "firmware": None,
         "monitor_fd": 7,
         "agent_fd": 8,
+        "waiter_fd": 9,
     }
     return command_line(Launch(**(arguments | changes)))
 
@@ -69,12 +70,17 @@ def test_the_command_line_says_what_was_asked_for() -> None:
 
 
 def test_a_process_is_known_by_its_command_line_alone() -> None:
-    assert vm_of(launch(), ROOT) == "hearth-small-1"
-    assert vm_of(launch(), Path("/elsewhere")) is None
-    assert vm_of([], ROOT) is None
-    assert vm_of(["qemu-system-x86_64", "-pidfile"], ROOT) is None
-    assert vm_of(["qemu-system-x86_64", "-pidfile", "/run/other.pid"], ROOT) is None
-    assert vm_of(["less", *launch()[1:]], ROOT) is None, "somebody looking at a VM's files is no VM"
+    assert folder_of(launch(), ROOT) == Path("hearth-small-1")
+    assert folder_of(launch(), Path("/elsewhere")) is None
+    assert folder_of([], ROOT) is None
+    assert folder_of(["qemu-system-x86_64", "-pidfile"], ROOT) is None
+    assert folder_of(["qemu-system-x86_64", "-pidfile", "/run/other.pid"], ROOT) is None
+    assert folder_of(["less", *launch()[1:]], ROOT) is None, "somebody looking at a VM's files is no VM"
+    below = {"template.partial": Path("hearth-small-1/template.partial"), "elsewhere": None, "": Path("hearth-small-1")}
+    for folder, found in below.items():
+        argv = ["qemu-system-x86_64", "-pidfile", str(ROOT / "hearth-small-1" / folder / "qemu.pid")]
+        assert folder_of(argv, ROOT) == found, "a QEMU that makes a template is told from the VM it is made of"
+    assert folder_of(["qemu-system-x86_64", "-pidfile", str(ROOT / "qemu.pid")], ROOT) is None
 
 
 def test_vms_by_uefi_get_their_own_variables() -> None:

@@ -11,7 +11,7 @@ from agent.domain.errors import Blame
 from agent.hypervisors.contract import HypervisorError, VmExistsError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
-from agent.processes.command import Command, CommandRunner
+from agent.processes.command import Command, CommandError, CommandRunner
 from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
@@ -43,16 +43,25 @@ async def make_clone(
     _check_fit(image, tools)
     staging = where.partial(name)
     try:
-        await finish_in_thread(partial(_begin, where, name))
         if loan is not None:
-            await finish_in_thread(partial(loan.hand_out, staging))
-        below = ("raw", str(image.disk)) if loan is None else ("qcow2", layout.BASE)
-        await runner.run(_overlay(tools, staging / layout.DISK, *below))
-        if loan is None:
-            await finish_in_thread(partial(_write_variables, staging, image, tools))
+            await finish_in_thread(partial(_take, where, name, image, loan))
+            return
+        await finish_in_thread(partial(_begin, where, name))
+        await runner.run(overlay(tools, staging / layout.DISK, "raw", str(image.disk)))
+        await finish_in_thread(partial(_write_variables, staging, image, tools))
         await finish_in_thread(partial(_publish, where, name, image))
-    except OSError as error:
+    except (OSError, CommandError) as error:
         raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
+
+
+def overlay(tools: Toolchain, disk: Path, kind: str, below: str, *, size_bytes: int | None = None) -> Command:
+    """Return the command that makes a thin disk on another, which is named as seen from the new one's folder.
+
+    With `size_bytes`, that of the one below, which then need not be there yet.
+    """
+    size = () if size_bytes is None else ("-u", str(size_bytes))
+    argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", kind, "-b", below, *size[:1], str(disk))
+    return Command((*argv, *size[1:]), timeout_s=CREATE_S)
 
 
 def remove_vm(where: Layout, name: str) -> None:
@@ -83,10 +92,11 @@ def _begin(where: Layout, name: str) -> None:
         raise VmExistsError(f"a half-made VM named {name} exists", remedy="delete it first") from None
 
 
-def _overlay(tools: Toolchain, disk: Path, kind: str, below: str) -> Command:
-    """Return the command that makes a thin disk on another, which is named as seen from the new one's folder."""
-    argv = (str(tools.disk_tool), "create", "-q", "-f", "qcow2", "-F", kind, "-b", below, str(disk))
-    return Command(argv, timeout_s=CREATE_S)
+def _take(where: Layout, name: str, image: LocalImage, loan: Loan) -> None:
+    """Make a VM of what a template lends."""
+    _begin(where, name)
+    loan.hand_out(where.partial(name))
+    _publish(where, name, image)
 
 
 def _write_variables(staging: Path, image: LocalImage, tools: Toolchain) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.qemu import layout
@@ -20,14 +21,24 @@ if TYPE_CHECKING:
     from agent.hypervisors.qemu.firmware import Firmware
     from agent.hypervisors.qemu.machine import Machine
 
+WAITER: Final = "resume"
+"""What QEMU calls the port at which a guest can wait to be told that it is another now."""
 CPU_MODELS: Final = {"tcg": "max", "kvm": "host", "hvf": "host"}
 ALWAYS: Final = ("-nodefaults", "-no-user-config", "-display", "none")
 """What every QEMU of ours is started with: nothing but what is asked for."""
 
 
+class Ram(Enum):
+    """Where a VM's main memory is."""
+
+    OWN = "own"  # memory that is nobody else's
+    MAPPED = "mapped"  # as `layout.RAM` holds it, which stays as it is
+    WRITTEN = "written"  # in `layout.RAM`, which is made and changed
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One start of one VM. The two descriptors are listening sockets the process inherits."""
+    """One start of one VM. The descriptors are listening sockets the process inherits."""
 
     binary: Path
     machine: Machine
@@ -37,8 +48,10 @@ class Launch:
     firmware: Firmware | None  # None: boot by the machine's BIOS
     monitor_fd: int
     agent_fd: int
+    waiter_fd: int
     incoming: bool = False  # wait for a saved memory instead of booting
     inherited: bool = False  # that memory is, or began as, another VM's
+    ram: Ram = Ram.OWN
 
 
 def command_line(launch: Launch) -> list[str]:
@@ -51,10 +64,11 @@ def command_line(launch: Launch) -> list[str]:
         *ALWAYS,
         *accelerated(machine, launch.accelerator),
         *("-no-reboot", "-smp", str(spec.size.cpus), "-m", f"{spec.size.memory_mib}M"),
+        *_memory(machine, spec, launch.ram),
         *_pflash(launch.firmware),
         *_disk(),
         *_network(spec, inherited=launch.inherited),
-        *_channels(launch.monitor_fd, launch.agent_fd),
+        *_channels(launch),
         *("-device", "virtio-rng-pci"),
         *machine.devices,
         *(("-incoming", "defer") if launch.incoming else ()),
@@ -70,6 +84,21 @@ def mac_address(name: str) -> str:
     """Return a VM's own network address: locally administered, in QEMU's range, drawn from its name."""
     tail = hashlib.sha256(name.encode()).digest()[:3]
     return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, 0x00, *tail))
+
+
+def _memory(machine: Machine, spec: VmSpec, ram: Ram) -> tuple[str, ...]:
+    if ram is Ram.OWN:
+        return ()
+    file = {
+        "qom-type": "memory-backend-file",
+        "id": machine.ram,
+        "size": spec.size.memory_mib << 20,
+        "mem-path": layout.RAM,
+        "share": ram is Ram.WRITTEN,
+        # Named as QEMU names the memory it makes by itself: a saved memory is loaded by that name.
+        "x-use-canonical-path-for-ramblock-id": False,
+    }
+    return ("-object", json.dumps(file), "-machine", f"memory-backend={machine.ram}")
 
 
 def _pflash(firmware: Firmware | None) -> tuple[str, ...]:
@@ -110,13 +139,15 @@ def _network(spec: VmSpec, *, inherited: bool) -> tuple[str, ...]:
     return (*taker, "-netdev", f"user,id=net{forwards}", "-device", device)
 
 
-def _channels(monitor_fd: int, agent_fd: int) -> tuple[str, ...]:
+def _channels(launch: Launch) -> tuple[str, ...]:
     return (
-        *("-chardev", f"socket,id=monitor,fd={monitor_fd},server=on,wait=off"),
+        *("-chardev", f"socket,id=monitor,fd={launch.monitor_fd},server=on,wait=off"),
         *("-mon", "chardev=monitor,mode=control"),
         *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
+        *("-chardev", f"socket,id=agent,fd={launch.agent_fd},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-chardev", f"socket,id={WAITER},fd={launch.waiter_fd},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev={WAITER},name=hearth.resume.0"),
         *("-chardev", f"file,id=console,path={layout.CONSOLE},append=on"),
         *("-serial", "chardev:console"),
     )

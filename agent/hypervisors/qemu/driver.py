@@ -23,10 +23,11 @@ from agent.hypervisors.contract import (
 )
 from agent.hypervisors.qemu import layout, suspend
 from agent.hypervisors.qemu.clone import make_clone, remove_vm
+from agent.hypervisors.qemu.cmdline import Ram
 from agent.hypervisors.qemu.evidence import gather_evidence
 from agent.hypervisors.qemu.exec_session import GuestCommand
-from agent.hypervisors.qemu.fan_out import abandon_draft, backing_file, discard_draft, draft_template
-from agent.hypervisors.qemu.fleet import Fleet, RunningVm
+from agent.hypervisors.qemu.fan_out import abandon_draft, discard_draft, disk_header, draft_template
+from agent.hypervisors.qemu.fleet import Fleet, RunningVm, end_of
 from agent.hypervisors.qemu.identity import become, check_hook, set_clock
 from agent.hypervisors.qemu.launch import spawn, wait_until_up
 from agent.hypervisors.qemu.layout import Layout
@@ -51,8 +52,6 @@ T = TypeVar("T")
 
 ASK_S: Final = 5.0
 """How long QEMU or the guest agent may take over a question that is none of the guest's business."""
-END_S: Final = 15.0
-"""How long a killed QEMU may take to vanish: it has the guest's memory to give back."""
 LOG_LIMIT_BYTES: Final = 8 << 20
 """Size at which a VM's console or log is cut to its last half."""
 
@@ -141,12 +140,12 @@ class QemuHypervisor:
         self._only_ours(name)
         self._templates.check(template)
         vm, tools = await self._running(name), await self._toolchain()
-        image = await self._in_store(lambda _: backing_file(vm.directory / layout.DISK))
+        image, _ = await self._in_store(lambda _: disk_header(vm.directory / layout.DISK))
         if image == layout.BASE:
             raise HypervisorError(f"{name} came from a template; only a VM that booted can become one")
         await check_hook(vm)
         record = Record(machine_id(tools), image)
-        draft = await draft_template(vm, version=tools.version)
+        draft = await draft_template(vm, self._fleet, tools, self._runner)
         try:
             await self._in_store(lambda store: store.publish(draft, template, record))
         finally:
@@ -261,14 +260,15 @@ class QemuHypervisor:
             raise HypervisorError(f"{name} has no saved memory to resume from")
 
     async def _go_on(self, spec: VmSpec) -> None:
-        """Start a VM from its saved memory, which knows neither what time it is nor, in a twin, who it is."""
+        """Start a VM from its saved memory, which knows neither what time it is now nor, in a twin, who it is."""
         vm = await self._launch(spec, incoming=True)
         try:
-            await set_clock(vm)
             if vm.twin:
                 await become(vm)
                 await asyncio.to_thread((vm.directory / layout.TWIN).unlink)
                 vm.twin = False
+            else:
+                await set_clock(vm)
         except (HypervisorError, OSError) as error:
             await _end(vm)
             raise HypervisorError(f"{spec.name} cannot go on from its saved memory: {error}") from error
@@ -278,16 +278,18 @@ class QemuHypervisor:
         directory = self._where.vm(spec.name)
         if not await asyncio.to_thread(directory.is_dir):
             raise VmNotFoundError(f"there is no VM named {spec.name}")
+        ram = Ram.OWN
         try:
-            if not incoming:
+            if incoming:
+                ram = await asyncio.to_thread(suspend.ram_of, directory)
+            else:
                 await asyncio.to_thread(suspend.drop_memory, directory)
-            vm = await self._fleet.start(spec.name, lambda: spawn(tools, spec, directory, incoming=incoming))
+            start = partial(spawn, tools, spec, directory, incoming=incoming, ram=ram)
+            vm = await self._fleet.start(spec.name, start)
         except OSError as error:
             raise HypervisorError(f"{spec.name} cannot be started: {error}") from error
         try:
-            await wait_until_up(vm)
-            if incoming:
-                await suspend.load_memory(vm)
+            await wait_until_up(vm, saved_in=ram if incoming else None)
         except (HypervisorError, OSError) as error:
             await _end(vm)
             raise HypervisorError(f"{spec.name} cannot be started: {error}") from error
@@ -344,8 +346,4 @@ async def _exited_within(vm: RunningVm, timeout_s: float) -> bool:
 async def _end(vm: RunningVm) -> None:
     """Kill a VM's process and return when it is gone, also one that is stopped, hung or has lost its files."""
     kill(vm.process, signal.SIGKILL)
-    if not await _exited_within(vm, END_S):
-        raise HypervisorError(
-            f"process {vm.process.pid} of {vm.name} was killed but does not end",
-            remedy="the kernel holds it: look for a disk or network mount that hangs",
-        )
+    await end_of(vm.exited, f"process {vm.process.pid} of {vm.name}")

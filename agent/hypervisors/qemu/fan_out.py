@@ -1,7 +1,8 @@
 """Making a template of a running VM: it is paused, its memory saved, its disk copied, and it runs on.
 
-While it is made, its files lie in the VM's own folder (`layout.DRAFT`). That folder is also the sign by which a later
-agent knows that this VM may be paused, if this one is killed half-way.
+The rest is done beside it: the memory is parted, and an empty disk made for the VMs to come. While it is made, its
+files lie in the VM's own folder (`layout.DRAFT`). That folder is also the sign by which a later agent knows that this
+VM may be paused, if this one is killed half-way.
 """
 
 from __future__ import annotations
@@ -15,28 +16,33 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.hypervisors.contract import HypervisorError
+from agent.domain.model import VmSize
+from agent.hypervisors.contract import HypervisorError, VmSpec
 from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.clone import overlay
+from agent.hypervisors.qemu.mappable import part_memory
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.suspend import SAVE_S
+from agent.processes.command import CommandError
 from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.hypervisors.qemu.fleet import RunningVm
+    from agent.hypervisors.qemu.fleet import Fleet, RunningVm
     from agent.hypervisors.qemu.monitor import Monitor
+    from agent.hypervisors.qemu.toolchain import Toolchain
+    from agent.processes.command import CommandRunner
 
 log = structlog.get_logger()
 
 WAKE_S: Final = 10.0
-_QCOW2_BACKING: Final = struct.Struct(
-    ">8xQI"
-)  # offset and length of the name of the file below (docs/interop/qcow2.txt)
+_QCOW2: Final = struct.Struct(">8xQI4xQ")
+"""Of its header: offset and length of the name of the file below, and the disk's size (docs/interop/qcow2.txt)."""
 
 
-async def draft_template(vm: RunningVm, *, version: str) -> Path:
-    """Save memory and disk of a VM of this QEMU version in its draft folder, which is returned.
+async def draft_template(vm: RunningVm, fleet: Fleet, tools: Toolchain, runner: CommandRunner) -> Path:
+    """Save memory and disk of a VM in its draft folder, which is returned.
 
     The VM runs on, whatever happens. Raises `HypervisorError`.
     """
@@ -45,18 +51,25 @@ async def draft_template(vm: RunningVm, *, version: str) -> Path:
     try:
         await finish_in_thread(partial(_begin, draft))
         async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=SAVE_S) as qmp:
-            await _check_version(vm, qmp, version)
+            await _check_version(vm, qmp, tools.version)
+            spec = VmSpec(vm.name, await _size(qmp), ())
+            paused_s = time.monotonic()
             await qmp.ask("stop")
             await qmp.migrate_out(draft / layout.MEMORY)
             await finish_in_thread(partial(_copy_disk, vm.directory, draft))
             await qmp.go_on()
-    except OSError as error:
+            pause_s = time.monotonic() - paused_s
+        _, disk_bytes = await finish_in_thread(partial(disk_header, draft / layout.DISK))
+        await runner.run(overlay(tools, draft / layout.OVERLAY, "qcow2", layout.BASE, size_bytes=disk_bytes))
+        await part_memory(spec, draft, fleet, tools)
+    except (OSError, CommandError) as error:
         await abandon_draft(vm)
         raise HypervisorError(f"no template can be made of {vm.name}: {error}") from error
     except BaseException:
         await abandon_draft(vm)
         raise
-    log.info("template-drafted", vm=vm.name, pause_s=round(time.monotonic() - began_s, 3))
+    took_s = time.monotonic() - began_s
+    log.info("template-drafted", vm=vm.name, pause_s=round(pause_s, 3), duration_s=round(took_s, 3))
     return draft
 
 
@@ -80,12 +93,18 @@ def discard_draft(directory: Path) -> None:
         shutil.rmtree(directory / layout.DRAFT)
 
 
-def backing_file(disk: Path) -> str:
-    """Return the name of the file that a qcow2 disk lies on. Blocks. Raises `OSError`."""
+def disk_header(disk: Path) -> tuple[str, int]:
+    """Return the name of the file that a qcow2 disk lies on, and the disk's size. Blocks. Raises `OSError`."""
     with disk.open("rb") as file:
-        offset, length = _QCOW2_BACKING.unpack(file.read(_QCOW2_BACKING.size))
+        offset, length, size_bytes = _QCOW2.unpack(file.read(_QCOW2.size))
         file.seek(offset)
-        return file.read(length).decode()
+        return file.read(length).decode(), size_bytes
+
+
+async def _size(qmp: Monitor) -> VmSize:
+    """Ask how large a VM is: a saved memory is only loaded into another as large."""
+    memory = (await qmp.ask("query-memory-size-summary"))["base-memory"]
+    return VmSize(cpus=len(await qmp.ask("query-cpus-fast")), memory_mib=memory >> 20)
 
 
 async def _check_version(vm: RunningVm, qmp: Monitor, version: str) -> None:

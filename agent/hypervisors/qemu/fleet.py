@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psutil
 import structlog
@@ -15,11 +17,11 @@ from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.processes import running_vms
 from agent.processes.bounded import last_lines
 from agent.processes.exits import exit_watcher
-from agent.processes.process import is_alive
+from agent.processes.process import is_alive, kill
 from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from agent.hypervisors.qemu.layout import Layout
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from agent.processes.process import ProcessIdentity
 
 log = structlog.get_logger()
+
+END_S: Final = 15.0
+"""How long a killed QEMU may take to vanish: it has the guest's memory to give back."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class RunningVm:
     agent: GuestAgent
     ports: dict[int, int] | None = None  # host port by guest port, once asked
     twin: bool = False  # it has not become itself yet
+    waiting: bool = False  # a program in its guest waits to be told who it is
     paused: bool = False  # it may be: making a template of it was interrupted
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     exit: VmExit | None = None
@@ -52,6 +58,7 @@ class Fleet:
         self._watcher = exit_watcher()
         self._running: dict[str, RunningVm] = {}
         self._starting: set[str] = set()
+        self._drafting: set[str] = set()
         self._listeners: list[Callable[[VmExit], None]] = []
         self._last_exits: dict[str, VmExit] = {}
 
@@ -72,23 +79,33 @@ class Fleet:
         return tuple(vm for vm in self._running.values() if vm.paused)
 
     async def find(self, name: str) -> RunningVm | None:
-        """Return a VM if it runs: as watched, else as the process table says."""
-        if name not in self._running:
+        """Return a VM if it runs: as watched, else as the process table says.
+
+        The table is not asked of a VM whose process was seen to end: only we would have started another.
+        """
+        if name not in self._running and name not in self._last_exits:
             await self.survey()
         return self._running.get(name)
 
     async def survey(self) -> tuple[VmProcess, ...]:
-        """Look into the process table, and adopt each VM of ours not yet watched. Raises `HypervisorError`."""
+        """Look into the process table, and adopt each VM of ours not yet watched. Raises `HypervisorError`.
+
+        What an earlier life of the agent left at work on a template is ended.
+        """
         try:
             found = await asyncio.to_thread(running_vms, self._where.root)
         except (OSError, psutil.Error) as error:
             raise HypervisorError(f"the processes of this host cannot be listed: {error}") from error
-        for vm in found:
+        for helper in found:
+            if helper.drafting and helper.name not in self._drafting:
+                kill(helper.process, signal.SIGKILL)
+        running = tuple(vm for vm in found if not vm.drafting)
+        for vm in running:
             known = vm.name in self._running or vm.name in self._starting
             if not known and self._where.ours(vm.name) and is_alive(vm.process):
                 self._add(vm.name, vm.process)
                 log.info("vm-process-adopted", vm=vm.name, pid=vm.process.pid)
-        return found
+        return running
 
     async def start(self, name: str, spawn: Callable[[], ProcessIdentity]) -> RunningVm:
         """Start a VM's process by calling `spawn` in a thread, and watch it. A cancel leaves it running and watched."""
@@ -99,6 +116,25 @@ class Fleet:
             self._starting.discard(name)
         log.info("vm-process-started", vm=name, pid=process.pid)
         return self._add(name, process)
+
+    @contextlib.asynccontextmanager
+    async def helper(self, name: str, spawn: Callable[[], ProcessIdentity]) -> AsyncIterator[None]:
+        """Run a process that works on a template of a VM while the block runs; it ends with it at the latest.
+
+        Raises `HypervisorError` when it does not.
+        """
+        ended = asyncio.Event()
+        self._drafting.add(name)
+        try:
+            process = await finish_in_thread(spawn, if_cancelled=lambda process: kill(process, signal.SIGKILL))
+            self._watcher.watch(process, lambda _code: ended.set())
+            try:
+                yield
+            finally:
+                kill(process, signal.SIGKILL)
+                await end_of(ended, f"process {process.pid}, which worked on a template of {name},")
+        finally:
+            self._drafting.discard(name)
 
     def close(self) -> None:
         """Stop watching. Every VM runs on."""
@@ -132,6 +168,18 @@ class Fleet:
         log.info("vm-process-ended", vm=vm.name, pid=vm.process.pid, code=code, detail=vm.exit.detail)
         for listener in self._listeners:
             listener(vm.exit)
+
+
+async def end_of(exited: asyncio.Event, who: str) -> None:
+    """Wait for the end of a process that was killed. Raises `HypervisorError` when it does not come."""
+    try:
+        async with asyncio.timeout(END_S):
+            await exited.wait()
+    except TimeoutError:
+        raise HypervisorError(
+            f"{who} was killed but does not end",
+            remedy="the kernel holds it: look for a disk or network mount that hangs",
+        ) from None
 
 
 def _last_words(directory: Path) -> str:

@@ -63,8 +63,8 @@ class GuestAgent:
             arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
             if stdin:
                 arguments["input-data"] = base64.b64encode(stdin).decode()
-            began_s = time.monotonic()
             started = await self._call("guest-exec", arguments)
+            began_s = time.monotonic()
             while not (status := await self._call("guest-exec-status", {"pid": started["pid"]}))["exited"]:
                 ran_s = time.monotonic() - began_s
                 await asyncio.sleep(min(max(FIRST_POLL_S, LATENESS * ran_s), LAST_POLL_S))
@@ -79,6 +79,11 @@ class GuestAgent:
         """Tell the guest what time it is. Raises `GuestError`; `GuestRefusedError` also where it has no hwclock."""
         async with self._deadline(timeout_s, "the time of now"):
             await self._call("guest-set-time", {"time": unix_ns})
+
+    async def clock_ns(self, *, timeout_s: float) -> int:
+        """Ask the guest what time it is, in nanoseconds since 1970. Raises `GuestError`."""
+        async with self._deadline(timeout_s, "what time it is"):
+            return int(await self._call("guest-get-time"))
 
     async def shut_down(self, *, timeout_s: float) -> None:
         """Ask the guest to power itself off; returns once it has taken the request. Raises `GuestError`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import HypervisorError
-from agent.hypervisors.qemu import layout
-from agent.hypervisors.qemu.cmdline import Launch, command_line
+from agent.hypervisors.qemu import layout, suspend
+from agent.hypervisors.qemu.cmdline import WAITER, Launch, Ram, command_line
 from agent.hypervisors.qemu.firmware import choose_firmware
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.sockets import listen
@@ -21,22 +22,25 @@ if TYPE_CHECKING:
     from agent.hypervisors.qemu.toolchain import Toolchain
     from agent.processes.process import ProcessIdentity
 
+SOCKETS: Final = (layout.MONITOR, layout.AGENT, layout.WAITER)
 ANSWER_S: Final = 30.0
 """How long QEMU may take from exec to its first answer: 0.1 s on an idle machine."""
 DYING_S: Final = 2.0
 """How long a process that hung up may take to be reported as ended."""
 
 
-def spawn(tools: Toolchain, spec: VmSpec, directory: Path, *, incoming: bool = False) -> ProcessIdentity:
+def spawn(
+    tools: Toolchain, spec: VmSpec, directory: Path, *, incoming: bool = False, ram: Ram = Ram.OWN
+) -> ProcessIdentity:
     """Start QEMU in a VM's directory. Blocks: call it in a thread. Raises `OSError` or `HypervisorError`.
 
     The sockets are made and listened on here and only inherited by QEMU: whoever connects is queued from now on,
     and need not guess when QEMU has made them.
     """
     nvram = directory / layout.NVRAM
-    monitor_socket = listen(directory / layout.MONITOR)
-    with monitor_socket, listen(directory / layout.AGENT) as agent_socket:
-        descriptors = (monitor_socket.fileno(), agent_socket.fileno())
+    with contextlib.ExitStack() as stack:
+        sockets = (stack.enter_context(listen(directory / name)) for name in SOCKETS)
+        descriptors = tuple(socket.fileno() for socket in sockets)
         argv = command_line(
             Launch(
                 binary=tools.emulator,
@@ -47,21 +51,28 @@ def spawn(tools: Toolchain, spec: VmSpec, directory: Path, *, incoming: bool = F
                 firmware=choose_firmware(tools.firmware, tools.machine, nvram) if nvram.exists() else None,
                 monitor_fd=descriptors[0],
                 agent_fd=descriptors[1],
+                waiter_fd=descriptors[2],
                 incoming=incoming,
                 inherited=incoming and (directory / layout.BASE).exists(),
+                ram=ram,
             )
         )
         return spawn_detached(argv, output=directory / layout.LOG, cwd=directory, pass_fds=descriptors)
 
 
-async def wait_until_up(vm: RunningVm) -> None:
+async def wait_until_up(vm: RunningVm, *, saved_in: Ram | None = None) -> None:
     """Return once QEMU has set the VM up and runs it; learns its ports on the way.
 
-    Raises `HypervisorError` with QEMU's own last words when it ended instead.
+    With `saved_in`, it goes on from its saved memory. Raises `HypervisorError`, with QEMU's own last words when it
+    ended instead, and `OSError`.
     """
+    patience_s = ANSWER_S if saved_in is None else suspend.LOAD_S
     try:
-        async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=ANSWER_S) as qmp:
+        async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=patience_s) as qmp:
             vm.ports = await qmp.forwarded_ports()
+            if saved_in is not None:
+                await suspend.load_memory(qmp, vm.directory, saved_in)
+                vm.waiting = vm.twin and await qmp.is_open(WAITER)
     except MonitorError as error:
         try:
             async with asyncio.timeout(DYING_S):

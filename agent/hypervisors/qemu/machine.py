@@ -32,6 +32,7 @@ class Machine:
     arch: str  # as images name it: "amd64" or "arm64"
     qemu_arch: str  # as QEMU names it
     type: str
+    ram: str  # what QEMU calls this machine's main memory
     bios: bool  # can boot without UEFI
     devices: tuple[str, ...]  # beyond those every VM has
     trial: Trial
@@ -76,6 +77,7 @@ _X86: Final = Machine(
     arch="amd64",
     qemu_arch="x86_64",
     type="q35",
+    ram="pc.ram",
     bios=True,
     devices=("-device", "VGA", "-device", "vmgenid,guid=auto"),
     trial=_X86_TRIAL,
@@ -86,6 +88,7 @@ _ARM: Final = Machine(
     arch="arm64",
     qemu_arch="aarch64",
     type="virt",
+    ram="mach-virt.ram",
     bios=False,
     devices=("-device", "virtio-gpu-pci"),
     trial=_ARM_TRIAL,

@@ -80,6 +80,11 @@ class Monitor:
         """Return the host port of each forwarded guest port."""
         return parse_forwards(str(await self.ask("human-monitor-command", command_line="info usernet")))
 
+    async def is_open(self, port: str) -> bool:
+        """Whether a program in the guest has that port open."""
+        ports = await self.ask("query-chardev")
+        return any(one["label"] == port and one["frontend-open"] for one in ports)
+
     async def quit(self) -> None:
         """End the process in good order. It may hang up before it answers."""
         with contextlib.suppress(ExecInterruptedError, EOFError):
@@ -100,17 +105,22 @@ class Monitor:
         while (await self.ask("query-migrate")).get("status") in MIGRATING:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(POLL_S)
 
-    async def migrate_out(self, memory: Path) -> None:
-        """Save the memory of a stopped VM to a file. When it returns, the file is whole. Raises `MonitorError`."""
-        await self._migrate("migrate", memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    async def migrate_out(self, memory: Path, *, ram_apart: bool = False) -> None:
+        """Save the memory of a stopped VM to a file. When it returns, the file is whole. Raises `MonitorError`.
 
-    async def migrate_in(self, memory: Path) -> None:
-        """Load the memory of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
-        await self._migrate("migrate-incoming", memory, os.O_RDONLY)
-
-    async def _migrate(self, command: str, memory: Path, flags: int) -> None:
-        await self.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        With `ram_apart`, main memory that is a file shared with QEMU is left out: it is saved as it is.
+        """
         await self.ask("migrate-set-parameters", max_bandwidth=UNLIMITED)
+        await self._migrate("migrate", memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, ram_apart=ram_apart)
+
+    async def migrate_in(self, memory: Path, *, ram_apart: bool = False) -> None:
+        """Load the memory of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
+        await self._migrate("migrate-incoming", memory, os.O_RDONLY, ram_apart=ram_apart)
+
+    async def _migrate(self, command: str, memory: Path, flags: int, *, ram_apart: bool) -> None:
+        capabilities = {"events": True, "x-ignore-shared": ram_apart}
+        listed = [{"capability": name, "state": state} for name, state in capabilities.items()]
+        await self.ask("migrate-set-capabilities", capabilities=listed)
         await self._hand_over(memory, flags)
         with self._client.listener("MIGRATION") as listener:
             await self.ask(command, uri=f"fd:{memory.name}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from agent.hypervisors.qemu.layout import PID_FILE
+from agent.hypervisors.qemu.layout import DRAFT, PID_FILE
 from agent.processes.process import ProcessIdentity, identify
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VmProcess:
-    """A QEMU process and the VM it runs."""
+    """A QEMU process and the VM it runs, or works on a template of."""
 
     name: str
     process: ProcessIdentity
+    drafting: bool = False
 
 
 def running_vms(root: Path) -> tuple[VmProcess, ...]:
@@ -33,21 +34,28 @@ def running_vms(root: Path) -> tuple[VmProcess, ...]:
 
 def _running_vms(root: Path) -> Iterator[VmProcess]:
     for process in psutil.process_iter(["cmdline"]):
-        name = vm_of(process.info["cmdline"] or (), root)
-        if name is None:
+        folder = folder_of(process.info["cmdline"] or (), root)
+        if folder is None:
             continue
         # Looked at again once its identity is known: the pid may have been handed on in between.
         identity = identify(process.pid)
-        if identity is not None and vm_of(_argv(process.pid), root) == name:
-            yield VmProcess(name, identity)
+        if identity is not None and folder_of(_argv(process.pid), root) == folder:
+            name, *below = folder.parts
+            yield VmProcess(name, identity, drafting=bool(below))
 
 
-def vm_of(argv: Sequence[str], root: Path) -> str | None:
-    """Return the name of the VM that a process with these arguments runs, or None when it is no QEMU in `root`."""
+def folder_of(argv: Sequence[str], root: Path) -> Path | None:
+    """Return where in `root` a process with these arguments works: in a VM's folder, or in that of its draft.
+
+    None when it is no QEMU that does either.
+    """
     if not argv or "qemu-system-" not in Path(argv[0]).name or "-pidfile" not in argv[:-1]:
         return None
     pid_file = Path(argv[argv.index("-pidfile") + 1])
-    return pid_file.parent.name if pid_file.name == PID_FILE and pid_file.parent.parent == root else None
+    if pid_file.name != PID_FILE or not pid_file.is_relative_to(root):
+        return None
+    folder = pid_file.parent.relative_to(root)
+    return folder if folder.parts[1:] in ((), (DRAFT,)) and folder.parts else None
 
 
 def _argv(pid: int) -> Sequence[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.qemu import layout
+from agent.hypervisors.qemu.cmdline import Ram
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.hypervisors.qemu.fleet import RunningVm
+    from agent.hypervisors.qemu.monitor import Monitor
 
 SAVE_S: Final = 300.0
 LOAD_S: Final = 300.0
@@ -50,17 +53,23 @@ def has_memory(directory: Path) -> bool:
     return (directory / layout.MEMORY).exists()
 
 
-async def load_memory(vm: RunningVm) -> None:
-    """Fill a process that waits for it with the saved memory, and let it run. Raises `HypervisorError`.
+def ram_of(directory: Path) -> Ram:
+    """Return where the main memory of a VM that is suspended will be: a twin's is mapped. Blocks."""
+    return Ram.MAPPED if (directory / layout.RAM).exists() else Ram.OWN
+
+
+async def load_memory(qmp: Monitor, directory: Path, ram: Ram) -> None:
+    """Fill a process that waits for it with the saved memory, and let it run. Raises `HypervisorError`, `OSError`.
 
     The memory is removed before the VM goes on: from then on its disk is another, and the two must never meet again.
+    What is mapped stays so.
     """
-    async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=LOAD_S) as qmp:
-        await qmp.migrate_in(vm.directory / layout.MEMORY)
-        await asyncio.to_thread(os.unlink, vm.directory / layout.MEMORY)
-        await qmp.ask("cont")
+    await qmp.migrate_in(directory / layout.MEMORY, ram_apart=ram is Ram.MAPPED)
+    await asyncio.to_thread(partial(drop_memory, directory))
+    await qmp.ask("cont")
 
 
 def drop_memory(directory: Path) -> None:
-    """Remove a saved memory, if there is one: the VM is about to boot and change its disk. Raises `OSError`."""
-    (directory / layout.MEMORY).unlink(missing_ok=True)
+    """Remove a saved memory, if there is one: its disk is about to change. Raises `OSError`."""
+    for name in (layout.MEMORY, layout.RAM):
+        (directory / name).unlink(missing_ok=True)

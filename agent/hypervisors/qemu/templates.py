@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from agent.hypervisors.qemu.toolchain import Toolchain
 
 RECORD: Final = "template.json"
+FORMAT: Final = 2
+"""Of a template's files: what another agent saved in another one is not used."""
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,199}")
 
 
@@ -45,9 +47,9 @@ class Record:
 def machine_id(tools: Toolchain) -> str:
     """Return what the memory of a VM depends on, but for its size: this QEMU, this kernel and all the VM's hardware."""
     nobody = VmSpec("", VmSize(cpus=1, memory_mib=1), ())
-    hardware = command_line(Launch(tools.emulator, tools.machine, tools.accelerator, nobody, Path(), None, 0, 0))
+    hardware = command_line(Launch(tools.emulator, tools.machine, tools.accelerator, nobody, Path(), None, 0, 0, 0))
     text = json.dumps([tools.version, platform.release(), hardware])
-    return f"{tools.version}-{tools.accelerator}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{tools.version}-{tools.accelerator}-{FORMAT}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ class Loan:
     folder: Path
 
     def hand_out(self, into: Path) -> None:
-        """Link them into the VM's folder, and mark it as a twin."""
-        os.link(self.folder / layout.MEMORY, into / layout.MEMORY)
-        os.link(self.folder / layout.DISK, into / layout.BASE)
+        """Link them into the VM's folder with a disk of its own, and mark it as a twin."""
+        for file, name in ((layout.MEMORY, layout.MEMORY), (layout.RAM, layout.RAM), (layout.DISK, layout.BASE)):
+            os.link(self.folder / file, into / name)
+        shutil.copyfile(self.folder / layout.OVERLAY, into / layout.DISK)
         if (self.folder / layout.NVRAM).exists():
             shutil.copyfile(self.folder / layout.NVRAM, into / layout.NVRAM)
         (into / layout.TWIN).touch()

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.guest_images import isolation
+from scripts.lib.guest_images import become, isolation
 from scripts.lib.guest_images.chroot import PARTITION_START_BYTES, inside, install, mounted, runnable
 from scripts.lib.guest_images.host import BuildError, aside, cache_lock, copy_sparse, fingerprint, require, run
-from scripts.lib.guest_images.reseed import RESEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,9 +89,7 @@ def _make_base(disk: Path) -> None:
         mirror = sources[0].split()[1]
         run(["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", release, root, mirror])
         shutil.copytree(GUEST_FILES, root, dirs_exist_ok=True)
-        reseed = root / "usr/local/sbin/reseed"
-        reseed.write_bytes(RESEED)
-        reseed.chmod(0o755)
+        become.build(root / "usr/local/sbin/become")
         (root / "etc/apt/sources.list").write_text("".join(f"{source}\n" for source in sources))
         with runnable(root):
             install(root, *KERNEL_PACKAGES)

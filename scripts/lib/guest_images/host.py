@@ -36,6 +36,7 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "dropbear": "dropbear-bin",
     "extlinux": "extlinux",
     "fstrim": "util-linux",
+    "gcc": "gcc",
     "ldd": "libc-bin",
     "mcopy": "mtools",
     "mkfs.ext4": "e2fsprogs",

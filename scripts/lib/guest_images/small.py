@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts.lib.guest_images import kernel
+from scripts.lib.guest_images import become, kernel
 from scripts.lib.guest_images.cpio import Archive
 from scripts.lib.guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
-from scripts.lib.guest_images.reseed import RESEED
 
 DISK_BYTES: Final = 64 * 1024 * 1024
 EPOCH_S: Final = 1_700_000_000
@@ -90,7 +89,9 @@ def _make_base(work: Path, package: Path, disk: Path) -> None:
     require("mkfs.vfat", "syslinux", "mcopy")
     linux = kernel.unpack(package, work / "kernel")
     initrd = work / "initrd.gz"
-    initrd.write_bytes(gzip.compress(_initramfs(linux).to_bytes(), compresslevel=6, mtime=0))
+    hook = work / "become"
+    become.build(hook)
+    initrd.write_bytes(gzip.compress(_initramfs(linux, hook).to_bytes(), compresslevel=6, mtime=0))
     image = linux.image.rename(work / "vmlinuz")
     with disk.open("wb") as handle:
         handle.truncate(DISK_BYTES)
@@ -99,17 +100,17 @@ def _make_base(work: Path, package: Path, disk: Path) -> None:
     _copy_in(disk, image, initrd)
 
 
-def _initramfs(linux: kernel.Kernel) -> Archive:
+def _initramfs(linux: kernel.Kernel, hook: Path) -> Archive:
     """The guest's whole root file system."""
     archive = Archive()
-    for path in ("dev", "proc", "run", "sys", "tmp", "var", "root"):
+    for path in ("dev", "proc", "run", "sys", "tmp", "var", "root", "etc/dropbear"):
         archive.folder(path)
     archive.link("var/run", "/run")
     archive.character_device("dev/console", 5, 1)
     _add_busybox(archive)
     for tool in ("qemu-ga", "dropbear"):
         _add_program(archive, tool)
-    archive.file("usr/sbin/reseed", RESEED, 0o755)
+    archive.file("etc/hearth/on-resume", hook.read_bytes(), 0o755)
     for module in linux.modules:
         archive.file(f"lib/modules/{module.name}", module.read_bytes())
     archive.file("lib/modules/order", "".join(f"{module.name}\n" for module in linux.modules).encode())
