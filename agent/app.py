@@ -11,14 +11,15 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from ulid import ULID
 
 from agent import __version__
 from agent.api.application import build_application
-from agent.api.auth import OpenGate, TokenGate, tokens_path
+from agent.api.auth import Role, TokenGate, tokens_path
+from agent.api.limits import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.capacity import startable
 from agent.domain.rules import images_in_use
@@ -62,6 +63,10 @@ if TYPE_CHECKING:
     from agent.host.facts import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
+
+
+_ANONYMOUS: Final = {"read": Role.READ, "token": Role.NONE, "open": Role.ADMIN}
+"""What TCP callers without a token may do, by `api.auth`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +132,15 @@ async def build(
     )
     ground = _Ground(settings, board, hypervisor, images, journal, http, metering, jitter, identity, pulse)
     engine = _engine(config, ground)
-    gate = TokenGate(tokens_path(config.data_dir)) if config.api.auth == "token" else OpenGate()
-    application = build_application(engine, metrics, gate)
+    gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
+    limiter = RateLimiter(Rate(config.api.rate_per_s, config.api.rate_burst))
     server = Server(
-        application, host=config.api.host, port=config.api.port, socket_path=config.socket_path,
+        build_application(engine, metrics, gate, limiter),
+        host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
     watch = _watch(config, engine, board, runner, pulse)
-    return App(engine, server, metrics, board, watch, _appliers(settings, images))
+    return App(engine, server, metrics, board, watch, _appliers(settings, images, limiter))
 
 
 def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: Pulse) -> HostWatch:
@@ -144,7 +150,7 @@ def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: Comman
     return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, pulse=pulse, awake=awake)
 
 
-def _appliers(settings: _Settings, images: Images) -> Mapping[str, Callable[[Config], None]]:
+def _appliers(settings: _Settings, images: Images, limiter: RateLimiter) -> Mapping[str, Callable[[Config], None]]:
     """Return what applies each key that needs no restart."""
 
     def apply_limits(config: Config) -> None:
@@ -154,8 +160,16 @@ def _appliers(settings: _Settings, images: Images) -> Mapping[str, Callable[[Con
         cap = config.images.bandwidth_mib_per_s
         images.limit_bandwidth(None if cap is None else cap * 2**20)
 
+    def apply_rate(config: Config) -> None:
+        limiter.rate = Rate(config.api.rate_per_s, config.api.rate_burst)
+
+    rate = ("api.rate_per_s", "api.rate_burst")
     limits = ("host.slots", "host.cpus", "host.memory_mib", "host.memory_reserve_mib")
-    return {**dict.fromkeys(limits, apply_limits), "images.bandwidth_mib_per_s": apply_bandwidth}
+    return {
+        **dict.fromkeys(limits, apply_limits),
+        **dict.fromkeys(rate, apply_rate),
+        "images.bandwidth_mib_per_s": apply_bandwidth,
+    }
 
 
 def _engine(config: Config, ground: _Ground) -> Engine:

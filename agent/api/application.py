@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import WSCloseCode, web
 
-from agent.api.auth import OpenGate, Role
-from agent.api.context import CONTEXT, GATE, Context
+from agent.api.admission import Admission
+from agent.api.auth import Role
+from agent.api.context import CONTEXT, Context
 from agent.api.events import EventHub
-from agent.api.middleware import (
-    NEEDS,
-    REQUEST_IDS,
-    admitted,
-    name_the_answer,
-    no_foreign_pages,
-    observed,
-    problems_only,
-    request_ids,
-)
+from agent.api.front import ADMISSION, QUICK, admitted, name_the_answer
 from agent.api.resources import (
     assignment,
     events,
@@ -41,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.api.auth import Gate
+    from agent.api.limits import RateLimiter
     from agent.api.operation import Operation
     from agent.api.ports import Engine
     from agent.telemetry.metrics import Metrics
@@ -66,14 +59,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 
 
-def build_application(engine: Engine, metrics: Metrics, gate: Gate | None = None) -> web.Application:
-    """Return the application that serves `engine`. `gate` decides who TCP callers are; without one all are let in."""
-    application = web.Application(
-        middlewares=[observed, problems_only, no_foreign_pages, admitted], client_max_size=MAX_BODY_BYTES
-    )
-    application[REQUEST_IDS] = request_ids()
-    application[GATE] = gate or OpenGate()
-    application[CONTEXT] = Context(engine, metrics, HostView(engine), EventHub(engine))
+def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: RateLimiter) -> web.Application:
+    """Return the application that serves `engine`. `gate` decides who TCP callers are, `limiter` how often they ask.
+
+    It is complete only behind its `Front`, which `Server` puts there.
+    """
+    application = web.Application(middlewares=[admitted], client_max_size=MAX_BODY_BYTES)
     needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
         needs[operation.method, operation.path] = operation.needs
@@ -81,9 +72,12 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate | None = None
             application.router.add_get(operation.path, operation.handler)  # HEAD too
         else:
             application.router.add_route(operation.method, operation.path, operation.handler)
-    application[NEEDS] = needs
     for path in page.FILES:
         application.router.add_get(path, page.page)
+    view = HostView(engine)
+    application[CONTEXT] = Context(engine, metrics, view, EventHub(engine))
+    application[ADMISSION] = Admission(gate, limiter, needs)
+    application[QUICK] = {"/v1/host": host.quick(view)}
     application.on_response_prepare.append(name_the_answer)
     application.cleanup_ctx.append(_follow_events)
     application.on_shutdown.append(_let_go)

@@ -70,6 +70,7 @@ class Caller:
 
     name: str
     role: Role
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +95,25 @@ class Gate(Protocol):
         """Return who sent this Authorization header. Raises `UnauthenticatedError`."""
 
 
-class OpenGate:
-    """Everyone who reaches the port may do everything: for loopback only."""
-
-    asks: bool = False
-
-    def caller(self, authorization: str) -> Caller:
-        """Return the one caller there is."""
-        return Caller("loopback", Role.ADMIN)
-
-
 class TokenGate:
-    """Asks for a bearer token."""
+    """Knows callers by their bearer tokens. Those without one are `anonymous`: by default they may do nothing."""
 
-    asks: bool = True
-
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, anonymous: Role = Role.NONE, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
+        self._anonymous = Caller("anonymous", anonymous, anonymous=True)
         self._stamp: tuple[int, int, int] | None = None
         self._tokens: tuple[Token, ...] = ()
 
+    @property
+    def asks(self) -> bool:
+        """See `Gate`."""
+        return self._anonymous.role is Role.NONE
+
     def caller(self, authorization: str) -> Caller:
         """Return who sent this Authorization header. Raises `UnauthenticatedError`, `TokenFileError`."""
+        if not authorization and not self.asks:
+            return self._anonymous
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise UnauthenticatedError("the request carries no token", remedy="send Authorization: Bearer TOKEN")

@@ -29,7 +29,7 @@ IDLE_S: Final = 30.0
 class Connection(web.RequestHandler):
     """Speaks HTTP with one client."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "peer")
 
     def __init__(self, server: web.Server, open_connections: set[Connection]) -> None:
         super().__init__(
@@ -40,10 +40,14 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._open = open_connections
+        self.peer = ""
+        """The address of a TCP client; empty on the Unix socket."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the client, or close at once when too many are here."""
         super().connection_made(transport)
+        address = transport.get_extra_info("peername")
+        self.peer = str(address[0]) if isinstance(address, tuple) else ""
         if len(self._open) < MAX_CONNECTIONS:
             self._open.add(self)
         else:

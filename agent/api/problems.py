@@ -6,6 +6,7 @@ only its HTTP status has the type `about:blank`, as the RFC asks.
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
@@ -52,6 +53,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "bad-configuration": 422,
     "bad-ttl": 422,
     "upgrade-required": 426,
+    "rate-limited": 429,
     "hypervisor-error": 502,
     "guest-error": 502,
     "no-vm-free": 503,
@@ -111,6 +113,16 @@ class MediaTypeError(RequestError):
     code = "unsupported-media-type"
 
 
+class RateLimitedError(RequestError):
+    """The caller asks more often than the configuration allows; `wait_s` is how long it should wait."""
+
+    code = "rate-limited"
+
+    def __init__(self, message: str, *, wait_s: float) -> None:
+        super().__init__(message, remedy="wait as Retry-After says; wait for changes by long poll or events")
+        self.wait_s = wait_s
+
+
 class UpgradeRequiredError(RequestError):
     """The operation speaks WebSocket, and the request does not ask for it."""
 
@@ -158,7 +170,10 @@ def problem_of(error: HearthError, *, request_id: str) -> Problem:
 def from_error(error: HearthError, *, request_id: str) -> web.Response:
     """Return the response to an expected error."""
     problem = problem_of(error, request_id=request_id)
-    return respond(problem, _HEADERS_BY_STATUS.get(problem.status, {}))
+    headers = _HEADERS_BY_STATUS.get(problem.status, {})
+    if isinstance(error, RateLimitedError):
+        headers = {"Retry-After": str(math.ceil(error.wait_s))}
+    return respond(problem, headers)
 
 
 def from_status(status: int, detail: str, *, request_id: str, headers: Mapping[str, str]) -> web.Response:

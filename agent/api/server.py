@@ -8,12 +8,13 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import structlog
 from aiohttp import web
 
 from agent.api.connection import Connection, connections
+from agent.api.front import Front
 from agent.api.tls import ServerTls
 from agent.domain.errors import Blame, HearthError
 
@@ -72,6 +73,9 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises `ListenError` naming the address or socket that cannot be had; then nothing is listened on."""
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        server.request_handler = cast("Any", Front(self._runner.app, server.request_handler))
         try:
             await self._listen_unix()
             await self._listen_tcp()

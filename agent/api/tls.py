@@ -79,5 +79,5 @@ class ServerTls:
         connection.context = self._newest
 
     def _stamps(self) -> tuple[int, ...]:
-        files = (self._files.certificate, self._files.key)
-        return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+        files = (self._files.certificate, self._files.key, self._files.client_ca)
+        return tuple(file.stat().st_mtime_ns if file and file.exists() else 0 for file in files)

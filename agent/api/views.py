@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
 from agent.api.documents import host_document
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.api.ports import Engine
+
+FRESH_S: Final = 0.25
+"""How old a rendering may be. A change of the world is told at once; what moves without one (disk and pull figures,
+what others do on this host) this much later at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +25,26 @@ class Rendered:
 
     body: bytes
     etag: str
+    quoted: str
 
 
 class HostView:
     """Renders `GET /v1/host` and remembers the last rendering."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = monotonic) -> None:
         self._engine = engine
-        self._key: object = None
-        self._rendered = Rendered(b"", "")
+        self._clock = clock
+        self._sequence = -1
+        self._stale_at_s = 0.0
+        self._rendered = Rendered(b"", "", "")
 
     def render(self) -> Rendered:
-        """Return the document as of now.
-
-        Disk and pull figures move without a change of the world, so they are part of what a rendering is good for.
-        """
-        engine = self._engine
-        key = (engine.sequence, engine.disk(), engine.vitals(), engine.pulls(), engine.conditions())
-        if key != self._key:
-            body = host_document(engine).model_dump_json().encode()
-            self._rendered = Rendered(body, f"{engine.sequence}-{blake2b(body, digest_size=6).hexdigest()}")
-            self._key = key
+        """Return the document as of now, or of `FRESH_S` ago if nothing has happened since."""
+        sequence, now_s = self._engine.sequence, self._clock()
+        if sequence != self._sequence or now_s >= self._stale_at_s:
+            body = host_document(self._engine).model_dump_json().encode()
+            self._sequence, self._stale_at_s = sequence, now_s + FRESH_S
+            if body != self._rendered.body:
+                etag = f"{sequence}-{blake2b(body, digest_size=6).hexdigest()}"
+                self._rendered = Rendered(body, etag, f'"{etag}"')
         return self._rendered

@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 
 from agent.api.application import build_application
+from agent.api.auth import Role, TokenGate
+from agent.api.limits import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.states import VmState
 from agent.telemetry.metrics import Metrics
@@ -35,13 +37,27 @@ class Running:
     unix: aiohttp.ClientSession
 
 
+UNLIMITED = Rate(1e9, 10**9)
+
+
+def open_gate(folder: Path) -> TokenGate:
+    """Return a gate that lets everyone do everything, as with `api.auth = "open"`."""
+    return TokenGate(folder / "tokens.json", anonymous=Role.ADMIN)
+
+
 @asynccontextmanager
 async def run(
-    engine: MemoryEngine, folder: Path, *, port: int = 0, gate: Gate | None = None, tls: TlsConfig | None = None
+    engine: MemoryEngine,
+    folder: Path,
+    *,
+    port: int = 0,
+    gate: Gate | None = None,
+    limiter: RateLimiter | None = None,
+    tls: TlsConfig | None = None,
 ) -> AsyncIterator[Running]:
     """Serve `engine` until the block ends."""
     metrics, socket = Metrics(), folder / "hearth.sock"
-    application = build_application(engine, metrics, gate)
+    application = build_application(engine, metrics, gate or open_gate(folder), limiter or RateLimiter(UNLIMITED))
     server = Server(application, host="127.0.0.1", port=port, socket_path=socket, tls=tls)
     await server.start()
     async with (

@@ -73,6 +73,51 @@ async def test_every_operation_with_every_role(guarded: Running, path: Path, rol
         assert allowed or answered == (403 if role else 401)
 
 
+async def test_without_a_token_one_may_read_by_default_and_no_more(tmp_path: Path, path: Path) -> None:
+    """A guest on QEMU's user network reaches this port as 10.0.2.2: it must not get a lease, or another's VM."""
+    assert load_config(empty_config(tmp_path)).api.auth == "read"
+    gate = TokenGate(path, anonymous=Role.READ)
+    async with run(MemoryEngine(vm("hearth-small-1")), tmp_path, gate=gate) as api:
+        for operation in OPERATIONS:
+            refused = await status(api, operation, {}) == 401
+            assert refused is (operation.needs > Role.READ), operation.id
+        headers = bearer(create_token(path, "t", Role.LEASE, now_s=NOW_S))
+        wanted = {"pool": "small", "holder": "j"}
+        async with api.tcp.post("/v1/leases", json=wanted) as response:
+            assert "Unix socket" in (await response.json(content_type=None))["remedy"]
+        async with api.tcp.post("/v1/leases", json=wanted, headers=headers) as response:
+            assert response.status == 201
+        async with api.tcp.get("/v1/host", headers=bearer("hearth_wrong")) as response:
+            assert response.status == 401
+
+
+def empty_config(folder: Path) -> Path:
+    (folder / "hearth.toml").touch()
+    return folder / "hearth.toml"
+
+
+async def test_every_write_is_told_with_who_asked_whatever_becomes_of_it(guarded: Running, path: Path) -> None:
+    writes = [operation for operation in OPERATIONS if operation.method != "GET"]
+    headers = bearer(create_token(path, "controller-1", Role.LEASE, now_s=NOW_S))
+    with capture_logs() as logged:
+        answered = [await status(guarded, operation, headers) for operation in writes]
+        await status(guarded, writes[0], {})
+        async with guarded.unix.post("/v1/host/cordon") as response:
+            assert response.status == 200
+        async with guarded.tcp.get("/v1/host", headers=headers) as response:
+            assert response.status == 200
+    told = [line for line in logged if line["event"] == "audit"]
+    assert [(line["method"], line["status"]) for line in told[: len(writes)]] == [
+        (operation.method, str(code)) for operation, code in zip(writes, answered, strict=True)
+    ]
+    assert {(line["caller"], line["role"], line["peer"]) for line in told[: len(writes)]} == {
+        ("controller-1", "lease", "127.0.0.1")
+    }
+    assert [(line["caller"], line["peer"], line["status"]) for line in told[len(writes) :]] == [
+        ("", "127.0.0.1", "401"), ("socket", "socket", "200"),
+    ]  # fmt: skip
+
+
 def test_writes_are_for_leaseholders_or_administrators() -> None:
     needs = {operation.id: operation.needs for operation in OPERATIONS}
     assert {name for name, role in needs.items() if role is Role.NONE} == {"livez", "readyz"}
@@ -209,6 +254,29 @@ async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
             while not any(line["event"] == "tls-not-renewed" for line in logged):
                 assert await peer_name(api.server.port, context) == "new"
         assert await peer_name(api.server.port, context) == "new"
+
+
+async def test_another_authority_of_clients_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
+    ca, files = authority(tmp_path), certificate(tmp_path, "host")
+    old, _ = certificate(tmp_path, "old"), authority(tmp_path, "other")
+    new, clients = certificate(tmp_path, "new", ca="other"), tmp_path / "clients.pem"
+    clients.write_bytes(ca.read_bytes())
+    files = TlsConfig(certificate=files.certificate, key=files.key, client_ca=clients)
+
+    async def let_in(api: Running, client: TlsConfig) -> bool:
+        try:
+            async with api.tcp.get("/livez", ssl=trusting(ca, client), headers={"Connection": "close"}) as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async with asyncio.timeout(20), run(MemoryEngine(), tmp_path, tls=files) as api:
+        assert (await let_in(api, old), await let_in(api, new)) == (True, False)
+        clients.write_bytes((tmp_path / "other.pem").read_bytes())
+        while not await let_in(api, new):
+            pass
+        assert not await let_in(api, old)
 
 
 async def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -119,7 +119,10 @@ async def test_a_known_host_document_is_not_sent_again_until_something_changes(a
         assert response.headers["ETag"] != etag
 
 
-async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_world(api: Running) -> None:
+async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_world(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.api.views.FRESH_S", 0.0)
     pull = PullProgress("registry/small:v2", COMING, 1000, 100, 100, 50.0, 18.0)
     api.engine.pulling = (pull,)
     first = await get(api, "/v1/host")

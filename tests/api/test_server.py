@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.api.application import build_application
+from agent.api.limits import RateLimiter
 from agent.api.server import ListenError, Server
 from agent.telemetry.metrics import Metrics
-from tests.api.conftest import Running, run
+from tests.api.conftest import UNLIMITED, Running, open_gate, run
 from tests.api.memory_engine import MemoryEngine
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def server(path: Path, port: int = 0) -> Server:
-    return Server(build_application(MemoryEngine(), Metrics()), host="127.0.0.1", port=port, socket_path=path)
+    return Server(
+        build_application(MemoryEngine(), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
+        host="127.0.0.1",
+        port=port,
+        socket_path=path,
+    )
 
 
 async def test_the_socket_is_for_its_owner_only(api: Running) -> None:
@@ -43,7 +49,7 @@ async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) ->
 
 
 async def test_the_port_that_was_picked_is_written_down(tmp_path: Path) -> None:
-    application = build_application(MemoryEngine(), Metrics())
+    application = build_application(MemoryEngine(), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED))
     port_file = tmp_path / "api.port"
     picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
     await picked.start()

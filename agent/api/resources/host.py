@@ -6,12 +6,15 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from aiohttp import hdrs, web
+
 from agent.api import requests, schemas
 from agent.api.context import answer, context, not_modified, read_query
+from agent.api.front import Quick, answer_headers
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from agent.api.views import HostView
 
 
 async def host(request: web.Request) -> web.Response:
@@ -26,6 +29,20 @@ async def host(request: web.Request) -> web.Response:
                 await ctx.engine.history.changed(wanted.after)
     rendered = ctx.host_view.render()
     return not_modified(request, rendered.etag) or answer(rendered.body, etag=rendered.etag)
+
+
+def quick(view: HostView) -> Quick:
+    """Return what answers polls before they are routed, which is all but those with a query or several entity tags."""
+
+    def answered(request: web.Request) -> web.StreamResponse | None:
+        sent, rendered = request.headers.get(hdrs.IF_NONE_MATCH), view.render()
+        headers = {hdrs.ETAG: rendered.quoted, hdrs.CACHE_CONTROL: "no-cache"} | answer_headers(request)
+        if sent is None:
+            headers[hdrs.CONTENT_TYPE] = "application/json"
+            return web.Response(body=rendered.body, headers=headers)
+        return web.Response(status=304, headers=headers) if sent == rendered.quoted else None
+
+    return answered
 
 
 OPERATIONS: Final = (

@@ -1,0 +1,95 @@
+"""How often one caller may ask, and that others, the command line and liveness never pay for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.api.auth import Role, TokenGate, create_token
+from agent.api.limits import MAX_CALLERS, Rate, RateLimiter
+from tests.api.conftest import run
+from tests.api.memory_engine import MemoryEngine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    import aiohttp
+
+    from tests.api.conftest import Running
+
+ONE_A_DAY = Rate(1 / 86400, 3)
+
+
+@given(
+    st.floats(0.1, 1000),
+    st.integers(1, 50),
+    st.lists(st.floats(0, 100), min_size=1, max_size=200),
+)
+def test_never_more_than_the_rate_and_one_burst(per_s: float, burst: int, pauses: list[float]) -> None:
+    limiter, now_s, taken = RateLimiter(Rate(per_s, burst)), 0.0, 0
+    for pause_s in pauses:
+        now_s += pause_s
+        wait_s = limiter.wait_s("c", now_s)
+        taken += wait_s == 0
+        assert 0 <= wait_s <= 1 / per_s + 1e-6
+    assert taken <= burst + now_s * per_s + 1e-6
+
+
+def test_after_the_wait_there_is_one() -> None:
+    limiter = RateLimiter(Rate(4, 1))
+    assert limiter.wait_s("c", 10.0) == 0
+    assert limiter.wait_s("c", 10.0) == 0.25
+    assert limiter.wait_s("c", 9.0) == 0.25, "a clock that goes back gives nothing"
+    assert limiter.wait_s("c", 10.25) == 0
+
+
+def test_callers_are_counted_apart_and_a_flood_of_them_is_bounded() -> None:
+    limiter = RateLimiter(Rate(1, 1))
+    assert [limiter.wait_s(name, 0.0) for name in "aab"] == [0, 1, 0]
+    for number in range(10 * MAX_CALLERS):
+        limiter.wait_s(str(number), 0.0)
+    assert len(limiter._buckets) == MAX_CALLERS
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Running]:
+    """A server that takes three requests of each caller, and then no more today."""
+    gate = TokenGate(tmp_path / "tokens.json", anonymous=Role.READ)
+    async with run(MemoryEngine(), tmp_path, gate=gate, limiter=RateLimiter(ONE_A_DAY)) as api:
+        yield api
+
+
+async def statuses(
+    session: aiohttp.ClientSession, path: str, count: int, headers: Mapping[str, str] | None = None
+) -> list[int]:
+    found = []
+    for _ in range(count):
+        async with session.get(path, headers=headers) as response:
+            found.append(response.status)
+    return found
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back(slow: Running) -> None:
+    assert await statuses(slow.tcp, "/v1/host", 4) == [200, 200, 200, 429]
+    async with slow.tcp.get("/v1/vms") as response:
+        problem = await response.json(content_type=None)
+        assert (response.status, problem["code"], problem["status"]) == (429, "rate-limited", 429)
+        assert 0 < int(response.headers["Retry-After"]) <= 86400
+        assert response.headers["X-Request-ID"] == problem["request_id"]
+
+
+async def test_others_the_socket_and_liveness_do_not_pay_for_it(slow: Running, tmp_path: Path) -> None:
+    await statuses(slow.tcp, "/v1/host", 4)
+    token = {"Authorization": f"Bearer {create_token(tmp_path / 'tokens.json', 't', Role.READ, now_s=0)}"}
+    assert await statuses(slow.tcp, "/v1/host", 4, token) == [200, 200, 200, 429]
+    assert await statuses(slow.unix, "/v1/host", 10) == [200] * 10
+    assert await statuses(slow.tcp, "/livez", 10) == [200] * 10
+
+
+async def test_guessing_tokens_is_limited(slow: Running) -> None:
+    guesses = await statuses(slow.tcp, "/v1/host", 5, {"Authorization": "Bearer hearth_guess"})
+    assert guesses == [401, 401, 401, 429, 429]
