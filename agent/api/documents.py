@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, HostMode, Image, Lease, PoolSpec, Vm, World
+    from agent.domain.model import Condition, Failure, HostMode, Image, Lease, PoolSpec, Vm, World
     from agent.domain.rollout import Rollout
     from agent.engine.evidence import EvidenceFile
     from agent.hypervisors.contract import Address, ExecResult
@@ -158,9 +158,7 @@ def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
         lease=schemas.LeaseBrief(id=lease.id, holder=lease.holder, expires_at=_at(lease.expires_at_s))
         if lease
         else None,
-        failure=schemas.FailureDocument(cause=vm.failure.cause, reason=vm.failure.reason, at=_at(vm.failure.at_s))
-        if vm.failure
-        else None,
+        failure=_failure(vm.failure),
     )
 
 
@@ -182,8 +180,14 @@ def vm_detail(vm: Vm, world: World, *, address: Address | None, probes: tuple[Pr
     )
 
 
-def lease_document(lease: Lease, address: Address | None) -> schemas.LeaseDocument:
-    """Return a lease with where its VM is reached."""
+def _failure(failure: Failure | None) -> schemas.FailureDocument | None:
+    return (
+        schemas.FailureDocument(cause=failure.cause, reason=failure.reason, at=_at(failure.at_s)) if failure else None
+    )
+
+
+def lease_document(lease: Lease, address: Address | None, vm: Vm | None) -> schemas.LeaseDocument:
+    """Return a lease with where its VM is reached, and what is wrong with that."""
     return schemas.LeaseDocument(
         id=lease.id,
         pool=lease.pool,
@@ -193,6 +197,7 @@ def lease_document(lease: Lease, address: Address | None) -> schemas.LeaseDocume
         created_at=_at(lease.created_at_s),
         expires_at=_at(lease.expires_at_s),
         address=address_document(address),
+        sick=_failure(vm.told) if vm else None,
     )
 
 

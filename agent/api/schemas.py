@@ -310,7 +310,10 @@ class ExecDocument(Document):
 
 
 class LeaseDocument(Document):
-    """A claim on one VM. `address` is null in the rare case that it cannot be told yet: ask for the lease again."""
+    """A claim on one VM. `address` is null in the rare case that it cannot be told yet: ask for the lease again.
+
+    `sick` is what is wrong with the VM, if anything was found: what to do about it is the holder's to judge.
+    """
 
     id: str
     pool: str
@@ -320,6 +323,7 @@ class LeaseDocument(Document):
     created_at: datetime
     expires_at: datetime
     address: AddressDocument | None
+    sick: FailureDocument | None
 
 
 class EventDocument(Document):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.documents import PHASE_OF_LIFE
-from agent.domain.model import Check
+from agent.domain.model import Cause, Check, Failure
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
-from tests.api.memory_engine import COMING, DIGEST, vm
+from tests.api.memory_engine import COMING, DIGEST, NOW_S, vm
 
 if TYPE_CHECKING:
     import pytest
@@ -179,6 +179,10 @@ async def test_a_lease_from_claim_to_release(api: Running) -> None:
     assert lease["address"]["ports"]["22"] == 40022
     assert (await get(api, f"/v1/leases/{lease['id']}")) == lease
     assert (await get(api, "/v1/vms/hearth-small-1"))["lease"]["holder"] == "job-1"
+    vm = api.engine.vms["hearth-small-1"]
+    api.engine.vms["hearth-small-1"] = replace(vm, told=Failure(Cause.DAMAGED, "its disk is gone", NOW_S))
+    sick = (await get(api, f"/v1/leases/{lease['id']}"))["sick"]
+    assert (sick["cause"], sick["reason"]) == ("damaged", "its disk is gone")
     async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 120}) as response:
         assert (await response.json())["ttl_s"] == 120
     async with api.tcp.delete(f"/v1/leases/{lease['id']}") as response:

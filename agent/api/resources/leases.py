@@ -16,7 +16,7 @@ from agent.api.documents import lease_document
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
-    from agent.domain.model import Lease
+    from agent.domain.model import Lease, Vm
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ async def acquire(request: web.Request) -> web.Response:
             await unbroken(request, leases.release(lease.id))
         raise
     headers = {"Location": f"/v1/leases/{lease.id}"}
-    return answer(lease_document(lease, address), status=201, headers=headers)
+    return answer(lease_document(lease, address, _vm(request, lease)), status=201, headers=headers)
 
 
 async def lease(request: web.Request) -> web.Response:
@@ -63,7 +63,12 @@ async def release(request: web.Request) -> web.Response:
 
 
 async def _told(request: web.Request, lease: Lease) -> web.Response:
-    return answer(lease_document(lease, await address_of(context(request).engine, lease.vm)))
+    address = await address_of(context(request).engine, lease.vm)
+    return answer(lease_document(lease, address, _vm(request, lease)))
+
+
+def _vm(request: web.Request, lease: Lease) -> Vm | None:
+    return next((vm for vm in context(request).engine.world().vms if vm.name == lease.vm), None)
 
 
 OPERATIONS: Final = (
