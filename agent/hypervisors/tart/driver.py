@@ -207,7 +207,7 @@ class TartHypervisor:
             try:
                 await guest.ping(self._tool, name, timeout_s=max(0.01, deadline_s - time.monotonic()))
             except GuestError as error:
-                if time.monotonic() + RETRY_S >= deadline_s:
+                if time.monotonic() + 2 * RETRY_S >= deadline_s:
                     raise GuestError(f"{name} did not answer within {timeout_s:g} s: {error.message}") from error
                 await self._running(name)
                 await asyncio.sleep(RETRY_S)

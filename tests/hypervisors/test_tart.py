@@ -1,0 +1,499 @@
+"""What is peculiar to Tart, and what the driver makes of it: the quirks of docs/mac-contracts.md, on the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from agent.config import TartConfig
+from agent.domain.model import Observed
+from agent.hypervisors.contract import (
+    FanOutUnsupportedError,
+    GuestError,
+    HypervisorError,
+    HypervisorUnavailableError,
+    SlotsTakenError,
+    VmExistsError,
+    VmExit,
+)
+from agent.hypervisors.tart.driver import CONDITION, TartHypervisor
+from agent.hypervisors.tart.launch import SlotsLeakedError
+from agent.hypervisors.tart.outcome import Ending, read_outcome
+from agent.hypervisors.tart.processes import vm_of
+from agent.processes.command import CommandError, CommandTimeoutError
+from agent.processes.process import identify
+from tests.hypervisors.rigs import GUEST_PORT, TartRig, spec
+from tests.hypervisors.test_conformance import Exits, pid_of, running
+from tests.support.processes import eventually, gone
+from tests.support.tart import MACOS, SIMULATOR, TartHome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+NAME = spec().name
+PATIENT_S = 20.0
+
+
+@pytest.fixture
+def rig(tart_rig: TartRig) -> TartRig:
+    return tart_rig
+
+
+@pytest.fixture
+def home(rig: TartRig) -> TartHome:
+    return rig.home
+
+
+@pytest.fixture
+async def impatient(rig: TartRig) -> AsyncIterator[TartHypervisor]:
+    """A driver that gives every command of Tart's a second."""
+    made = TartHypervisor(
+        TartConfig(program=rig.program, home=rig.home.root, command_timeout_s=1), records_dir=rig.records
+    )
+    yield made
+    await made.close()
+
+
+async def tart(home: TartHome, *arguments: str) -> asyncio.subprocess.Process:
+    """Start Tart beside the agent, as a person would."""
+    return await asyncio.create_subprocess_exec(
+        SIMULATOR, *arguments, env={**os.environ, "TART_HOME": str(home.root)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+def config_of(home: TartHome, name: str = NAME) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((home.root / "vms" / name / "config.json").read_text())
+    return document
+
+
+def commands(home: TartHome) -> list[str]:
+    return [call["argv"][0] for call in home.calls()]
+
+
+async def test_every_call_forbids_auto_prune_and_no_image_is_lost(driver: TartHypervisor, rig: TartRig) -> None:
+    """T5, T16. A clone asks no registry, and Tart would delete other images when it finds the disk too full."""
+    other = rig.home.add_image("2.0")
+    os.truncate(rig.image.disk, 1 << 30)  # logically large, really small
+    rig.home.set_faults(host={"free_bytes": 1 << 20})
+    await running(driver, rig, booted=True)
+    await driver.address(NAME)
+    await driver.suspend(NAME)
+    await driver.delete(NAME)
+    assert other.disk.exists()
+    calls = rig.home.calls()
+    assert {call["argv"][0] for call in calls} >= {
+        "--version",
+        "clone",
+        "set",
+        "run",
+        "exec",
+        "ip",
+        "suspend",
+        "delete",
+    }
+    assert all(call["no_auto_prune"] for call in calls)
+    (clone,) = [call["argv"] for call in calls if call["argv"][0] == "clone"]
+    assert clone == ["clone", f"registry.example:5000/tests/small@{rig.image.digest}", NAME]
+
+
+async def test_without_it_tart_does_delete_other_images(home: TartHome, rig: TartRig) -> None:
+    """T16, of the simulator: the quirk is there to be avoided."""
+    other = home.add_image("2.0")
+    os.truncate(rig.image.disk, 1 << 30)
+    home.set_faults(host={"free_bytes": 1 << 20})
+    cloning = await tart(home, "clone", f"registry.example:5000/tests/small@{rig.image.digest}", "mine")
+    assert await cloning.wait() == 0
+    assert not other.disk.exists()
+
+
+async def test_every_clone_has_its_own_address_its_size_and_its_display(driver: TartHypervisor, rig: TartRig) -> None:
+    """T8, T18. The first clone on a host would keep the image's address; `set` would forget how the display refits."""
+    config = rig.image.directory / "config.json"
+    config.write_text(json.dumps(MACOS | {"displayRefit": True}))
+    await asyncio.gather(*(driver.clone(spec(number), rig.image) for number in (1, 2)))
+    made = [config_of(rig.home, spec(number).name) for number in (1, 2)]
+    assert len({one["macAddress"] for one in made} | {MACOS["macAddress"]}) == 3
+    assert [(one["cpuCount"], one["memorySize"], one["displayRefit"]) for one in made] == [(1, 256 << 20, True)] * 2
+
+
+async def test_a_size_the_image_does_not_allow_is_told_in_tarts_words(driver: TartHypervisor, rig: TartRig) -> None:
+    config = rig.image.directory / "config.json"
+    config.write_text(json.dumps(MACOS | {"cpuCountMin": 4}))
+    with pytest.raises(CommandError, match="at least 4 CPUs"):
+        await driver.clone(spec(), rig.image)
+    with pytest.raises(HypervisorError, match="half made"):
+        await driver.start(spec())
+
+
+async def test_a_foreign_vm_of_that_name_is_never_replaced(driver: TartHypervisor, rig: TartRig) -> None:
+    """T10. `tart clone` would replace whatever stands there, even while it runs."""
+    rig.plant_foreign(NAME)
+    with pytest.raises(VmExistsError):
+        await driver.clone(spec(), rig.image)
+    assert (rig.home.root / "vms" / NAME / "disk.img").read_text() == "precious"
+    assert "clone" not in commands(rig.home)
+
+
+async def test_an_image_outside_tarts_cache_is_refused(driver: TartHypervisor, rig: TartRig, tmp_path: Path) -> None:
+    shutil.copytree(rig.image.directory, tmp_path / "elsewhere")
+    strange = type(rig.image)(
+        rig.image.digest, tmp_path / "elsewhere", rig.image.disk, rig.image.nvram, "darwin", "arm64"
+    )
+    with pytest.raises(HypervisorError, match="not in Tart's cache"):
+        await driver.clone(spec(), strange)
+
+
+async def test_a_guest_that_dies_is_told_although_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
+    """T4."""
+    exits = Exits(driver)
+    await running(driver, rig)
+    (guest,) = rig.home.guests(NAME)
+    guest.kill()
+    ended = await exits.next()
+    assert (ended.name, ended.code) == (NAME, 1)
+    assert "due to error: Error Domain=VZErrorDomain" in ended.detail
+
+
+async def test_a_lost_network_is_told_although_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
+    """T4."""
+    rig.home.set_faults(run={"network_loss_s": 0.1})
+    exits = Exits(driver)
+    await running(driver, rig)
+    ended = await exits.next()
+    assert ended.code == 1
+    assert "network attachment" in ended.detail
+
+
+async def test_the_guest_is_asked_before_its_power_is_cut(driver: TartHypervisor, rig: TartRig) -> None:
+    """T6."""
+    exits = Exits(driver)
+    await running(driver, rig, booted=True)
+    await driver.stop(NAME, grace_s=PATIENT_S)
+    assert await exits.next() == VmExit(NAME, 0, "guest has stopped the virtual machine")
+    assert "stop" not in commands(rig.home)
+    await driver.start(spec())
+    rig.hang(NAME)
+    await driver.stop(NAME, grace_s=0.4)
+    assert commands(rig.home)[-1] == "stop"
+    assert await exits.next() == VmExit(NAME, 0, "")
+
+
+async def test_stopping_a_suspended_vm_keeps_its_memory(driver: TartHypervisor, rig: TartRig) -> None:
+    """T7. `tart stop` of a suspended VM deletes what it would go on from."""
+    await running(driver, rig, booted=True)
+    await driver.suspend(NAME)
+    await driver.stop(NAME, grace_s=1)
+    assert (await driver.inventory())[0].suspended
+    await driver.resume(spec())
+
+
+async def test_a_vm_not_made_for_it_is_never_suspended(rig: TartRig) -> None:
+    """T17. It would die, and `tart suspend` would call that a success."""
+    config = TartConfig(program=rig.program, home=rig.home.root, suspendable=False)
+    driver = TartHypervisor(config, records_dir=rig.records)
+    assert not driver.capabilities.suspend
+    pid = await running(driver, rig)
+    with pytest.raises(HypervisorError, match="without --suspendable"):
+        await driver.suspend(NAME)
+    assert await pid_of(driver, NAME) == pid
+    await driver.close()
+
+
+async def test_linux_guests_are_started_without_suspendable(driver: TartHypervisor, rig: TartRig) -> None:
+    """T22. Tart refuses the flag for them."""
+    linux = rig.home.add_image("linux", config={"os": "linux"})
+    await driver.clone(spec(), linux)
+    await driver.start(spec())
+    await driver.ping(NAME, timeout_s=PATIENT_S)
+    with pytest.raises(HypervisorError, match="only macOS guests"):
+        await driver.suspend(NAME)
+
+
+async def test_a_vm_that_dies_while_it_is_suspended_is_told(driver: TartHypervisor, rig: TartRig) -> None:
+    """T17. The command has long returned with success."""
+    rig.home.set_faults(run={"die_at": "suspending"})
+    await running(driver, rig, booted=True)
+    with pytest.raises(HypervisorError, match="ended without saving its memory: .*creating a snapshot"):
+        await driver.suspend(NAME)
+    with pytest.raises(FanOutUnsupportedError):
+        await driver.save_template(NAME, "memory")
+
+
+async def test_a_spoilt_memory_fails_the_resume_and_the_vm_can_boot(driver: TartHypervisor, rig: TartRig) -> None:
+    await running(driver, rig, booted=True)
+    await driver.suspend(NAME)
+    rig.spoil_memory(NAME)
+    with pytest.raises(HypervisorError, match="Failed to restore the machine state"):
+        await driver.resume(spec())
+    await driver.start(spec())
+    await driver.ping(NAME, timeout_s=PATIENT_S)
+
+
+async def test_an_exit_code_is_the_commands_own(driver: TartHypervisor, rig: TartRig) -> None:
+    """T1, T19. 1, 2 and 64 are Tart's own codes too, and its errors are not the command's output."""
+    await running(driver, rig, booted=True)
+    for code in (0, 1, 2, 64, 127):
+        done = await driver.execute(NAME, ("/bin/sh", "-c", f"echo out; echo err >&2; exit {code}"), timeout_s=20)
+        assert (done.exit_code, done.stdout, done.stderr) == (code, b"out\n", b"err\n")
+    flood = await driver.execute(
+        NAME,
+        ("/bin/sh", "-c", "yes=$(/bin/head -c 3000000 /dev/zero); /bin/head -c 3000000 /dev/zero; exit 3"),
+        timeout_s=20,
+    )
+    assert flood.exit_code == 3
+    assert flood.truncated
+    (guest,) = rig.home.guests(NAME)
+    guest.suspend()
+    with pytest.raises(GuestError, match="did not answer"):
+        await driver.execute(NAME, ("true",), timeout_s=0.3)
+
+
+async def test_a_hung_tool_is_not_blamed_on_the_guest(driver: TartHypervisor, rig: TartRig) -> None:
+    await running(driver, rig, booted=True)
+    rig.home.set_faults(exec={"hang": True}, **{"--version": {"hang": True}})
+    with pytest.raises(CommandTimeoutError):
+        await driver.execute(NAME, ("true",), timeout_s=0.3)
+
+
+async def test_a_sick_guest_is_reached_by_its_lease_alone(driver: TartHypervisor, rig: TartRig) -> None:
+    """T20. Without an agent there is still the DHCP lease, and `tart ip` takes a second to say no."""
+    sick = rig.home.add_image("3.0", sick=True)
+    await driver.clone(spec(), sick)
+    await driver.start(spec())
+    address = await driver.address(NAME)
+    assert address.host.startswith("127.")
+    assert address.ports == {22: 22, GUEST_PORT: GUEST_PORT}
+    with pytest.raises(GuestError, match=r"did not answer within 0\.7 s.*control socket"):
+        await driver.ping(NAME, timeout_s=0.7)
+
+
+async def test_no_address_in_time_is_the_guests_failure(
+    driver: TartHypervisor, rig: TartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.hypervisors.tart.driver.ADDRESS_S", 0.5)
+    rig.home.set_faults(ip={"no_ip": True})
+    await running(driver, rig, booted=True)
+    with pytest.raises(GuestError, match="no address yet"):
+        await driver.address(NAME)
+
+
+async def test_two_vms_and_no_more(driver: TartHypervisor, rig: TartRig) -> None:
+    """T15. Somebody else's VMs count too; that is no fault of ours, and no slot has leaked."""
+    rig.plant_foreign("somebody-elses")
+    folder = rig.home.root / "vms" / "somebody-elses"
+    shutil.copy(rig.image.directory / "config.json", folder)
+    foreign = await tart(rig.home, "run", "--no-graphics", "somebody-elses")
+    await eventually((folder / "control.sock").exists)
+    await running(driver, rig)
+    await driver.clone(spec(2), rig.image)
+    with pytest.raises(
+        SlotsTakenError, match=r"2 VMs run.*exceeds the system limit \(other running VMs: hearth"
+    ) as told:
+        await driver.start(spec(2))
+    assert not isinstance(told.value, SlotsLeakedError)
+    assert Observed("somebody-elses", ours=False, running=True, pid=foreign.pid) in await driver.inventory()
+    assert [fact.reason for fact in await driver.health()] == [""]
+    foreign.terminate()
+    await foreign.wait()
+    await driver.start(spec(2))
+
+
+async def test_a_leaked_slot_is_told_apart_and_is_a_condition_until_it_is_back(
+    driver: TartHypervisor, rig: TartRig
+) -> None:
+    """T15. The Mac refuses a second VM although only one runs."""
+    rig.home.set_faults(run={"leak": True, "times": 1})
+    await running(driver, rig)
+    await driver.stop(NAME, grace_s=1)
+    (leaked,) = [one for one in psutil.process_iter(["cmdline"]) if str(rig.home.root) in (one.info["cmdline"] or ())]
+    await driver.start(spec())
+    await driver.clone(spec(2), rig.image)
+    with pytest.raises(SlotsLeakedError, match=rf"only 1 of its 2 run.*\b{leaked.pid}\b.*restart the Mac"):
+        await driver.start(spec(2))
+    (fact,) = await driver.health()
+    assert (fact.condition, fact.reason) == (CONDITION, "SlotsLeaked")
+    assert str(leaked.pid) in fact.message
+    process = identify(leaked.pid)
+    leaked.kill()
+    assert process
+    await gone([process])
+    await driver.start(spec(2))
+    assert [fact.reason for fact in await driver.health()] == [""]
+
+
+async def test_a_damaged_foreign_vm_spoils_no_listing(driver: TartHypervisor, rig: TartRig) -> None:
+    """T11, T12. It fails `tart list` whole, and every clone: the listing does not ask, and the clone tells why."""
+    await running(driver, rig)
+    rig.plant_foreign("broken")
+    assert [one.name for one in await driver.inventory()] == ["broken", NAME]
+    listing = await tart(rig.home, "list", "--format", "json")
+    _, err = await listing.communicate()
+    assert listing.returncode == 1
+    with pytest.raises(CommandError) as told:
+        await driver.clone(spec(2), rig.image)
+    assert err.decode().strip() in str(told.value)
+
+
+async def test_lists_that_omit_and_invent_are_not_believed(driver: TartHypervisor, rig: TartRig) -> None:
+    rig.home.set_faults(list={"omit": [NAME], "invent": [spec(2).name]})
+    await running(driver, rig)
+    assert [one.name for one in await driver.inventory()] == [NAME]
+
+
+async def test_a_vm_whose_lock_was_lost_is_still_found_and_ended(driver: TartHypervisor, rig: TartRig) -> None:
+    """T21. A replaced configuration has no lock, so Tart says stopped, and would delete what runs."""
+    exits = Exits(driver)
+    pid = await running(driver, rig)
+    await driver.close()
+    config = rig.home.root / "vms" / NAME / "config.json"
+    config.with_name("new").write_text(config.read_text())
+    config.with_name("new").rename(config)
+
+    other = rig.driver()
+    assert await pid_of(other, NAME) == pid
+    with pytest.raises(HypervisorError, match="still runs"):
+        await other.delete(NAME)
+    shutil.rmtree(config.parent)
+    (listed,) = await other.inventory()
+    assert (listed.running, "config.json" in listed.damaged) == (True, True)
+    await other.stop(NAME, grace_s=0)
+    await other.delete(NAME)
+    assert rig.traces(NAME) == []
+    await other.close()
+    assert exits.none_waiting()
+
+
+async def test_what_an_interrupted_clone_left_can_be_deleted(driver: TartHypervisor, rig: TartRig) -> None:
+    """T12. Tart cannot see a VM without a disk, so it cannot delete it either."""
+    rig.home.set_faults(clone={"half_done": True})
+    with pytest.raises(CommandError, match="No space left"):
+        await driver.clone(spec(), rig.image)
+    assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
+    await driver.delete(NAME)
+    assert "delete" not in commands(rig.home)
+    assert rig.traces(NAME) == []
+
+
+@pytest.mark.parametrize("step", ["locked", "copied disk.img", "moved"])
+async def test_a_clone_that_is_killed_leaves_nothing_that_stays(
+    driver: TartHypervisor, rig: TartRig, step: str
+) -> None:
+    """T14. What it had in Tart's `tmp` is removed by the next command of Tart's."""
+    rig.home.set_faults(clone={"die_at": step})
+    with pytest.raises(CommandError):
+        await driver.clone(spec(), rig.image)
+    rig.home.set_faults()
+    await driver.delete(NAME)
+    await running(driver, rig)
+    assert list((rig.home.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["clone", "set"])
+async def test_success_without_effect_is_no_success(driver: TartHypervisor, rig: TartRig, command: str) -> None:
+    rig.home.set_faults(**{command: {"garbage": True}})
+    with pytest.raises(HypervisorError, match=f"tart {command}` said that it"):
+        await driver.clone(spec(), rig.image)
+
+
+async def test_complaints_on_stderr_are_no_failure(driver: TartHypervisor, rig: TartRig) -> None:
+    """T3."""
+    noise = {"noise": True}
+    rig.home.set_faults(clone=noise, set=noise, run=noise, exec=noise, ip=noise, stop=noise, delete=noise)
+    await running(driver, rig, booted=True)
+    assert (await driver.execute(NAME, ("echo", "well"), timeout_s=20)).stdout == b"well\n"
+    await driver.address(NAME)
+    await driver.stop(NAME, grace_s=1)
+    await driver.delete(NAME)
+
+
+@pytest.mark.parametrize("fault", ["hang", "hang_on_term"])
+async def test_a_hung_command_is_ended_with_its_group(impatient: TartHypervisor, rig: TartRig, fault: str) -> None:
+    rig.home.set_faults(clone={fault: True})
+    with pytest.raises(CommandTimeoutError, match="did not end in 1 s"):
+        await impatient.clone(spec(), rig.image)
+    (call,) = rig.home.calls()
+    assert not psutil.pid_exists(call["pid"])
+    rig.home.set_faults(delete={fault: True})
+    await impatient.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_deleting_and_stopping_need_no_tool_that_works(impatient: TartHypervisor, rig: TartRig) -> None:
+    await running(impatient, rig, booted=True)
+    rig.home.set_faults(exec={"hang": True}, stop={"hang_on_term": True}, delete={"fail": "no"})
+    await impatient.stop(NAME, grace_s=0.5)
+    await impatient.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_a_start_that_dies_or_hangs_is_told_and_leaves_no_process(
+    driver: TartHypervisor, rig: TartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.hypervisors.tart.driver.UP_S", 0.7)
+    await driver.clone(spec(), rig.image)
+    for faults, told in (
+        ({"die_at": "locked"}, "ended as soon as it was started: it said nothing"),
+        ({"die_at": "slot taken"}, "ended as soon as it was started"),
+        ({"fail": "Failed to lock auxiliary storage."}, "still runs somewhere"),
+        ({"hang_on_term": True}, "has not started the VM in 0.7 s"),
+        ({"garbage": True}, "ended as soon as it was started"),
+    ):
+        rig.home.set_faults(run=faults)
+        with pytest.raises(HypervisorError, match=told):
+            await driver.start(spec())
+        assert rig.home.runs(NAME) == []
+    rig.home.set_faults()
+    await driver.start(spec())
+    await driver.ping(NAME, timeout_s=PATIENT_S)
+
+
+async def test_a_stopped_tart_run_can_be_ended(driver: TartHypervisor, rig: TartRig) -> None:
+    pid = await running(driver, rig, booted=True)
+    os.kill(pid, signal.SIGSTOP)
+    await driver.stop(NAME, grace_s=0.4)
+    await driver.delete(NAME)
+    assert rig.traces(NAME) == []
+
+
+async def test_no_tart_and_no_sense_are_told_before_anything_begins(rig: TartRig) -> None:
+    missing = TartHypervisor(TartConfig(program="no-such-tart", home=rig.home.root), records_dir=rig.records)
+    with pytest.raises(HypervisorUnavailableError, match="brew install"):
+        await missing.preflight()
+    rig.home.set_faults(**{"--version": {"garbage": True}})
+    with pytest.raises(HypervisorUnavailableError, match="says its version is"):
+        await rig.driver().preflight()
+    rig.home.set_faults()
+    proven = rig.driver()
+    await proven.preflight()
+    assert proven.version == "2.30.0"
+
+
+def test_outcomes_are_read_from_the_last_run_only() -> None:
+    before = "# hearth: 1\nguest has stopped the virtual machine due to error: x\n# hearth: 2\n"
+    assert read_outcome(before, 0) == read_outcome("", 0)
+    full = read_outcome(f"{before}VZErrorDomain Code=6 The maximum supported number of active virtual machines", 1)
+    assert (full.ending, full.code) == (Ending.NO_SLOT, 1)
+    assert read_outcome("a\nb\n\nc\nd\n", None).words == "b | c | d"
+
+
+@pytest.mark.parametrize(
+    ("argv", "vm"),
+    [
+        (["/opt/homebrew/bin/tart", "run", "--no-graphics", "a"], "a"),
+        (["python3", "-S", "/x/tart", "run", "a"], "a"),
+        (["tart", "clone", "run", "a"], None),
+        (["vim", "tart", "runs", "a"], None),
+        ([], None),
+    ],
+)
+def test_processes_are_told_apart_by_their_arguments(argv: list[str], vm: str | None) -> None:
+    assert vm_of(argv, "/usr/local/bin/tart") == vm
