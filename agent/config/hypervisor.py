@@ -68,7 +68,7 @@ class TartConfig(Section):
     run_arguments: tuple[str, ...] = ()
     """Passed to `tart run` as they are, such as `--net-softnet`."""
     command_timeout_s: Seconds = 60.0
-    """The most that one command of Tart's may take, before it is killed and counts as failed."""
+    """The most that one command of Tart's, or the start of a VM, may take before it is killed and counts as failed."""
 
     @property
     def home_path(self) -> Path:

@@ -10,19 +10,23 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from scripts.lib.host import Host  # noqa: E402 - needs the path above
+from scripts.lib.ground import Ground, QemuGround  # noqa: E402 - needs the path above
+from scripts.lib.host import Host  # noqa: E402
+from scripts.lib.tart_ground import TartGround  # noqa: E402
 
 POOL: Final = "small"
 
@@ -36,26 +40,14 @@ def tell(text: str) -> None:
 _STARTED_S: Final = time.monotonic()
 
 
-def build_image(directory: Path, version: str) -> Path:
-    """Build the small guest of a version from Debian packages."""
-    disk = directory / f"small-{version}.img"
-    subprocess.run(
-        [REPOSITORY / "scripts" / "demo-image", "small", "--version", version, disk],
-        check=True, stdout=sys.stderr,
-    )  # fmt: skip
-    return disk
+GROUNDS: Final[dict[str, Callable[[Path], Ground]]] = {"qemu": QemuGround, "tart": TartGround}
 
 
 async def prepare(host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-    """Build images, push them to an OCI layout, and return their references by version."""
-    host.configure()
-    references = {}
-    for version in versions:
-        disk = await asyncio.to_thread(build_image, host.directory, version)
-        references[version] = f"oci-layout:{host.directory}/registry:{version}"
-        await host.hearth("image", "push", str(disk), references[version], "--memory", "256", "--cpus", "1")
-        disk.unlink()
-        tell(f"image version {version} is built and pushed to the registry {host.directory}/registry")
+    """Configure a host, make images for it, and return their references by version."""
+    references = await host.ground.make_images(host, versions)
+    for version, reference in references.items():
+        tell(f"image version {version} can be pulled from {reference}")
     return references
 
 
@@ -112,10 +104,10 @@ class Tour:
         self._took("replaced_after_kill_s", began_s)
 
     async def hang_a_vm(self) -> None:
-        """Stop a VM's process without ending it; its probes fail and it is replaced."""
+        """Let a VM hang without its process ending; its probes fail and it is replaced."""
         victim = (await self.host.until_warm(2))[0]
         began_s = time.monotonic()
-        os.kill(self.host.vm_pid(victim), signal.SIGSTOP)
+        self.host.ground.hang(victim)
         await self.host.until_warm(2, without=victim)
         self._took("replaced_after_hang_s", began_s)
 
@@ -170,9 +162,8 @@ class Tour:
         tell(f"{figure}: {self.figures[figure]}")
 
 
-async def once(directory: Path) -> int:
+async def once(host: Host) -> int:
     """Take the tour; print its figures as one JSON line and return the exit code."""
-    host = Host(directory)
     tour = Tour(host, {})
     try:
         tour.references = await prepare(host, ("1.0", "2.0"))
@@ -187,9 +178,8 @@ async def once(directory: Path) -> int:
     return 0 if tour.figures["ok"] else 1
 
 
-async def watch(directory: Path) -> int:
+async def watch(host: Host) -> int:
     """Keep two VMs warm and show the live status until Ctrl-C; then leave nothing behind."""
-    host = Host(directory)
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
@@ -220,9 +210,12 @@ def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="take the whole tour unattended and print its figures")
+    what = "real VMs of QEMU, or a simulated Mac with Tart (default qemu)"
+    parser.add_argument("--hypervisor", choices=GROUNDS, default="qemu", help=what)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="hearth-demo-"))
-    return asyncio.run((once if arguments.once else watch)(directory))
+    host = Host(directory, GROUNDS[arguments.hypervisor](directory))
+    return asyncio.run((once if arguments.once else watch)(host))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,16 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-import psutil
+
+from scripts.lib.ground import QemuGround
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import psutil
+
+    from scripts.lib.ground import Ground
 
 Document = dict[str, Any]
 
@@ -51,8 +56,9 @@ failures = 3
 class Host:
     """One host in `directory`: `configure`, `assign`, `start`, then ask; `close` leaves nothing behind."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ground: Ground | None = None) -> None:
         self.directory = directory
+        self.ground = ground or QemuGround(directory)
         self.data_dir = directory / "data"
         self.config = directory / "hearth.toml"
         self.assignment = directory / "assignment.toml"
@@ -225,41 +231,23 @@ class Host:
 
     def vm_pid(self, name: str) -> int:
         """Return the process of a VM."""
-        found = [process.pid for process in self.vm_processes() if name in process.cmdline()]
+        found = self.vm_pids().get(name, [])
         if len(found) != 1:
             raise LookupError(f"{name} has {len(found)} processes")
         return found[0]
 
     def vm_pids(self) -> dict[str, list[int]]:
         """Return the processes of every VM of this host by its name, known to the agent or not."""
-        pids: dict[str, list[int]] = {}
-        for process in self.vm_processes():
-            try:
-                command = process.cmdline()
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-            if "-name" in command:
-                pids.setdefault(command[command.index("-name") + 1], []).append(process.pid)
-        return pids
+        return {name: [process.pid for process in found] for name, found in self.ground.processes().items()}
 
     def vm_processes(self) -> list[psutil.Process]:
         """Return the processes of VMs of this host, known to the agent or not."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                command = process.cmdline()
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-            if command and "qemu-system" in command[0] and str(self.data_dir) in " ".join(command):
-                found.append(process)
-        return found
+        return [process for found in self.ground.processes().values() for process in found]
 
     def leftovers(self) -> list[str]:
-        """Return every trace of a VM: processes, entries of the VM directory, rows of the journal."""
+        """Return every trace of a VM: processes, files, rows of the journal."""
         processes = [f"process {process.pid}" for process in self.vm_processes()]
-        vms_dir = self.data_dir / "vms"
-        files = [f"file {path}" for path in vms_dir.rglob("*")] if vms_dir.exists() else []
-        return processes + files + [f"row {row}" for row in self.rows("vms") + self.rows("leases")]
+        return processes + self.ground.left() + [f"row {row}" for row in self.rows("vms") + self.rows("leases")]
 
     def rows(self, table: str) -> list[str]:
         """Return the keys of a table of the journal."""
@@ -286,9 +274,7 @@ class Host:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        for process in self.vm_processes():
-            process.kill()
-            process.wait(10)
+        await self.ground.close()
 
     async def _close_http(self) -> None:
         if self._http is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import lz4.block  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 BLOCK: Final = 64 << 10
@@ -40,14 +41,20 @@ def back_referring_frame(raw: bytes) -> bytes:
 
 
 def write_tart_layout(
-    layout: Path, disk: Path, *, tag: str = "v1", chunk_bytes: int = TART_CHUNK, nvram: bytes = APPLE_NVRAM
+    layout: Path,
+    disk: Path,
+    *,
+    tag: str = "v1",
+    chunk_bytes: int = TART_CHUNK,
+    nvram: bytes = APPLE_NVRAM,
+    vm_config: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Write a disk as an image of stock Tart's kind into a new OCI layout; return its digest."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
-    vm_config = {"version": 1, "os": "linux", "arch": "amd64", "cpuCount": 4, "cpuCountMin": 4, "memorySize": 2**32}
-    vm_config |= {"memorySizeMin": 2**32, "macAddress": "ea:00:00:00:00:01", "display": {"width": 1024, "height": 768}}
-    layers = [_put(blobs, CONFIG, json.dumps(vm_config).replace("/", r"\/").encode())]
+    about = {"version": 1, "os": "linux", "arch": "amd64", "cpuCount": 4, "cpuCountMin": 4, "memorySize": 2**32}
+    about |= {"memorySizeMin": 2**32, "macAddress": "ea:00:00:00:00:01", "display": {"width": 1024, "height": 768}}
+    layers = [_put(blobs, CONFIG, json.dumps(about | dict(vm_config)).replace("/", r"\/").encode())]
     for raw in _pieces(disk, chunk_bytes):
         layer = _put(blobs, DISK, back_referring_frame(raw))
         layers.append(layer | {"annotations": {SIZE: str(len(raw)), DIGEST: _digest(raw)}})

@@ -86,7 +86,7 @@ class TartHome:
                 yield process
 
 
-def guest_disk(version: str, **guest: Any) -> bytes:
+def guest_disk(version: str, **guest: object) -> bytes:
     """Return a disk from which the simulated guest boots; see `tests.simulators.tartsim.guest`."""
     header = json.dumps({"version": version, "boot_s": 0.1} | guest).encode() + b"\n"
     return header.ljust(1 << 20, b"\0")

@@ -54,8 +54,6 @@ CUT_S: Final = 5.0
 """How long Tart may take to cut a VM's power before it is killed."""
 END_S: Final = 15.0
 """How long a killed `tart run` may take to vanish."""
-UP_S: Final = 100.0
-"""How long Tart may take to start a VM: it waits for its own lock, and a saved memory is read back."""
 SAVE_S: Final = 240.0
 ADDRESS_S: Final = 5.0
 """How long a guest that has just been started is given to get an address before the question has failed."""
@@ -275,7 +273,7 @@ class TartHypervisor:
         except OSError as error:
             raise HypervisorError(f"{name} cannot be started: {error}", remedy=REMEDY) from error
         try:
-            await wait_until_up(vm, self._where, timeout_s=UP_S)
+            await wait_until_up(vm, self._where, timeout_s=self._config.command_timeout_s)
         except HypervisorError as error:
             await self._end(vm)
             why = await explained(vm, error, len(await self._fleet.survey()))

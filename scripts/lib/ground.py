@@ -1,0 +1,102 @@
+"""What the VMs of a host run on, seen from outside its agent: the other half of every script that runs a whole host."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scripts.lib.host import Host
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+
+
+class Ground(Protocol):
+    """One kind of hypervisor under one host."""
+
+    config: str
+    """Tables for the configuration file. Known once images were made."""
+
+    async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
+        """Make guests of these versions, each serving its version on port 8080; return their references."""
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """Return the processes of every VM of this host by its name, known to the agent or not."""
+
+    def hang(self, name: str) -> None:
+        """Let a VM stop answering without its process ending."""
+
+    def left(self) -> list[str]:
+        """Return what is left of VMs beside those processes: files, above all."""
+
+    async def close(self) -> None:
+        """End every VM left, and what else was started for them."""
+
+
+class QemuGround:
+    """Real VMs of QEMU below a data directory, from images in an OCI layout beside it."""
+
+    config = ""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._data_dir = directory / "data"
+
+    async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
+        """See `Ground`. Built from Debian packages."""
+        host.configure()
+        references = {}
+        for version in versions:
+            disk = self._directory / f"small-{version}.img"
+            command = [REPOSITORY / "scripts" / "demo-image", "small", "--version", version, disk]
+            subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: ASYNC221 - nothing else runs yet
+            references[version] = f"oci-layout:{self._directory}/registry:{version}"
+            await host.hearth("image", "push", str(disk), references[version], "--memory", "256", "--cpus", "1")
+            disk.unlink()
+        return references
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `Ground`."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process, command in commands():
+            if "qemu-system" in command[0] and "-name" in command and str(self._data_dir) in " ".join(command):
+                found.setdefault(command[command.index("-name") + 1], []).append(process)
+        return found
+
+    def hang(self, name: str) -> None:
+        """See `Ground`."""
+        (process,) = self.processes()[name]
+        process.send_signal(signal.SIGSTOP)
+
+    def left(self) -> list[str]:
+        """See `Ground`."""
+        return paths_below(self._data_dir / "vms")
+
+    async def close(self) -> None:
+        """See `Ground`."""
+        for process in [one for several in self.processes().values() for one in several]:
+            process.kill()
+            process.wait(10)
+
+
+def paths_below(*folders: Path) -> list[str]:
+    """Return every path below some folders."""
+    return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
+
+
+def commands() -> Iterator[tuple[psutil.Process, list[str]]]:
+    """Yield every process of this machine with its command line."""
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+        if command:
+            yield process, command

@@ -1,0 +1,87 @@
+"""Tart under a host, simulated: images in Tart's own format from a registry of this process, pulled by the agent."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from scripts.lib.ground import paths_below
+from tests.images.faulty_registry import FaultyRegistry, run_faulty
+from tests.images.tartlike import write_tart_layout
+from tests.support.tart import MACOS, SIMULATOR, TartHome, guest_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scripts.lib.host import Host
+
+CHUNK_BYTES: Final = 1 << 20
+
+
+class TartGround:
+    """A simulated Mac with Tart and two slots."""
+
+    def __init__(self, directory: Path, **tart: str | float) -> None:
+        """`tart` holds keys of `[hypervisor.tart]`."""
+        self._directory = directory
+        self._tart = tart
+        self.home = TartHome(directory / "tart")
+        self.registry = FaultyRegistry()
+        self._stack = AsyncExitStack()
+        self.config = ""
+
+    async def open(self) -> None:
+        """Start the registry."""
+        await self._stack.enter_async_context(run_faulty(self.registry))
+        keys = {"program": str(SIMULATOR), "home": str(self.home.root), **self._tart}
+        values = "\n".join(f"{key} = {_toml(value)}" for key, value in keys.items())
+        self.config = (
+            f'[hypervisor]\nkind = "tart"\n[hypervisor.tart]\n{values}\n'
+            f'[images.registries."{self.registry.host}"]\ninsecure = true\n'
+        )
+
+    def add_image(self, version: str, **guest: object) -> str:
+        """Push a guest to the registry; return its reference."""
+        disk = self._directory / "disk.img"
+        disk.write_bytes(guest_disk(version, **guest))
+        layout = self._directory / f"layout-{version}"
+        write_tart_layout(layout, disk, tag=version, chunk_bytes=CHUNK_BYTES, vm_config=MACOS)
+        self.registry.load(layout)
+        return self.registry.reference(version)
+
+    async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
+        """See `Ground`."""
+        await self.open()
+        host.configure(self.config)
+        return {version: self.add_image(version) for version in versions}
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `Ground`."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in self.home.runs():
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                found.setdefault(process.cmdline()[-1], []).append(process)
+        return found
+
+    def hang(self, name: str) -> None:
+        """See `Ground`."""
+        (guest,) = self.home.guests(name)
+        guest.suspend()
+
+    def left(self) -> list[str]:
+        """See `Ground`."""
+        home = self.home.root
+        guests = [f"process {guest.pid}" for guest in self.home.guests()]
+        return guests + paths_below(home / "vms", home / "tmp", self._directory / "data" / "vms")
+
+    async def close(self) -> None:
+        """See `Ground`."""
+        self.home.clean_up()
+        await self._stack.aclose()
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
