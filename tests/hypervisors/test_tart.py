@@ -295,11 +295,13 @@ async def test_two_vms_and_no_more(driver: TartHypervisor, rig: TartRig) -> None
     await eventually((folder / "control.sock").exists)
     await running(driver, rig)
     await driver.clone(spec(2), rig.image)
+    exits = Exits(driver)
     with pytest.raises(
         SlotsTakenError, match=r"2 VMs run.*exceeds the system limit \(other running VMs: hearth"
     ) as told:
         await driver.start(spec(2))
     assert not isinstance(told.value, SlotsLeakedError)
+    assert exits.none_waiting(), "that would blame the guest"
     assert Observed("somebody-elses", ours=False, running=True, pid=foreign.pid) in await driver.inventory()
     assert [fact.reason for fact in await driver.health()] == [""]
     foreign.terminate()

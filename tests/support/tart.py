@@ -63,6 +63,10 @@ class TartHome:
         marker = str(self.root / ".simulator" / "guests" / name)
         return [one for one in self._processes() if any(marker in argument for argument in one.cmdline())]
 
+    def leaked(self) -> list[psutil.Process]:
+        """Return the processes that hold a slot though their VM has ended."""
+        return [one for one in self._processes() if str(self.root) in one.cmdline()]
+
     def clean_up(self) -> None:
         """End every VM of the tests, and of a simulated home what it left behind."""
         for process in self.runs():

@@ -266,7 +266,10 @@ class TartHypervisor:
         raise VmNotFoundError(f"there is no VM named {name}")
 
     async def _launch(self, name: str) -> None:
-        """Start a VM and wait until Tart has; it goes on from a saved memory if there is one."""
+        """Start a VM and wait until Tart has; it goes on from a saved memory if there is one.
+
+        One that ends instead is told by the error alone: as an exit it would be the guest's failure, not the host's.
+        """
         try:
             flags = await asyncio.to_thread(self._flags, name)
             vm = await self._fleet.start(name, lambda: spawn(self._tool, name, self._where, flags))
@@ -279,6 +282,10 @@ class TartHypervisor:
             why = await explained(vm, error, len(await self._fleet.survey()))
             self._leak = why if isinstance(why, SlotsLeakedError) else self._leak
             raise why from error
+        except asyncio.CancelledError:
+            self._fleet.came_up(vm)
+            raise
+        self._fleet.came_up(vm)
         if self._leak and len(await self._fleet.survey()) > self._leak.running:
             self._leak = None  # the slot that was refused is there again
 

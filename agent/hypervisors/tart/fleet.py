@@ -38,6 +38,7 @@ class RunningVm:
     name: str
     process: ProcessIdentity
     ip: str = ""  # once it is known
+    up: bool = True  # its end is told to listeners; until then, whoever starts it learns of it
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
 
@@ -104,7 +105,15 @@ class Fleet:
         finally:
             self._starting.discard(name)
         log.info("vm-process-started", vm=name, pid=process.pid)
-        return self._add(name, process)
+        vm = self._add(name, process)
+        vm.up = False
+        return vm
+
+    def came_up(self, vm: RunningVm) -> None:
+        """Tell of a VM's end from now on; at once when it has ended meanwhile. For a VM that `start` returned."""
+        vm.up = True
+        if vm.exited.is_set():
+            self._tell(self._last[vm.name])
 
     def close(self) -> None:
         """Stop watching. Every VM runs on."""
@@ -126,6 +135,10 @@ class Fleet:
         self._last[vm.name] = told
         vm.exited.set()
         log.info("vm-process-ended", vm=vm.name, pid=vm.process.pid, code=code, detail=told.detail)
+        if vm.up:
+            self._tell(told)
+
+    def _tell(self, told: VmExit) -> None:
         for listener in self._listeners:
             listener(told)
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from tests.simulators.tartsim.errors import TartError, UsageError
@@ -69,6 +70,6 @@ def _command(name: str) -> Callable[[Home, Faults, list[str]], int | None]:
 
 def _write_down(home: Home, argv: list[str]) -> None:
     """Keep every call, for tests of what the agent asks of Tart."""
-    call = {"argv": argv, "no_auto_prune": "TART_NO_AUTO_PRUNE" in os.environ, "pid": os.getpid()}
+    call = {"argv": argv, "no_auto_prune": "TART_NO_AUTO_PRUNE" in os.environ, "pid": os.getpid(), "at_s": time.time()}
     with (home.simulator / "calls.jsonl").open("a") as calls:
         calls.write(f"{json.dumps(call)}\n")

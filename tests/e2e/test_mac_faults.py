@@ -1,0 +1,32 @@
+"""The whole agent with a Mac tool that fails: it tells why, goes on, leaves nothing. All: scripts/bench/mac-faults."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from scripts.lib.bench.mac_faults import FAULTS, try_fault
+
+pytestmark = pytest.mark.timeout(120)
+
+WORST = (
+    "clone hangs on TERM too",
+    "clone dies while it copies",
+    "run dies with a slot",
+    "the guest dies, run exits with 0",
+    "slots leak",
+    "every question hangs",
+    "delete hangs",
+)
+
+
+@pytest.mark.parametrize("name", WORST)
+async def test_the_agent_gets_past_a_fault_or_tells_its_cause(name: str) -> None:
+    (fault,) = [one for one in FAULTS if one.name == name]
+    seen = await try_fault(fault, Path(tempfile.mkdtemp(prefix="hearth-test-")))
+    assert fault.told in seen.told
+    assert seen.passed_s is not None or seen.mended_s is not None
+    assert seen.hung == 0, "a command outlived its time"
+    assert seen.left == []
