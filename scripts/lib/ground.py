@@ -55,7 +55,7 @@ class QemuGround:
         references = {}
         for version in versions:
             disk = self._directory / f"small-{version}.img"
-            command = [REPOSITORY / "scripts" / "demo-image", "small", "--version", version, disk]
+            command = [str(REPOSITORY / "scripts" / "demo-image"), "small", "--version", version, str(disk)]
             subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: ASYNC221 - nothing else runs yet
             references[version] = f"oci-layout:{self._directory}/registry:{version}"
             await host.hearth("image", "push", str(disk), references[version], "--memory", "256", "--cpus", "1")
