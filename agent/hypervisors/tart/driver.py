@@ -29,6 +29,7 @@ from agent.hypervisors.contract import (
 from agent.hypervisors.tart import guest
 from agent.hypervisors.tart.clone import make_clone, remove_vm
 from agent.hypervisors.tart.evidence import gather_evidence
+from agent.hypervisors.tart.exec_session import TartCommand
 from agent.hypervisors.tart.fleet import Fleet
 from agent.hypervisors.tart.launch import SlotsLeakedError, explained, spawn, wait_until_up
 from agent.hypervisors.tart.layout import LOG, Layout
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from agent.config import TartConfig
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
+    from agent.hypervisors.sessions import ExecSession
     from agent.hypervisors.tart.fleet import RunningVm
     from agent.hypervisors.tart.layout import Record
 
@@ -217,6 +219,11 @@ class TartHypervisor:
         await self._running(name)
         return await guest.execute(self._tool, name, argv, timeout_s=timeout_s)
 
+    async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """See `StreamsExec`."""
+        await self._running(name)
+        return await TartCommand.open(self._tool, name, argv, stdin=stdin)
+
     async def evidence(self, name: str, into: Path) -> None:
         """See `Hypervisor`."""
         vm = await self._fleet.find(name)
@@ -239,14 +246,16 @@ class TartHypervisor:
     def _observed(self, name: str, pid: int | None) -> Observed:
         ours = self._where.ours(name)
         record = self._where.read_record(name) if ours else None
+        suspended = pid is None and self._where.suspended(name)
+        alive = suspended or pid is not None
         return Observed(
             name,
             ours=ours,
             running=pid is not None,
             pid=pid,
-            suspended=pid is None and self._where.suspended(name),
+            suspended=suspended,
             image=record.image if record else "",
-            damaged=self._where.damage(name) if ours else "",
+            damaged=self._where.damage(name, alive=alive) if ours else "",
         )
 
     async def _whole(self, name: str) -> Record:

@@ -74,10 +74,10 @@ class Layout:
         """Whether Tart takes it for a VM."""
         return all((self.vm(name) / file).exists() for file in (CONFIG, DISK, NVRAM))
 
-    def damage(self, name: str) -> str:
-        """Return which files a whole VM lacks; empty when it has them, or was never whole."""
+    def damage(self, name: str, *, alive: bool) -> str:
+        """Return which files a VM lacks; empty when it has them, or was never whole. One that is `alive` was."""
         if self.read_record(name) is None:
-            return ""
+            return f"its record {self.record(name) / RECORD} is gone" if alive else ""
         gone = [file for file in (CONFIG, DISK, NVRAM) if not (self.vm(name) / file).exists()]
         return f"of {self.vm(name)} these are gone: {', '.join(gone)}" if gone else ""
 

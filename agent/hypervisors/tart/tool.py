@@ -49,10 +49,9 @@ class TartTool:
 
     async def try_run(self, *arguments: str, timeout_s: float | None = None, check: bool = False) -> CommandResult:
         """Run a command and return how it ended, whatever its exit code. Raises `CommandError` when it does not end."""
-        limit_s = self._config.command_timeout_s
         command = Command(
             (self.program, *arguments),
-            timeout_s=limit_s if timeout_s is None else min(timeout_s, limit_s),
+            timeout_s=self._config.command_timeout_s if timeout_s is None else timeout_s,
             env=self.env,
             remedy=REMEDY,
         )

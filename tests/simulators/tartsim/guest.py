@@ -81,9 +81,10 @@ class Guest:
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError):
-            asked = json.loads(connection.makefile("rb").readline())
+            reader = connection.makefile("rb")
+            asked = json.loads(reader.readline())
             if "argv" in asked:
-                self._execute(connection, asked["argv"])
+                self._execute(connection, reader, asked)
             elif "snapshot" in asked:
                 files = {str(path.relative_to(self.root)): path.read_text() for path in self._files()}
                 connection.sendall(json.dumps({"files": files}).encode() + b"\n")
@@ -93,8 +94,9 @@ class Guest:
     def _files(self) -> list[Path]:
         return [path for path in self.root.rglob("*") if path.is_file()]
 
-    def _execute(self, connection: socket.socket, argv: list[str]) -> None:
+    def _execute(self, connection: socket.socket, reader: Any, asked: dict[str, Any]) -> None:
         """Run a command and send what it prints as it comes; one whose asker hangs up is killed."""
+        argv = asked["argv"]
         if any(part in word for word in argv for part in OUTSIDE):
             _send(connection, "err", b"refused: that is not in this guest\n")
             _send(connection, "exit", 126)
@@ -102,14 +104,15 @@ class Guest:
         env = {"PATH": str(PROGRAMS), "GUEST_ROOT": str(self.root), "GUEST_PID": str(os.getpid()), "HOME": "/"}
         try:
             child = subprocess.Popen(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                stdin=subprocess.PIPE if asked.get("stdin") else subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
         except OSError:
             _send(connection, "err", f"{argv[0]}: command not found\n".encode())
             _send(connection, "exit", 127)
             return
-        threading.Thread(target=_kill_when_closed, args=(connection, child.pid), daemon=True).start()
+        threading.Thread(target=_feed, args=(reader, child), daemon=True).start()
         pumps = [
             threading.Thread(target=_pump, args=(connection, name, pipe), daemon=True)
             for name, pipe in (("out", child.stdout), ("err", child.stderr))
@@ -137,10 +140,20 @@ def _pump(connection: socket.socket, name: str, pipe: Any) -> None:
             _send(connection, name, data)
 
 
-def _kill_when_closed(connection: socket.socket, pid: int) -> None:
+def _feed(reader: Any, child: Any) -> None:
+    """Give a command its input as it comes, and kill it when its asker hangs up."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in reader:
+            frame = json.loads(line)
+            with contextlib.suppress(BrokenPipeError):
+                if "in" in frame:
+                    child.stdin.write(base64.b64decode(frame["in"]))
+                    child.stdin.flush()
+                else:
+                    child.stdin.close()
     with contextlib.suppress(OSError):
-        if connection.recv(1) == b"":
-            os.killpg(pid, signal.SIGKILL)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import socket
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,10 @@ def execute(home: Home, faults: Faults, argv: list[str]) -> int:
         raise StateError(f'VM "{name}" is not running')
     try:
         with _connect(vm) as connection:
-            connection.sendall(json.dumps({"argv": command}).encode() + b"\n")
+            interactive = "-i" in asked.flags
+            connection.sendall(json.dumps({"argv": command, "stdin": interactive}).encode() + b"\n")
+            if interactive:
+                threading.Thread(target=_feed, args=(connection,), daemon=True).start()
             for line in connection.makefile("rb"):
                 code = _show(json.loads(line))
                 if code is not None:
@@ -36,6 +41,13 @@ def execute(home: Home, faults: Faults, argv: list[str]) -> int:
         pass
     what = "Failed to connect to the VM using its control socket: connection pool error"
     raise TartError(f"{what}, is the Tart Guest Agent running?")
+
+
+def _feed(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(0, 48 << 10):
+            connection.sendall(json.dumps({"in": base64.b64encode(data).decode()}).encode() + b"\n")
+        connection.sendall(b'{"eof": true}\n')
 
 
 def ip(home: Home, faults: Faults, argv: list[str]) -> None:
