@@ -28,6 +28,7 @@ class FollowedCommand:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._reads: dict[asyncio.Task[bytes], Stream] = {}
 
     @classmethod
     async def start(cls, argv: tuple[str, ...], *, stdin: bool, env: Mapping[str, str]) -> FollowedCommand:
@@ -49,20 +50,15 @@ class FollowedCommand:
         """Tell what it writes as it comes, until it has closed both streams and ended. Reads no further than asked."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        readers = {"stdout": self._process.stdout, "stderr": self._process.stderr}
-        reads = {asyncio.create_task(reader.read(CHUNK_BYTES)): name for name, reader in readers.items()}
-        try:
-            while reads:
-                done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
-                for read in done:
-                    name = reads.pop(read)
-                    if data := read.result():
-                        yield ("stdout" if name == "stdout" else "stderr"), data
-                        reads[asyncio.create_task(readers[name].read(CHUNK_BYTES))] = name
-        finally:
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
+        readers: dict[Stream, asyncio.StreamReader] = {"stdout": self._process.stdout, "stderr": self._process.stderr}
+        self._reads = {asyncio.create_task(reader.read(CHUNK_BYTES)): name for name, reader in readers.items()}
+        while self._reads:
+            done, _ = await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
+            for read in done:
+                name = self._reads.pop(read)
+                if data := read.result():
+                    self._reads[asyncio.create_task(readers[name].read(CHUNK_BYTES))] = name
+                    yield name, data
         await self._process.wait()
 
     async def write(self, data: bytes) -> None:
@@ -81,6 +77,9 @@ class FollowedCommand:
         """Kill what is left of its group, and wait for it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        for read in self._reads:
+            read.cancel()
+        await asyncio.gather(*self._reads, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._process.communicate()

@@ -104,20 +104,21 @@ class TartCommand:
     async def _read(self) -> AsyncGenerator[Output, None]:
         """Tell what comes, less what the shell says; an empty piece once the command has said its pid."""
         held = b""
-        async for stream, data in self._command.output():
-            if stream == "stdout":
-                yield Output("stdout", data)
-                continue
-            held += data
-            if not self._pid:
-                begun = re.match(rb"%s (\d+)\n" % self._word, held)
-                if begun is None:
+        async with contextlib.aclosing(self._command.output()) as pieces:
+            async for stream, data in pieces:
+                if stream == "stdout":
+                    yield Output("stdout", data)
                     continue
-                self._pid, held = begun[1].decode(), held[begun.end() :]
-                yield Output("stderr", b"")
-            said, held = _split(held, b"\n" + self._word)
-            if said:
-                yield Output("stderr", said)
+                held += data
+                if not self._pid:
+                    begun = re.match(rb"%s (\d+)\n" % self._word, held)
+                    if begun is None:
+                        continue
+                    self._pid, held = begun[1].decode(), held[begun.end() :]
+                    yield Output("stderr", b"")
+                said, held = _split(held, b"\n" + self._word)
+                if said:
+                    yield Output("stderr", said)
         ended = re.fullmatch(rb"\n%s (\d+)\n" % self._word, held)
         if ended is not None:
             self.exit_code = int(ended[1])
