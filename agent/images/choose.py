@@ -20,4 +20,4 @@ def choose_images(config: Config, hypervisor: str, runner: CommandRunner) -> Abs
         from agent.images.anka.service import open_anka_images  # noqa: PLC0415
 
         return open_anka_images(config, runner)
-    return open_images(config)
+    return open_images(config, runner=runner)

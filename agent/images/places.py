@@ -19,6 +19,7 @@ from agent.images.sources.layout import OciLayout
 from agent.images.sources.mirrored import MirroredPlace
 from agent.images.sources.registry import RegistryRepository
 from agent.images.throttle import Throttle
+from agent.processes.command import CommandRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,8 @@ _RECEIVE_BYTES = 512 << 10
 class Places:
     """Keeps one HTTP session, and per registry its logins, for as long as the agent runs.
 
-    `throttle` caps what all of them bring in together; it can be changed at any time.
+    `throttle` caps what all of them bring in together; it can be changed at any time. `runner` runs docker's credential
+    helpers.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class Places:
         bytes_per_s: float | None = None,
         patience: Patience | None = None,
         docker_config: Path | None = None,
+        runner: CommandRunner | None = None,
     ) -> None:
         self._registries = registries
         self._patience = patience or Patience()
         self.throttle = Throttle(bytes_per_s)
-        self._credentials = ConfiguredCredentials(registries, docker_config or default_docker_config())
+        self._credentials = ConfiguredCredentials(
+            registries, docker_config or default_docker_config(), runner or CommandRunner()
+        )
         self._session: aiohttp.ClientSession | None = None
         self._hosts: dict[str, RegistryHttp] = {}
 

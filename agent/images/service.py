@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from agent.images.contract import PullProgress
     from agent.images.push import PushProgress
     from agent.images.vmconfig import Hardware
+    from agent.processes.command import CommandRunner
 
 log = structlog.get_logger()
 
@@ -63,7 +64,13 @@ class ImageService:
 
     @classmethod
     def build(
-        cls, config: Config, *, store: Store | None = None, places: Places | None = None, retry: Retry | None = None
+        cls,
+        config: Config,
+        *,
+        store: Store | None = None,
+        places: Places | None = None,
+        retry: Retry | None = None,
+        runner: CommandRunner | None = None,
     ) -> Self:
         """Return the service of a configuration, over the hypervisor's store or another. Touches nothing yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
@@ -72,7 +79,7 @@ class ImageService:
         return cls(
             store=store,
             shelf=shelf,
-            places=places or Places(config.images.registries, bytes_per_s=_bytes_per_s(config)),
+            places=places or Places(config.images.registries, bytes_per_s=_bytes_per_s(config), runner=runner),
             tools=Tools(executor, best_codec(), retry or Retry(), config.images.streams),
             room=RoomMaker(
                 store,
@@ -215,9 +222,9 @@ def _bytes_per_s(config: Config) -> float | None:
 
 
 @asynccontextmanager
-async def open_images(config: Config) -> AsyncIterator[ImageService]:
-    """Open the image service of a configuration for as long as it is needed."""
-    service = ImageService.build(config)
+async def open_images(config: Config, *, runner: CommandRunner | None = None) -> AsyncIterator[ImageService]:
+    """Open the image service of a configuration for as long as it is needed; `runner` runs its external commands."""
+    service = ImageService.build(config, runner=runner)
     try:
         await service.open()
         yield service

@@ -22,6 +22,7 @@ from agent.images.reference import parse_reference
 from agent.images.sources.challenge import Challenge, parse_challenges
 from agent.images.sources.credentials import Credentials, DockerCredentials
 from agent.images.sources.retry_after import retry_after_s
+from agent.processes.command import CommandOutcome, CommandReport, CommandRunner
 from tests.images.disks import push_layout, sha256_of
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 from tests.images.token_server import TokenServer
@@ -125,6 +126,7 @@ case "$host" in
     known.example) echo '{"Username":"u","Secret":"s"}' ;;
     token.example) echo '{"Username":"<token>","Secret":"refresh"}' ;;
     garbage.example) echo 'what?' ;;
+    hangs.example) sleep 60 ;;
     empty.example) echo 'credentials not found in native keychain'; exit 1 ;;
     *) echo 'the keychain is locked' >&2; exit 1 ;;
 esac
@@ -132,20 +134,27 @@ esac
 
 
 @pytest.fixture
-def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DockerCredentials:
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[CommandReport]) -> DockerCredentials:
     program = tmp_path / "bin" / "docker-credential-tests"
     program.parent.mkdir()
     program.write_text(HELPER)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    asked = ("known", "token", "garbage", "hangs", "empty", "locked")
     config = {
-        "credHelpers": {f"{name}.example": "tests" for name in ("known", "token", "garbage", "empty", "locked")},
+        "credHelpers": {f"{name}.example": "tests" for name in asked},
         "auths": {"plain.example": {"username": "a", "password": "b"}, "https://old.example/v1/": {"auth": "YTpi"}},
         "credsStore": "missing",
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    return DockerCredentials(path)
+    return DockerCredentials(path, CommandRunner(reports.append))
+
+
+@pytest.fixture
+def reports() -> list[CommandReport]:
+    """What the metrics are told of helper programs."""
+    return []
 
 
 async def test_helpers_and_entries_of_docker_are_asked(helper: DockerCredentials) -> None:
@@ -169,12 +178,23 @@ async def test_a_helper_that_fails_is_named(host: str, says: str, helper: Docker
         await helper.find(host)
 
 
+async def test_a_helper_that_hangs_is_ended_and_counted(
+    helper: DockerCredentials, reports: list[CommandReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.images.sources.credentials.HELPER_TIMEOUT_S", 0.2)
+    with pytest.raises(RegistryDeniedError, match="did not end in"):
+        await helper.find("hangs.example")
+    assert [(report.program, report.outcome) for report in reports] == [
+        ("docker-credential-tests", CommandOutcome.TIMEOUT)
+    ]
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"auths": 3}', '{"auths": {"a.example": {"auth": "%%%"}}}', "\xff"]
 )
 async def test_a_broken_docker_configuration_means_nobody(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
-    assert await DockerCredentials(tmp_path / "config.json").find("a.example") is None
+    assert await DockerCredentials(tmp_path / "config.json", CommandRunner()).find("a.example") is None
 
 
 def test_no_secret_is_ever_shown() -> None:

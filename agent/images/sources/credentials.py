@@ -10,13 +10,13 @@ import asyncio
 import base64
 import binascii
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from agent.images.errors import RegistryDeniedError
+from agent.processes.command import Command, CommandError, CommandRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,9 +51,9 @@ class CredentialStore(Protocol):
 class ConfiguredCredentials:
     """Our configuration, then docker's."""
 
-    def __init__(self, registries: Mapping[str, RegistryConfig], docker_config: Path) -> None:
+    def __init__(self, registries: Mapping[str, RegistryConfig], docker_config: Path, runner: CommandRunner) -> None:
         self._registries = registries
-        self._docker = DockerCredentials(docker_config)
+        self._docker = DockerCredentials(docker_config, runner)
 
     async def find(self, host: str) -> Credentials | None:
         """See `CredentialStore.find`."""
@@ -66,20 +66,21 @@ class ConfiguredCredentials:
 class DockerCredentials:
     """docker's config.json: `credHelpers`, then `auths`, then `credsStore`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, runner: CommandRunner) -> None:
         self._path = path
+        self._runner = runner
 
     async def find(self, host: str) -> Credentials | None:
         """See `CredentialStore.find`. Raises `RegistryDeniedError` when a helper program fails."""
         document = await asyncio.to_thread(self._load)
         helpers = _mapping(document.get("credHelpers"))
         if isinstance(helper := helpers.get(host), str):
-            return await _ask_helper(helper, host)
+            return await _ask_helper(self._runner, helper, host)
         auths = _mapping(document.get("auths"))
         entry = next((_mapping(auths[key]) for key in _keys(host) if key in auths), None)
         found = _from_entry(entry) if entry else None
         if found is None and isinstance(store := document.get("credsStore"), str):
-            return await _ask_helper(store, host)
+            return await _ask_helper(self._runner, store, host)
         return found
 
     def _load(self) -> dict[str, Any]:
@@ -116,19 +117,20 @@ def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
     return Credentials(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
 
 
-async def _ask_helper(helper: str, host: str) -> Credentials | None:
+async def _ask_helper(runner: CommandRunner, helper: str, host: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     try:
-        async with asyncio.timeout(HELPER_TIMEOUT_S):
-            code, out, err = await _run(program, host)
-    except (OSError, TimeoutError) as error:
-        reason = "did not answer in time" if isinstance(error, TimeoutError) else str(error)
-        raise RegistryDeniedError(f"{program} for {host}: {reason}", remedy="mend it or docker's config.json") from None
-    text = out.decode(errors="replace")
-    if code != 0:
+        result = await runner.run(
+            Command((program, "get"), timeout_s=HELPER_TIMEOUT_S, stdin=host.encode()), check=False
+        )
+    except CommandError as error:
+        remedy = "mend it, or docker's config.json"
+        raise RegistryDeniedError(f"{program} for {host}: {error.message}", remedy=remedy) from None
+    text = result.stdout.decode(errors="replace")
+    if result.exit_code != 0:
         if _NO_CREDENTIALS in text:
             return None
-        said = (text + err.decode(errors="replace")).strip()[:500]
+        said = (text + result.stderr.decode(errors="replace")).strip()[:500]
         raise RegistryDeniedError(f"{program} failed for {host}: {said}", remedy="log in again with that helper")
     try:
         answer = _mapping(json.loads(text))
@@ -136,16 +138,3 @@ async def _ask_helper(helper: str, host: str) -> Credentials | None:
         raise RegistryDeniedError(f"{program} answered no JSON for {host}", remedy="mend that helper") from None
     username, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
     return Credentials(identity_token=secret) if username == _TOKEN_USER else Credentials(username, secret)
-
-
-async def _run(program: str, host: str) -> tuple[int, bytes, bytes]:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(program, "get", stdin=pipe, stdout=pipe, stderr=pipe)
-    try:
-        out, err = await process.communicate(host.encode())
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return process.returncode or 0, out, err
