@@ -6,26 +6,47 @@ per worker.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from agent.images.chunk import ChunkBuilder, ChunkWriter, CorruptChunkError, RawWriter
 from agent.images.errors import CorruptImageError
-from agent.images.plan import Fetch, Rebuild
-from agent.images.sparse import make_hole
+from agent.images.plan import Rebuild
+from agent.images.sparse import make_hole, start_writeback
 from agent.images.threads import all_or_first_error, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from agent.images.download import Downloader, Tools
     from agent.images.meter import Meter
+    from agent.images.plan import Fetch, Plan
 
 log = structlog.get_logger()
 
 CORRUPT_ATTEMPTS: Final = 3
+
+
+class _Placed:
+    """The chunks that are in place, for those who need them."""
+
+    def __init__(self) -> None:
+        self._numbers: set[int] = set()
+        self._news = asyncio.Condition()
+
+    async def wait_for(self, numbers: frozenset[int]) -> None:
+        """Wait until all of these are in place."""
+        async with self._news:
+            await self._news.wait_for(lambda: numbers <= self._numbers)
+
+    async def add(self, numbers: tuple[int, ...]) -> None:
+        """Tell that these are."""
+        async with self._news:
+            self._numbers.update(numbers)
+            self._news.notify_all()
 
 
 class ChunkWorkers:
@@ -51,19 +72,39 @@ class ChunkWorkers:
         self._base = base
         self._dirty = dirty
 
-    async def run(self, jobs: Iterable[Fetch | Rebuild], finished: Callable[[Fetch], None]) -> None:
-        """Do all jobs, calling `finished` for each chunk that is verified and in place. The first error ends all."""
-        queue = iter(jobs)
+    async def run(self, plans: Iterator[Plan], finished: Callable[[Fetch], None]) -> None:
+        """Do all that is planned, calling `finished` for each chunk that is verified and in place.
 
-        async def worker() -> None:
-            for job in queue:
+        A plan is made in a thread when the one before is nearly done. The first error ends all.
+        """
+        queue: asyncio.Queue[Fetch | Rebuild | None] = asyncio.Queue(maxsize=1)
+        placed = _Placed()
+
+        async def plan() -> None:
+            while (planned := await in_thread(None, next, plans, None)) is not None:
+                for job in planned.jobs:
+                    await queue.put(job)
+            for _ in range(self._tools.streams):
+                await queue.put(None)
+
+        async def work() -> None:
+            while (job := await queue.get()) is not None:
                 fetch = job.fetch if isinstance(job, Rebuild) else job
-                if not (isinstance(job, Rebuild) and await self._rebuild(job)):
-                    await self._fetch(fetch, dirty=self._dirty or isinstance(job, Rebuild))
+                # What it needs came before it, so others are at work on that or are done.
+                await placed.wait_for(job.needs if isinstance(job, Rebuild) else frozenset())
+                await self._make(job)
                 finished(fetch)
                 self._meter.done(fetch.blob.size)
+                await placed.add(fetch.numbers)
+                # Not in the pool: this waits for the disk when that is busy, and the others have work to do.
+                await in_thread(None, self._start_writeback, fetch)
 
-        await all_or_first_error([worker() for _ in range(self._tools.streams)])
+        await all_or_first_error([plan(), *(work() for _ in range(self._tools.streams))])
+
+    async def _make(self, job: Fetch | Rebuild) -> None:
+        fetch = job.fetch if isinstance(job, Rebuild) else job
+        if not (isinstance(job, Rebuild) and await self._rebuild(job)):
+            await self._fetch(fetch, dirty=self._dirty or isinstance(job, Rebuild))
 
     async def _rebuild(self, rebuild: Rebuild) -> bool:
         """Put a chunk together; whether that gave the right bytes."""
@@ -112,6 +153,10 @@ class ChunkWorkers:
 
     async def _thread(self, function: Callable[..., None], *arguments: object) -> None:
         await in_thread(self._tools.executor, function, *arguments)
+
+    def _start_writeback(self, fetch: Fetch) -> None:
+        for offset in fetch.offsets:
+            start_writeback(self._descriptor, offset, fetch.chunk.raw_size)
 
     def _clear(self, fetch: Fetch) -> None:
         for offset in fetch.offsets:

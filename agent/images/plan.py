@@ -1,7 +1,8 @@
-"""What to do for each chunk of an image, decided from its manifest, its block index and what is here already. Pure."""
+"""How missing chunks come to a disk, decided from manifest, block index and what is here already. Pure."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import ChainMap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -10,7 +11,7 @@ from agent.images.blockindex import ZERO_BLOCK, ChunkBlocks
 from agent.images.lz4frame import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
     from agent.images.manifest import Blob, Chunk, Manifest
@@ -77,10 +78,14 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Put a chunk together from what is here and the blocks that are not. If that fails, `fetch` is the way out."""
+    """Put a chunk together from what is here and the blocks that are not. If that fails, `fetch` is the way out.
+
+    `needs` are the chunks of the same disk that it takes blocks from: they must be in place before it begins.
+    """
 
     fetch: Fetch
     steps: tuple[Step, ...]
+    needs: frozenset[int] = frozenset()
 
     @property
     def remote(self) -> tuple[Remote, ...]:
@@ -90,20 +95,17 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A pull, decided. Chunks in none of its parts are holes."""
+    """How some chunks come to the disk."""
 
     fetches: tuple[Fetch, ...]
     rebuilds: tuple[Rebuild, ...]
-    done: frozenset[int]
-    holes: tuple[int, ...] = ()
-    repeats: tuple[Rebuild, ...] = ()
-    """What takes blocks from chunks that this pull itself fetches; to be done after all others."""
+    repeats: tuple[Rebuild, ...]
+    """What takes blocks from chunks that this pull itself brings."""
 
     @property
-    def write_bytes(self) -> int:
-        """The most bytes that can land on the disk."""
-        fetches = (*self.fetches, *(rebuild.fetch for rebuild in (*self.rebuilds, *self.repeats)))
-        return sum(fetch.chunk.raw_size * len(fetch.offsets) for fetch in fetches)
+    def jobs(self) -> tuple[Fetch | Rebuild, ...]:
+        """All there is to do, what is needed by others before these."""
+        return (*self.rebuilds, *self.fetches, *self.repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,59 +118,63 @@ class Here:
 
 def make_plan(
     manifest: Manifest,
+    missing: Iterable[Sequence[int]],
     *,
-    done: Collection[int] = (),
-    zero_digests: Mapping[int, str],
     here: Here | None = None,
     index: Sequence[ChunkBlocks | None] = (),
     own_disk: Path | None = None,
+    firsts: dict[bytes, int] | None = None,
 ) -> Plan:
-    """Decide a pull.
+    """Decide how missing chunks, those with equal bytes together, come to the disk.
 
-    `done` are the chunks in place already, `zero_digests` what zeros hash to, by size; `index` is the image's own block
-    index if it has one. With `own_disk`, the disk being made, a new block that the image holds often moves once.
+    `index` is the image's own block index if it has one. With `own_disk`, the disk being made, a new block that the
+    image holds often moves once: `firsts` says where on it such blocks come to lie, and is kept from plan to plan of
+    one pull.
     """
     here = here or Here()
-    firsts: dict[bytes, Spot] = {}
-    here_or_first = Here(here.chunks, ChainMap(here.blocks, firsts))
+    firsts = {} if firsts is None else firsts
     jobs: dict[str, list[Any]] = {"fetches": [], "rebuilds": [], "repeats": []}
-    missing = missing_chunks(manifest, done=done, zero_digests=zero_digests)
-    for numbers in missing.values():
+    for numbers in missing:
         chunk = manifest.chunks[numbers[0]]
         blocks = index[numbers[0]] if index else None
         fetch = Fetch(chunk, tuple(numbers), tuple(manifest.chunks[number].offset for number in numbers))
-        repeats = any(digest in firsts for digest, _ in blocks or ())
-        steps = _steps(chunk, blocks, here_or_first if repeats else here)
-        kind = "fetches" if not steps else "repeats" if repeats else "rebuilds"
-        jobs[kind].append(Rebuild(fetch, steps) if steps else fetch)
-        if own_disk is not None and blocks and kind != "repeats" and len(firsts) < MAX_FIRSTS:
-            firsts.update(_fetched_blocks(chunk, blocks, here, own_disk))
-    elsewhere = {number for numbers in missing.values() for number in numbers} | set(done)
-    holes = tuple(number for number in range(len(manifest.chunks)) if number not in elsewhere)
-    return Plan(done=frozenset(done), holes=holes, **{kind: tuple(found) for kind, found in jobs.items()})
+        digests = blocks.all_digests() if blocks else []
+        own = {digest: Spot(own_disk, firsts[digest]) for digest in firsts.keys() & digests} if own_disk else {}
+        steps = _steps(chunk, blocks, Here(here.chunks, ChainMap(here.blocks, own)) if own else here)
+        kind = "fetches" if not steps else "repeats" if own else "rebuilds"
+        jobs[kind].append(Rebuild(fetch, steps, _needs(manifest, steps, own_disk)) if steps else fetch)
+        if own_disk is not None and digests and kind != "repeats" and len(firsts) < MAX_FIRSTS:
+            firsts.update(_fetched_blocks(chunk, digests, here))
+    return Plan(**{kind: tuple(found) for kind, found in jobs.items()})
 
 
-def _fetched_blocks(chunk: Chunk, blocks: ChunkBlocks, here: Here, disk: Path) -> Iterator[tuple[bytes, Spot]]:
-    """Yield the blocks that will have come over the wire with a chunk, and where they lie then."""
-    for number, (digest, _) in enumerate(blocks):
-        if digest != ZERO_BLOCK and digest not in here.blocks:
-            yield digest, Spot(disk, chunk.offset + number * BLOCK_BYTES)
+def _fetched_blocks(chunk: Chunk, digests: Sequence[bytes], here: Here) -> dict[bytes, int]:
+    """Return the blocks that will have come over the wire with a chunk, and where on the disk they lie then."""
+    found = dict(zip(digests, range(chunk.offset, chunk.offset + chunk.raw_size, BLOCK_BYTES), strict=True))
+    for known in (*(found.keys() & here.blocks.keys()), ZERO_BLOCK):
+        found.pop(known, None)
+    return found
 
 
-def missing_chunks(
-    manifest: Manifest, *, done: Collection[int], zero_digests: Mapping[int, str]
-) -> dict[str, list[int]]:
-    """Return the numbers of the chunks that are neither in place nor zero, by raw digest."""
-    wanted: dict[str, list[int]] = {}
-    for number, chunk in enumerate(manifest.chunks):
-        if number not in done and zero_digests.get(chunk.raw_size) != chunk.raw_digest:
-            wanted.setdefault(chunk.raw_digest, []).append(number)
-    return wanted
+def _needs(manifest: Manifest, steps: Iterable[Step], own_disk: Path | None) -> frozenset[int]:
+    """Return the chunks of the disk being made that some steps read."""
+
+    def chunk_at(offset: int) -> int:
+        return bisect(manifest.chunks, offset, key=lambda chunk: chunk.offset) - 1
+
+    found: set[int] = set()
+    for step in steps:
+        if isinstance(step, Local) and step.spot.disk == own_disk:
+            found.update(range(chunk_at(step.spot.offset), chunk_at(step.spot.offset + step.size - 1) + 1))
+    return frozenset(found)
 
 
 def wanted_blocks(chunks: Iterable[int], index: Sequence[ChunkBlocks | None]) -> set[bytes]:
     """Return the digests of the blocks of some chunks, zeros aside: what is worth looking for on this host."""
-    found = {digest for number in chunks for digest, _ in (index[number] or ())}
+    found: set[bytes] = set()
+    for number in chunks:
+        blocks = index[number]
+        found.update(blocks.all_digests() if blocks else ())
     found.discard(ZERO_BLOCK)
     return found
 
@@ -178,11 +184,21 @@ def _steps(chunk: Chunk, blocks: ChunkBlocks | None, here: Here) -> tuple[Step, 
     spot = here.chunks.get(chunk.raw_digest)
     if spot is not None:
         return (Local(spot, chunk.raw_size),)
-    if blocks is None:
+    if blocks is None or not _worth_it(chunk, blocks, here):
         return ()
     steps = tuple(_joined(_bridged(list(_single_steps(chunk, blocks, here)))))
     fetched = sum(step.size for step in steps if isinstance(step, Remote))
     return steps if fetched <= WORTH_IT * chunk.blob.size else ()
+
+
+def _worth_it(chunk: Chunk, blocks: ChunkBlocks, here: Here) -> bool:
+    """Whether blocks that are here can save enough. Most chunks of a new image end here, so it must cost little."""
+    digests = blocks.all_digests()
+    known = {digest for digest in set(digests) if digest == ZERO_BLOCK or digest in here.blocks}
+    if not known:
+        return False
+    missing = sum(length for digest, length in zip(digests, blocks.lengths, strict=True) if digest not in known)
+    return missing <= WORTH_IT * chunk.blob.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Readies the staging directory of a pull: what an earlier try left, what to clone, and the plan for the rest."""
+"""Readies the staging directory of a pull: what an earlier try left, what to clone, and then plan after plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.images.journal import read_journal
-from agent.images.plan import Here, Plan, make_plan, missing_chunks, wanted_blocks
+from agent.images.outline import Outline, make_outline, portions
+from agent.images.plan import Here, make_plan, wanted_blocks
 from agent.images.reflink import clone_file
 from agent.images.rehash import matching_chunks
 from agent.images.store import DISK
@@ -14,39 +15,53 @@ from agent.images.zeros import zero_digests
 from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from agent.images.blockindex import ChunkBlocks
     from agent.images.manifest import Manifest
+    from agent.images.plan import Plan
     from agent.images.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan, and what the disk file holds already: a clone of `base`, or bytes of an interrupted try (`dirty`)."""
+    """What is to be done, and what the disk file holds already: a clone of `base`, or bytes of a try that was
+    interrupted (`dirty`).
+    """
 
-    plan: Plan
+    outline: Outline
     base: Path | None
     dirty: bool
 
 
-def prepare(manifest: Manifest, directory: Path, shelf: Shelf, index: Sequence[ChunkBlocks | None]) -> Prepared:
-    """Decide what to do, cloning the disk of the image that shares most where the file system can. Blocks."""
+def prepare(manifest: Manifest, directory: Path, shelf: Shelf) -> Prepared:
+    """Look what is here, cloning the disk of the image that shares most where the file system can. Blocks."""
     zeros = zero_digests(manifest)
     base: Path | None = None
     done = _recovered(manifest, directory)
     dirty = bool(done)
+    outline = make_outline(manifest, done=done, zero_digests=zeros)
     if not done:
-        base, done = _clone(manifest, directory, shelf, zeros)
-    missing = missing_chunks(manifest, done=done, zero_digests=zeros)
-    chunks = shelf.chunks(missing.keys())
-    unknown = [numbers[0] for raw_digest, numbers in missing.items() if raw_digest not in chunks]
-    blocks = shelf.blocks(wanted_blocks(unknown, index)) if index else {}
-    here = Here(chunks, blocks)
-    own = directory / DISK
-    plan = make_plan(manifest, done=done, zero_digests=zeros, here=here, index=index, own_disk=own)
-    return Prepared(plan, base, dirty)
+        wanted = {manifest.chunks[numbers[0]].raw_digest for numbers in outline.missing}
+        found = shelf.base(manifest, wanted)
+        if found is not None and clone_file(found[0], directory / DISK):
+            base, done = found
+            outline = make_outline(manifest, done=done, zero_digests=zeros)
+    return Prepared(outline, base, dirty)
+
+
+def plans(
+    manifest: Manifest, outline: Outline, own_disk: Path, shelf: Shelf, index: Sequence[ChunkBlocks | None]
+) -> Iterator[Plan]:
+    """Yield how all missing chunks come to `own_disk`, portion by portion. Each step blocks."""
+    firsts: dict[bytes, int] = {}
+    for portion in portions(outline.missing, index):
+        chunks = shelf.chunks({manifest.chunks[numbers[0]].raw_digest for numbers in portion})
+        unknown = [numbers[0] for numbers in portion if manifest.chunks[numbers[0]].raw_digest not in chunks]
+        blocks = shelf.blocks(wanted_blocks(unknown, index)) if index else {}
+        here = Here(chunks, blocks)
+        yield make_plan(manifest, portion, here=here, index=index, own_disk=own_disk, firsts=firsts)
 
 
 def _recovered(manifest: Manifest, directory: Path) -> frozenset[int]:
@@ -61,13 +76,3 @@ def _recovered(manifest: Manifest, directory: Path) -> frozenset[int]:
     if not numbers:
         disk.unlink(missing_ok=True)  # it may hold bytes of unfinished chunks, where zeros must read as zeros
     return numbers
-
-
-def _clone(
-    manifest: Manifest, directory: Path, shelf: Shelf, zeros: dict[int, str]
-) -> tuple[Path | None, frozenset[int]]:
-    wanted = missing_chunks(manifest, done=(), zero_digests=zeros)
-    found = shelf.base(manifest, wanted.keys())
-    if found is None or not clone_file(found[0], directory / DISK):
-        return None, frozenset()
-    return found

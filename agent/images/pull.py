@@ -25,7 +25,7 @@ from agent.images.fetch import CORRUPT_ATTEMPTS, ChunkWorkers
 from agent.images.files import write_durably
 from agent.images.journal import FILE_NAME, Journal
 from agent.images.manifest import Blob, Manifest, digest_of, parse_manifest, parse_vm_config
-from agent.images.prepare import Prepared, prepare
+from agent.images.prepare import Prepared, plans, prepare
 from agent.images.referrers import find_attached
 from agent.images.sparse import make_hole
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
@@ -33,12 +33,12 @@ from agent.images.threads import all_or_first_error, in_thread, when_free
 from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from agent.images.manifest import Chunk
     from agent.images.meter import Meter
-    from agent.images.plan import Fetch, Plan, Rebuild
+    from agent.images.plan import Plan
     from agent.images.reference import Reference
     from agent.images.room import RoomMaker
     from agent.images.shelf import Shelf
@@ -106,36 +106,42 @@ class Puller:
         """Make every file of the image whole in its staging directory; return its block index, if it has one."""
         downloader = Downloader(source, self.tools, meter)
         raw_index, index = await self._block_index(downloader, source, manifest)
-        prepared = await in_thread(self.tools.executor, prepare, manifest, stage.path, self.shelf, index)
-        needed = prepared.plan.write_bytes + manifest.nvram.size
+        prepared = await in_thread(self.tools.executor, prepare, manifest, stage.path, self.shelf)
+        outline = prepared.outline
+        needed = outline.write_bytes(manifest) + manifest.nvram.size
         await in_thread(None, self.room.make, manifest.digest, needed)
-        meter.done(_bytes_here(manifest, prepared.plan))
+        meter.done(outline.bytes_here(manifest))
+        planned = plans(manifest, outline, stage.path / DISK, self.shelf, index)
         await all_or_first_error(
             [
                 self._small(downloader, manifest.vm_config, stage.path / CONFIG, meter),
                 self._small(downloader, manifest.nvram, stage.path / NVRAM, meter),
-                self._disk(downloader, manifest, stage, prepared, meter),
+                self._disk(downloader, manifest, stage, prepared, planned, meter),
             ]
         )
         await in_thread(None, _seal, manifest, stage.path)
         return raw_index
 
     async def _disk(
-        self, downloader: Downloader, manifest: Manifest, stage: Stage, prepared: Prepared, meter: Meter
+        self,
+        downloader: Downloader,
+        manifest: Manifest,
+        stage: Stage,
+        prepared: Prepared,
+        planned: Iterator[Plan],
+        meter: Meter,
     ) -> None:
-        plan = prepared.plan
+        outline = prepared.outline
         with ExitStack() as opened:
             descriptor = os.open(stage.path / DISK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             opened.callback(os.close, descriptor)
             os.ftruncate(descriptor, manifest.disk_bytes)
             if prepared.dirty or prepared.base is not None:
-                await in_thread(None, _punch, descriptor, [manifest.chunks[number] for number in plan.holes])
-            journal = Journal.begin(stage.path, manifest.digest, boot=boot_id(), done=plan.done)
+                await in_thread(None, _punch, descriptor, [manifest.chunks[number] for number in outline.holes])
+            journal = Journal.begin(stage.path, manifest.digest, boot=boot_id(), done=outline.done)
             opened.callback(journal.close)
             workers = ChunkWorkers(downloader, descriptor, self.tools, meter, base=prepared.base, dirty=prepared.dirty)
-            rounds: tuple[tuple[Fetch | Rebuild, ...], ...] = ((*plan.rebuilds, *plan.fetches), plan.repeats)
-            for jobs in rounds:
-                await workers.run(jobs, lambda fetch: journal.finished(fetch.numbers))
+            await workers.run(planned, lambda fetch: journal.finished(fetch.numbers))
             await in_thread(None, os.fsync, descriptor)
 
     async def _block_index(
@@ -187,8 +193,3 @@ def _seal(manifest: Manifest, directory: Path) -> None:
 def _punch(descriptor: int, chunks: Iterable[Chunk]) -> None:
     for chunk in chunks:
         make_hole(descriptor, chunk.offset, chunk.raw_size)
-
-
-def _bytes_here(manifest: Manifest, plan: Plan) -> int:
-    """Return the compressed size of the chunks that need no work."""
-    return sum(manifest.chunks[number].blob.size for number in (*plan.done, *plan.holes))

@@ -99,24 +99,17 @@ class Shelf:
     def blocks(self, wanted: set[bytes]) -> dict[bytes, Spot]:
         """Return where single blocks lie, by block digest, as far as the images used last hold them."""
         found: dict[bytes, Spot] = {}
-        left = set(wanted)
-        for digest in self._store.digests()[:_SEARCHED]:
-            for block, spot in self._blocks_of(digest) if left else ():
-                if block in left:
-                    found[block] = spot
-                    left.discard(block)
+        for image in self._manifests(self._store.digests()[:_SEARCHED] if wanted else ()):
+            for chunk, blocks in zip(image.chunks, self._load(image), strict=False):
+                digests = blocks.all_digests() if blocks else []
+                for digest in wanted.intersection(digests) - found.keys():
+                    offset = chunk.offset + digests.index(digest) * BLOCK_BYTES
+                    found[digest] = Spot(self._disk(image.digest), offset)
         return found
 
     @property
     def _chunks(self) -> ChunkIndex:
         return ChunkIndex(self._folder / "chunks.sqlite")
-
-    def _blocks_of(self, digest: str) -> Iterator[tuple[bytes, Spot]]:
-        disk = self._disk(digest)
-        for manifest in self._manifests([digest]):
-            for chunk, blocks in zip(manifest.chunks, self._load(manifest), strict=False):
-                for number, (block, _) in enumerate(blocks or ()):
-                    yield block, Spot(disk, chunk.offset + number * BLOCK_BYTES)
 
     def _load(self, manifest: Manifest) -> Sequence[ChunkBlocks | None]:
         try:

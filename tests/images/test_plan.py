@@ -14,6 +14,7 @@ from agent.images.chunk import ChunkBuilder, ChunkWriter, RawWriter
 from agent.images.liblz4 import best_codec
 from agent.images.lz4frame import BLOCK_BYTES, encode_frame
 from agent.images.manifest import Blob, Chunk, Manifest, digest_of
+from agent.images.outline import PORTION_BLOCKS, make_outline, portions
 from agent.images.plan import BRIDGE_BLOCKS, Fetch, Here, Local, Rebuild, Remote, Spot, Zeros, make_plan
 from agent.images.zeros import zero_digest, zero_digests
 
@@ -59,6 +60,10 @@ def here(letters: str, manifest: Manifest) -> Here:
     return Here({digest: spot for digest, spot in whole.items() if digest in wanted}, blocks)
 
 
+def missing(manifest: Manifest) -> tuple[tuple[int, ...], ...]:
+    return make_outline(manifest, zero_digests=zero_digests(manifest)).missing
+
+
 letters = st.text("00abcdefgh", min_size=1, max_size=40)
 
 
@@ -69,21 +74,24 @@ def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: s
     done &= set(range(len(manifest.chunks)))
     known = here(old, manifest)
     zeros = zero_digests(manifest)
-    plan = make_plan(manifest, done=done, zero_digests=zeros, here=known, index=index, own_disk=Path("/new"))
-    jobs = [*plan.fetches, *(rebuild.fetch for rebuild in (*plan.rebuilds, *plan.repeats))]
-    numbers = [number for fetch in jobs for number in fetch.numbers] + [*plan.done, *plan.holes]
+    outline = make_outline(manifest, done=done, zero_digests=zeros)
+    plan = make_plan(manifest, outline.missing, here=known, index=index, own_disk=Path("/new"))
+    jobs = [job.fetch if isinstance(job, Rebuild) else job for job in plan.jobs]
+    numbers = [number for fetch in jobs for number in fetch.numbers] + [*outline.done, *outline.holes]
     assert sorted(numbers) == list(range(len(manifest.chunks)))
     for fetch in jobs:
         assert {manifest.chunks[number].raw_digest for number in fetch.numbers} == {fetch.chunk.raw_digest}
         assert fetch.offsets == tuple(manifest.chunks[number].offset for number in fetch.numbers)
-    assert all(not disk(new)[n * CHUNK : (n + 1) * CHUNK].strip(b"\0") for n in plan.holes)
+    assert all(not disk(new)[n * CHUNK : (n + 1) * CHUNK].strip(b"\0") for n in outline.holes)
     for rebuild in (*plan.rebuilds, *plan.repeats):  # never more than the whole chunk would have cost
         assert sum(step.size for step in rebuild.remote) <= rebuild.fetch.blob.size
 
 
 @settings(max_examples=40, deadline=None)
-@given(old=letters, new=letters)
-def test_what_a_plan_rebuilds_is_the_image(old: str, new: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(old=letters, new=letters, portion=st.integers(1, 5))
+def test_what_a_plan_rebuilds_is_the_image(
+    old: str, new: str, portion: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("plan")
     (folder / "old").write_bytes(disk(old))
     manifest, index, blobs = image(new)
@@ -92,26 +100,48 @@ def test_what_a_plan_rebuilds_is_the_image(old: str, new: str, tmp_path_factory:
         {digest: Spot(folder / "old", spot.offset) for digest, spot in known.chunks.items()},
         {digest: Spot(folder / "old", spot.offset) for digest, spot in known.blocks.items()},
     )
-    plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=moved, index=index, own_disk=folder / "new")
+    wanted, firsts, placed = missing(manifest), dict[bytes, int](), set[int]()
     with (folder / "new").open("w+b", buffering=0) as file:
         file.truncate(manifest.disk_bytes)
-        for fetch in plan.fetches:
-            whole = ChunkWriter(fetch, RawWriter(fetch, file.fileno()), CODEC)
-            whole.feed(memoryview(bytearray(blobs[fetch.numbers[0]])))
-            whole.finish()
-        for rebuild in (*plan.rebuilds, *plan.repeats):
-            blob = blobs[rebuild.fetch.numbers[0]]
-            builder = ChunkBuilder(rebuild, RawWriter(rebuild.fetch, file.fileno()), CODEC)
-            for step in rebuild.remote:
-                builder.feed(memoryview(bytearray(blob[step.start : step.start + step.size])))
-            builder.finish()
-            builder.close()
+        for at in range(0, len(wanted), portion):
+            some = wanted[at : at + portion]
+            plan = make_plan(manifest, some, here=moved, index=index, own_disk=folder / "new", firsts=firsts)
+            for job in plan.jobs:
+                fetch = job.fetch if isinstance(job, Rebuild) else job
+                assert not isinstance(job, Rebuild) or job.needs <= placed
+                make_chunk(job, blobs[fetch.numbers[0]], file.fileno())
+                placed.update(fetch.numbers)
     assert (folder / "new").read_bytes() == disk(new)
+
+
+def make_chunk(job: Fetch | Rebuild, blob: bytes, descriptor: int) -> None:
+    """Do one job of a plan as a worker does. Raises `CorruptChunkError` when it gives other bytes than promised."""
+    if isinstance(job, Fetch):
+        whole = ChunkWriter(job, RawWriter(job, descriptor), CODEC)
+        whole.feed(memoryview(bytearray(blob)))
+        whole.finish()
+        return
+    builder = ChunkBuilder(job, RawWriter(job.fetch, descriptor), CODEC)
+    for step in job.remote:
+        builder.feed(memoryview(bytearray(blob[step.start : step.start + step.size])))
+    builder.finish()
+    builder.close()
+
+
+@given(st.lists(st.integers(0, 300), max_size=60))
+def test_portions_leave_nothing_out_and_stay_small(blocks: list[int]) -> None:
+    """What is known of blocks at once is bounded, whatever the size of the image."""
+    index = [ChunkBlocks(range(count * 1000), b"") if count else None for count in blocks]
+    wanted = [(number,) for number in range(len(blocks))]
+    found = list(portions(wanted, index))
+    assert [numbers for portion in found for numbers in portion] == wanted
+    for portion in found:
+        assert sum(blocks[number] * 1000 for (number,) in portion[:-1]) < PORTION_BLOCKS
 
 
 def steps(old: str, new: str) -> tuple[Rebuild, ...] | tuple[Fetch, ...]:
     manifest, index, _ = image(new)
-    plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=here(old, manifest), index=index)
+    plan = make_plan(manifest, missing(manifest), here=here(old, manifest), index=index)
     return plan.rebuilds or plan.fetches
 
 
@@ -150,7 +180,7 @@ def test_the_cheapest_steps_are_chosen(old: str, new: str, expected: str) -> Non
 def test_a_new_block_moves_once() -> None:
     manifest, index, _ = image("abcdefgX" + "XXXXefgh" + "abcXefgY")
     known = here("abcdefgh", manifest)
-    plan = make_plan(manifest, zero_digests=zero_digests(manifest), here=known, index=index, own_disk=Path("/new"))
+    plan = make_plan(manifest, missing(manifest), here=known, index=index, own_disk=Path("/new"))
     assert [len(rebuild.remote) for rebuild in plan.rebuilds] == [1]
     assert [[step.raw_size for step in rebuild.remote] for rebuild in plan.repeats] == [[], [BLOCK_BYTES]]
 

@@ -29,6 +29,7 @@ from agent.images.download import Downloader
 from agent.images.files import pread_into, pwrite_all
 from agent.images.manifest import Manifest, parse_manifest
 from agent.images.meter import Meter
+from agent.images.outline import make_outline
 from agent.images.plan import Fetch, make_plan
 from agent.images.reference import parse_reference
 from agent.images.service import ImageService, open_images
@@ -120,7 +121,7 @@ async def write(images: ImageService, reference: str) -> dict[str, Any]:
     def work(piece: tuple[int, bytearray]) -> None:
         pwrite_all(descriptor, memoryview(piece[1]), piece[0])
 
-    figures = _in_threads(work, pieces, lambda: os.fsync(descriptor))
+    figures = _in_threads(work, pieces, lambda: os.fsync(descriptor), threads=1)
     os.close(descriptor)
     target.unlink()
     return figures
@@ -135,9 +136,13 @@ STAGES: dict[str, Callable[[ImageService, str], Awaitable[dict[str, Any]]]] = {
 
 
 def _in_threads(
-    work: Callable[[Any], None], items: list[Any], last: Callable[[], None] = lambda: None
+    work: Callable[[Any], None],
+    items: list[Any],
+    last: Callable[[], None] = lambda: None,
+    *,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
         executor.submit(hashlib.sha256).result()  # a thread is up before the clock starts
         clock = Clock()
         list(executor.map(work, items))
@@ -161,7 +166,7 @@ async def _manifest(images: ImageService, reference: str) -> Manifest:
 
 
 def _fetches(manifest: Manifest) -> tuple[Fetch, ...]:
-    return make_plan(manifest, zero_digests=zero_digests(manifest)).fetches
+    return make_plan(manifest, make_outline(manifest, zero_digests=zero_digests(manifest)).missing).fetches
 
 
 async def _serve_livez() -> web.AppRunner:
