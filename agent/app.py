@@ -178,7 +178,7 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     metering = ground.metering
     ledger = Ledger(journal, clock=clock)
     ledger.on_change(metering.count)
-    measure = partial(facts.measure_disk, config.data_dir, reserve_mib=config.host.disk_reserve_mib)
+    measure = partial(facts.measure_disk, config.data_dir, config)
     observation = Observation(hypervisor, images, measure)
     history = History(ledger, journal)
 

@@ -38,6 +38,16 @@ class ImagesConfig(Section):
     """How often a tag is asked for anew, to notice that it moved."""
     budget_mib: int | None = Field(default=None, gt=0)
     """The most that images may take on the disk together; default: all but the reserve."""
+    high_watermark_percent: float = Field(default=90.0, gt=0, le=100, allow_inf_nan=False)
+    """Use of the volume above which images that nobody needs are given up, the least recently used first."""
+    low_watermark_percent: float = Field(default=80.0, ge=0, le=100, allow_inf_nan=False)
+    """Use of the volume at which that ends."""
     bandwidth_mib_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The most that all pulls may take of the network together; default: no limit."""
     registries: dict[str, RegistryConfig] = Field(default={})
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low_watermark_percent > self.high_watermark_percent:
+            raise ValueError("low_watermark_percent must not be above high_watermark_percent")
+        return self

@@ -168,14 +168,16 @@ def images_in_use(world: World) -> frozenset[str]:
 
 
 def evict(world: World) -> Iterator[EvictImage]:
-    """Free the disk from versions nobody needs, least recently used first, when it is short."""
-    if not world.disk_full:
-        return
+    """Free the disk from versions nobody needs, least recently used first: all when it is full, else down to its low
+    watermark.
+    """
     needed = images_in_use(world)
-    idle = [image for image in world.images if image.digest not in needed]
+    idle = [image for image in world.images if image.digest not in needed and not held_back(world, image.digest)]
+    excess = world.excess_bytes
     for image in sorted(idle, key=lambda image: image.last_used_at_s):
-        if not held_back(world, image.digest):
+        if world.disk_full or excess > 0:
             yield EvictImage(image.digest)
+        excess -= image.allocated_bytes
 
 
 def _missing(vm: Vm, seen: Observed | None) -> str:

@@ -43,10 +43,13 @@ class Observation:
         await self._guard("HypervisorResponding", self._list(known(), busy()))
         await self._guard("HypervisorHealthKnown", self._ask_health())
         await self.look_at_stock()
-        await self._guard("DiskMeasured", self._measure_disk())
 
     async def look_at_stock(self) -> None:
-        """Look at what VMs are made from: the local images, and the templates."""
+        """Look at what VMs are made from: the local images and the templates, and the space that is left for them.
+
+        The space comes first: an image that is gone must not be missed where its space is not seen to be free yet.
+        """
+        await self._guard("DiskMeasured", self._measure_disk())
         await self._guard("ImageStoreReadable", self._list_images())
         if self._hypervisor.capabilities.fan_out:
             await self._guard("HypervisorResponding", self._list_templates())

@@ -55,6 +55,7 @@ class Worldview:
             busy=self.executor.busy,
             mode=self.ledger.mode,
             disk_full=self.observation.disk.full,
+            excess_bytes=self.observation.disk.excess_bytes,
             foreign_slots=self.observation.foreign_slots,
             can_suspend=self.capabilities.suspend,
             can_fan_out=self.capabilities.fan_out,

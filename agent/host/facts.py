@@ -17,7 +17,7 @@ from agent.host.hardware import UNKNOWN_HARDWARE, Hardware, read_hardware
 from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
-    from agent.config import HostConfig
+    from agent.config import Config, HostConfig
     from agent.processes.command import CommandRunner
 
 _MIB: Final = 2**20
@@ -49,6 +49,8 @@ class DiskFacts:
     free_bytes: int
     reserve_bytes: int
     purgeable_bytes: int | None = None
+    excess_bytes: int = 0
+    """What must go for the volume to fall to its low watermark; 0 as long as it is below the high one."""
 
     @property
     def full(self) -> bool:
@@ -76,10 +78,14 @@ async def identify(
     )
 
 
-def measure_disk(path: Path, *, reserve_mib: int) -> DiskFacts:
+def measure_disk(path: Path, config: Config) -> DiskFacts:
     """Measure the volume that holds `path`. Blocks: a network or failing disk may take its time."""
     seen = space.measure(path)
-    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve_mib * _MIB, seen.purgeable_bytes)
+    used = seen.total_bytes - seen.free_bytes
+    full = used > seen.total_bytes * config.images.high_watermark_percent / 100
+    excess = int(used - seen.total_bytes * config.images.low_watermark_percent / 100) if full else 0
+    reserve = config.host.disk_reserve_mib * _MIB
+    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve, seen.purgeable_bytes, excess)
 
 
 def limits(config: HostConfig) -> HostLimits:

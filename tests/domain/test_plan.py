@@ -383,6 +383,16 @@ def test_only_images_nobody_needs_are_evicted_and_only_when_the_disk_is_full(use
     assert any(isinstance(action, EvictImage) for action in full) == (used_by == "nobody")
 
 
+@pytest.mark.parametrize(("excess_mib", "gone"), [(0, ""), (1, "a"), (10, "a"), (11, "ab"), (25, "abc"), (999, "abc")])
+def test_above_its_watermark_the_disk_is_freed_down_to_the_lower_one(excess_mib: int, gone: str) -> None:
+    host = serving_host()
+    for used_at_s, name in ((3.0, "c"), (1.0, "a"), (2.0, "b")):
+        image = Image(digest(name), allocated_bytes=10 << 20, last_used_at_s=used_at_s)
+        host.images[image.digest] = image
+    actions = plan(replace(host.world(), excess_bytes=excess_mib << 20, resolutions={})).actions
+    assert [action.digest for action in actions if isinstance(action, EvictImage)] == [digest(name) for name in gone]
+
+
 def test_nothing_is_created_or_pulled_on_a_full_disk() -> None:
     host = serving_host()
     host.die(next(iter(host.vms)))
