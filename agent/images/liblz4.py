@@ -1,20 +1,25 @@
-"""LZ4 blocks, by the C library without the interpreter's lock, or by the `lz4` package where that is all there is.
+"""LZ4 blocks, by a C library without the interpreter's lock, or by the `lz4` package where that is all there is.
 
 The `lz4` package holds the interpreter's lock while it works, so threads do not scale with it and the event loop
 stalls. Its extension module, however, usually exports the C library it carries: called through ctypes, that needs
-nothing installed and lets other threads run. The system's liblz4 is second choice, the package's own calls the last.
+nothing installed and lets other threads run. The system's liblz4 is second choice, macOS's libcompression third, the
+package's own calls the last.
 """
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from contextlib import suppress
 from typing import Final, Protocol
 
 import lz4.block  # type: ignore[import-untyped]
 
 DICTIONARY_BYTES: Final = 64 << 10
 """How far a block may refer back into what was decoded before it."""
+
+_LIBCOMPRESSION: Final = "/usr/lib/libcompression.dylib"
+_COMPRESSION_LZ4_RAW: Final = 0x101  # compression.h
 
 
 class BlockCodec(Protocol):
@@ -86,13 +91,52 @@ class PackageCodec:
         return len(encoded)
 
 
+class LibcompressionCodec:
+    """macOS's own library, called with the interpreter's lock released.
+
+    It knows no dictionary: a block that refers back into what came before it is left to `fallback`.
+    (developer.apple.com, "Compression": COMPRESSION_LZ4_RAW.)
+    """
+
+    def __init__(self, library: ctypes.CDLL, fallback: BlockCodec) -> None:
+        self._fallback = fallback
+        self._decode = library.compression_decode_buffer
+        self._encode = library.compression_encode_buffer
+        for call in (self._decode, self._encode):
+            call.argtypes = [
+                ctypes.c_void_p,
+                ctypes.c_size_t,
+                ctypes.c_void_p,
+                ctypes.c_size_t,
+                ctypes.c_void_p,
+                ctypes.c_int,
+            ]
+            call.restype = ctypes.c_size_t
+
+    def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
+        """See `BlockCodec.decode`."""
+        if at + size > len(window):
+            raise ValueError("a block larger than its window")
+        # One byte more than it may fill, where there is room: it would not tell that it stopped at the end.
+        room = min(size + 1, len(window) - at)
+        got = self._decode(_address(window) + at, room, _address(source), len(source), None, _COMPRESSION_LZ4_RAW)
+        if got != size:
+            self._fallback.decode(source, window, at, size)
+
+    def encode(self, source: memoryview, target: memoryview) -> int:
+        """See `BlockCodec.encode`."""
+        to, took = _address(target), _address(source)
+        return int(self._encode(to, len(target), took, len(source), None, _COMPRESSION_LZ4_RAW))
+
+
 def best_codec() -> BlockCodec:
     """Return the fastest codec that this installation can load."""
     for name in (lz4.block._block.__file__, ctypes.util.find_library("lz4")):
-        try:
-            return NativeCodec(ctypes.CDLL(name)) if name else PackageCodec()
-        except (OSError, AttributeError):
-            continue
+        with suppress(OSError, AttributeError):
+            if name:
+                return NativeCodec(ctypes.CDLL(name))
+    with suppress(OSError, AttributeError):
+        return LibcompressionCodec(ctypes.CDLL(_LIBCOMPRESSION), PackageCodec())
     return PackageCodec()
 
 

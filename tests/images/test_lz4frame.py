@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import struct
+import sys
 from contextlib import suppress
 
 import lz4.block  # type: ignore[import-untyped]
@@ -8,11 +10,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.images.liblz4 import BlockCodec, NativeCodec, PackageCodec, best_codec
+from agent.images.liblz4 import BlockCodec, LibcompressionCodec, NativeCodec, PackageCodec, best_codec
 from agent.images.lz4frame import BLOCK_BYTES, MAX_BLOCK_BYTES, WINDOW_BYTES, FrameDecoder, FrameError, encode_frame
 from tests.images.tartlike import back_referring_frame
 
-CODECS: list[BlockCodec] = [best_codec(), PackageCodec()]
+
+class LikeLibcompression:
+    """libcompression's two calls as its header declares them, over liblz4: what it decodes, without a dictionary."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(lz4.block._block.__file__)
+        for call in (library.LZ4_decompress_safe, library.LZ4_compress_default):
+            call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+
+        def decode(to: int, room: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
+            assert algorithm == 0x101
+            return max(0, int(library.LZ4_decompress_safe(source, to, size, room)))
+
+        def encode(to: int, room: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
+            assert algorithm == 0x101
+            return int(library.LZ4_compress_default(source, to, size, room))
+
+        self.compression_decode_buffer, self.compression_encode_buffer = decode, encode
+
+
+def apples() -> LibcompressionCodec:
+    """Return the codec for macOS, over the real library where there is one."""
+    library = ctypes.CDLL("/usr/lib/libcompression.dylib") if sys.platform == "darwin" else LikeLibcompression()
+    return LibcompressionCodec(library, PackageCodec())  # type: ignore[arg-type]
+
+
+CODECS: list[BlockCodec] = [best_codec(), PackageCodec(), apples()]
 
 # Runs and noise in turn: what disks are made of.
 raws = st.lists(
