@@ -130,4 +130,4 @@ class Shelf:
 
     def _only_an_index(self) -> suppress:
         """Go on without the index when it fails: images are never lost with it."""
-        return suppress(sqlite3.Error)
+        return suppress(sqlite3.Error, OSError)

@@ -149,11 +149,12 @@ class ImageStore:
         if not is_digest(digest):
             return
         with os_errors(self.root), self._lock():
+            # First: a full disk has no room for the other file. A reference to nothing means nothing.
+            self.staging.remove(self.path(digest))
             references = self._references()
             kept = {name: meant for name, meant in references.items() if meant != digest}
             if kept != references:
                 self._write_references(kept)
-            self.staging.remove(self.path(digest))
 
     def _published(self) -> Iterator[Path]:
         with suppress(FileNotFoundError):

@@ -53,6 +53,8 @@ class FaultyRegistry:
     armed: Armed | None = None
     host: str = ""
     redirect_to: str = ""
+    referrers: dict[str, bytes] | None = None
+    """What is attached to which manifest, where it has the referrers API."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def load(self, layout: Path) -> None:
@@ -88,6 +90,14 @@ class FaultyRegistry:
         content = self.manifests.get(request.match_info["target"])
         return web.Response(body=content) if content is not None else web.Response(status=404)
 
+    async def handle_referrers(self, request: web.Request) -> web.StreamResponse:
+        """List what is attached to a manifest."""
+        self._see(request)
+        if self.referrers is None:
+            return web.Response(status=404)
+        nothing = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+        return web.Response(body=self.referrers.get(request.match_info["digest"], nothing))
+
     async def handle_blob(self, request: web.Request) -> web.StreamResponse:
         """Serve a blob, or misbehave."""
         self._see(request)
@@ -114,6 +124,7 @@ async def run_faulty(
     app = web.Application(middlewares=middlewares)  # type: ignore[arg-type]
     app.router.add_get("/v2/tests/image/manifests/{target}", registry.handle_manifest)
     app.router.add_get("/v2/tests/image/blobs/{digest}", registry.handle_blob)
+    app.router.add_get("/v2/tests/image/referrers/{digest}", registry.handle_referrers)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
@@ -207,6 +218,10 @@ async def _redirect(registry: FaultyRegistry, request: web.Request, _: bytes) ->
     raise web.HTTPTemporaryRedirect(f"{registry.redirect_to}{request.path}")
 
 
+async def _expired(_: FaultyRegistry, _request: web.Request, _content: bytes) -> web.StreamResponse:
+    return web.Response(status=403, text="AccessDenied: Request has expired")
+
+
 FAULTS: dict[str, Answer] = {
     "wrong bytes": _wrong_bytes,
     "too short": _too_short,
@@ -221,6 +236,7 @@ FAULTS: dict[str, Answer] = {
     "200 for Range": _no_ranges,
     "another range": _other_range,
     "redirect": _redirect,
+    "expired": _expired,
 }
 
 

@@ -203,6 +203,21 @@ async def test_redirects_are_followed_without_the_password(
         assert {seen.authorization for seen in storage.seen} == {""}
 
 
+async def test_a_signed_url_that_expired_is_asked_for_anew(
+    faulty: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    storage = FaultyRegistry(blobs=faulty.blobs)
+    async with run_faulty(storage):
+        storage.arm("expired", times=3)
+        faulty.redirect_to = f"http://{storage.host}"
+        faulty.arm("redirect", times=float("inf"))
+        images = await make_service(faulty.host)
+        digest = await images.resolve(faulty.reference())
+        await images.pull(faulty.reference(), digest)
+        assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+        assert len(faulty.gets()) == len(storage.gets()) == len({seen.path for seen in storage.gets()}) + 3
+
+
 @pytest.mark.parametrize("target", ["http://127.0.0.1:9", "file:///etc", ""])
 async def test_a_redirect_to_nowhere_is_a_clear_error(
     target: str, faulty: FaultyRegistry, make_service: MakeService

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError
+from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError, StoreError
+from agent.images.journal import boot_id
 from agent.images.manifest import parse_manifest
+from agent.images.room import RoomMaker
 from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
@@ -69,6 +71,26 @@ async def test_two_processes_share_one_download(
     asked = [seen.path for seen in faulty.gets()]
     assert len(asked) == len(set(asked))
     assert staged(one) == []
+
+
+async def test_one_image_that_hangs_does_not_keep_another_from_coming(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, executor: Executor
+) -> None:
+    other = write_disk(tmp_path / "other.img", seed=2)
+    await push_layout(other, tmp_path / "other", executor, tag="v2")
+    hanging = set(faulty.blobs)
+    faulty.load(tmp_path / "other")
+    hanging -= {f"sha256:{path.name}" for path in (tmp_path / "other" / "blobs" / "sha256").iterdir()}
+    images = await make_service(faulty.host)
+    first, second = await images.resolve(faulty.reference("v1")), await images.resolve(faulty.reference("v2"))
+    faulty.arm("stall", times=float("inf"), only=hanging.__contains__)
+    hangs = asyncio.create_task(images.pull(faulty.reference("v1"), first))
+    await faulty.asked_for_blobs(1)
+    await images.pull(faulty.reference("v2"), second)
+    assert sha256_of((await images.local(second)).disk) == sha256_of(other)
+    assert [progress.digest for progress in images.progress()] == [first]
+    hangs.cancel()
+    await asyncio.gather(hangs, return_exceptions=True)
 
 
 async def test_a_pull_goes_on_while_anyone_waits_and_ends_with_the_last(
@@ -215,6 +237,11 @@ def _finished(journal: Path, manifest: Manifest) -> set[str]:
     return {manifest.chunks[int(line)].blob.digest for line in lines}
 
 
+def test_this_run_of_the_machine_has_a_name() -> None:
+    """Without one every interrupted pull would be hashed again."""
+    assert boot_id() == boot_id() != ""
+
+
 async def test_a_journal_of_another_boot_is_checked_against_the_disk(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
@@ -306,6 +333,16 @@ def small_file_system(folder: Path, mib: int) -> Iterator[Path]:
         assert os.system(f"umount {mount}") == 0
 
 
+def fill(path: Path, *, leave_kib: int = 0) -> None:
+    """Let a file take all space there is, but for so much."""
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 10):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+        file.truncate(max(0, file.tell() - (leave_kib << 10)))
+
+
 async def test_an_image_that_cannot_fit_is_refused_before_the_download(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
@@ -319,6 +356,34 @@ async def test_an_image_that_cannot_fit_is_refused_before_the_download(
         assert not chunks_of(faulty, digest) & {seen.path.rpartition("/")[2] for seen in faulty.gets()}
 
 
+async def test_a_disk_that_is_full_at_any_write_is_a_clear_error_or_the_right_bytes(
+    faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From no space at all up to enough: whatever write is the first to fail, nothing is left of it."""
+    monkeypatch.setattr(RoomMaker, "make", lambda *_: None)  # which would refuse most of these before they begin
+    outcomes = set()
+    with small_file_system(tmp_path, 8) as mount:
+        images = await make_service(faulty.host, data_dir=mount / "data")
+        digest = await images.resolve(faulty.reference())
+        for room_kib in (0, 4, 8, 16, 32, 64, 256, 1000, 1900, 2000, 2040, 2080, 2120, 2200, 2400, 3000):
+            fill(mount / "filler", leave_kib=room_kib)
+            try:
+                await images.pull(faulty.reference(), digest)
+            except (DiskTooSmallError, StoreError):
+                outcomes.add("refused")
+            else:
+                outcomes.add("pulled")
+            for image in await images.list():  # it may be whole, and only its name not noted
+                assert sha256_of((await images.local(image.digest)).disk) == sha256_of(disk)
+            fill(mount / "filler")
+            await images.remove(digest)  # which must work on a disk without a free byte
+            assert await images.list() == ()
+            assert staged(images) == []
+            (mount / "filler").unlink()
+        await images.close()
+    assert outcomes == {"refused", "pulled"}
+
+
 async def test_a_disk_that_fills_up_half_way_is_freed_again(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
@@ -326,15 +391,12 @@ async def test_a_disk_that_fills_up_half_way_is_freed_again(
         images = await make_service(faulty.host, data_dir=mount / "data")
         digest = await images.resolve(faulty.reference())
 
-        def fill(name: str) -> bool:
-            if name not in chunks_of(faulty, digest):
-                return False
-            with contextlib.suppress(OSError), (mount / "filler").open("wb") as file:
-                while file.write(bytes(MIB)):
-                    file.flush()
+        def fill_it(name: str) -> bool:
+            if name in chunks_of(faulty, digest):
+                fill(mount / "filler")
             return False
 
-        faulty.arm("500", only=fill)
+        faulty.arm("500", only=fill_it)
         with pytest.raises(DiskTooSmallError, match="filled up"):
             await images.pull(faulty.reference(), digest)
         assert staged(images) == []

@@ -80,6 +80,21 @@ async def test_a_bump_moves_the_changed_blocks_only(
     assert all(0 < size <= BLOCK + 100 for size in moved)
 
 
+async def test_a_registry_with_the_referrers_api_is_asked_by_it(
+    versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
+) -> None:
+    registry, first, second = versions
+    tags = {digest: digest.replace(":", "-") for digest in (first, second)}
+    registry.referrers = {digest: registry.manifests.pop(tag) for digest, tag in tags.items()}
+    images = await make_service(registry.host)
+    await pull(images, registry, "v1")
+    registry.seen.clear()
+    pulled = await pull(images, registry, "v2")
+    assert sha256_of(pulled) == sha256_of(tmp_path / "v2.img")
+    assert len([seen for seen in registry.gets() if seen.range]) == 2
+    assert not [seen for seen in registry.seen if seen.path.endswith(tags[second])]
+
+
 async def test_without_an_index_equal_chunks_are_still_taken_from_here(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
