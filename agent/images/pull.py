@@ -68,17 +68,19 @@ class Puller:
         self.store.check(reference)
         manifest = await self._manifest(source, digest)
         meter.expect(manifest.total_bytes)
-        stage = await self._stage(digest)
-        if stage is None:
-            return
+        stage: Stage | None = None
         try:
+            stage = await self._stage(digest)
+            if stage is None:
+                return
             block_index = await self._fill(source, manifest, stage, meter)
             await when_free(self.store.publish, reference, digest, stage)
             await in_thread(None, self.shelf.add, manifest, block_index)
         except OSError as error:
             raise await self._disk_error(error, stage) from error
         finally:
-            stage.close()
+            if stage is not None:
+                stage.close()
         fetched = meter.snapshot().fetched_bytes
         duration_s = round(time.monotonic() - started_s, 3)
         log.info("pull-finished", image=digest, source=source.name, fetched_bytes=fetched, duration_s=duration_s)
@@ -172,11 +174,11 @@ class Puller:
             downloader.source.distrust(blob)
         raise CorruptImageError(f"{downloader.source.name} sends a corrupt blob {blob.digest}, again and again")
 
-    async def _disk_error(self, error: OSError, stage: Stage) -> StoreError | DiskTooSmallError:
+    async def _disk_error(self, error: OSError, stage: Stage | None) -> StoreError | DiskTooSmallError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return StoreError(f"the image store {self.store.root} cannot be written: {error}")
-        # Kept for another try it would only keep the disk full.
-        await in_thread(None, stage.discard)
+        if stage is not None:  # kept for another try it would only keep the disk full
+            await in_thread(None, stage.discard)
         return DiskTooSmallError(f"the disk of {self.store.root} filled up during a pull", remedy="free space on it")
 
 

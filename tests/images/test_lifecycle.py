@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError, StoreError
-from agent.images.journal import boot_id
 from agent.images.manifest import parse_manifest
 from agent.images.room import RoomMaker
+from agent.processes.boot import boot_id
 from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
