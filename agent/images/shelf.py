@@ -100,11 +100,12 @@ class Shelf:
         """Return where single blocks lie, by block digest, as far as the images used last hold them."""
         found: dict[bytes, Spot] = {}
         for image in self._manifests(self._store.digests()[:_SEARCHED] if wanted else ()):
+            disk = self._disk(image.digest)
             for chunk, blocks in zip(image.chunks, self._load(image), strict=False):
                 digests = blocks.all_digests() if blocks else []
-                for digest in wanted.intersection(digests) - found.keys():
-                    offset = chunk.offset + digests.index(digest) * BLOCK_BYTES
-                    found[digest] = Spot(self._disk(image.digest), offset)
+                for digest in wanted.intersection(digests):
+                    if digest not in found:
+                        found[digest] = Spot(disk, chunk.offset + digests.index(digest) * BLOCK_BYTES)
         return found
 
     @property
