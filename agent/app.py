@@ -140,7 +140,7 @@ async def build(
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
     watch = _watch(config, engine, board, runner, pulse)
-    return App(engine, server, metrics, board, watch, _appliers(settings, images, limiter))
+    return App(engine, server, metrics, board, watch, _appliers(settings, images, limiter, watch))
 
 
 def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: Pulse) -> HostWatch:
@@ -150,7 +150,9 @@ def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: Comman
     return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, pulse=pulse, awake=awake)
 
 
-def _appliers(settings: _Settings, images: Images, limiter: RateLimiter) -> Mapping[str, Callable[[Config], None]]:
+def _appliers(
+    settings: _Settings, images: Images, limiter: RateLimiter, watch: HostWatch
+) -> Mapping[str, Callable[[Config], None]]:
     """Return what applies each key that needs no restart."""
 
     def apply_limits(config: Config) -> None:
@@ -163,11 +165,15 @@ def _appliers(settings: _Settings, images: Images, limiter: RateLimiter) -> Mapp
     def apply_rate(config: Config) -> None:
         limiter.rate = Rate(config.api.rate_per_s, config.api.rate_burst)
 
+    def apply_period(config: Config) -> None:
+        watch.look_every(config.host.doctor_period_s)
+
     rate = ("api.rate_per_s", "api.rate_burst")
     limits = ("host.slots", "host.cpus", "host.memory_mib", "host.memory_reserve_mib")
     return {
         **dict.fromkeys(limits, apply_limits),
         **dict.fromkeys(rate, apply_rate),
+        "host.doctor_period_s": apply_period,
         "images.bandwidth_mib_per_s": apply_bandwidth,
     }
 

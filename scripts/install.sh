@@ -79,8 +79,8 @@ build() {
 turn_current() {
     local fresh="$prefix/.current.$$"
     ln -s "versions/$version" "$fresh"
-    # A rename replaces the old link in one step. BSD's mv and GNU's spell "do not follow it" differently.
-    mv -fh "$fresh" "$prefix/current" 2>/dev/null || mv -fT "$fresh" "$prefix/current"
+    # A rename replaces the old link in one step; `mv` would move the new one into the folder that the old one leads to.
+    "$python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' "$fresh" "$prefix/current"
 }
 
 drop_old() {

@@ -22,6 +22,8 @@ from scripts.lib.host import Host
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from scripts.lib.host import Document
+
 STOP_S = 10.0
 
 
@@ -57,6 +59,22 @@ async def test_sigterm_ends_it_in_order(host: Host) -> None:
     assert time.monotonic() - began_s < STOP_S
     assert [line["event"] for line in host.log()][-2:] == ["agent-stopping", "agent-stopped"]
     assert not host.socket.exists()
+
+
+async def test_it_tells_how_its_host_is_and_what_the_doctor_finds(host: Host) -> None:
+    text = host.config.read_text()
+    host.config.write_text(text.replace("disk_reserve_mib = 64", f"disk_reserve_mib = {1 << 40}"))
+    await host.start(excused=frozenset({"disk"}))
+
+    def told(document: Document, _: list[Document]) -> bool:
+        return any(one["type"] == "DiskShort" for one in document["conditions"])
+
+    document = await host.until(told, timeout_s=30)
+    condition = next(one for one in document["conditions"] if one["type"] == "DiskShort")
+    assert (condition["status"], condition["problem"], condition["reason"]) == ("true", True, "DoctorFoundError")
+    assert "set images.budget_mib" in condition["message"]
+    assert document["cores"]["performance"] >= 1
+    assert document["vitals"]["memory_pressure"] in ("normal", "warning", "critical", "unknown")
 
 
 async def test_who_waits_is_refused_and_what_hangs_is_cut_when_it_stops(host: Host) -> None:

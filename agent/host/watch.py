@@ -42,6 +42,10 @@ class HostWatch:
         self._clock = clock
         self._posted: set[str] = set()
 
+    def look_every(self, period_s: float) -> None:
+        """Look at another pace, once the look that is due was made."""
+        self._period_s = period_s
+
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as tasks:

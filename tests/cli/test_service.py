@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
     """A Mac as far as `hearth service` looks: its launchd, its folders, and a user who is logged in."""
     launchd = Launchd(tmp_path)
-    launchd.log_in()
+    launchd.set("sessions", str(ACCOUNT.uid or 501))
     for name, value in launchd.environment.items():
         monkeypatch.setenv(name, value)
     account = Account("ci", ACCOUNT.uid or 501, ACCOUNT.gid, launchd.root / "Users/ci")
@@ -38,7 +38,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
     monkeypatch.setattr(service, "calling_account", lambda: account)
     (tmp_path / "hearth").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "hearth").chmod(0o755)
-    (tmp_path / "hearth.toml").write_text(f'data_dir = "{tmp_path}/data"\n')
+    (tmp_path / "hearth.toml").write_text(f'data_dir = "{tmp_path}/data"\n[hypervisor]\nkind = "anka"\n')
     yield launchd
     launchd.close()
 
@@ -77,6 +77,15 @@ def test_one_host_has_one_agent(mac: Launchd, hearth: Hearth, tmp_path: Path) ->
     assert refused.code == Exit.REFUSED
     assert "run `hearth service uninstall --as daemon` first" in refused.err
     assert len(mac.pids()) == 1
+
+
+def test_tart_is_put_into_the_users_session(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text(config.read_text().replace("anka", "tart"))
+    ended = hearth("service", "install", "--config", config, "--program", tmp_path / "hearth", "--json")
+    document = json.loads(ended.out)
+    assert (document["as"], document["changed"], document["state"]) == ("user", True, "running")
+    assert document["service"] == f"gui/{ACCOUNT.uid or 501}/{LABEL}"
 
 
 def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:

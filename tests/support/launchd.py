@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Launchd:
         self.state.mkdir()
         self.environment = {
             "LAUNCHCTL_SIM": str(self.state),
-            "PATH": f"{SIMULATORS}:{os.environ['PATH']}",
+            "PATH": f"{SIMULATORS}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
     def daemon(self) -> Target:

@@ -150,8 +150,10 @@ def file_limits(readings: Readings, subject: Subject) -> Verdict | None:
     return good("enough files can be open", evidence)
 
 
-def kvm(readings: Readings, _: Subject) -> Verdict | None:
+def kvm(readings: Readings, subject: Subject) -> Verdict | None:
     """Judge whether VMs run at the speed of the processor."""
+    if subject.hypervisor != "qemu":
+        return None
     match readings["kvm"].out:
         case "rw":
             return good("/dev/kvm can be used")
@@ -164,7 +166,7 @@ def kvm(readings: Readings, _: Subject) -> Verdict | None:
 
 def qemu(readings: Readings, subject: Subject) -> Verdict | None:
     """Judge whether QEMU is there."""
-    if subject.hypervisor == "simulated":
+    if subject.hypervisor != "qemu":
         return None
     if readings["qemu"].trouble:
         return Verdict(ERROR, "QEMU cannot be run", readings["qemu"].trouble, "run scripts/setup")

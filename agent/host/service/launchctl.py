@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from agent.host.service.errors import ServiceError
-from agent.processes.command import Command
+from agent.processes.command import Command, CommandTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +88,10 @@ class Launchctl:
 
     async def bootout(self, target: Target) -> Answer:
         """Ask for the end of a job. It may take until its ExitTimeOut: `look` tells when it is gone."""
-        result = await self._call("bootout", target.service)
+        try:
+            result = await self._call("bootout", target.service)
+        except CommandTimeoutError:  # some releases wait for the job's end before they answer
+            return Answer.IN_PROGRESS
         if result.exit_code in _ABSENT:
             return Answer.ABSENT
         if result.exit_code in _IN_PROGRESS:

@@ -147,9 +147,8 @@ class Service:
 
     async def _write(self, plist: bytes) -> None:
         """Put the plist in place whole or not at all, once plutil, where there is one, finds it good."""
-        self.target.plist.parent.mkdir(parents=True, exist_ok=True)
-        self.target.logs.mkdir(parents=True, exist_ok=True, mode=0o750)
-        _own(self.target.logs, self.target)
+        _make_folder(self.target.plist.parent, self.target, mode=0o755)
+        _make_folder(self.target.logs, self.target, mode=0o750)
         draft = self.target.plist.with_suffix(".draft")
         draft.write_bytes(plist)
         try:
@@ -191,6 +190,13 @@ def _place(path: Path, content: bytes, mode: int, target: Target) -> None:
         os.fsync(file.fileno())
     _own(fresh, target)
     fresh.replace(path)
+
+
+def _make_folder(path: Path, target: Target, *, mode: int) -> None:
+    """Make a folder that the job's user owns, also where root makes it; one that is there stays as it is."""
+    if not path.exists():
+        path.mkdir(parents=True, mode=mode)
+        _own(path, target)
 
 
 def _own(path: Path, target: Target) -> None:

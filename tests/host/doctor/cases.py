@@ -76,6 +76,7 @@ def files(own: int, system: int) -> dict[str, Reading]:
     return {"own_files": out(str(own)), "system_files": out(f"{system}\n")}
 
 
+QEMU = {"hypervisor": "qemu"}
 ANKA = {"hypervisor": "anka", "uid": 0, "user": "root"}
 AUTO, NONE = "defaults_loginwindow_auto.plist", "defaults_loginwindow_none.plist"
 LOGIN_ON, LOGIN_OFF = "sysadminctl_autologin_on.txt", "sysadminctl_autologin_off.txt"
@@ -180,11 +181,11 @@ MAC_CASES = (
 )  # fmt: skip
 
 LINUX_CASES = (
-    Case("kvm", OK, "can be used", {"kvm": out("rw")}),
-    Case("kvm", WARNING, "there is no /dev/kvm", {"kvm": out("no")}),
-    Case("kvm", WARNING, "may not be used", {"kvm": out("exists, but may not be opened")}),
-    Case("qemu", OK, "QEMU emulator", {"qemu": out("QEMU emulator version 7.2.22\nCopyright\n")}),
-    Case("qemu", ERROR, "cannot be run", {"qemu": trouble("no qemu")}),
+    Case("kvm", OK, "can be used", {"kvm": out("rw")}, QEMU),
+    Case("kvm", WARNING, "there is no /dev/kvm", {"kvm": out("no")}, QEMU),
+    Case("kvm", WARNING, "may not be used", {"kvm": out("exists, but may not be opened")}, QEMU),
+    Case("qemu", OK, "QEMU emulator", {"qemu": out("QEMU emulator version 7.2.22\nCopyright\n")}, QEMU),
+    Case("qemu", ERROR, "cannot be run", {"qemu": trouble("no qemu")}, QEMU),
     Case("clock", OK, "kept", {"timedatectl": out("yes\n")}),
     Case("clock", WARNING, "nothing keeps", {"timedatectl": out("no\n")}),
     Case("clock", UNKNOWN, "says", {"timedatectl": Reading("", "System has not been booted with systemd", 1)}),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.host.service import steps
+from agent.host.service import launchctl, steps
 from agent.host.service.errors import ServiceError, ServiceMissingError
 from agent.host.service.launchctl import Launchctl, parse_job
 from agent.host.service.plist import newsyslog, render
@@ -225,6 +225,15 @@ async def test_without_root_the_way_out_is_told(mac: Mac) -> None:
     with pytest.raises(ServiceError, match="Operation not permitted") as caught:
         await service.stop()
     assert caught.value.remedy == "run it with sudo"
+
+
+async def test_a_bootout_that_does_not_answer_is_not_waited_for(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = mac.service()
+    await mac.install(service)
+    mac.launchd.set("bootout-waits")
+    monkeypatch.setattr(launchctl, "TIMEOUT_S", 1.0)
+    assert await service.stop()
+    assert await service.look() is None
 
 
 async def test_an_agent_that_does_not_end_in_time_is_told(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:

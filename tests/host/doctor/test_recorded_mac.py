@@ -1,0 +1,201 @@
+"""A whole Mac as its tools tell it: the very commands that are asked, each with its recorded answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from agent.engine.conditions import ConditionBoard
+from agent.host.doctor import readings, table
+from agent.host.doctor.doctor import Doctor
+from agent.host.doctor.model import Severity, Subject
+from agent.host.doctor.readings import Call
+from agent.host.vitals import Pulse
+from agent.host.watch import HostWatch
+from agent.processes.command import Command, CommandResult, CommandRunner, ProgramMissingError
+from tests.host.doctor.cases import RECORDED, leases, space, subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.host.doctor.readings import Source
+
+AS_CI: Final = "/bin/launchctl asuser 501 /usr/bin/sudo -n -u ci "
+
+WELL_KEPT: Final[dict[str, tuple[str, int]]] = {
+    "/usr/bin/pmset -g custom": ("pmset_mini.txt", 0),
+    "/usr/bin/pmset -g therm": ("pmset_therm_cool.txt", 0),
+    "/usr/sbin/sysctl -n kern.memorystatus_vm_pressure_level": ("=1", 0),
+    "/usr/sbin/sysctl vm.swapusage": ("sysctl_swap.txt", 0),
+    "/usr/bin/vm_stat": ("vm_stat.txt", 0),
+    "/usr/sbin/system_profiler -json SPHardwareDataType": ("system_profiler_m4.json", 0),
+    "/usr/bin/defaults export /Library/Preferences/com.apple.loginwindow -": ("defaults_loginwindow_auto.plist", 0),
+    "/usr/sbin/sysadminctl -autologin status": ("sysadminctl_autologin_on.txt", 0),
+    "/usr/bin/stat -f %Su /dev/console": ("=ci", 0),
+    f"{AS_CI}/usr/bin/security show-keychain-info /Users/ci/Library/Keychains/login.keychain-db": (
+        "security_open.txt", 0,
+    ),
+    f"{AS_CI}/usr/sbin/sysadminctl -screenLock status": ("sysadminctl_screenlock_off.txt", 0),
+    "/usr/bin/defaults export /var/root/Library/Preferences/com.apple.network.local-network -": (
+        "defaults_local_network.plist", 0,
+    ),
+    "/usr/bin/fdesetup status": ("fdesetup_off.txt", 0),
+    "/usr/bin/csrutil status": ("csrutil_on.txt", 0),
+    "/usr/bin/sw_vers": ("sw_vers_26.txt", 0),
+    "/usr/bin/defaults export /Library/Preferences/SystemConfiguration/com.apple.InternetSharing.default -": (
+        "defaults_sharing_600.plist", 0,
+    ),
+    "/usr/bin/sntp -t 3 time.apple.com": ("sntp_good.txt", 0),
+    "/usr/sbin/diskutil info -plist /System/Volumes/Data": ("diskutil_apfs.plist", 0),
+    "/usr/bin/mdutil -s /System/Volumes/Data": ("mdutil_off.txt", 0),
+    "/usr/bin/tmutil listlocalsnapshots /System/Volumes/Data": ("tmutil_no_snapshots.txt", 0),
+    "/usr/bin/tmutil destinationinfo": ("tmutil_no_destination.txt", 1),
+    "/usr/bin/tmutil isexcluded /Users/ci/.tart /var/lib/hearth": ("tmutil_excluded.txt", 0),
+    "tart --version": ("tart_version.txt", 0),
+    "/opt/hearth/current/bin/hearth --version": ("=hearth 0.1.0", 0),
+    "/bin/launchctl print gui/501/dev.hearth.agent": ("launchctl_running.txt", 0),
+    "/usr/bin/defaults export /Library/Preferences/com.apple.SoftwareUpdate -": ("defaults_updates_off.plist", 0),
+    "/bin/ps -axo pid=,ppid=,etime=,command=": ("ps_good.txt", 0),
+    "/usr/sbin/sysctl -n kern.maxfilesperproc": ("=122880", 0),
+}  # fmt: skip
+"""What a Mac answers that was set up as the README says. `=` before what is no recording but a word."""
+
+AS_BOUGHT: Final[dict[str, tuple[str, int]]] = {
+    "/usr/bin/pmset -g custom": ("pmset_factory.txt", 0),
+    "/usr/bin/defaults export /Library/Preferences/com.apple.loginwindow -": ("defaults_loginwindow_none.plist", 0),
+    "/usr/sbin/sysadminctl -autologin status": ("sysadminctl_autologin_off.txt", 0),
+    f"{AS_CI}/usr/bin/security show-keychain-info /Users/ci/Library/Keychains/login.keychain-db": (
+        "security_timeout.txt", 0,
+    ),
+    f"{AS_CI}/usr/sbin/sysadminctl -screenLock status": ("sysadminctl_screenlock_on.txt", 0),
+    "/usr/bin/defaults export /var/root/Library/Preferences/com.apple.network.local-network -": (
+        "defaults_empty.plist", 0,
+    ),
+    "/usr/bin/fdesetup status": ("fdesetup_on.txt", 0),
+    "/usr/bin/defaults export /Library/Preferences/SystemConfiguration/com.apple.InternetSharing.default -": (
+        "defaults_empty.plist", 0,
+    ),
+    "/usr/bin/mdutil -s /System/Volumes/Data": ("mdutil_on.txt", 0),
+    "/usr/bin/defaults export /Library/Preferences/com.apple.SoftwareUpdate -": ("defaults_updates_on.plist", 0),
+    "/bin/launchctl print gui/501/dev.hearth.agent": ("launchctl_missing.txt", 113),
+}  # fmt: skip
+"""What a Mac answers out of its box, where it differs."""
+
+MENDED_BY: Final = {
+    "/usr/bin/pmset -a": ["/usr/bin/pmset -g custom"],
+    "/usr/bin/mdutil -i off": ["/usr/bin/mdutil -s /System/Volumes/Data"],
+    "/usr/bin/defaults write com.apple.network.local-network": [
+        "/usr/bin/defaults export /var/root/Library/Preferences/com.apple.network.local-network -"
+    ],
+    "/usr/bin/defaults write /Library/Preferences/com.apple.SoftwareUpdate": [
+        "/usr/bin/defaults export /Library/Preferences/com.apple.SoftwareUpdate -"
+    ],
+    "/usr/bin/defaults write /Library/Preferences/SystemConfiguration": [
+        "/usr/bin/defaults export /Library/Preferences/SystemConfiguration/com.apple.InternetSharing.default -"
+    ],
+    f"{AS_CI}/usr/bin/security set-keychain-settings": [
+        f"{AS_CI}/usr/bin/security show-keychain-info /Users/ci/Library/Keychains/login.keychain-db"
+    ],
+}
+"""Which answers are as on a well-kept Mac after a command."""
+
+
+class Mac(CommandRunner):
+    """Answers every command with its recording. Of commands that change something it notes what they mend."""
+
+    def __init__(self, **changes: tuple[str, int]) -> None:
+        super().__init__()
+        self.answers = {**WELL_KEPT, **changes}
+        self.changed: list[str] = []
+
+    async def run(
+        self, command: Command, *, check: bool = True, on_output: Callable[[bytes], None] | None = None
+    ) -> CommandResult:
+        text = " ".join(command.argv)
+        for start, mended in MENDED_BY.items():
+            if text.startswith(start):
+                self.changed.append(text)
+                self.answers |= {asked: WELL_KEPT[asked] for asked in mended}
+                return CommandResult(0, b"", b"", False, 0.0)
+        if text not in self.answers:
+            raise ProgramMissingError(f"nobody recorded `{text}`")
+        name, code = self.answers[text]
+        answer = name[1:].encode() if name.startswith("=") else (RECORDED / name).read_bytes()
+        return CommandResult(code, answer, b"", False, 0.0)
+
+
+def doctor(mac: Mac, here: Subject, *, kcpassword: str = "yes") -> Doctor:
+    calls = {
+        "kcpassword": kcpassword, "leases": leases(3).out, "space": space(300).out, "own_files": "65536",
+    }  # fmt: skip
+    sources: Mapping[str, Source] = {
+        **readings.COMMON, **readings.MAC, **{name: _said(text) for name, text in calls.items()},
+    }  # fmt: skip
+    return Doctor(lambda: here, mac, table.MAC, sources)
+
+
+def _said(text: str) -> Call:
+    return Call(lambda _: text)
+
+
+async def test_a_mac_that_was_set_up_as_the_readme_says_is_well() -> None:
+    found = await doctor(Mac(), subject()).look()
+    assert [(one.check.name, one.verdict) for one in found if one.verdict.severity is not Severity.OK] == []
+    tools = {"anka", "anka-license"}
+    assert {one.check.name for one in found} == {check.name for check in table.MAC} - tools
+
+
+async def test_a_mac_as_bought_is_mended_as_far_as_is_safe_and_the_rest_is_told() -> None:
+    mac = Mac(**AS_BOUGHT)
+    looking = doctor(mac, subject(), kcpassword="no")
+    found = await looking.look()
+    failing = {one.check.name for one in found if one.failing}
+    assert failing == {
+        "sleep", "power-loss", "low-power", "auto-login", "keychain", "screen-lock", "local-network", "filevault",
+        "updates", "dhcp-lease-time", "spotlight", "service",
+    }  # fmt: skip
+    for one in found:
+        if one.failing and one.verdict.fix:
+            await looking.mend(one.verdict.fix)
+    left = {one.check.name: one.verdict.mend for one in await looking.look() if one.failing}
+    assert left.keys() == {"auto-login", "screen-lock", "filevault", "service"}, "these need a person or a password"
+    assert "/usr/bin/pmset -a sleep 0 disksleep 0 standby 0" in mac.changed
+
+
+@pytest.mark.parametrize("root", [True, False])
+async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
+    mac = Mac(**{"/usr/bin/pmset -g custom": ("pmset_factory.txt", 0)})
+    ran: list[tuple[str, ...]] = []
+
+    class Noting(CommandRunner):
+        async def run(
+            self, command: Command, *, check: bool = True, on_output: Callable[[bytes], None] | None = None
+        ) -> CommandResult:
+            ran.append(command.argv)
+            return CommandResult(0, b"", b"", False, 0.0)
+
+    here = replace(subject(), root=root)
+    (found,) = await doctor(mac, here).look(frozenset({"sleep"}))
+    assert found.verdict.fix is not None
+    await Doctor(lambda: here, Noting(), (), {}).mend(found.verdict.fix)
+    pmset = ("/usr/bin/pmset", "-a", "sleep", "0", "disksleep", "0", "standby", "0")
+    assert ran == [pmset if root else ("/usr/bin/sudo", "-n", *pmset)]
+
+
+async def test_what_fails_on_a_mac_stands_among_the_hosts_conditions() -> None:
+    board, mac = ConditionBoard(), Mac(**AS_BOUGHT)
+    looking = doctor(mac, subject(in_agent=True), kcpassword="no")
+    watch = HostWatch(looking, board.post, period_s=60, pulse=Pulse())
+    await watch.look()
+    assert {one.type for one in board.all() if one.problem} == {
+        "HostSleeps", "NoAutoLogin", "KeychainLocked", "LocalNetworkDenied", "FileVaultOn", "UpdatesItself",
+        "DhcpLeasesLong",
+    }  # fmt: skip
+    assert {one.type for one in board.all() if not one.problem} == {
+        "StaysOffAfterPowerLoss", "LowPowerMode", "ScreenLocks", "SpotlightReadsVms", "ServiceNotKept",
+    }  # fmt: skip
+    mac.answers = dict(WELL_KEPT)
+    await watch.look()
+    assert {one.type for one in board.all() if str(one.status) == "true"} == {"NoAutoLogin"}, "its password is not kept"
