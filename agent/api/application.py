@@ -25,6 +25,7 @@ from agent.api.resources import (
     openapi,
     page,
     rollouts,
+    usage,
     vms,
 )
 from agent.api.views import HostView
@@ -50,6 +51,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *modes.OPERATIONS,
     *rollouts.OPERATIONS,
     *vms.OPERATIONS,
+    *usage.OPERATIONS,
     *evidence.OPERATIONS,
     *images.OPERATIONS,
     *assignment.OPERATIONS,
@@ -65,6 +67,7 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: Rat
     It is complete only behind its `Front`, which `Server` puts there.
     """
     application = web.Application(middlewares=[admitted], client_max_size=MAX_BODY_BYTES)
+    application[usage.METER] = usage.Meter()
     needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
         needs[operation.method, operation.path] = operation.needs

@@ -1,33 +1,27 @@
-"""The API client of the command line: JSON over the agent's Unix socket, with errors that say what to do."""
+"""The API client of the command line: JSON over HTTP, with errors that say what to do."""
 
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit
 
+from agent.cli.place import AgentUnreachableError
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from http.client import HTTPResponse
+
+    from agent.cli.place import Local, Remote
 
 TIMEOUT_S: Final = 30.0
 STREAM_SILENCE_S: Final = 45.0
 """The agent sends a comment every 15 s when nothing happens: three missed ones mean that it hangs."""
-
-
-class AgentUnreachableError(HearthError):
-    """Nobody answers where the agent should."""
-
-    code = "agent-unreachable"
 
 
 class ProblemError(HearthError):
@@ -48,62 +42,6 @@ class Answer:
     document: Any
     etag: str
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """An agent on another host: `https://host:port` (or http on loopback), its token, and whom its certificate is of.
-
-    `ca` is a PEM file; without one the system's authorities count.
-    """
-
-    url: str
-    token: str = field(default="", repr=False)
-    ca: Path | None = None
-    remedy: str = "check the address, the certificate (HEARTH_CA), and that the agent runs there"
-
-    def __str__(self) -> str:
-        return self.url
-
-    def connection(self, timeout_s: float) -> HTTPConnection:
-        """Return a connection, not yet made. Raises `AgentUnreachableError` for what is no such URL."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise AgentUnreachableError(f"{self.url!r} is no address of an agent", remedy="write https://HOST:PORT")
-        if parts.scheme == "http":
-            return HTTPConnection(parts.hostname, parts.port or 7420, timeout=timeout_s)
-        context = ssl.create_default_context(cafile=self.ca)
-        return HTTPSConnection(parts.hostname, parts.port or 7420, timeout=timeout_s, context=context)
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """The agent that listens on a Unix socket of this host. File permissions are the login."""
-
-    path: Path
-    token: str = ""
-    remedy: str = "start it with `hearth run`, or name its socket with --socket or its configuration with --config"
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def connection(self, timeout_s: float) -> HTTPConnection:
-        """Return a connection, not yet made."""
-        return _UnixConnection(self.path, timeout_s)
-
-
-class _UnixConnection(HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket instead of an address."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 class ApiClient:
@@ -152,7 +90,7 @@ class ApiClient:
                 connection.request("GET", path, headers=headers)
                 response = connection.getresponse()
                 if response.status >= 400:
-                    raise _problem(response.status, json.loads(response.read()))
+                    raise problem_of(response.status, json.loads(response.read()))
                 for line in response:
                     if line.startswith(b"data: "):
                         yield json.loads(line.removeprefix(b"data: "))
@@ -184,7 +122,7 @@ class ApiClient:
         response, raw = self._send(method, path, body, headers, timeout_s)
         document = json.loads(raw) if raw else None
         if response.status >= 400:
-            raise _problem(response.status, document)
+            raise problem_of(response.status, document)
         date = response.headers["Date"]
         at = parsedate_to_datetime(date) if date else datetime.now(UTC)
         return Answer(response.status, document, response.headers["ETag"] or "", at)
@@ -208,7 +146,8 @@ class ApiClient:
             raise
 
 
-def _problem(status: int, document: object) -> ProblemError:
+def problem_of(status: int, document: object) -> ProblemError:
+    """Return the error that a problem document tells of."""
     problem = document if isinstance(document, dict) else {}
     message = str(problem.get("detail") or f"the agent answered with status {status}")
     return ProblemError(str(problem.get("code", "error")), message, remedy=str(problem.get("remedy", "")))

@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 import typer
 
 from agent.cli import options
-from agent.cli.client import AgentUnreachableError
 from agent.cli.output import complain, print_json, say
+from agent.cli.place import AgentUnreachableError
 from agent.telemetry.render import render
 
 if TYPE_CHECKING:

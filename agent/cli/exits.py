@@ -28,8 +28,9 @@ class Exit(IntEnum):
     )
     STUCK = 70  # the watchdog ended `hearth run` (EX_SOFTWARE)
     BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
-    EXEC_FAILED = 125  # `hearth exec`: Hearth itself failed, so the guest has no exit code
+    EXEC_FAILED = 125  # `hearth exec` and `ssh`: Hearth itself failed, so the guest has no exit code
     INTERRUPTED = 130  # Ctrl-C
+    BROKEN_PIPE = 141  # `hearth exec`: whoever read the output has gone, as after SIGPIPE
 
 
 EXIT_BY_CODE: Final[Mapping[str, Exit]] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import socket as network
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from agent.cli import options
+from agent.cli import complete, options
+from agent.cli.borrow import whoami
 from agent.cli.client import TIMEOUT_S
 from agent.cli.output import print_json, say
 from agent.cli.units import until
@@ -21,7 +20,7 @@ lease_app = typer.Typer(add_completion=False)
 renew_app = typer.Typer(add_completion=False)
 release_app = typer.Typer(add_completion=False)
 
-_LeaseId = Annotated[str, typer.Argument(metavar="LEASE", help="The lease's id.")]
+_LeaseId = Annotated[str, typer.Argument(metavar="LEASE", help="The lease's id.", autocompletion=complete.leases)]
 _Ttl = Annotated[
     float | None,
     typer.Option(parser=options.parse_duration, metavar="TIME", help="How long it lives: 90s, 15m, 2h."),
@@ -30,11 +29,9 @@ _Ttl = Annotated[
 
 @lease_app.command()
 def lease(
-    pool: Annotated[str, typer.Argument(help="The pool to take a VM from.")],
+    pool: options.PoolName,
     ttl: _Ttl = None,
-    wait: Annotated[
-        float, typer.Option(parser=options.parse_duration, metavar="TIME", help="How long to wait for a VM.")
-    ] = 0.0,
+    wait: options.Wait = 0.0,
     holder: Annotated[str, typer.Option(help="Who uses it; user@host unless given.", show_default=False)] = "",
     key: Annotated[str | None, typer.Option(help="Idempotency key: asking again gives the same lease.")] = None,
     config: options.Config = None,
@@ -62,7 +59,11 @@ def renew(
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
-    """Let a lease live on from now, for TIME or as long as it was given first."""
+    """Let a lease live on from now, for TIME or as long as it was given first.
+
+    \b
+    hearth renew 01jx4cd0… --ttl 2h
+    """
     with options.client(socket, config) as client:
         answer = client.ask("PATCH", f"/v1/leases/{quote(lease_id, safe='')}", {"ttl_s": ttl})
     _show(answer, as_json=as_json)
@@ -70,7 +71,11 @@ def renew(
 
 @release_app.command()
 def release(lease_id: _LeaseId, config: options.Config = None, socket: options.Socket = None) -> None:
-    """End a lease. Its VM is torn down at once: a VM is used for one job."""
+    """End a lease. Its VM is torn down at once: a VM is used for one job.
+
+    \b
+    hearth release 01jx4cd0…
+    """
     with options.client(socket, config) as client:
         client.ask("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
     say(f"{lease_id} is released")
@@ -90,8 +95,3 @@ def _show(answer: Answer, *, as_json: bool) -> None:
     if sick := lease["sick"]:
         say(f"sick     {sick['cause']}: {sick['reason']}")
     say(f"end it with: hearth release {lease['id']}")
-
-
-def whoami() -> str:
-    """Return who holds a lease that names nobody."""
-    return f"{getpass.getuser()}@{network.gethostname()}"

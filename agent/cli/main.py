@@ -19,35 +19,44 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a top-level command is found, and its line of help."""
+    """Where a top-level command is found, its line of help, and the heading it stands under there."""
 
     module: str
     attribute: str
     help: str
+    panel: str
 
+
+_SEE: Final = "See"
+_USE: Final = "Use VMs"
+_OPERATE: Final = "Operate"
+_HERE: Final = "On the host itself"
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "run": Entry("agent.cli.run", "app", "Run the agent in the foreground."),
-    "status": Entry("agent.cli.status", "app", "Show slots, pools, VMs, images and conditions of this host."),
-    "cordon": Entry("agent.cli.modes", "cordon_app", "Give no leases any more; the pools stay warm."),
-    "uncordon": Entry("agent.cli.modes", "uncordon_app", "Give leases again."),
-    "drain": Entry("agent.cli.modes", "drain_app", "Empty this host."),
-    "rollout": Entry("agent.cli.rollouts", "app", "Show rollouts, try one again, or undo one."),
-    "vms": Entry("agent.cli.vms", "app", "List the VMs of this host, or replace one."),
-    "lease": Entry("agent.cli.leases", "lease_app", "Claim a ready VM of a pool."),
-    "exec": Entry("agent.cli.execute", "app", "Run a command on a fresh VM of a pool."),
-    "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on."),
-    "release": Entry("agent.cli.leases", "release_app", "End a lease; its VM is torn down."),
-    "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log."),
-    "events": Entry("agent.cli.events", "app", "Show or follow what happens on this host."),
-    "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state."),
-    "support-bundle": Entry("agent.cli.bundle", "app", "Gather what explains this host's state, without secrets."),
-    "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers."),
-    "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it."),
-    "config": Entry("agent.cli.config", "app", "Check configuration files."),
-    "service": Entry("agent.cli.service", "app", "Run Hearth under launchd on a Mac."),
-    "doctor": Entry("agent.cli.doctor", "app", "Find what breaks this host, and mend it."),
-    "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images."),
+    "status": Entry("agent.cli.status", "app", "Show slots, pools, VMs, images and conditions of a host.", _SEE),
+    "top": Entry("agent.cli.top", "app", "Watch what each VM takes of the host.", _SEE),
+    "vms": Entry("agent.cli.vms", "app", "List the VMs, show one, tell its story, or replace it.", _SEE),
+    "images": Entry("agent.cli.images", "app", "List the image versions, and how far pulls are.", _SEE),
+    "events": Entry("agent.cli.events", "app", "Show or follow what happens.", _SEE),
+    "exec": Entry("agent.cli.execute", "app", "Run a command on a fresh VM of a pool.", _USE),
+    "ssh": Entry("agent.cli.ssh", "app", "Open a shell on a fresh VM of a pool, or on one that is there.", _USE),
+    "lease": Entry("agent.cli.leases", "lease_app", "Claim a ready VM of a pool.", _USE),
+    "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on.", _USE),
+    "release": Entry("agent.cli.leases", "release_app", "End a lease; its VM is torn down.", _USE),
+    "cordon": Entry("agent.cli.modes", "cordon_app", "Give no leases any more; the pools stay warm.", _OPERATE),
+    "uncordon": Entry("agent.cli.modes", "uncordon_app", "Give leases again.", _OPERATE),
+    "drain": Entry("agent.cli.modes", "drain_app", "Empty a host.", _OPERATE),
+    "rollout": Entry("agent.cli.rollouts", "app", "Show rollouts, try one again, or undo one.", _OPERATE),
+    "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state.", _OPERATE),
+    "run": Entry("agent.cli.run", "app", "Run the agent in the foreground.", _HERE),
+    "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log.", _HERE),
+    "support-bundle": Entry("agent.cli.bundle", "app", "Gather what explains its state, without secrets.", _HERE),
+    "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers.", _HERE),
+    "config": Entry("agent.cli.config", "app", "Check configuration files.", _HERE),
+    "service": Entry("agent.cli.service", "app", "Run Hearth under launchd on a Mac.", _HERE),
+    "doctor": Entry("agent.cli.doctor", "app", "Find what breaks this host, and mend it.", _HERE),
+    "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images in the store.", _HERE),
+    "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it.", _HERE),
 }
 
 
@@ -61,7 +70,7 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # noqa: ANN401
         """Return what stands for a command in help and completion."""
         entry = COMMANDS.get(cmd_name)
-        return TyperGroup(name=cmd_name, help=entry.help) if entry else None
+        return TyperGroup(name=cmd_name, help=entry.help, rich_help_panel=entry.panel) if entry else None
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # noqa: ANN401
         """Return the real command that `args` begin with."""
@@ -71,7 +80,41 @@ class LazyGroup(TyperGroup):
             return name, placeholder, rest
         entry = COMMANDS[name]
         found: typer.Typer = getattr(importlib.import_module(entry.module), entry.attribute)
-        return name, typer.main.get_command(found), rest
+        command = typer.main.get_command(found)
+        remote = _take_host(command)
+        if not remote and ctx.params.get("host"):
+            raise typer.BadParameter(f"`hearth {name}` works on the files of its own host: log in there")
+        return name, command, rest
+
+
+def _take_host(command: Any) -> bool:  # noqa: ANN401 - a group or a command
+    """Let every command that speaks to an agent take `--host` itself too; return whether there is one."""
+    found = [_take_host(inner) for inner in getattr(command, "commands", {}).values()]
+    if any(parameter.name == "socket" for parameter in command.params):
+        command.params.append(_host_option())
+        found.append(True)
+    return any(found)
+
+
+def _host_option() -> Any:  # noqa: ANN401 - a parameter of a command
+    carrier = typer.Typer(add_completion=False)
+
+    @carrier.command()
+    def _carry(
+        host: Annotated[
+            str, typer.Option(metavar="URL", callback=_use_host, expose_value=False, help="An agent elsewhere.")
+        ] = "",
+    ) -> None:
+        raise AssertionError("only its option is used")
+
+    return next(parameter for parameter in typer.main.get_command(carrier).params if parameter.name == "host")
+
+
+def _use_host(url: str) -> None:
+    """Speak to the agent at this address, whatever the environment says."""
+    if url:
+        os.environ["HEARTH_HOST"] = url
+        os.environ.pop("HEARTH_SOCKET", None)
 
 
 app = typer.Typer(
@@ -79,7 +122,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Warm pools of VM clones on a CI host: leased in milliseconds, replaced when sick.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
-    "78 bad configuration.",
+    "78 bad configuration, 125 exec and ssh: Hearth itself failed, 130 Ctrl-C. Tokens come from HEARTH_TOKEN.",
 )  # fmt: skip
 
 
@@ -91,16 +134,21 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    host: Annotated[
-        str,
-        typer.Option(envvar="HEARTH_HOST", metavar="URL", help="An agent elsewhere; its token is in HEARTH_TOKEN."),
-    ] = "",
+    host: Annotated[str, typer.Option(metavar="URL", help="An agent elsewhere: https://HOST:PORT. [HEARTH_HOST]")] = "",
+    token_file: Annotated[str, typer.Option(metavar="FILE", help="Its token, where not in HEARTH_TOKEN.")] = "",
+    ca: Annotated[str, typer.Option(metavar="FILE", help="Whom to trust for its certificate. [HEARTH_CA]")] = "",
+    cert: Annotated[str, typer.Option(metavar="FILE", help="The certificate to show it. [HEARTH_CERT]")] = "",
+    key: Annotated[str, typer.Option(metavar="FILE", help="The key of that certificate. [HEARTH_KEY]")] = "",
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    given = {"HEARTH_TOKEN_FILE": token_file, "HEARTH_CA": ca, "HEARTH_CERT": cert, "HEARTH_KEY": key}
+    os.environ.update({name: value for name, value in given.items() if value})
+    if token_file:
+        os.environ.pop("HEARTH_TOKEN", None)
     if host:
-        os.environ["HEARTH_HOST"] = host
+        _use_host(host)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -51,7 +51,11 @@ def cordon(
 
 @uncordon_app.command()
 def uncordon(config: options.Config = None, socket: options.Socket = None, as_json: options.Json = False) -> None:
-    """Give leases again, after a cordon or a drain."""
+    """Give leases again, after a cordon or a drain.
+
+    \b
+    hearth uncordon
+    """
     with options.client(socket, config) as client:
         answer = _set(client, "uncordon", "")
     print_json(answer.document) if as_json else say("this host gives leases")

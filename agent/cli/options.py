@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import typer
 
-from agent.cli.client import ApiClient, Local, Remote
+from agent.cli import complete
+from agent.cli.client import ApiClient
+from agent.cli.place import Local, Remote
 
 DEFAULT_CONFIG: Final = Path("/etc/hearth/hearth.toml")
 
@@ -29,6 +32,11 @@ Socket = Annotated[
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+PoolName = Annotated[
+    str, typer.Argument(help="The pool to take a VM from.", show_default=False, autocompletion=complete.pools)
+]
+VmName = Annotated[str, typer.Argument(help="The VM's name.", show_default=False, autocompletion=complete.vms)]
+
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
 _UNIT_S: Final = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -41,21 +49,36 @@ def parse_duration(text: str | float) -> float:
     return float(match[1]) * _UNIT_S[match[2]]
 
 
+Wait = Annotated[
+    float, typer.Option(parser=parse_duration, metavar="TIME", help="How long to wait for a VM that is ready.")
+]
+
+
 def config_path(config: Path | None) -> Path:
     """Return the configuration file to use."""
     return config or DEFAULT_CONFIG
 
 
-def client(socket: Path | None, config: Path | None) -> ApiClient:
-    """Return a client of the agent that is meant: by its socket, by HEARTH_HOST, by its configuration, or this host's.
+def place(socket: Path | None, config: Path | None) -> Local | Remote:
+    """Return the agent that is meant: by its socket, by HEARTH_HOST, by its configuration, or this host's.
 
-    Raises `ConfigError` when a configuration is named, or stands in the default place, and cannot be used.
+    Raises `ConfigError` when a configuration is named, or stands in the default place, and cannot be used, and
+    `LoginError` when a token file cannot be read.
     """
-    remote = os.environ.get("HEARTH_HOST", "")
-    if remote and socket is None:
-        ca = os.environ.get("HEARTH_CA")
-        return ApiClient(Remote(remote, os.environ.get("HEARTH_TOKEN", ""), Path(ca) if ca else None))
-    return ApiClient(Local(socket or _configured_socket(config)))
+    if (url := os.environ.get("HEARTH_HOST")) and socket is None:
+        return Remote.of(url, os.environ)
+    return Local(socket or _configured_socket(config))
+
+
+def client(socket: Path | None, config: Path | None) -> ApiClient:
+    """Return a client of the agent that is meant. Raises as `place` does, and for an address that is none."""
+    return ApiClient(place(socket, config))
+
+
+def remote_host() -> str:
+    """Return the name of the other host whose agent is meant; empty for this host's."""
+    url = os.environ.get("HEARTH_HOST", "")
+    return urlsplit(url).hostname or "" if url else ""
 
 
 def _configured_socket(config: Path | None) -> Path:

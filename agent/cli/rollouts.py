@@ -7,13 +7,13 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from agent.cli import options
+from agent.cli import complete, options
 from agent.cli.output import print_json, say
 from agent.telemetry.render import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show rollouts, try one again, or undo one.")
 
-_Pool = Annotated[str, typer.Argument(help="The pool's name.")]
+_Pool = Annotated[str, typer.Argument(help="The pool's name.", show_default=False, autocompletion=complete.pools)]
 
 
 @app.command()
@@ -33,14 +33,19 @@ def status(config: options.Config = None, socket: options.Socket = None, as_json
 
     from agent.cli.tables import rollout_table  # noqa: PLC0415
 
-    Console().print(rollout_table(answer.document["rollouts"], answer.at))
+    console = Console()
+    console.print(rollout_table(answer.document["rollouts"], answer.at, console.width))
 
 
 @app.command()
 def retry(
     pool: _Pool, config: options.Config = None, socket: options.Socket = None, as_json: options.Json = False
 ) -> None:
-    """Try a pool's target again at once: its quarantine, its failures and its breaker are forgotten."""
+    """Try a pool's target again at once: its quarantine, its failures and its breaker are forgotten.
+
+    \b
+    hearth rollout retry xcode
+    """
     with options.client(socket, config) as client:
         answer = client.ask("POST", f"/v1/rollouts/{quote(pool, safe='')}/retry")
     _show(answer.document, as_json=as_json)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from agent.cli import options
-from agent.cli.client import AgentUnreachableError, ApiClient
 from agent.cli.output import print_json
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import Console, RenderableType
+
+    from agent.cli.client import ApiClient
 
 app = typer.Typer(add_completion=False)
 
@@ -45,7 +48,7 @@ def status(
         if watch:
             _watch(client, console)
         else:
-            console.print(_View(client).render())
+            console.print(_View(client).whole(console.width))
 
 
 class _View:
@@ -56,33 +59,35 @@ class _View:
         self._etag = ""
         self._host: dict[str, Any] = {}
 
-    def render(self) -> RenderableType:
-        """Return the status as of now."""
+    def whole(self, width: int) -> RenderableType:
+        """Return the status as of now, as long as it is."""
         from agent.cli.tables import status_view  # noqa: PLC0415 - rich is slow to import
 
+        vms, now = self._look()
+        return status_view(self._host, vms, now, width)
+
+    def fitted(self, width: int) -> RenderableType:
+        """Return the status as of now, cut to the terminal."""
+        from agent.cli.screen import Fitted  # noqa: PLC0415 - rich is slow to import
+        from agent.cli.tables import status_sections  # noqa: PLC0415
+
+        vms, now = self._look()
+        return Fitted(status_sections(self._host, vms, now, width, one_line=True))
+
+    def _look(self) -> tuple[list[dict[str, Any]], datetime]:
+        """Bring the host document up to date and return the VMs, with the host's time."""
         answer = self._client.get("/v1/host", etag=self._etag)
         if answer.document is not None:
             self._host, self._etag = answer.document, answer.etag
-        return status_view(self._host, self._client.get("/v1/vms").document["vms"], answer.at)
+        return self._client.get("/v1/vms").document["vms"], answer.at
 
 
 def _watch(client: ApiClient, console: Console) -> None:
-    """Show the status until Ctrl-C. An agent that goes away is waited for: it may be restarting."""
-    from rich.live import Live  # noqa: PLC0415 - rich is slow to import
-    from rich.text import Text  # noqa: PLC0415
+    """Show the status until Ctrl-C."""
+    from agent.cli.watching import watch  # noqa: PLC0415 - rich is slow to import
 
     view = _View(client)
-    shown = view.render()
-    try:
-        with Live(shown, console=console, screen=console.is_terminal, auto_refresh=False) as live:
-            while True:
-                time.sleep(REFRESH_S)
-                try:
-                    live.update(view.render(), refresh=True)
-                except AgentUnreachableError as error:
-                    live.update(Text(f"{error.message}; waiting for it", style="yellow"), refresh=True)
-    except KeyboardInterrupt:
-        return
+    watch(console, lambda: view.fitted(console.width))
 
 
 def _follow_json(client: ApiClient) -> None:

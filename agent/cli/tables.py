@@ -13,7 +13,7 @@ from agent.cli.units import duration, short_digest, short_name, since, size, unt
 from agent.telemetry.render import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
 Document = dict[str, Any]
@@ -29,18 +29,26 @@ STATE_STYLES: Final = {
     "failed": "red",
     "stopping": "yellow",
 }
-_PHASE_STYLES: Final = {"serving": "green", "rolled-back": "red"}
+PHASE_STYLES: Final = {"serving": "green", "rolled-back": "red"}
+_NEVER: Final = 1 << 30
 
 
-def status_view(host: Document, vms: list[Document], now: datetime) -> RenderableType:
-    """Return the whole status of a host."""
-    parts: list[RenderableType] = [headline(host), Text(), pool_table(host["pools"]), Text(), vm_table(vms, now)]
-    if host["images"]:
-        parts += [Text(), image_table(host["images"], now)]
-    troubles = list(trouble_lines(host, now))
-    if troubles:
-        parts += [Text(), *troubles]
-    return Group(*parts)
+def status_view(host: Document, vms: list[Document], now: datetime, width: int = 80) -> RenderableType:
+    """Return the whole status of a host, as long as it is."""
+    sections = status_sections(host, vms, now, width)
+    spaced = [part for section in sections for part in (Text(), section)]
+    return Group(*spaced[1:])
+
+
+def status_sections(
+    host: Document, vms: list[Document], now: datetime, width: int, *, one_line: bool = False
+) -> list[RenderableType]:
+    """Return the parts of a status from top to bottom; `one_line` gives no row more than one."""
+    troubles = list(trouble_lines(host, now, one_line=one_line))
+    parts: list[RenderableType] = [headline(host)]
+    parts += [Group(*troubles)] if troubles else []
+    parts += [pool_table(host["pools"], width), vm_table(vms, now, width, one_line=one_line)]
+    return [*parts, image_table(host["images"], now, width)] if host["images"] else parts
 
 
 def headline(host: Document) -> Text:
@@ -61,69 +69,102 @@ def headline(host: Document) -> Text:
     return text
 
 
-def pool_table(pools: Sequence[Document]) -> Table:
+def pool_table(pools: Sequence[Document], width: int = 80) -> Table:
     """Return the pools: what they should have and what they have. Standby is shown where there is any."""
     standby = any(pool["standby"] for pool in pools)
-    table = _table("POOL", "READY", *(["STANDBY"] if standby else []), "LEASED", "START", "WAIT", "VERSION", "ROLLOUT")
+    columns = {
+        "POOL": 0, "READY": 0, "STANDBY": 70 if standby else _NEVER, "LEASED": 40, "START": 50, "WAIT": 50,
+        "VERSION": 66, "ROLLOUT": 0,
+    }  # fmt: skip
+    shown = table(columns, width)
     for pool in pools:
         rollout = pool["rollout"] or {"phase": "", "serving": None, "target": None, "reason": ""}
-        phase = Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow"))
+        phase = Text(rollout["phase"], style=PHASE_STYLES.get(rollout["phase"], "yellow"))
         if rollout["target"] and rollout["phase"] not in ("", "serving"):
             phase.append(f" {short_digest(rollout['target'])}")
         ready = Text(f"{pool['ready']}/{pool['warm']}", style="green" if pool["ready"] >= pool["warm"] else "yellow")
-        table.add_row(
-            pool["name"],
-            ready,
-            *([_count(pool["standby"])] if standby else []),
-            _count(pool["leased"]),
-            _count(pool["starting"]),
-            _count(pool["waiting"]),
-            short_digest(rollout["serving"]),
-            phase,
-        )
-    return table
+        cells: dict[str, RenderableType] = {
+            "POOL": pool["name"], "READY": ready, "STANDBY": _count(pool["standby"]), "LEASED": _count(pool["leased"]),
+            "START": _count(pool["starting"]), "WAIT": _count(pool["waiting"]),
+            "VERSION": short_digest(rollout["serving"]), "ROLLOUT": phase,
+        }  # fmt: skip
+        add(shown, cells)
+    return shown
 
 
-def rollout_table(rollouts: Iterable[Document], now: datetime) -> Table:
+def rollout_table(rollouts: Iterable[Document], now: datetime, width: int = 80) -> Table:
     """Return the rollouts with why they stand where they do."""
-    table = _table("POOL", "PHASE", "FOR", "TARGET", "SERVING", "PREVIOUS")
-    table.add_column("WHY", overflow="fold")
+    shown = table({"POOL": 0, "PHASE": 0, "FOR": 50, "TARGET": 0, "SERVING": 0, "PREVIOUS": 70, "WHY": 0}, width)
     for rollout in rollouts:
-        table.add_row(
-            rollout["pool"],
-            Text(rollout["phase"], style=_PHASE_STYLES.get(rollout["phase"], "yellow")),
-            since(rollout["since"], now) if rollout["since"] else "",
-            *(short_digest(rollout[kind]) for kind in ("target", "serving", "previous")),
-            Text(plain(rollout["reason"])),
-        )
-    return table
+        cells: dict[str, RenderableType] = {
+            "POOL": rollout["pool"],
+            "PHASE": Text(rollout["phase"], style=PHASE_STYLES.get(rollout["phase"], "yellow")),
+            "FOR": since(rollout["since"], now) if rollout["since"] else "",
+            **{kind.upper(): short_digest(rollout[kind]) for kind in ("target", "serving", "previous")},
+            "WHY": Text(plain(rollout["reason"])),
+        }
+        add(shown, cells)
+    return shown
 
 
-def vm_table(vms: Iterable[Document], now: datetime) -> Table:
+def vm_table(vms: Iterable[Document], now: datetime, width: int = 80, *, one_line: bool = False) -> Table:
     """Return the VMs with their state, the age of that state, and who holds them."""
-    table = _table("VM", "STATE", "FOR")
-    table.add_column("LEASE", overflow="fold")
+    shown = table({"VM": 0, "STATE": 0, "FOR": 0, "LEASE": 30}, width, one_line=one_line)
     for vm in vms:
         state = Text(vm["state"], style=STATE_STYLES.get(vm["state"], ""))
-        table.add_row(short_name(vm["name"]), state, since(vm["since"], now), _lease_or_failure(vm, now))
-    return table
+        name = short_name(vm["name"], name_room(width))
+        add(shown, {"VM": name, "STATE": state, "FOR": since(vm["since"], now), "LEASE": _lease_or_failure(vm, now)})
+    return shown
 
 
-def image_table(images: Iterable[Document], now: datetime) -> Table:
+def vm_view(vm: Document, now: datetime) -> RenderableType:
+    """Return all about one VM."""
+    address = vm["address"]
+    ports = [f"{guest} at {address['host']}:{port}" for guest, port in address["ports"].items()] if address else []
+    about = Table.grid(padding=(0, 2))
+    for title, text in (
+        ("state", Text(f"{vm['state']} for {since(vm['since'], now)}", style=STATE_STYLES.get(vm["state"], ""))),
+        ("pool", Text(vm["pool"])),
+        ("image", Text(vm["image"])),
+        ("size", Text(f"{vm['cpus']} cpus, {size(vm['memory_mib'] * 2**20)} memory")),
+        ("age", Text(since(vm["created_at"], now))),
+        ("lease", Text(vm["lease"]["id"] if vm["lease"] else "-")),
+        ("held by", _lease_or_failure(vm, now)),
+        ("ports", Text(", ".join(ports) or "-")),
+    ):
+        about.add_row(Text(title, style="dim"), text)
+    probes = table({"PROBE": 0, "OUTCOME": 0, "AGO": 0, "DETAIL": 0}, 80)
+    for probe in vm["probes"]:
+        outcome = Text(probe["outcome"], style="green" if probe["outcome"] == "pass" else "red")
+        cells = {"PROBE": probe["probe"], "OUTCOME": outcome, "AGO": since(probe["at"], now)}
+        add(probes, {**cells, "DETAIL": Text(plain(probe["detail"]))})
+    parts: list[RenderableType] = [Text(vm["name"], style="bold"), about]
+    return Group(*parts, *((Text(), probes) if vm["probes"] else ()))
+
+
+def image_table(images: Iterable[Document], now: datetime, width: int = 80) -> Table:
     """Return the image versions with the progress of those on their way."""
-    table = _table("IMAGE", "SIZE", "POOLS", "STATE")
+    shown = table({"IMAGE": 0, "SIZE": 40, "POOLS": 50, "STATE": 0}, width)
     for image in images:
-        table.add_row(
-            short_digest(image["digest"]),
-            size(image["allocated_bytes"]) if image["state"] == "here" else "",
-            ", ".join(image["pools"]) or "-",
-            _image_state(image, now),
-        )
-    return table
+        here = image["state"] == "here"
+        cells: dict[str, RenderableType] = {
+            "IMAGE": short_digest(image["digest"]),
+            "SIZE": size(image["allocated_bytes"]) if here else "",
+            "POOLS": ", ".join(image["pools"]) or "-",
+            "STATE": _image_state(image, now),
+        }
+        add(shown, cells)
+    return shown
 
 
-def trouble_lines(host: Document, now: datetime) -> Iterable[Text]:
-    """Yield one line for each condition that is not as it should be, and for each pool that has an error."""
+def trouble_lines(host: Document, now: datetime, *, one_line: bool = False) -> Iterable[Text]:
+    """Yield a line for each condition that is not as it should be, and for each pool that has an error."""
+    for line in _troubles(host, now):
+        line.no_wrap, line.overflow = one_line, "ellipsis" if one_line else "fold"
+        yield line
+
+
+def _troubles(host: Document, now: datetime) -> Iterable[Text]:
     for condition in host["conditions"]:
         if condition["problem"]:
             age = f" for {since(condition['since'], now)}" if condition["since"] else ""
@@ -136,7 +177,7 @@ def trouble_lines(host: Document, now: datetime) -> Iterable[Text]:
 
 
 def _trouble(what: str, why: str) -> Text:
-    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {plain(why)}" if why else "", overflow="fold")
+    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {plain(why)}" if why else "")
 
 
 def _lease_or_failure(vm: Document, now: datetime) -> Text:
@@ -164,11 +205,25 @@ def _image_state(image: Document, now: datetime) -> RenderableType:
     return line
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    return table
+def table(columns: Mapping[str, int], width: int, *, one_line: bool = False) -> Table:
+    """Return a table with those of the columns whose least width of the terminal is there. The last one may wrap."""
+    shown = Table(box=None, pad_edge=False, header_style="dim", expand=False, padding=(0, 2, 0, 0))
+    last = list(columns)[-1]
+    for column, least_width in columns.items():
+        if least_width <= width:
+            wraps = column == last and not one_line
+            shown.add_column(column, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
+    return shown
+
+
+def add(shown: Table, cells: Mapping[str, RenderableType]) -> None:
+    """Add a row with the cells whose column is shown."""
+    shown.add_row(*(cells[str(column.header)] for column in shown.columns))
+
+
+def name_room(width: int) -> int:
+    """Return how many characters a VM's name may take."""
+    return 44 if width >= 78 else 27 if width >= 60 else 12 if width >= 36 else 6
 
 
 def _count(number: int) -> Text:

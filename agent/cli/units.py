@@ -40,8 +40,11 @@ def size(count: float) -> str:
 
 
 def short_name(name: str, limit: int = 44) -> str:
-    """Return a VM name within `limit` characters, its ULID whole: the end is what tells VMs apart."""
-    return name if len(name) <= limit else f"{name[: limit - 27]}…{name[-26:]}"
+    """Return a VM name within `limit` characters: its end tells VMs apart, and its ULID is whole if it fits."""
+    if len(name) <= limit:
+        return name
+    head = max(0, limit - 27)
+    return f"{name[:head]}…{name[-(limit - head - 1) :]}"
 
 
 def short_digest(digest: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cli.exits import EXIT_BY_CODE, Exit
-from agent.cli.main import COMMANDS
+from agent.cli.main import COMMANDS, run
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, start
 
@@ -127,6 +128,59 @@ def test_an_agent_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path,
     assert ended.code == Exit.UNREACHABLE
     assert f"the agent does not answer on {tmp_path / 'none.sock'}" in ended.err
     assert "hearth run" in ended.err
+
+
+def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    monkeypatch.setenv("_HEARTH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    with pytest.raises(SystemExit):
+        run([])
+    return capsys.readouterr().out.split()
+
+
+def test_the_shell_completes_commands_options_and_what_the_agent_has(
+    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEARTH_SOCKET", str(agent.socket))
+    lease = json.loads(hearth("lease", "small", "--json").out)
+    assert completed(monkeypatch, capsys, "hearth", "unc") == ["uncordon"]
+    assert completed(monkeypatch, capsys, "hearth", "vms", "re") == ["replace"]
+    assert "--level" in completed(monkeypatch, capsys, "hearth", "logs", "--le")
+    assert completed(monkeypatch, capsys, "hearth", "exec", "sm") == ["small"]
+    assert completed(monkeypatch, capsys, "hearth", "vms", "why", "hearth-small-2") == ["hearth-small-2"]
+    assert completed(monkeypatch, capsys, "hearth", "release", "") == [lease["id"]]
+    monkeypatch.setenv("HEARTH_SOCKET", "/nowhere")
+    assert completed(monkeypatch, capsys, "hearth", "exec", "sm") == []
+
+
+def test_every_command_has_help_with_an_example(hearth: Hearth) -> None:
+    without = []
+    for name in COMMANDS:
+        told = hearth(name, "--help").out
+        inner = re.findall(r"^[│ ] (\w\S*) ", told.partition("Commands")[2], flags=re.MULTILINE)
+        pages = [told, *(hearth(name, command, "--help").out for command in inner)]
+        if not any(f"hearth {name}" in page.partition("Usage:")[2].partition("\n")[2] for page in pages):
+            without.append(name)
+    assert without == []
+
+
+def test_images_and_one_vm_are_shown(agent: Agent, hearth: Hearth) -> None:
+    assert "aaaaaaaaaaaa" in hearth("images", "--socket", agent.socket).out
+    assert len(json.loads(hearth("images", "--socket", agent.socket, "--json").out)["images"]) == 1
+    shown = hearth("vms", "show", "small-1", "--socket", agent.socket).out
+    assert "22 at 127.0.0.1:40022" in shown
+    assert "answered" in shown
+    assert json.loads(hearth("vms", "show", "small-1", "--socket", agent.socket, "--json").out)["state"] == "ready"
+    assert hearth("vms", "show", "small-9", "--socket", agent.socket).code == Exit.NOT_FOUND
+
+
+def test_top_asks_twice(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cli.top.FIRST_S", 0.0)
+    document = json.loads(hearth("top", "--json", "--socket", agent.socket).out)
+    assert [vm["name"] for vm in document["vms"]] == ["hearth-small-1", "hearth-small-2"]
+    assert document["host"]["memory_total_bytes"] > 0
+    assert "hearth-small-1" in hearth("top", "--once", "--socket", agent.socket).out
 
 
 def test_the_socket_is_found_through_the_configuration(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:

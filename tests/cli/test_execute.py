@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.cli import borrow, client, execute, guest
 from agent.cli.exits import Exit
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from tests.api.memory_engine import MemoryEngine
 
@@ -46,10 +54,140 @@ def test_a_signal_ends_the_command_and_gives_the_vm_back(agent: Agent, number: s
     assert given_back(agent)
 
 
+def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
+    async def in_line(engine: MemoryEngine) -> None:
+        async with asyncio.timeout(10):
+            await engine.leases.arrived.wait()
+
+    async def left(engine: MemoryEngine) -> int:
+        async with asyncio.timeout(10):
+            await engine.leases.left.wait()
+        return len(engine.leases.line)
+
+    async def take(engine: MemoryEngine) -> None:
+        engine.become("hearth-small-1", VmState.STOPPING)
+
+    agent.ask(take)
+    process = start("exec", "small", "--socket", agent.socket, "--", "true")
+    agent.ask(in_line)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+    assert agent.ask(left) == 0
+    assert not agent.engine.leases.held
+
+
+def test_ctrl_c_before_the_lease_was_told_gives_it_back(agent: Agent) -> None:
+    async def granted(engine: MemoryEngine) -> None:
+        async with asyncio.timeout(10):
+            await engine.address_asked.wait()
+
+    agent.engine.address_hangs = True
+    process = start("exec", "small", "--socket", agent.socket, "--", "true")
+    agent.ask(granted)
+    assert agent.engine.leases.held
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+    assert given_back(agent)
+
+
+def test_ctrl_c_while_the_vm_is_given_back_changes_nothing(agent: Agent) -> None:
+    asked, go_on = threading.Event(), asyncio.Event()
+    release = agent.engine.leases.release
+
+    async def slow(lease_id: str) -> None:
+        asked.set()
+        await go_on.wait()
+        await release(lease_id)
+
+    async def let_go(_: MemoryEngine) -> None:
+        go_on.set()
+
+    agent.engine.leases.release = slow  # type: ignore[method-assign]
+    process = start("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
+    assert asked.wait(10)
+    assert process.stderr is not None
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        assert "giving the VM back" in process.stderr.readline()
+    agent.ask(let_go)
+    process.communicate(timeout=20)
+    assert process.returncode == 7
+    assert given_back(agent)
+
+
+class InterruptAt:
+    """Sends this process SIGINT as Ctrl-C would, when the given line of the watched files is reached."""
+
+    def __init__(self, moment: int) -> None:
+        self.moment = moment
+        self.passed = 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        if event == "line":
+            self.passed += 1
+            if self.passed == self.moment:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+WATCHED = {str(Path(module.__file__ or "")) for module in (borrow, client, execute, guest)}
+
+
+def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth: Hearth) -> None:
+    """Interrupts one run at the first line it reaches, the next some lines later, until one gets through."""
+
+    async def another(engine: MemoryEngine) -> None:
+        engine.become("hearth-small-1", VmState.READY)
+
+    for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
+        interrupt = InterruptAt(moment)
+        sys.settrace(interrupt)
+        try:
+            ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
+        finally:
+            sys.settrace(None)
+        assert not agent.engine.leases.held, f"the interrupt at line {moment} left a lease"
+        if interrupt.passed < moment:
+            assert (ended.code, moment > 100) == (7, True)
+            break
+        assert ended.code in (7, Exit.INTERRUPTED)
+        agent.ask(another)
+
+
+def test_input_and_output_pass_while_the_command_runs(agent: Agent) -> None:
+    command = [sys.executable, "-m", "agent", "exec", "small", "-i", "--socket", str(agent.socket), "--", "cat"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for line in (b"one\n", b"\x00\xff\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        assert process.stdout.readline() == line
+    assert process.communicate(b"last", timeout=20) == (b"last", b"")
+    assert process.returncode == 0
+    assert given_back(agent)
+
+
+def test_output_that_nobody_reads_any_more_ends_the_command(agent: Agent) -> None:
+    process = start("exec", "small", "--socket", agent.socket, "--", "yes")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "y\n"
+    process.stdout.close()
+    assert process.wait(20) == Exit.BROKEN_PIPE
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert given_back(agent)
+
+
 def test_a_command_that_takes_too_long_is_hearths_failure(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("exec", "small", "--timeout", "0.1s", "--socket", agent.socket, "--", "sleep", "1000")
     assert ended.code == Exit.EXEC_FAILED
-    assert "did not end `sleep` within 0.1 s" in ended.err
+    assert "`sleep` did not end within 0.1 s" in ended.err
     assert given_back(agent)
 
 
@@ -62,7 +200,7 @@ def test_no_vm_is_hearths_failure_too(agent: Agent, hearth: Hearth) -> None:
 def test_the_lease_is_renewed_while_the_command_runs(
     agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.cli.execute._RENEW_S", 0.02)
+    monkeypatch.setattr("agent.cli.borrow._RENEW_S", 0.02)
     assert hearth("exec", "small", "--socket", agent.socket, "--", "sleep", "0.5").code == 0
     assert agent.engine.leases.renewals > 1
 

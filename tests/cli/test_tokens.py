@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,43 @@ def test_an_agent_elsewhere_is_asked_over_tls_with_a_token(
         assert refused.code == Exit.REFUSED
         assert "'me' may read, and this needs lease" in refused.err
         assert secret not in untrusted.err + unknown.err + refused.err
+
+
+def test_every_way_to_name_another_host_works_over_mutual_tls(config: Path, hearth: Hearth, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(hearth("token", "create", "me", "--role", "lease").out)
+    ca, tls, mine = authority(tmp_path), certificate(tmp_path, "host"), certificate(tmp_path, "me")
+    gate, both = TokenGate(tokens_path(config.parent / "data")), tls.model_copy(update={"client_ca": ca})
+    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1")), gate=gate, tls=both) as agent:
+        url = f"https://127.0.0.1:{agent.port}"
+        login = ("--ca", ca, "--token-file", token)
+        shown = ("--cert", mine.certificate, "--key", mine.key)
+        refused = hearth("--host", url, *login, "vms")
+        assert refused.code == Exit.UNREACHABLE
+        assert "HEARTH_CERT" in refused.err
+        assert "hearth-small-1" in hearth("--host", url, *login, *shown, "vms").out
+        assert "hearth-small-1" in hearth(*login, *shown, "vms", "--host", url).out
+        ended = hearth(*login, *shown, "exec", "small", "--host", url, "--", "sh", "-c", "exit 7")
+        assert (ended.code, ended.err) == (7, "")
+        for name in ("HEARTH_HOST", "HEARTH_CA", "HEARTH_CERT", "HEARTH_KEY", "HEARTH_TOKEN_FILE"):
+            os.environ.pop(name)
+
+
+def test_what_works_on_files_is_not_asked_of_another_host(hearth: Hearth) -> None:
+    ended = hearth("--host", "https://mac-7", "logs")
+    assert ended.code == Exit.USAGE
+    assert "log in" in ended.err
+    assert "No such option" in hearth("logs", "--host", "https://mac-7").err
+
+
+@pytest.mark.parametrize("name", ["HEARTH_TOKEN_FILE", "HEARTH_CA", "HEARTH_CERT"])
+def test_a_login_that_cannot_be_read_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HEARTH_HOST", "https://127.0.0.1:1")
+    monkeypatch.setenv(name, "/nowhere/it")
+    ended = hearth("status")
+    assert ended.code == Exit.FAILURE
+    assert "/nowhere/it" in ended.err
+    assert name in ended.err
 
 
 def test_an_address_that_is_none_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""`/v1/usage`: what the VMs take of the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from agent.api import usage_schemas
+from agent.api.context import answer, context
+from agent.api.operation import Operation
+from agent.host.usage import Usage, VmUsage, measure
+
+if TYPE_CHECKING:
+    from agent.domain.model import Vm
+
+FRESH_S: Final = 0.5
+"""For so long a measurement serves everybody who asks: the processes are not read once for each of them."""
+
+_TIMEOUT_S: Final = 10.0
+_NOTHING: Final = VmUsage(0.0, 0)
+
+
+class Meter:
+    """Measures once at a time."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._measured_s = float("-inf")
+        self._latest: Usage | None = None
+
+    async def read(self, names: tuple[str, ...]) -> Usage:
+        """Return a fresh measurement. Raises `TimeoutError` on a machine that cannot tell in time."""
+        async with asyncio.timeout(_TIMEOUT_S), self._lock:
+            if self._latest is None or time.monotonic() - self._measured_s > FRESH_S:
+                self._latest = await asyncio.to_thread(measure, names)
+                self._measured_s = time.monotonic()
+            return self._latest
+
+
+METER: Final = web.AppKey("meter", Meter)
+
+
+async def usage(request: web.Request) -> web.Response:
+    """Tell what each VM takes."""
+    vms = sorted(context(request).engine.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
+    measured = await request.app[METER].read(tuple(vm.name for vm in vms))
+    return answer(
+        usage_schemas.UsageDocument(
+            at=datetime.fromtimestamp(measured.at_s, UTC),
+            host=usage_schemas.HostUsage(
+                cpus=measured.cpus,
+                cpu_busy_s=measured.cpu_busy_s,
+                load_1m=measured.load_1m,
+                memory_total_bytes=measured.memory_total_bytes,
+                memory_available_bytes=measured.memory_available_bytes,
+            ),
+            vms=tuple(_of(vm, measured.vms.get(vm.name, _NOTHING)) for vm in vms),
+        )
+    )
+
+
+def _of(vm: Vm, taken: VmUsage) -> usage_schemas.VmUsage:
+    return usage_schemas.VmUsage(
+        name=vm.name, pool=vm.pool, state=vm.state, cpus=vm.size.cpus, memory_mib=vm.size.memory_mib,
+        cpu_s=taken.cpu_s, resident_bytes=taken.resident_bytes,
+    )  # fmt: skip
+
+
+OPERATIONS: Final = (
+    Operation("usage", "GET", "/v1/usage", usage, "What the VMs take of the machine", usage_schemas.UsageDocument),
+)

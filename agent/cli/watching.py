@@ -1,0 +1,37 @@
+"""A view on the whole terminal, drawn anew until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from rich.live import Live
+from rich.text import Text
+
+from agent.cli.place import AgentUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console, RenderableType
+
+REFRESH_S: Final = 1.0
+
+
+def watch(console: Console, draw: Callable[[], RenderableType]) -> None:
+    """Show what `draw` returns until Ctrl-C. An agent that goes away is waited for: it may be restarting.
+
+    The first drawing happens before the terminal is taken, so that an agent that never was there ends the command.
+    """
+    shown = draw()
+    try:
+        with Live(shown, console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            live.refresh()
+            while True:
+                time.sleep(REFRESH_S)
+                try:
+                    live.update(draw(), refresh=True)
+                except AgentUnreachableError as error:
+                    live.update(Text(f"{error.message}; waiting for it", style="yellow"), refresh=True)
+    except KeyboardInterrupt:
+        return
