@@ -193,10 +193,18 @@ class Run:
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
-        """Return the VMs whose end is not written down yet: on a full disk that is tried every second."""
+        """Return what no event tells of and must be over before a judgement is fair.
+
+        The end of a VM may be written late: on a full disk that is tried every second. And while a template is made of
+        a VM, a second process of its name parts its memory.
+        """
         pids = await asyncio.to_thread(self._host.vm_pids)
         gone = (name for name, row in snapshot.vms.items() if row["state"] in RUNNING and name not in pids)
-        return [f"the end of {name} is not written down" for name in sorted(gone)]
+        twice = (name for name, found in pids.items() if len(found) > 1)
+        return [
+            *(f"the end of {name} is not written down" for name in sorted(gone)),
+            *(f"{name} has processes {pids[name]}" for name in sorted(twice)),
+        ]
 
     async def _tidy(self, snapshot: Snapshot) -> None:
         """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""
