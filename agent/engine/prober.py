@@ -140,7 +140,9 @@ class Prober:
                 await self._verdicts.sick(vm.name, Sick(Cause.STARTUP_DEADLINE, reason))
                 return False
             patience_s *= 1.5
-            await asyncio.sleep(min(pool.startup_period_s, max(0.0, deadline_s - self._clock())))
+            # Waiting for an answer is part of the period: a guest that comes up meanwhile is found at once.
+            pause_s = pool.startup_period_s - failed.duration_s
+            await asyncio.sleep(max(0.0, min(pause_s, deadline_s - self._clock())))
 
     async def _round(self, vm: Vm, probes: tuple[ProbeSpec, ...], patience_s: float) -> ProbeResult | None:
         """Ask each probe once, in order; return the first answer that is not a pass."""

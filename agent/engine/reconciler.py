@@ -81,7 +81,7 @@ class Reconciler:
         leases: dict[str, Lease | None] = {}
         try:
             async with self._ledger.transaction() as transaction:
-                world = self._view.world(listing)
+                world = self._view.world(listing, to_plan=True)
                 planned = plan(world)
                 self._board.post(planned.conditions)
                 self._keep_rollouts(transaction, planned)

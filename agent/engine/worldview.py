@@ -37,8 +37,11 @@ class Worldview:
     jitter: Callable[[], float]
     clock: Callable[[], float]
 
-    def world(self, listing: Listing | None = None) -> World:
-        """Return the world as the engine knows it now. No I/O."""
+    def world(self, listing: Listing | None = None, *, to_plan: bool = False) -> World:
+        """Return the world as the engine knows it now. No I/O.
+
+        Only one that is `to_plan` on has names for new VMs: drawing them takes as long as a plan.
+        """
         return World(
             now_s=self.clock(),
             jitter=self.jitter(),
@@ -60,6 +63,11 @@ class Worldview:
             can_suspend=self.capabilities.suspend,
             can_fan_out=self.capabilities.fan_out,
             templates=self.observation.templates,
-            fresh_ids=tuple(str(ULID()) for _ in range(min(_IDS_A_TURN, self.limits().slots))),
+            fresh_ids=tuple(str(ULID()) for _ in range(self._ids() if to_plan else 0)),
             resolve_period_s=self.resolve_period_s,
         )
+
+    def _ids(self) -> int:
+        """Return how many VMs a plan can make at most."""
+        held = sum(vm.holds_slot for vm in self.ledger.vms.values())
+        return max(0, min(_IDS_A_TURN, self.limits().slots - held))
