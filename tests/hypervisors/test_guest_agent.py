@@ -95,6 +95,13 @@ async def test_one_connection_serves_many_pings(tmp_path: Path) -> None:
         assert [request["execute"] for request in agent.requests] == ["guest-ping"] * 3
 
 
+async def test_a_line_taken_up_before_the_guest_runs_is_the_one_it_is_asked_on(tmp_path: Path) -> None:
+    async with talking_to(obedient, tmp_path) as (client, agent):
+        await client.connect()
+        await client.ping(timeout_s=5)
+        assert agent.connections == 1
+
+
 async def test_an_agent_that_does_not_answer_costs_the_time_given(tmp_path: Path) -> None:
     async with talking_to(silent, tmp_path) as (client, _):
         started_s = time.monotonic()

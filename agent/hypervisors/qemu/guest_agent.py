@@ -49,6 +49,10 @@ class GuestAgent:
         self._turn = asyncio.Lock()
         self._link: _Link | None = None
 
+    async def connect(self) -> None:
+        """Take the line up before the guest runs: one that finds nobody on it sleeps a while. Raises `OSError`."""
+        self._link = await _Link.open(self._path)
+
     async def ping(self, *, timeout_s: float) -> None:
         """Return when the agent answers. Raises `GuestError` when it does not in time."""
         async with self._deadline(timeout_s, "a ping"):
@@ -125,16 +129,19 @@ class GuestAgent:
         return reply["return"]
 
     async def _synced_link(self) -> _Link:
-        if self._link is not None and not self._link.hung_up:
-            return self._link
         patience_s = PATIENCE_S
         while True:
-            self.close()
-            self._link = link = await _Link.open(self._path)
+            if self._link is None or self._link.hung_up:
+                self.close()
+                self._link = await _Link.open(self._path)
+            link = self._link
+            if link.synced:
+                return link
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await link.sync()
                 return link
+            self.close()
             patience_s *= 2
 
 
@@ -146,6 +153,7 @@ class _Link:
         self._writer = writer
         self._decoder = Decoder()
         self._messages: list[dict[str, object]] = []
+        self.synced = False  # what is received answers what was sent
 
     @classmethod
     async def open(cls, path: Path) -> _Link:
@@ -160,6 +168,7 @@ class _Link:
         self.send(VOID + encode("guest-sync-delimited", {"id": number}))
         while (await self.receive()).get("return") != number:
             pass  # replies to an earlier owner of this line
+        self.synced = True
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)

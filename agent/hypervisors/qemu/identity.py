@@ -77,7 +77,11 @@ async def _run_hook(vm: RunningVm, arguments: tuple[str, ...], seed: bytes) -> N
 
 
 async def _tell(vm: RunningVm, request: str) -> None:
-    """Ask the hook that waits in the guest. It says so first, since only a write tells it that somebody is there."""
+    """Ask the hook that waits in the guest. It says so first, since only a write tells it that somebody is there.
+
+    The guest's agent is woken beside it: its first answer takes as long, and is what comes next.
+    """
+    waking = asyncio.create_task(vm.agent.ping(timeout_s=ANSWER_S))
     try:
         async with asyncio.timeout(BECOME_S):
             reader, writer = await asyncio.open_unix_connection(sock=connect(vm.directory / layout.WAITER))
@@ -87,10 +91,14 @@ async def _tell(vm: RunningVm, request: str) -> None:
                     pass
             finally:
                 writer.transport.abort()
+        await waking
     except TimeoutError:
         raise GuestError(f"{HOOK} in {vm.name} waits, but did not answer in {BECOME_S:g} s") from None
     except (OSError, ValueError) as error:
         raise GuestError(f"{HOOK} in {vm.name} cannot be told: {error}") from error
+    finally:
+        waking.cancel()
+        await asyncio.gather(waking, return_exceptions=True)
     if said != DONE:
         raise GuestError(f"{HOOK} in {vm.name} failed: {_words(said)}")
 

@@ -71,6 +71,7 @@ async def wait_until_up(vm: RunningVm, *, saved_in: Ram | None = None) -> None:
         async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=patience_s) as qmp:
             vm.ports = await qmp.forwarded_ports()
             if saved_in is not None:
+                await vm.agent.connect()
                 await suspend.load_memory(qmp, vm.directory, saved_in)
                 vm.waiting = vm.twin and await qmp.is_open(WAITER)
     except MonitorError as error:

@@ -15,6 +15,7 @@ from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.cmdline import Ram
 from agent.hypervisors.qemu.launch import SOCKETS, spawn
 from agent.hypervisors.qemu.monitor import monitor
+from agent.hypervisors.qemu.sockets import connect
 from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ async def part_memory(spec: VmSpec, draft: Path, fleet: Fleet, tools: Toolchain)
         fleet.helper(spec.name, start),
         monitor(f"the template of {spec.name}", draft / layout.MONITOR, timeout_s=PART_S) as qmp,
     ):
-        await qmp.migrate_in(draft / layout.MEMORY)
-        await qmp.migrate_out(draft / _REST, ram_apart=True)
+        # Nobody is to tell the guest that its agent's line was dropped meanwhile: it would look at it less often.
+        with connect(draft / layout.AGENT):
+            await qmp.migrate_in(draft / layout.MEMORY)
+            await qmp.migrate_out(draft / _REST, ram_apart=True)
         await qmp.quit()
     await finish_in_thread(partial(_tidy, draft))
 

@@ -34,7 +34,7 @@ failures = {FAILURES}
 """
 
 
-SETTLE_S: Final = 1.0
+SETTLE_S: Final = 3.0
 """After a template is kept, until the agent has seen it and its disk has taken it in."""
 FAILURES_A_VERSION: Final = 2
 """Failures of one version that are answered at once; later ones are answered slower, as they should be."""

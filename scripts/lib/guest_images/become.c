@@ -157,19 +157,24 @@ static int forget_host_keys(void)
 	return 1;
 }
 
-// `relation` says whose child it is: ours, or a sibling, for init to reap when we live on.
-static void start_the_rest(long relation)
+// Who goes on waiting need not fork while the guest has better things to do, and leaves the child to init to reap.
+static void start_the_rest(int waiting)
 {
 	struct timespec pause = { 1, 0 };
 	const char *arguments[] = { AFTER, 0 }, *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", 0 };
-	if (call(ACCESS, (long)AFTER, X_OK, 0) || call(CLONE, relation | SIGCHLD, 0, 0))
+	if (call(ACCESS, (long)AFTER, X_OK, 0))
+		return;
+	if (waiting)
+		call(NANOSLEEP, (long)&pause, 0, 0);
+	if (call(CLONE, SIGCHLD | (waiting ? CLONE_PARENT : 0), 0, 0))
 		return;
 	for (int file = 0; file <= 2; file++) // the caller waits until nobody holds its pipes
 		call(CLOSE, file, 0, 0);
 	for (int file = 0; file <= 2; file++)
 		call(OPEN, (long)"/dev/null", O_RDWR, 0);
 	call(SETSID, 0, 0, 0);
-	call(NANOSLEEP, (long)&pause, 0, 0);
+	if (!waiting)
+		call(NANOSLEEP, (long)&pause, 0, 0);
 	call(EXECVE, (long)AFTER, (long)arguments, (long)environment);
 	call(EXIT, 1, 0, 0);
 }
@@ -230,7 +235,7 @@ static void wait_for_requests(void)
 					 become(fields[0], fields[1], fields[2], fields[3]);
 			say(0, failed ? failed : "done\n");
 			if (!failed)
-				start_the_rest(CLONE_PARENT);
+				start_the_rest(1);
 		}
 	}
 }
