@@ -35,6 +35,7 @@ class EventKind(StrEnum):
     LEASE_BROKEN = "lease-broken"  # its VM died under it
     IMAGE_RESOLVED = "image-resolved"
     IMAGE_RESOLVE_FAILED = "image-resolve-failed"
+    IMAGE_PULLING = "image-pulling"  # how far a pull is, from time to time
     IMAGE_PULLED = "image-pulled"
     IMAGE_PULL_FAILED = "image-pull-failed"
     IMAGE_EVICTED = "image-evicted"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,12 +15,16 @@ from agent.domain.model import Resolution
 from agent.engine.outside import bounded
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from agent.engine.ledger import Transaction
     from agent.engine.outside import Outside
+    from agent.images.contract import PullProgress
 
 RESOLVE_TIMEOUT_S: Final = 60.0
 PULL_TIMEOUT_S: Final = 12 * 3600.0
 EVICT_TIMEOUT_S: Final = 300.0
+PROGRESS_PERIOD_S: Final = 15.0
 
 
 async def resolve(outside: Outside, reference: str) -> None:
@@ -50,7 +56,8 @@ async def pull(outside: Outside, reference: str, digest: str) -> None:
     """Make an image version whole on this host."""
     began_s = time.monotonic()
     try:
-        await bounded(outside.images.pull(reference, digest), PULL_TIMEOUT_S, "the pull")
+        async with _progress_told(outside, digest):
+            await bounded(outside.images.pull(reference, digest), PULL_TIMEOUT_S, "the pull")
     except (HearthError, OSError) as error:
         reason = str(error)
 
@@ -67,6 +74,38 @@ async def pull(outside: Outside, reference: str, digest: str) -> None:
         transaction.event(EventKind.IMAGE_PULLED, image=digest, detail=reference, duration_s=took_s)
 
     await outside.record(pulled)
+
+
+@asynccontextmanager
+async def _progress_told(outside: Outside, digest: str) -> AsyncIterator[None]:
+    """Tell in events how far the pull of a version is, for as long as the context lasts."""
+    ended = asyncio.Event()
+
+    async def tell() -> None:
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_PERIOD_S):
+                    await ended.wait()
+                return
+            for progress in outside.images.progress():
+                if progress.digest == digest and progress.total_bytes:
+                    await outside.record(partial(_pulling, progress))
+
+    telling = asyncio.create_task(tell(), name=f"progress of {digest}")
+    try:
+        yield
+    finally:
+        ended.set()  # and not cancelled, which could leave half a transaction
+        await telling
+
+
+def _pulling(progress: PullProgress, transaction: Transaction) -> None:
+    left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
+    detail = (
+        f"{progress.reference}: {progress.done_bytes / 1e6:.0f} of {progress.total_bytes / 1e6:.0f} MB, "
+        f"{progress.rate_bytes_per_s / 1e6:.1f} MB/s{left}, from {progress.source}"
+    )
+    transaction.event(EventKind.IMAGE_PULLING, image=progress.digest, detail=detail)
 
 
 async def evict(outside: Outside, digest: str) -> None:

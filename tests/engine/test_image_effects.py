@@ -1,0 +1,61 @@
+"""What is told of a pull while it lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent.domain.events import EventKind
+from agent.engine import image_effects
+from agent.engine.evidence import Evidence
+from agent.engine.outside import Outside
+from agent.hypervisors.simulated import SimulatedHost, SimulatedHypervisor
+from agent.images.contract import PullProgress
+from tests.engine.support import Clock, open_ledger, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from agent.domain.events import Event
+
+DIGEST = "sha256:" + "a" * 64
+
+
+class SlowImages:
+    """An image that is half here, and stays so until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def pull(self, _reference: str, _digest: str) -> None:
+        await self.go.wait()
+
+    def progress(self) -> tuple[PullProgress, ...]:
+        other = PullProgress("reg/other:1", "sha256:other", 10, 0, 0, 0.0, None)
+        return (other, PullProgress("reg/ci:1", DIGEST, 80_000_000, 40_000_000, 40_000_000, 5e6, 8.0, "reg/ci"))
+
+
+async def test_a_pull_tells_how_far_it_is_and_then_that_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_effects, "PROGRESS_PERIOD_S", 0.001)
+    told: list[Event] = []
+    images = SlowImages()
+
+    async def nothing(_vm: str) -> tuple[()]:
+        return ()
+
+    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as ledger:
+        ledger.on_change(told.extend)
+        evidence = Evidence(tmp_path / "evidence", 1 << 20, 1 << 20, events=nothing, probes=lambda _: ())
+        outside = Outside(SimulatedHypervisor(SimulatedHost()), images, ledger, evidence, lambda: 0.5)  # type: ignore[arg-type]
+        pulling = asyncio.create_task(image_effects.pull(outside, "reg/ci:1", DIGEST))
+        await until(lambda: len(told) >= 2)
+        images.go.set()
+        await pulling
+    assert {event.kind for event in told[:-1]} == {EventKind.IMAGE_PULLING}
+    assert told[0].image == DIGEST
+    assert told[0].detail == "reg/ci:1: 40 of 80 MB, 5.0 MB/s, 8 s left, from reg/ci"
+    assert told[-1].kind is EventKind.IMAGE_PULLED
