@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ class Ground(Protocol):
 
     def hang(self, name: str) -> None:
         """Let a VM stop answering without its process ending."""
+
+    def delete_files(self, name: str) -> None:
+        """Remove the files of a VM behind the agent's back."""
 
     def left(self) -> list[str]:
         """Return what is left of VMs beside those processes: files, above all."""
@@ -74,6 +78,10 @@ class QemuGround:
         """See `Ground`."""
         (process,) = self.processes()[name]
         process.send_signal(signal.SIGSTOP)
+
+    def delete_files(self, name: str) -> None:
+        """See `Ground`."""
+        shutil.rmtree(self._data_dir / "vms" / name, ignore_errors=True)
 
     def left(self) -> list[str]:
         """See `Ground`."""

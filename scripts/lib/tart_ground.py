@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -24,17 +25,18 @@ CHUNK_BYTES: Final = 1 << 20
 class TartGround:
     """A simulated Mac with Tart and two slots."""
 
-    def __init__(self, directory: Path, **tart: str | float) -> None:
-        """`tart` holds keys of `[hypervisor.tart]`."""
+    def __init__(self, directory: Path, *, home: Path | None = None, **tart: str | float) -> None:
+        """`home` is the Tart home where it is to lie elsewhere, `tart` holds more keys of `[hypervisor.tart]`."""
         self._directory = directory
         self._tart = tart
-        self.home = TartHome(directory / "tart")
+        self.home = TartHome(home or directory / "tart")
         self.registry = FaultyRegistry()
         self._stack = AsyncExitStack()
         self.config = ""
 
     async def open(self) -> None:
         """Start the registry."""
+        self._directory.mkdir(parents=True, exist_ok=True)
         await self._stack.enter_async_context(run_faulty(self.registry))
         keys = {"program": str(SIMULATOR), "home": str(self.home.root), **self._tart}
         values = "\n".join(f"{key} = {_toml(value)}" for key, value in keys.items())
@@ -43,20 +45,20 @@ class TartGround:
             f'[images.registries."{self.registry.host}"]\ninsecure = true\n'
         )
 
-    def add_image(self, version: str, **guest: object) -> str:
-        """Push a guest to the registry; return its reference."""
+    def add_image(self, version: str, **guest: object) -> tuple[str, str]:
+        """Push a guest to the registry; return its reference and digest."""
         disk = self._directory / "disk.img"
         disk.write_bytes(guest_disk(version, **guest))
         layout = self._directory / f"layout-{version}"
-        write_tart_layout(layout, disk, tag=version, chunk_bytes=CHUNK_BYTES, vm_config=MACOS)
+        digest = write_tart_layout(layout, disk, tag=version, chunk_bytes=CHUNK_BYTES, vm_config=MACOS)
         self.registry.load(layout)
-        return self.registry.reference(version)
+        return self.registry.reference(version), digest
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
         """See `Ground`."""
         await self.open()
         host.configure(self.config)
-        return {version: self.add_image(version) for version in versions}
+        return {version: self.add_image(version)[0] for version in versions}
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `Ground`."""
@@ -70,6 +72,11 @@ class TartGround:
         """See `Ground`."""
         (guest,) = self.home.guests(name)
         guest.suspend()
+
+    def delete_files(self, name: str) -> None:
+        """See `Ground`. Tart's, and the agent's record of them."""
+        for folder in (self.home.root / "vms" / name, self._directory / "data" / "vms" / name):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def left(self) -> list[str]:
         """See `Ground`."""

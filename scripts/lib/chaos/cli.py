@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one seed; default: a new one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several seeds, one after another")
     parser.add_argument("--slots", type=int, default=2, help="VMs at once (default 2)")
+    parser.add_argument("--hypervisor", choices=("qemu", "tart"), default="qemu", help="tart: a simulated Mac with it")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
     options = parser.parse_args(arguments)
     seeds = [*options.seeds, *([options.seed] if options.seed is not None else [])]
     seeds = seeds or [int.from_bytes(os.urandom(3))]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
     try:
-        outcomes = asyncio.run(_run(seeds, options.rounds, options.slots))
+        outcomes = asyncio.run(_run(seeds, options.rounds, options.slots, options.hypervisor))
     except asyncio.CancelledError:
         return 130
     figures = summary(outcomes)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if figures["ok"] else 1
 
 
-async def _run(seeds: list[int], rounds: int, slots: int) -> list[Outcome]:
+async def _run(seeds: list[int], rounds: int, slots: int, hypervisor: str) -> list[Outcome]:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -57,7 +58,7 @@ async def _run(seeds: list[int], rounds: int, slots: int) -> list[Outcome]:
     for seed in seeds:
         directory = Path(tempfile.mkdtemp(prefix=f"hearth-chaos-{seed}-"))
         try:
-            outcome = await Run(seed, directory, slots=slots).rounds(rounds)
+            outcome = await Run(seed, directory, slots=slots, hypervisor=hypervisor).rounds(rounds)
         except asyncio.CancelledError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -65,7 +66,8 @@ async def _run(seeds: list[int], rounds: int, slots: int) -> list[Outcome]:
         if outcome.findings:
             sys.stderr.write(
                 f"seed {seed} failed in round {outcome.rounds}; its log, journal and evidence are in {directory}\n"
-                f"replay: scripts/chaos --rounds {outcome.rounds} --seed {seed} --slots {slots}\n"
+                f"replay: scripts/chaos --rounds {outcome.rounds} --seed {seed} --slots {slots} "
+                f"--hypervisor {hypervisor}\n"
             )
         else:
             shutil.rmtree(directory)

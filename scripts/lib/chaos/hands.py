@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sqlite3
 from dataclasses import replace
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from scripts.lib.chaos.clients import Clients
     from scripts.lib.chaos.keeper import Keeper
     from scripts.lib.chaos.steps import Step
-    from scripts.lib.chaos.versions import Version, Versions
+    from scripts.lib.chaos.versions import Version, VersionSource
     from scripts.lib.chaos.volume import Volume
     from scripts.lib.host import Host
 
@@ -67,7 +66,7 @@ class Hands:
     """What harms and uses a host."""
 
     def __init__(
-        self, host: Host, book: Book, clients: Clients, keeper: Keeper, versions: Versions, volume: Volume | None
+        self, host: Host, book: Book, clients: Clients, keeper: Keeper, versions: VersionSource, volume: Volume | None
     ) -> None:
         self._host = host
         self._book = book
@@ -225,7 +224,7 @@ class Hands:
     async def _delete_files(self, step: Step) -> None:
         if victim := self._victim(step.pick):
             self.harm(victim[0], "files deleted")
-            await asyncio.to_thread(shutil.rmtree, self._host.data_dir / "vms" / victim[0], ignore_errors=True)
+            await asyncio.to_thread(self._host.ground.delete_files, victim[0])
 
     async def _crash(self, step: Step) -> None:
         await self._keeper.crash(down_s=step.lasts_s / 2)

@@ -24,13 +24,17 @@ from scripts.lib.chaos.keeper import AgentEndedError, Keeper
 from scripts.lib.chaos.record import Document, Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
 from scripts.lib.chaos.story import Fault, Finding, Story
+from scripts.lib.chaos.tart_versions import TartVersions
 from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
 from scripts.lib.chaos.volume import Volume, can_mount
 from scripts.lib.host import Host
+from scripts.lib.tart_ground import TartGround
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
     from pathlib import Path
+
+    from scripts.lib.chaos.versions import VersionSource
 
 SETTLE_S: Final = 150.0
 """Time a host gets to become as desired: several boots on a busy machine. Open breakers are waited for on top."""
@@ -59,12 +63,14 @@ class Outcome:
 class Run:
     """The rounds of one seed in `directory`."""
 
-    def __init__(self, seed: int, directory: Path, *, slots: int) -> None:
+    def __init__(self, seed: int, directory: Path, *, slots: int, hypervisor: str = "qemu") -> None:
         self._rng = random.Random(seed)
         self._slots = slots
         self._directory = directory
         self._began_s = time.monotonic()
-        self._host = Host(directory / "host")
+        host = directory / "host"
+        self._tart = TartGround(host, home=host / "data" / "tart") if hypervisor == "tart" else None
+        self._host = Host(host, self._tart)
         self._record = Record(self._host.data_dir / "journal.sqlite")
         self.outcome = Outcome(seed)
         self._book = self.outcome.book
@@ -79,11 +85,10 @@ class Run:
         async with AsyncExitStack() as stack:
             volume = await self._mount(stack)
             stack.push_async_callback(self._end)
-            images = await stack.enter_async_context(open_images(scratch_config(self._directory)))
-            versions = Versions(self._directory, images)
+            versions = await self._versions(stack)
             await versions.build()
             self._hands = Hands(self._host, self._book, self._clients, self._keeper, versions, volume)
-            self._host.configure(slots=self._slots)
+            self._host.configure(self._host.ground.config, slots=self._slots)
             await self._host.start()
             await self._guarded(self._warm_up())
             for number in range(1, count + 1):
@@ -96,6 +101,12 @@ class Run:
             else:
                 await self._guarded(self._leave())
         return self.outcome
+
+    async def _versions(self, stack: AsyncExitStack) -> VersionSource:
+        if self._tart is not None:
+            return TartVersions(self._tart)
+        images = await stack.enter_async_context(open_images(scratch_config(self._directory)))
+        return Versions(self._directory, images)
 
     async def _mount(self, stack: AsyncExitStack) -> Volume | None:
         if not can_mount():
@@ -278,7 +289,7 @@ class Run:
         """End every process; of a run with faults keep what explains them."""
         await self._host.end()
         if self.outcome.findings or sys.exc_info()[0] is not None:
-            ignore = shutil.ignore_patterns("images", "vms", "*.sock", "filler", "lost+found")
+            ignore = shutil.ignore_patterns("images", "vms", "tart", "*.sock", "filler", "lost+found")
             await asyncio.to_thread(
                 shutil.copytree, self._host.data_dir, self._directory / "kept", ignore=ignore, dirs_exist_ok=True
             )

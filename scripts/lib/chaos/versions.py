@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from agent.config import Config
 from agent.images.vmconfig import Hardware
@@ -43,6 +43,19 @@ class Version:
     reference: str
     digest: str
     flavour: Flavour
+
+
+class VersionSource(Protocol):
+    """Makes new versions, each of a digest that nobody has seen."""
+
+    async def build(self) -> None:
+        """Make what all of them need."""
+
+    async def push(self, flavour: Flavour) -> Version:
+        """Push a version. Waits while the registry is away."""
+
+    async def outage(self, lasts_s: float) -> None:
+        """Take the registry away for some seconds."""
 
 
 class Versions:

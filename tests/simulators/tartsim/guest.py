@@ -53,7 +53,8 @@ class Guest:
             with contextlib.suppress(OSError):  # the low ones are not everybody's
                 listener = socket.create_server((self.ip, port))
                 threading.Thread(target=self._serve, args=(listener, port), daemon=True).start()
-        Path(self.about["leases"], self.about["mac"]).write_text(self.ip)
+        with contextlib.suppress(OSError):  # which a Mac keeps on another disk
+            Path(self.about["leases"], self.about["mac"]).write_text(self.ip)
         if panic_s := self.kind.get("panic_s"):
             threading.Timer(panic_s, os._exit, (9,)).start()
         if not self.kind.get("sick"):

@@ -1,0 +1,45 @@
+"""Image versions without end for a simulated Mac with Tart: guests that are good, sick or dying, from its registry."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from scripts.lib.chaos.versions import DIES_AFTER_S, Flavour, Version
+
+if TYPE_CHECKING:
+    from scripts.lib.tart_ground import TartGround
+
+GUESTS: Final[dict[Flavour, dict[str, object]]] = {
+    Flavour.GOOD: {},
+    Flavour.SICK: {"sick": True},
+    Flavour.DYING: {"panic_s": DIES_AFTER_S},
+}
+
+
+class TartVersions:
+    """Like `Versions`, in the registry of the ground."""
+
+    def __init__(self, ground: TartGround) -> None:
+        self._ground = ground
+        self._numbers = itertools.count(1)
+
+    async def build(self) -> None:
+        """Start the registry; guests are made when they are pushed."""
+        await self._ground.open()
+
+    async def push(self, flavour: Flavour) -> Version:
+        """Push a version that nobody has seen."""
+        tag = f"{flavour}-{next(self._numbers)}"
+        reference, digest = self._ground.add_image(tag, **GUESTS[flavour])
+        return Version(reference, digest, flavour)
+
+    async def outage(self, lasts_s: float) -> None:
+        """Let the registry hold nothing for some seconds."""
+        registry = self._ground.registry
+        held, registry.manifests = registry.manifests, {}
+        try:
+            await asyncio.sleep(lasts_s)
+        finally:
+            registry.manifests |= held
