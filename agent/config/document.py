@@ -87,6 +87,11 @@ class Config(Section):
     log: LogConfig = LogConfig()
 
     @property
+    def vm_volume(self) -> Path:
+        """A folder of the volume on which VMs and images lie."""
+        return self.hypervisor.tart.home_path if self.hypervisor.driver == "tart" else self.data_dir
+
+    @property
     def assignment_path(self) -> Path:
         """The assignment file, where that is the source."""
         return self.assignment.file or Path("assignment.toml")

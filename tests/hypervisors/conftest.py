@@ -13,7 +13,7 @@ import pytest
 
 from agent.config import TartConfig
 from tests.hypervisors.anka_rig import REAL, AnkaRig, RealAnkaRig
-from tests.hypervisors.rigs import QemuRig, SimulatedRig, TartRig, local_image
+from tests.hypervisors.rigs import REAL_MAC, QemuRig, SimulatedRig, TartRig, local_image
 from tests.support.tart import TartHome
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def tart_rig(tmp_path: Path) -> Iterator[TartRig]:
 def real_tart_rig(folder: Path) -> TartRig | None:
     """Return a rig of this Mac's own Tart, which HEARTH_REAL_IMAGE names a cached image of: `host/name@sha256:…`."""
     program = shutil.which("tart")
-    if os.environ.get("HEARTH_REAL_MAC") != "1" or program is None:
+    if not REAL_MAC or program is None:
         return None
     home = TartConfig().home_path
     host, _, rest = os.environ["HEARTH_REAL_IMAGE"].partition("/")

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import Hypervisor
 
 GUEST_PORT = 8080
+REAL_MAC = os.environ.get("HEARTH_REAL_MAC") == "1"
+SIZE = VmSize(cpus=4, memory_mib=8192) if REAL_MAC else VmSize(cpus=1, memory_mib=256)
+"""What the tests' VMs get: macOS boots in no less."""
 LONG = "a-data-directory-whose-name-alone-is-longer-than-a-socket-address-may-be" * 2
 
 
 def spec(number: int = 1) -> VmSpec:
     """What the tests' VMs are: number `number` of the pool `small`, one of its ports forwarded."""
-    return VmSpec(vm_name("small", f"{number:026d}"), VmSize(cpus=1, memory_mib=256), (22, GUEST_PORT))
+    return VmSpec(vm_name("small", f"{number:026d}"), SIZE, (22, GUEST_PORT))
 
 
 class Rig(Protocol):
@@ -194,7 +197,7 @@ class TartRig:
         process.kill()
 
     def hang(self, name: str) -> None:
-        (process,) = self.home.guests(name)
+        (process,) = self.home.guests(name) or self.home.runs(name)
         process.suspend()
 
     def plant_foreign(self, name: str) -> None:

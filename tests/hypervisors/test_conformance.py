@@ -19,7 +19,7 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
-from tests.hypervisors.rigs import GUEST_PORT, spec
+from tests.hypervisors.rigs import GUEST_PORT, REAL_MAC, spec
 from tests.support.processes import open_fds
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import Hypervisor
     from tests.hypervisors.rigs import Rig
 
-BOOT_S = 60.0
+BOOT_S = 240.0 if REAL_MAC else 60.0
 AT_ONCE_S = 2.0
 """Nothing here lists or asks, so an exit that is told at all was an event; this is patience with a busy machine."""
 
