@@ -19,7 +19,8 @@ SHUTDOWN: Final = "sudo -n shutdown -h now || shutdown -h now"
 TOOL_CHECK_S: Final = 3.0
 RESOLVERS: Final = ("agent", "dhcp")
 """The guest knows its address best; leases can be stale, but are there without an agent."""
-IP_S: Final = 5.0
+IP_S: Final = 3.5
+"""How long one such question may take: Tart gives up by itself after two seconds."""
 
 
 async def ping(tool: TartTool, name: str, *, timeout_s: float) -> None:

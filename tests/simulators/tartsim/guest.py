@@ -161,7 +161,10 @@ def main() -> None:
     """Boot, and run until shut down or killed. Dies with `tart run`, as Apple's helper does with its client."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    guest = Guest(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    about = json.loads(sys.argv[2])
+    if os.getppid() != about["parent"]:
+        return  # it ended before that could be asked for
+    guest = Guest(Path(sys.argv[1]), about)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what `shutdown` in guest_bin sends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=guest.boot, daemon=True).start()

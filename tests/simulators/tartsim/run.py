@@ -143,6 +143,7 @@ class _Runner:
             "leases": str(self._home.leases),
             "disk": str(self._vm.path / "disk.img"),
             "memory": memory,
+            "parent": os.getpid(),
         }
         self._guest = subprocess.Popen(
             [slots.PROGRAM, "-S", "-E", str(GUEST), str(self._place), json.dumps(about)],
