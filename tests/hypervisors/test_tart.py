@@ -272,8 +272,8 @@ async def test_a_sick_guest_is_reached_by_its_lease_alone(driver: TartHypervisor
     address = await driver.address(NAME)
     assert address.host.startswith("127.")
     assert address.ports == {22: 22, GUEST_PORT: GUEST_PORT}
-    with pytest.raises(GuestError, match=r"did not answer within 0\.7 s.*control socket"):
-        await driver.ping(NAME, timeout_s=0.7)
+    with pytest.raises(GuestError, match=r"did not answer within 3 s.*control socket"):
+        await driver.ping(NAME, timeout_s=3)
 
 
 async def test_no_address_in_time_is_the_guests_failure(

@@ -36,7 +36,7 @@ from agent.hypervisors.tart.layout import LOG, Layout
 from agent.hypervisors.tart.processes import is_suspendable
 from agent.hypervisors.tart.tool import REMEDY, TartTool
 from agent.processes.bounded import trim
-from agent.processes.command import CommandError, CommandRunner
+from agent.processes.command import CommandError, CommandRunner, CommandTimeoutError
 from agent.processes.process import kill
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 ASK_S: Final = 5.0
 """How long the guest may take over a request to shut down."""
-CUT_S: Final = 5.0
+CUT_S: Final = 3.0
 """How long Tart may take to cut a VM's power before it is killed."""
 END_S: Final = 15.0
 """How long a killed `tart run` may take to vanish."""
@@ -202,13 +202,15 @@ class TartHypervisor:
     async def ping(self, name: str, *, timeout_s: float) -> None:
         """See `Hypervisor`. A guest that cannot be reached yet is asked again until its time is up."""
         await self._running(name)
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s, said = time.monotonic() + timeout_s, ""
         while True:
             try:
                 await guest.ping(self._tool, name, timeout_s=max(0.01, deadline_s - time.monotonic()))
             except GuestError as error:
+                if not said or not isinstance(error.__cause__, CommandTimeoutError):
+                    said = error.message
                 if time.monotonic() + 2 * RETRY_S >= deadline_s:
-                    raise GuestError(f"{name} did not answer within {timeout_s:g} s: {error.message}") from error
+                    raise GuestError(f"{name} did not answer within {timeout_s:g} s: {said}") from error
                 await self._running(name)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -311,7 +313,7 @@ class TartHypervisor:
     async def _cut_power(self, vm: RunningVm) -> None:
         """Let Tart end the VM; whatever it says, what counts is whether the process ends."""
         try:
-            await self._tool.run("stop", f"--timeout={CUT_S:.0f}", vm.name, timeout_s=CUT_S + ASK_S)
+            await self._tool.run("stop", f"--timeout={CUT_S:.0f}", vm.name, timeout_s=CUT_S + 2)
         except (HypervisorError, CommandError):
             return
         await vm.exited_within(ASK_S)
