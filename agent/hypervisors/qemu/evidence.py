@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from agent.processes.process import ProcessIdentity
 
 TAIL_BYTES: Final = 256 << 10
-ASK_S: Final = 3.0
+ASK_S: Final = 1.0
+"""How long a monitor may take over all questions: some milliseconds where QEMU runs. What waits here is the slot."""
 STATE: Final = "state.json"
 
 
