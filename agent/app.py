@@ -46,7 +46,7 @@ from agent.host import facts
 from agent.host.accounts import running_account
 from agent.host.awake import Awake
 from agent.host.doctor.doctor import of_this_system, subject_of
-from agent.host.vitals import Pulse
+from agent.host.vitals import Pulse, measure_vitals
 from agent.host.watch import HostWatch
 from agent.hypervisors.choose import build_hypervisor
 from agent.images.choose import choose_images
@@ -126,7 +126,7 @@ async def build(
     http = await stack.enter_async_context(aiohttp.ClientSession())
     settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
     jitter = jitter or random.SystemRandom().random
-    runner, pulse = CommandRunner(metering.command), Pulse()
+    runner, pulse = CommandRunner(metering.command), Pulse(partial(measure_vitals, config.data_dir))
     identity = await facts.identify(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )

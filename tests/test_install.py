@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_a_checkout_is_installed_whole_and_an_interrupted_run_is_made_good(tmp_p
     told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
     assert told[0].startswith(str(version))
     assert told[0].endswith("/agent/launchd")
+
+    build = (
+        sys.executable,
+        "-m",
+        "pip",
+        "-q",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        REPOSITORY,
+    )
+    output_of(*build)
+    (wheel,) = tmp_path.glob("hearth-*.whl")
+    released = install("--prefix", tmp_path / "other", "--from", wheel)
+    assert released.returncode == 0, released.stderr
+    assert output_of(tmp_path / "other" / "current" / "bin" / "hearth", "--version").startswith("hearth ")
 
     (version / "complete").unlink()
     (version / "lib").rename(version / "gone")

@@ -72,7 +72,7 @@ def host_document(engine: Engine) -> schemas.HostDocument:
         vitals=schemas.Vitals(
             memory_pressure=engine.vitals().memory_pressure,
             heat=engine.vitals().heat,
-            purgeable_disk_bytes=engine.disk().purgeable_bytes,
+            purgeable_disk_bytes=engine.vitals().purgeable_bytes,
         ),
         versions=schemas.Versions(
             agent=identity.agent_version,

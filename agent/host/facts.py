@@ -43,12 +43,11 @@ class HostIdentity:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """The data volume, in bytes. Purgeable space is not free, but may become so; None where it cannot be told."""
+    """The data volume, in bytes."""
 
     total_bytes: int
     free_bytes: int
     reserve_bytes: int
-    purgeable_bytes: int | None = None
     excess_bytes: int = 0
     """What must go for the volume to fall to its low watermark; 0 as long as it is below the high one."""
 
@@ -85,7 +84,7 @@ def measure_disk(path: Path, config: Config) -> DiskFacts:
     full = used > seen.total_bytes * config.images.high_watermark_percent / 100
     excess = int(used - seen.total_bytes * config.images.low_watermark_percent / 100) if full else 0
     reserve = config.host.disk_reserve_mib * _MIB
-    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve, seen.purgeable_bytes, excess)
+    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve, excess)
 
 
 def limits(config: HostConfig) -> HostLimits:

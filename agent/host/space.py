@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The volume of a path, in bytes. `purgeable_bytes` is None where the system does not tell it."""
+    """The volume of a path, in bytes."""
 
     total_bytes: int
     free_bytes: int
-    purgeable_bytes: int | None = None
 
 
 def measure(path: Path) -> Space:
@@ -31,11 +30,22 @@ def measure(path: Path) -> Space:
 
     Blocks: a network or failing disk may take its time. Raises `OSError`.
     """
+    seen = os.statvfs(_there(path))
+    return Space(seen.f_blocks * seen.f_frsize, seen.f_bavail * seen.f_frsize)
+
+
+def purgeable_bytes(path: Path) -> int | None:
+    """Return what could become free on the volume of `path`, beyond what is; None where the system does not tell it.
+
+    Blocks: macOS asks another process for it. Raises `OSError`.
+    """
+    return _purgeable(_there(path), measure(path).free_bytes)
+
+
+def _there(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
-    seen = os.statvfs(path)
-    free = seen.f_bavail * seen.f_frsize
-    return Space(seen.f_blocks * seen.f_frsize, free, _purgeable(path, free))
+    return path
 
 
 if sys.platform == "darwin":

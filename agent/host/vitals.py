@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agent.host import space
 from agent.processes import sysctl
 
 if TYPE_CHECKING:
@@ -41,17 +42,18 @@ class Heat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The host's state as last measured."""
+    """The host's state as last measured. Purgeable space is that of the data volume; None where it cannot be told."""
 
     memory_pressure: MemoryPressure = MemoryPressure.UNKNOWN
     heat: Heat = Heat.UNKNOWN
+    purgeable_bytes: int | None = None
 
 
 class Pulse:
     """The latest vitals, measured every `PERIOD_S` seconds while `run` runs."""
 
-    def __init__(self, measure: Callable[[], Vitals] | None = None) -> None:
-        self._measure = measure or measure_vitals
+    def __init__(self, measure: Callable[[], Vitals]) -> None:
+        self._measure = measure
         self.latest = Vitals()
 
     async def run(self) -> None:
@@ -71,15 +73,22 @@ FULL_CRITICAL: Final = 20.0
 """Shares of the last 10 s, in percent, in which some tasks, or all at once, waited for memory."""
 
 
-def measure_vitals() -> Vitals:
-    """Measure now. Blocks for microseconds. Never fails: what cannot be told is unknown."""
+def measure_vitals(data_dir: Path) -> Vitals:
+    """Measure now. Blocks: apart from free space, which decisions hang on. What cannot be told is unknown."""
     if _ON_MAC:
-        return Vitals(_mac_pressure(), _mac_heat())
+        return Vitals(_mac_pressure(), _mac_heat(), _purgeable(data_dir))
     try:
         stalls = Path("/proc/pressure/memory").read_text(encoding="ascii")
     except OSError:
         stalls = ""
     return Vitals(pressure_of_stalls(stalls))
+
+
+def _purgeable(data_dir: Path) -> int | None:
+    try:
+        return space.purgeable_bytes(data_dir)
+    except OSError:
+        return None
 
 
 def pressure_of_stalls(text: str) -> MemoryPressure:

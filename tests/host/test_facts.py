@@ -92,8 +92,10 @@ def test_a_system_without_sysctlbyname_says_so() -> None:
 def test_the_kernel_of_a_mac_answers_by_name() -> None:
     assert sysctl.text("hw.model")
     assert sysctl.integer("hw.memsize") > 1 << 30
-    assert measure_vitals().memory_pressure is not MemoryPressure.UNKNOWN
-    assert measure_vitals().heat is not Heat.UNKNOWN
+    seen = measure_vitals(Path("/"))
+    assert MemoryPressure.UNKNOWN is not seen.memory_pressure
+    assert Heat.UNKNOWN is not seen.heat
+    assert seen.purgeable_bytes is not None
 
 
 def test_memory_is_judged_by_how_long_tasks_wait_for_it() -> None:
@@ -130,4 +132,4 @@ def test_space_is_what_a_program_without_privileges_gets(tmp_path: Path) -> None
     figures = os.statvfs(tmp_path)
     assert seen.total_bytes == figures.f_blocks * figures.f_frsize
     assert 0 < seen.free_bytes <= figures.f_bfree * figures.f_frsize
-    assert (seen.purgeable_bytes is None) == (sys.platform != "darwin")
+    assert (space.purgeable_bytes(tmp_path) is None) == (sys.platform != "darwin")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agent.engine.conditions import ConditionBoard
 from agent.host.doctor.doctor import Doctor
 from agent.host.doctor.model import ERROR, OK, UNKNOWN, WARNING, Check, Readings, Severity, Subject, Verdict
-from agent.host.vitals import Pulse
+from agent.host.vitals import Pulse, Vitals
 from agent.host.watch import HostWatch
 from agent.processes.command import CommandRunner
 from tests.host.doctor.cases import subject
@@ -25,7 +25,7 @@ class Host:
         self.now_s = 100.0
         check = Check("sleep", "Sleep", "HostSleeps", (), self._judge)
         doctor = Doctor(subject, CommandRunner(), (check,), {})
-        self.watch = HostWatch(doctor, self.board.post, period_s=60, pulse=Pulse(), clock=lambda: self.now_s)
+        self.watch = HostWatch(doctor, self.board.post, period_s=60, pulse=Pulse(Vitals), clock=lambda: self.now_s)
 
     def _judge(self, _: Readings, __: Subject) -> Verdict:
         return Verdict(self.severity, "it sleeps after 10 minutes", mend="let it never sleep")

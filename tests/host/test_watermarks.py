@@ -26,7 +26,7 @@ def test_the_excess_is_what_lies_above_the_low_watermark_once_the_high_one_is_pa
     space = Space(100 * GIB, (100 - used_percent) * GIB)
     monkeypatch.setattr("agent.host.space.measure", lambda _: space)
     found = measure_disk(tmp_path, Config(data_dir=tmp_path))
-    assert found == DiskFacts(space.total_bytes, space.free_bytes, found.reserve_bytes, None, excess_percent * GIB)
+    assert found == DiskFacts(space.total_bytes, space.free_bytes, found.reserve_bytes, excess_percent * GIB)
 
 
 def test_a_low_watermark_above_the_high_one_is_refused() -> None:

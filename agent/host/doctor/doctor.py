@@ -84,7 +84,7 @@ def subject_of(config: Config, account: Account, hypervisor: str, *, in_agent: b
         vm_dirs.insert(0, Path("/Library/Application Support/Veertu/Anka"))
     return Subject(
         hypervisor=hypervisor, data_dir=data_dir, vm_dirs=tuple(vm_dirs),
-        disk_reserve_bytes=config.host.disk_reserve_mib << 20, slots=config.host.slots, user=account.name,
+        disk_reserve_bytes=config.host.disk_reserve_mib << 20, user=account.name,
         uid=account.uid, home=account.home, tool=tool, version=__version__, root=os.geteuid() == 0, in_agent=in_agent,
         now_s=time.time(),
     )  # fmt: skip

@@ -33,7 +33,6 @@ class Subject:
     data_dir: Path
     vm_dirs: tuple[Path, ...]  # where clones and images stand
     disk_reserve_bytes: int
-    slots: int
     user: str  # who the agent runs as, or shall
     uid: int
     home: Path
@@ -161,5 +160,4 @@ def condition_of(finding: Finding, now_s: float) -> Condition:
 
 
 OK, UNKNOWN, WARNING, ERROR = Severity.OK, Severity.UNKNOWN, Severity.WARNING, Severity.ERROR
-MIB: Final = 1 << 20
 GIB: Final = 1 << 30

@@ -90,5 +90,5 @@ def clock_on_linux(readings: Readings, _: Subject) -> Verdict | None:
         case "no":
             fix = Fix((("timedatectl", "set-ntp", "true"),))
             return Verdict(WARNING, "nothing keeps the clock right", "NTPSynchronized no", "turn time sync on", fix)
-        case told:
-            return unknown(f"timedatectl says {told[:60]!r}")
+        case _:
+            return unknown(f"timedatectl does not tell: {readings['timedatectl'].text[:80] or 'it said nothing'}")

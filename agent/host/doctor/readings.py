@@ -85,7 +85,9 @@ def _exists(path: str) -> Callable[[Subject], str]:
 
 def _space(subject: Subject) -> str:
     seen = space.measure(subject.data_dir)
-    return json.dumps({"free": seen.free_bytes, "total": seen.total_bytes, "purgeable": seen.purgeable_bytes})
+    return json.dumps(
+        {"free": seen.free_bytes, "total": seen.total_bytes, "purgeable": space.purgeable_bytes(subject.data_dir)}
+    )
 
 
 def _own_files(_: Subject) -> str:

@@ -16,7 +16,7 @@ NOW_S = 1_780_000_000.0  # 2026-05-28
 def subject(**changes: Any) -> Subject:
     values: dict[str, Any] = {
         "hypervisor": "tart", "data_dir": Path("/var/lib/hearth"), "user": "ci", "uid": 501, "home": Path("/Users/ci"),
-        "vm_dirs": (Path("/Users/ci/.tart"), Path("/var/lib/hearth")), "disk_reserve_bytes": 2 << 30, "slots": 2,
+        "vm_dirs": (Path("/Users/ci/.tart"), Path("/var/lib/hearth")), "disk_reserve_bytes": 2 << 30,
         "tool": "tart", "version": "0.1.0", "root": True, "in_agent": False, "now_s": NOW_S,
     }  # fmt: skip
     return Subject(**{**values, **changes})
@@ -188,7 +188,12 @@ LINUX_CASES = (
     Case("qemu", ERROR, "cannot be run", {"qemu": trouble("no qemu")}, QEMU),
     Case("clock", OK, "kept", {"timedatectl": out("yes\n")}),
     Case("clock", WARNING, "nothing keeps", {"timedatectl": out("no\n")}),
-    Case("clock", UNKNOWN, "says", {"timedatectl": Reading("", "System has not been booted with systemd", 1)}),
+    Case(
+        "clock",
+        UNKNOWN,
+        "not been booted with systemd",
+        {"timedatectl": Reading("", "System has not been booted with systemd", 1)},
+    ),
     Case("disk-space", ERROR, "disk_reserve_mib", {"space": space(1)}),
     Case("open-files", WARNING, "may open only 1024", files(1024, 1 << 20), {"in_agent": True}),
 )

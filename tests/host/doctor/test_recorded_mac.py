@@ -12,7 +12,7 @@ from agent.host.doctor import readings, table
 from agent.host.doctor.doctor import Doctor
 from agent.host.doctor.model import Severity, Subject
 from agent.host.doctor.readings import Call
-from agent.host.vitals import Pulse
+from agent.host.vitals import Pulse, Vitals
 from agent.host.watch import HostWatch
 from agent.processes.command import Command, CommandResult, CommandRunner, ProgramMissingError
 from tests.host.doctor.cases import RECORDED, leases, space, subject
@@ -187,7 +187,7 @@ async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
 async def test_what_fails_on_a_mac_stands_among_the_hosts_conditions() -> None:
     board, mac = ConditionBoard(), Mac(**AS_BOUGHT)
     looking = doctor(mac, subject(in_agent=True), kcpassword="no")
-    watch = HostWatch(looking, board.post, period_s=60, pulse=Pulse())
+    watch = HostWatch(looking, board.post, period_s=60, pulse=Pulse(Vitals))
     await watch.look()
     assert {one.type for one in board.all() if one.problem} == {
         "HostSleeps", "NoAutoLogin", "KeychainLocked", "LocalNetworkDenied", "FileVaultOn", "UpdatesItself",

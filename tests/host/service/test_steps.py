@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +22,6 @@ from agent.processes.process import identify, is_alive
 from tests.support.processes import eventually, gone
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from agent.host.service.target import Target
     from tests.support.launchd import Launchd
 
@@ -211,6 +210,25 @@ async def test_a_user_needs_a_session_at_the_screen(mac: Mac) -> None:
     mac.launchd.log_in()
     assert (await mac.install(service))[0]
     assert (await service.look()) is not None
+
+
+async def test_a_user_who_may_not_write_the_rule_of_the_rotation_is_told(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac.launchd.log_in()
+    service = mac.service(mac.launchd.user())
+    write_text = Path.write_text
+
+    def refuse(path: Path, text: str, encoding: str | None = None) -> int:
+        if path == service.target.newsyslog:
+            raise PermissionError(13, "Permission denied", str(path))
+        return write_text(path, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    changed, (note,) = await mac.install(service)
+    assert changed
+    assert note.endswith("only root may write " + str(service.target.newsyslog) + ": run this once with sudo")
+    assert (await mac.install(service))[0] is False
 
 
 async def test_without_root_the_way_out_is_told(mac: Mac) -> None:
