@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.api.auth import Role, TokenGate, create_token
 from agent.api.resources.page import FILES
+from agent.domain.events import Event, EventKind
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
 from tests.api.chromium import Page, chromium
@@ -61,6 +63,9 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
     ]  # fmt: skip
     assert "1 of 2" in await text(browser, "#pools tbody")
     assert "25 %" in await text(browser, "#images tbody")
+    assert "serving" in await text(browser, "#rollouts tbody")
+    assert "Ready" in await text(browser, "#conditions")
+    assert await browser.evaluate("document.querySelectorAll('#lives li').length") == 2
     assert "small has 1 of 2 warm VMs" in await text(browser, "#problems")
 
     api.engine.become("hearth-small-2", VmState.READY)
@@ -109,6 +114,7 @@ async def test_it_fits_a_phone_and_a_desk_in_light_and_dark(
     await opened(browser, api)
     assert await browser.evaluate("document.documentElement.scrollWidth") <= width
     back = await browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert await browser.evaluate(CONTRAST) == []
     dark = sum(int(part) for part in back.removeprefix("rgb(").removesuffix(")").split(",")) < 384
     assert dark is (scheme == "dark")
 
@@ -122,8 +128,37 @@ async def test_it_is_made_for_keyboards_and_screen_readers(api: Running, browser
             seen.setdefault(item["role"]["value"], []).append(item.get("name", {}).get("value", ""))
     assert seen["main"]
     assert all(name for role in ("heading", "meter", "image", "link", "region") for name in seen.get(role, []))
-    assert {"Slots", "Pools", "VMs", "Images", "Events"} <= set(seen["heading"])
+    assert {"Slots", "Pools", "VMs", "Rollouts", "Images", "Conditions", "Events"} <= set(seen["heading"])
+    assert {"banner", "contentinfo"} <= set(seen)
+    assert {"Pools", "VMs", "Images"} <= set(seen["region"])
     assert "live" in seen.get("status", []) or await text(browser, "#line") == "live"
+
+
+async def test_tab_reaches_everything_in_order_and_shows_where_it_is(api: Running, browser: Page) -> None:
+    await opened(browser, api)
+    await browser.call("Emulation.setFocusEmulationEnabled", enabled=True)
+    reached: list[str] = []
+    while len(reached) < 40:
+        for kind in ("rawKeyDown", "keyUp"):
+            await browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        where = "document.activeElement"
+        if await browser.evaluate(f"{where} === document.body"):
+            break
+        reached.append(await browser.evaluate(f"{where}.className || {where}.id || {where}.textContent"))
+        assert await browser.evaluate(f"getComputedStyle({where}).outlineStyle") != "none", reached
+    assert reached[0] == "skip"
+    assert [part for part in reached if part in ("lives", "events", "Readiness")] == ["lives", "events", "Readiness"]
+
+
+async def test_what_has_not_changed_is_not_drawn_anew(api: Running, browser: Page) -> None:
+    """A selection, the focus and a screen reader's place survive a look that finds nothing new."""
+    await opened(browser, api)
+    await browser.evaluate(
+        "[window.pool, window.image] = [...document.querySelectorAll('#pools tbody tr, #images tbody tr')]; 1"
+    )
+    api.engine.become("hearth-small-1", VmState.STOPPING)
+    await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('stopping')")
+    assert await browser.evaluate("[window.pool.isConnected, window.image.isConnected]") == [False, True]
 
 
 async def module(browser: Page, expression: str) -> Any:
@@ -140,8 +175,67 @@ async def test_lives_are_drawn_from_events(api: Running, browser: Page) -> None:
     assert [(part["state"], part["from"] / 1000, part["to"] / 1000) for part in life["parts"]] == [
         ("starting", 15, 20), ("ready", 20, 30), ("leased", 30, 40), ("stopping", 40, 45),
     ]  # fmt: skip
-    drawn = await module(browser, f"m.capacityPath(m.lives({events}, [], 0, 60000), 2, 0, 60000)")
-    assert drawn == {"path": "M0 100 L167 100 L167 55 L750 55 L750 100 L1000 100 L1000 100 Z", "peak": 1, "top": 10}
+
+
+async def test_capacity_is_stacked_by_state_and_a_standby_vm_holds_no_slot(api: Running, browser: Page) -> None:
+    await opened(browser, api)
+    parts = (
+        "[{vm: 'a', parts: [{state: 'ready', from: 0, to: 30}, {state: 'leased', from: 30, to: 60}]},"
+        "{vm: 'b', parts: [{state: 'ready', from: 30, to: 45}, {state: 'standby', from: 45, to: 60}]}]"
+    )
+    assert await module(browser, f"m.steps({parts}, 0)") == [
+        {"at": 0, "counts": [0, 1, 0, 0, 0]},
+        {"at": 30, "counts": [1, 1, 0, 0, 0]},
+        {"at": 45, "counts": [1, 0, 0, 0, 0]},
+        {"at": 60, "counts": [0, 0, 0, 0, 0]},
+    ]
+    drawn = await module(browser, f"m.capacity({parts}, 3, 0, 60)")
+    assert (drawn["peak"], drawn["top"], [band["state"] for band in drawn["bands"]]) == (2, 10, ["leased", "ready"])
+    assert drawn["bands"][0]["path"].startswith("M0 100L500 100L500 70L750 70L750 70L1000 70")
+    assert await module(browser, "m.ticks(30000, 330000)") == [60000, 120000, 180000, 240000, 300000]
+
+
+def lived(count: int, *, ago_s: float) -> list[Event]:
+    """Return the events of VMs that lived for a second each, in a row that ends now."""
+    first_s = time.time() - ago_s
+    kinds = (EventKind.VM_CREATING, EventKind.VM_READY, EventKind.VM_STOPPING, EventKind.VM_GONE)
+    return [
+        Event(kind, first_s + number + step / 4, vm=f"hearth-small-{number:08}", pool="small")
+        for number in range(count)
+        for step, kind in enumerate(kinds)
+    ]
+
+
+async def test_the_last_hour_is_known_to_a_page_that_is_loaded_anew(api: Running, browser: Page) -> None:
+    api.engine.changed(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
+    told = "document.querySelector('#lives-text').innerText"
+    for _ in range(2):
+        await opened(browser, api)
+        await browser.wait_for(f"{told}.startsWith('602 VMs lived in the last 1h')")
+        assert await browser.evaluate("document.querySelectorAll('#capacity path').length") > 0
+    assert browser.problems == []
+
+
+CONTRAST = """
+(() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (e) => {
+    const back = rgb(getComputedStyle(e).backgroundColor);
+    return back[3] === 0 && e.parentElement ? behind(e.parentElement) : back;
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.namespaceURI.endsWith('svg')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) poor.push(`${e.tagName} ${e.textContent.trim()}: ${contrast.toFixed(2)}`);
+  }
+  return poor;
+})()
+"""
 
 
 async def test_a_vm_without_events_is_drawn_from_its_state(api: Running, browser: Page) -> None:

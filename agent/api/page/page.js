@@ -1,11 +1,15 @@
 // The status page: asks the API of the agent that serves it, and follows its events. No library, no build step.
-import { capacityPath, lives, stateAfter } from "./timeline.js";
+import { capacity, lives, stateAfter, ticks } from "./timeline.js";
 
 const LONGEST_MS = 3600_000; // the time that is drawn: an hour, or as long as there are events, but
 const SHORTEST_MS = 300_000;
 const SLOW_MS = 10_000; // conditions and disk figures change without an event
 const PULL_MS = 1000; // while an image is on its way
+const APART_MS = 400; // between two looks, however much happens
 const SHOWN_EVENTS = 100;
+const SHOWN_LIVES = 60;
+const PAGE = 1000;
+const KEPT_EVENTS = 10_000; // far more than happens in an hour on one host
 
 const byId = (id) => document.getElementById(id);
 const seen = { host: null, vms: [], events: [], etag: "", skewMs: 0, last: 0 };
@@ -19,6 +23,8 @@ function node(tag, attributes = {}, ...children) {
 }
 
 const state = (name, text = name) => node("span", { "data-state": name }, text);
+const brief = (text) => text.replace(/(sha256[:-])?([0-9a-f]{12})[0-9a-f]{52}/g, "$2");
+const vmName = (name) => node("code", { title: name }, node("span", { class: "wide" }, name.slice(0, -8)), name.slice(-8));
 const short = (digest) => (digest ? digest.replace("sha256:", "").slice(0, 12) : "–");
 
 export function span(milliseconds) {
@@ -44,7 +50,18 @@ function tick() {
   for (const e of document.querySelectorAll("[data-until]")) e.textContent = span(Date.parse(e.dataset.until) - now());
 }
 
+const drawn = new Map();
+
+// Whether what is to be shown in a place is other than what is there: unchanged places keep focus, selection and silence.
+function changed(place, content) {
+  const text = JSON.stringify(content);
+  if (drawn.get(place) === text) return false;
+  drawn.set(place, text);
+  return true;
+}
+
 function rows(id, items, cells, empty) {
+  if (!changed(id, items)) return;
   const body = byId(id).tBodies[0];
   const columns = byId(id).tHead.rows[0].cells.length;
   const made = items.map((item) => node("tr", {}, ...cells(item).map((cell) => node("td", {}, cell ?? ""))));
@@ -72,17 +89,23 @@ function showHost(host) {
   showProblems(host);
   rows("pools", host.pools, (p) => [
     p.name, `${p.ready} of ${p.warm}`, p.standby, p.leased, p.starting, p.waiting, `${p.startable.count} (${p.startable.limit})`,
-    node("code", {}, short(p.rollout?.serving)), p.rollout ? rollout(p.rollout) : "",
+    node("code", { title: p.image }, short(p.rollout?.serving)),
   ], "No pools are assigned.");
+  rows("rollouts", host.pools.filter((p) => p.rollout), ({ name, rollout: r }) => [
+    name, state(r.phase), r.since ? since(r.since) : "", node("code", {}, short(r.serving)),
+    node("code", {}, short(r.target)), node("code", {}, short(r.previous)), brief(r.reason) || "–",
+  ], "No versions are rolled out.");
+  showConditions(host.conditions);
   rows("images", host.images, (i) => [
-    node("code", { title: i.digest }, short(i.digest)), imageState(i), i.state === "here" ? size(i.allocated_bytes) : "",
-    i.pools.join(", "), node("code", {}, i.references.join(" ")),
+    node("code", { title: i.digest }, short(i.digest)), imageState(i), i.state === "here" ? size(i.allocated_bytes) : "–",
+    i.pools.join(", ") || "–", node("code", {}, i.references.join(" ")),
   ], "No images are here.");
 }
 
-function rollout(r) {
-  const target = r.phase === "serving" || !r.target ? "" : ` ${short(r.target)}`;
-  return node("span", { title: r.reason }, state(r.phase), target);
+function showConditions(conditions) {
+  if (!changed("conditions", conditions)) return;
+  byId("conditions").replaceChildren(...conditions.map((c) => node("li", { title: c.message || c.reason },
+    state(c.problem ? "failed" : "fine", c.type), ` ${c.status}`, c.since ? node("span", { class: "soft" }, " for ", since(c.since)) : "")));
 }
 
 function imageState(image) {
@@ -101,6 +124,7 @@ function showProblems(host) {
     ...host.pools.filter((p) => p.error).map((p) => [`Pool ${p.name}`, p.error]),
     ...(host.assignment.error ? [["Assignment", host.assignment.error]] : []),
   ];
+  if (!changed("problems", problems)) return;
   const items = problems.map(([what, why]) => node("li", { class: "problem" }, node("strong", {}, what), `: ${why}`));
   byId("problems").querySelector("ul").replaceChildren(...items);
   byId("problems").hidden = items.length === 0;
@@ -108,16 +132,16 @@ function showProblems(host) {
 
 function showVms(vms) {
   rows("vms", vms, (vm) => [
-    state(vm.state), node("code", {}, vm.name), since(vm.since), since(vm.created_at),
+    state(vm.state), vmName(vm.name), since(vm.since), since(vm.created_at),
     vm.failure ? state("failed", `${vm.failure.cause}: ${vm.failure.reason}`)
-      : vm.lease ? node("span", {}, `${vm.lease.holder}, `, until(vm.lease.expires_at), " left") : "",
+      : vm.lease ? node("span", {}, `${vm.lease.holder}, `, until(vm.lease.expires_at), " left") : "–",
   ], "No VMs are here.");
 }
 
 function eventLine(event) {
-  const about = [event.vm, event.image && short(event.image), event.lease && `lease ${event.lease}`, event.cause, event.detail];
+  const about = [event.vm, event.image && short(event.image), event.lease && `lease ${event.lease}`, event.cause, brief(event.detail)];
   const at = new Date(event.at);
-  return node("li", {}, node("time", { datetime: event.at, title: at.toLocaleString() }, at.toLocaleTimeString()),
+  return node("li", {}, node("time", { datetime: event.at, title: at.toLocaleString() }, at.toLocaleTimeString([], { hourCycle: "h23" })),
     state(stateAfter(event.kind) ?? "", event.kind), node("span", {}, about.filter(Boolean).join(" · ")));
 }
 
@@ -131,23 +155,40 @@ function drawTime() {
   const earliest = seen.events.length ? Date.parse(seen.events[0].at) : end;
   const begin = Math.max(end - LONGEST_MS, Math.min(earliest, end - SHORTEST_MS));
   const found = lives(seen.events, seen.vms, begin, end);
-  const svg = (tag, attributes, ...inner) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...inner);
+  const share = (at) => `${(100 * (at - begin)) / (end - begin)}%`;
+  const placed = (element, from, to) => {
+    element.style.left = share(from); // by the object model: the policy refuses style attributes
+    if (to !== undefined) element.style.width = `max(2px, ${(100 * (to - from)) / (end - begin)}%)`;
     return element;
   };
-  const x = (at) => (1000 * (at - begin)) / (end - begin);
-  byId("lives").setAttribute("viewBox", `0 0 1000 ${Math.max(1, found.length) * 14}`);
-  byId("lives").replaceChildren(...found.flatMap((life, row) => life.parts.map((part) =>
-    svg("rect", { x: x(part.from), y: row * 14 + 2, width: Math.max(1.5, x(part.to) - x(part.from)), height: 10, "data-state": part.state },
-      svg("title", {}, `${life.vm}: ${part.state} for ${span(part.to - part.from)}`)))));
-  byId("lives-text").textContent = `${found.length} VMs lived in the last ${span(end - begin)}.`;
+  byId("lives").replaceChildren(...found.slice(-SHOWN_LIVES).reverse().map(({ vm, parts }) => {
+    const told = parts.map((part) => `${part.state} ${span(part.to - part.from)}`).join(", ");
+    const bars = parts.map((part) => placed(node("i", { "data-state": part.state }), part.from, part.to));
+    return node("li", { title: `${vm}: ${told}` }, node("code", {}, vm.slice(-6)),
+      node("span", { class: "track", "aria-hidden": "true" }, ...bars), node("span", { class: "unseen" }, told));
+  }));
+  const failed = found.filter(({ parts }) => parts.some((part) => part.state === "failed")).length;
+  byId("lives-text").textContent = `${found.length} VMs lived in the last ${span(end - begin)}, ${failed} of them failed.`;
+  for (const line of document.querySelectorAll(".ticks")) {
+    line.replaceChildren(...ticks(begin, end).map((at) => placed(node("time", {}, clock(at)), at)));
+  }
+  drawCapacity(found, begin, end);
+}
+
+const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+function drawCapacity(found, begin, end) {
   const total = seen.host?.slots.total ?? 1;
-  const { path, peak, top } = capacityPath(found, total, begin, end);
-  byId("capacity").setAttribute("viewBox", "0 0 1000 100");
-  byId("capacity").replaceChildren(svg("line", { x1: 0, x2: 1000, y1: top, y2: top }), svg("path", { d: path }));
-  byId("capacity-text").textContent = `At most ${peak} of ${total} slots were in use by VMs of this agent. The dashed line is all slots.`;
+  const { bands, peak, top } = capacity(found, total, begin, end);
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  byId("capacity").replaceChildren(
+    ...bands.map(({ state: name, path }) => svg("path", { d: path, "data-state": name })),
+    svg("line", { x1: 0, x2: 1000, y1: top, y2: top }));
+  byId("capacity-text").textContent = `At most ${peak} of ${total} slots were held by VMs of this agent at once. The dashed line is all slots.`;
 }
 
 async function ask(path, headers = {}) {
@@ -163,11 +204,15 @@ async function ask(path, headers = {}) {
 
 let asking = null;
 let again = false;
+let streaming = false;
+let looked = -APART_MS;
 
 // Look at the host and its VMs, once at a time; a wish that comes meanwhile is granted right after.
 async function look() {
   if (asking) { again = true; return; }
   asking = (async () => {
+    await new Promise((resolve) => setTimeout(resolve, looked + APART_MS - performance.now()));
+    looked = performance.now();
     const [host, vms] = await Promise.all([
       ask("v1/host", seen.etag ? { "If-None-Match": seen.etag } : {}), ask("v1/vms"),
     ]);
@@ -179,6 +224,7 @@ async function look() {
     seen.vms = (await vms.json()).vms;
     showVms(seen.vms);
     drawTime();
+    if (streaming) line("live", "live");
   })();
   try { await asking; } catch { line("lost", "the agent does not answer"); } finally { asking = null; }
   if (again) { again = false; await look(); }
@@ -190,11 +236,19 @@ function line(name, text) {
   byId("line").textContent = text;
 }
 
+// What happened in the last hour, from the agent's durable record: a page that is loaded anew knows as much as before.
 async function recall() {
   const { last } = await (await ask("v1/events?limit=1")).json();
-  const page = await (await ask(`v1/events?after=${Math.max(0, last - 1000)}&limit=1000`)).json();
-  seen.events = page.events;
-  seen.last = page.next;
+  const found = [];
+  for (let first = last; first > 0 && found.length < KEPT_EVENTS; ) {
+    const after = Math.max(0, first - PAGE);
+    const page = await (await ask(`v1/events?after=${after}&limit=${first - after}`)).json();
+    found.unshift(...page.events);
+    if (!page.events.length || Date.parse(page.events[0].at) < now() - LONGEST_MS) break;
+    first = after;
+  }
+  seen.events = found;
+  seen.last = last;
   showEvents();
 }
 
@@ -202,7 +256,7 @@ function take(message) {
   const event = JSON.parse(message.data);
   if (event.number <= seen.last) return;
   seen.last = event.number;
-  seen.events = [...seen.events.slice(-999), event];
+  seen.events = [...seen.events.slice(1 - KEPT_EVENTS), event];
   byId("events").prepend(eventLine(event));
   while (byId("events").children.length > SHOWN_EVENTS) byId("events").lastChild.remove();
   look();
@@ -211,6 +265,7 @@ function take(message) {
 // The browser's own EventSource gives up on some errors and cannot begin at a number, so lines are read here.
 async function follow() {
   const response = await ask(`v1/events?after=${seen.last}`, { Accept: "text/event-stream" });
+  streaming = true;
   line("live", "live");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = "", { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
@@ -231,6 +286,7 @@ async function live() {
       delay = 500;
       await follow();
     } catch { /* told by the line below */ }
+    streaming = false;
     line("lost", "the agent does not answer, trying again");
     await new Promise((resolve) => setTimeout(resolve, delay * (0.5 + Math.random() / 2)));
   }
@@ -242,6 +298,7 @@ byId("login").addEventListener("submit", (submission) => {
   location.reload();
 });
 setInterval(tick, 1000);
+setInterval(() => { if (document.visibilityState === "visible") drawTime(); }, SLOW_MS / 2);
 setInterval(() => { if (document.visibilityState === "visible" && byId("line").dataset.state === "live") look(); }, SLOW_MS);
 setInterval(() => { if (seen.host?.images.some((image) => image.progress)) look(); }, PULL_MS);
 live();

@@ -15,7 +15,8 @@ const PHASES = { creating: "starting", resuming: "starting", suspending: "standb
 export function lives(events, vms, begin, end) {
   const found = new Map();
   for (const event of events) {
-    const state = stateAfter(event.kind);
+    // A VM that somebody asked to have replaced did not fail, though it goes the same way.
+    const state = event.cause === "requested" ? "stopping" : stateAfter(event.kind);
     if (!event.vm || !state) continue;
     const parts = found.get(event.vm) ?? [];
     const at = Date.parse(event.at);
@@ -38,19 +39,49 @@ export function lives(events, vms, begin, end) {
     .sort((a, b) => a.parts[0].from - b.parts[0].from);
 }
 
-// How many VMs lived when, as an SVG path in a box of 1000 by 100; the height of `total` in it; the most at once.
-export function capacityPath(found, total, begin, end) {
-  const changes = found.flatMap(({ parts }) => [[parts[0].from, 1], [parts.at(-1).to, -1]]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-  let count = 0;
-  const peak = Math.max(0, ...changes.map(([, change]) => (count += change)));
-  const x = (at) => Math.round((1000 * (at - begin)) / (end - begin));
-  const y = (number) => Math.round(100 - (90 * number) / Math.max(1, total, peak));
-  let path = "M0 100";
-  count = 0;
-  for (const [at, change] of changes) {
-    path += ` L${x(at)} ${y(count)}`;
-    count += change;
-    path += ` L${x(at)} ${y(count)}`;
+// What holds a slot, from the bottom of the drawing up. A VM on standby holds none.
+const STACK = ["leased", "ready", "starting", "failed", "stopping"];
+
+// How many slots were held by VMs in which state when: [{ at, counts }], counts in the order of STACK, one per change.
+export function steps(found, begin) {
+  const changes = found.flatMap(({ parts }) => parts.flatMap((part) => {
+    const level = STACK.indexOf(part.state);
+    return level < 0 ? [] : [[part.from, level, 1], [part.to, level, -1]];
+  })).sort((a, b) => a[0] - b[0]);
+  const made = [{ at: begin, counts: STACK.map(() => 0) }];
+  for (const [at, level, change] of changes) {
+    if (made.at(-1).at !== at) made.push({ at, counts: [...made.at(-1).counts] });
+    made.at(-1).counts[level] += change;
   }
-  return { path: `${path} L1000 ${y(count)} L1000 100 Z`, peak, top: y(total) };
+  return made;
+}
+
+// The same as SVG paths in a box of 1000 by 100, one for each state; the height of `total` in it; the most at once.
+export function capacity(found, total, begin, end) {
+  const made = steps(found, begin);
+  const sum = (counts, levels) => counts.slice(0, levels).reduce((a, b) => a + b, 0);
+  const peak = Math.max(...made.map((step) => sum(step.counts, STACK.length)));
+  const x = (at) => Math.round((1000 * (at - begin)) / (end - begin));
+  const y = (count) => Math.round(100 - (90 * count) / Math.max(1, total, peak));
+  // Changes within one pixel are one change.
+  const shown = made.filter((step, index) => index + 1 === made.length || x(step.at) !== x(made[index + 1].at));
+  const edge = (levels) => shown.flatMap((step, index) => [
+    [x(step.at), y(sum(step.counts, levels))],
+    [index + 1 < shown.length ? x(shown[index + 1].at) : 1000, y(sum(step.counts, levels))],
+  ]);
+  const bands = STACK.flatMap((state, level) => {
+    if (!shown.some((step) => step.counts[level])) return [];
+    const around = [...edge(level + 1), ...edge(level).reverse()];
+    return [{ state, path: `M${around.map((point) => point.join(" ")).join("L")}Z` }];
+  });
+  return { bands, peak, top: y(total) };
+}
+
+// Whole minutes between two moments to name under a drawing: at most seven of them.
+export function ticks(begin, end) {
+  const minute = 60_000;
+  const apart = [1, 2, 5, 10, 15, 30].find((minutes) => (end - begin) / (minutes * minute) <= 7) ?? 60;
+  const made = [];
+  for (let at = Math.ceil(begin / (apart * minute)) * apart * minute; at < end; at += apart * minute) made.push(at);
+  return made;
 }
