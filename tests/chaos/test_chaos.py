@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing that takes long to be over
-ROUNDS = 4
 
 
-@pytest.mark.qemu
 @pytest.mark.timeout(300)
-async def test_nothing_is_lost_or_leaked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hypervisor", "rounds"), [pytest.param("qemu", 4, marks=pytest.mark.qemu), ("tart", 3)])
+async def test_nothing_is_lost_or_leaked(tmp_path: Path, hypervisor: str, rounds: int) -> None:
     directory = tmp_path / "chaos"
-    outcome = await Run(SEED, directory, slots=2).rounds(ROUNDS)
+    outcome = await Run(SEED, directory, slots=2, hypervisor=hypervisor).rounds(rounds)
 
     assert outcome.findings == [], (directory / "chaos.log").read_text()
     figures = summary([outcome])
     assert figures["ok"]
-    assert figures["rounds"] == ROUNDS
+    assert figures["rounds"] == rounds
     assert figures["agent_kills"] + figures["vms_harmed"] > 0
     assert not os.path.ismount(directory / "host" / "data")
     assert not [process for process in psutil.process_iter(["cmdline"]) if _runs_in(process, directory)]
