@@ -28,9 +28,9 @@ class AnkaConfig(Section):
     binary: str | None = None
     """Path of `anka`; default: the one on PATH, else /usr/local/bin/anka."""
     timeout_s: Seconds = 20.0
-    """How long `anka` may take to answer a question about what is on this host."""
+    """How long a command of `anka` may take that has no time of its own."""
     start_timeout_s: Seconds = 90.0
-    """How long `anka start` may take."""
+    """How long `anka clone` and `anka start` may take."""
     logs: Path | None = None
     """Where Anka logs; default: /Library/Logs/Anka for root, else below the user's own Library."""
     registry: str | None = Field(default=None, pattern="^https?://[^/]+/?$")

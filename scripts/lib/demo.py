@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from scripts.lib.ground import Ground, QemuGround  # noqa: E402 - needs the path above
+from scripts.lib.anka_ground import AnkaGround  # noqa: E402 - needs the path above
+from scripts.lib.ground import Ground, QemuGround  # noqa: E402
 from scripts.lib.host import Host  # noqa: E402
 from scripts.lib.tart_ground import TartGround  # noqa: E402
 
@@ -40,7 +41,7 @@ def tell(text: str) -> None:
 _STARTED_S: Final = time.monotonic()
 
 
-GROUNDS: Final[dict[str, Callable[[Path], Ground]]] = {"qemu": QemuGround, "tart": TartGround}
+GROUNDS: Final[dict[str, Callable[[Path], Ground]]] = {"qemu": QemuGround, "tart": TartGround, "anka": AnkaGround}
 
 
 async def prepare(host: Host, versions: tuple[str, ...]) -> dict[str, str]:
@@ -210,7 +211,7 @@ def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="take the whole tour unattended and print its figures")
-    what = "real VMs of QEMU, or a simulated Mac with Tart (default qemu)"
+    what = "real VMs of QEMU, or a simulated Mac with Tart or Anka (default qemu)"
     parser.add_argument("--hypervisor", choices=GROUNDS, default="qemu", help=what)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="hearth-demo-"))

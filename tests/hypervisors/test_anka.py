@@ -19,8 +19,10 @@ from agent.hypervisors.anka import driver as driving
 from agent.hypervisors.anka.license import license_fact
 from agent.hypervisors.contract import (
     GuestError,
+    HealthFact,
     HypervisorError,
     HypervisorUnavailableError,
+    SlotsTakenError,
     VmNotFoundError,
     VmNotRunningError,
     VmSpec,
@@ -145,10 +147,28 @@ async def test_a_vm_whose_process_is_not_told_is_watched_by_listings(
 
 
 async def test_a_third_vm_is_refused_with_the_way_out(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    for number in (1, 2, 3):
+        await anka.clone(spec(number), host.image)
+    for number in (1, 2):
+        await anka.start(spec(number))
+    with pytest.raises(SlotsTakenError, match="end VMs of other users"):
+        await anka.start(spec(3))
+    assert problems(await anka.health()) == []
+
+
+async def test_a_slot_that_leaked_is_a_condition_until_a_vm_starts(host: AnkaRig, anka: AnkaHypervisor) -> None:
     host.home.write("leaked.json", 2)
     await anka.clone(spec(), host.image)
-    with pytest.raises(HypervisorError, match=r"maximum number of running instances.*leaked"):
+    with pytest.raises(SlotsTakenError, match=r"maximum number of running instances.*a slot leaked"):
         await anka.start(spec())
+    assert problems(await anka.health()) == ["SlotsLeaked"]
+    host.home.write("leaked.json", 1)
+    await anka.start(spec())
+    assert problems(await anka.health()) == []
+
+
+def problems(facts: tuple[HealthFact, ...]) -> list[str]:
+    return [fact.reason for fact in facts if fact.reason]
 
 
 async def test_a_failed_vm_is_ended_by_force_and_deleted(host: AnkaRig, anka: AnkaHypervisor) -> None:
@@ -311,15 +331,15 @@ def test_the_license_is_a_fact(shown: dict[str, str], reason: str) -> None:
 
 
 async def test_an_invalid_license_is_told_and_keeps_vms_from_starting(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    assert [fact.reason for fact in await anka.health()] == [""]
+    assert problems(await anka.health()) == []
     host.home.write("license.json", {"status": "expired"})
-    assert [fact.reason for fact in await anka.health()] == [""], "it is asked for at a slow period"
+    assert problems(await anka.health()) == [], "it is asked for at a slow period"
     driver = host.driver()
     await driver.preflight()
-    assert [fact.reason for fact in await driver.health()] == ["LicenseInvalid"]
+    assert problems(await driver.health()) == ["LicenseInvalid"]
     await driver.clone(spec(), host.image)
     with pytest.raises(HypervisorError, match="Wrong host for license"):
         await driver.start(spec())
     host.home.write("license.json", {"status": "valid"})
-    assert [fact.reason for fact in await driver.health()] == [""], "a problem is looked at anew each time"
+    assert problems(await driver.health()) == [], "a problem is looked at anew each time"
     await asyncio.gather(driver.close(), anka.close())

@@ -36,6 +36,7 @@ from agent.hypervisors.contract import (
     HealthFact,
     HypervisorError,
     HypervisorUnavailableError,
+    SlotsTakenError,
     VmExistsError,
     VmNotFoundError,
     VmNotRunningError,
@@ -55,12 +56,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FORCE_S: Final = 20.0
-DELETE_S: Final = 30.0
 END_S: Final = 5.0
 """How long a hypervisor process may take to vanish after its end was asked for."""
 POLL_S: Final = 5.0
 LICENSE_PERIOD_S: Final = 60.0
+MACOS_SLOTS: Final = 2
+SLOTS: Final = "SlotsUsable"
 
 
 class AnkaHypervisor:
@@ -81,6 +82,7 @@ class AnkaHypervisor:
         self._poll: asyncio.Task[None] | None = None
         self._license: tuple[HealthFact, ...] = ()
         self._license_at_s = float("-inf")
+        self._leak: HealthFact | None = None
         self.version = ""
 
     async def preflight(self) -> None:
@@ -94,13 +96,13 @@ class AnkaHypervisor:
         self.version = str(body.get("version", "")) if isinstance(body, dict) else ""
 
     async def health(self) -> tuple[HealthFact, ...]:
-        """See `Hypervisor`: the license. It is asked for at a slow period, since that may go over the network."""
+        """See `Hypervisor`: the slots, and the license, asked for at a slow period since that may go far."""
         now_s = time.monotonic()
         if now_s - self._license_at_s >= LICENSE_PERIOD_S:
             shown = (await self._anka.ask("license", "show")).body
             self._license = (license_fact(shown if isinstance(shown, dict) else {}, datetime.now(UTC)),)
             self._license_at_s = now_s if not self._license[0].reason else float("-inf")
-        return self._license
+        return (*self._license, self._leak or HealthFact(SLOTS))
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
         """See `Hypervisor`."""
@@ -148,9 +150,8 @@ class AnkaHypervisor:
         try:
             await self._anka.ask("start", spec.name, timeout_s=self._config.start_timeout_s)
         except AnkaError as error:
-            raise HypervisorError(
-                f"{spec.name} cannot be started: {error}", remedy=_start_remedy(str(error))
-            ) from error
+            raise await self._refused(spec.name, error) from error
+        self._leak = None
         await self._adopt(spec.name)
         if self._fleet.get(spec.name) is None:
             raise HypervisorError(f"`anka start` said that {spec.name} is started, but it does not run")
@@ -174,7 +175,7 @@ class AnkaHypervisor:
             raise HypervisorError(f"{name} still runs", remedy="stop it first")
         if vm is not None:
             with suppress(AnkaNotFoundError):
-                await self._anka.ask("delete", "--yes", name, timeout_s=DELETE_S)
+                await self._anka.ask("delete", "--yes", name)
             if await self._find(name) is not None:
                 raise HypervisorError(f"`anka delete` said that {name} is deleted, but it is still listed")
         await finish_in_thread(lambda: self._records.remove(name))
@@ -239,6 +240,19 @@ class AnkaHypervisor:
         if not self._ours(name):
             raise ForeignVmError(f"{name} is not ours to touch")
 
+    async def _refused(self, name: str, error: AnkaError) -> HypervisorError:
+        """Return what it means that a VM was not started. Slots can stay taken after their VMs ended (A8)."""
+        message, said = f"{name} cannot be started: {error}", str(error)
+        if "maximum number of running instances" not in said:
+            remedy = "it is torn down by `anka stop --force`" if "failed state" in said else ""
+            return HypervisorError(message, remedy=remedy)
+        running = sum(vm.running for vm in await self._list())
+        if running >= MACOS_SLOTS:
+            return SlotsTakenError(message, remedy="end VMs of other users of this Mac")
+        remedy = "a slot leaked: it comes back by itself with time, else by a restart of the Mac"
+        self._leak = HealthFact(SLOTS, "SlotsLeaked", f"Anka starts no VM though only {running} of 2 run: {remedy}")
+        return SlotsTakenError(message, remedy=remedy)
+
     async def _stands(self, name: str) -> bool:
         """Whether a VM has to be stopped: it runs, or failed and keeps what it holds until it is stopped (A9)."""
         vm = await self._find(name)
@@ -264,7 +278,7 @@ class AnkaHypervisor:
     async def _ask_to_force(self, name: str) -> str:
         """Ask for a stop by force; return why it was refused, if it was."""
         try:
-            await self._anka.ask("stop", "--force", name, timeout_s=FORCE_S)
+            await self._anka.ask("stop", "--force", name)
         except (AnkaError, CommandTimeoutError) as error:
             return str(error)
         return ""
@@ -351,11 +365,3 @@ def _kill(process: ProcessIdentity) -> None:
         return
     if any("anka" in os.path.basename(argument) for argument in command):
         kill(process, signal.SIGKILL)
-
-
-def _start_remedy(said: str) -> str:
-    if "maximum number of running instances" in said:
-        return "a slot may have leaked: it comes back by itself with time, else by a restart of the host"
-    if "failed state" in said:
-        return "it is torn down by `anka stop --force`"
-    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from agent.anka.command import AnkaAnswerError, AnkaNameTakenError, AnkaNotFoundError
 from agent.hypervisors.contract import HypervisorError, VmExistsError
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from agent.anka.command import Anka
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmSpec
-
-CLONE_S: Final = 90.0
-CHANGE_S: Final = 20.0
 
 
 async def make_vm(anka: Anka, spec: VmSpec, image: LocalImage) -> None:
@@ -25,17 +22,17 @@ async def make_vm(anka: Anka, spec: VmSpec, image: LocalImage) -> None:
     if not template or not tag:
         raise HypervisorError(f"the image {image.digest} is no Anka template", remedy="assign anka:TEMPLATE:TAG")
     try:
-        await anka.ask("clone", "--tag", tag, template, spec.name, timeout_s=CLONE_S)
+        await anka.ask("clone", "--tag", tag, template, spec.name, timeout_s=anka.config.start_timeout_s)
     except AnkaNameTakenError:
         raise VmExistsError(f"a VM named {spec.name} exists") from None
     except AnkaNotFoundError as error:
         raise HypervisorError(f"{spec.name} cannot be cloned: {error}", remedy="the tag is pulled again") from error
-    await anka.ask("modify", spec.name, "cpu", str(spec.size.cpus), timeout_s=CHANGE_S)
-    await anka.ask("modify", spec.name, "ram", memory(spec.size.memory_mib), timeout_s=CHANGE_S)
+    await anka.ask("modify", spec.name, "cpu", str(spec.size.cpus))
+    await anka.ask("modify", spec.name, "ram", memory(spec.size.memory_mib))
     missing = set(spec.ports) - {rule["guest_port"] for rule in await port_rules(anka, spec.name)}
     for port in sorted(missing):
         # No host port is fixed: one that is in use would keep the VM from starting (A11).
-        await anka.ask("modify", spec.name, "port", f"hearth-{port}", str(port), timeout_s=CHANGE_S)
+        await anka.ask("modify", spec.name, "port", f"hearth-{port}", str(port))
 
 
 async def port_rules(anka: Anka, name: str) -> list[dict[str, Any]]:

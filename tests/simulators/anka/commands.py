@@ -349,3 +349,10 @@ def version(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     del arguments, faults
     told = home.document("version.json", {"product": "Anka Build Enterprise Plus", "version": "3.9.1", "build": "203"})
     return Answer(told, f"{told['product']} version {told['version']} (build {told['build']})")
+
+
+def config(home: Home, arguments: Arguments, faults: Faults) -> Answer:
+    """`config KEY`: the defaults of a few."""
+    del home, faults
+    value = {"network_failure_action": 1, "puller_threads": 4, "portfwd_base": 10000}.get(arguments.word(0, "key"))
+    return Answer({arguments.words[0]: value}, str(value))

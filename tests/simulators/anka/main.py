@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Callable[[Home, Arguments, Faults], Answer]]] = {
     "run": commands.run,
     "license": commands.license_state,
     "version": commands.version,
+    "config": commands.config,
     "pull": _transfer,
     "registry": _transfer,
 }

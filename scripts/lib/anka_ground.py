@@ -1,0 +1,97 @@
+"""Anka under a host, simulated: templates in a Registry of this process, pulled by the agent through `anka`."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from scripts.lib.ground import commands, paths_below
+from tests.simulators.anka.faults import Switches, set_faults
+from tests.simulators.anka.install import install
+from tests.simulators.anka.registry import AnkaRegistry
+from tests.simulators.anka.state import Home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import psutil
+
+    from scripts.lib.host import Host
+
+TEMPLATE = "macos"
+
+
+class AnkaGround:
+    """A simulated Mac with Anka and two slots, and an Anka Registry."""
+
+    def __init__(self, directory: Path, **anka: str | float) -> None:
+        """`anka` holds keys of `[hypervisor.anka]`."""
+        self._directory = directory
+        self._anka = anka
+        self.home = Home(directory / "anka")
+        self.registry = AnkaRegistry()
+        self._stack = AsyncExitStack()
+        self.config = ""
+
+    async def open(self) -> None:
+        """Start the Registry."""
+        await self._stack.enter_async_context(self.registry)
+        program = install(self.home.root)
+        self.home.prepare()
+        keys = {"binary": str(program), "logs": str(self.home.logs), "registry": self.registry.url, **self._anka}
+        values = "\n".join(f"{key} = {value}" if isinstance(value, int | float) else f'{key} = "{value}"'
+                           for key, value in keys.items())  # fmt: skip
+        self.config = f'[hypervisor]\nkind = "anka"\n[hypervisor.anka]\n{values}\n'
+
+    def add_image(self, version: str, **guest: Any) -> str:  # noqa: ANN401 - as JSON
+        """Push a tag to the Registry; return its reference."""
+        self.registry.push(TEMPLATE, version, **guest)
+        return f"anka:{TEMPLATE}:{version}"
+
+    async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
+        """See `Ground`."""
+        await self.open()
+        host.configure(self.config)
+        return {version: self.add_image(version) for version in versions}
+
+    def faults(self, **switches: Switches) -> None:
+        """Let `anka` misbehave, or behave again."""
+        set_faults(self.home.root, **switches)
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """See `Ground`: the hypervisor processes, whose last argument is their VM's name."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process, command in commands():
+            if str(self.home.root) in command:
+                found.setdefault(command[-1], []).append(process)
+        return found
+
+    def tools(self) -> list[psutil.Process]:
+        """Return the calls of `anka` that are under way."""
+        program = str(self.home.root / "bin" / "anka")
+        return [process for process, command in commands() if program in command]
+
+    def hang(self, name: str) -> None:
+        """See `Ground`."""
+        (process,) = self.processes()[name]
+        process.send_signal(signal.SIGSTOP)
+
+    def delete_files(self, name: str) -> None:
+        """See `Ground`. Anka's, and the agent's record of them."""
+        for vm in self.home.all():
+            if vm.name == name:
+                shutil.rmtree(self.home.vms / vm.uuid, ignore_errors=True)
+        (self._directory / "data" / "vms" / f"{name}.json").unlink(missing_ok=True)
+
+    def left(self) -> list[str]:
+        """See `Ground`. A template stays, as every image does."""
+        vms = [f"VM {vm.name}" for vm in self.home.all() if not vm.tags] if self.home.vms.exists() else []
+        return vms + paths_below(self._directory / "data" / "vms")
+
+    async def close(self) -> None:
+        """See `Ground`."""
+        for process in [one for several in self.processes().values() for one in several]:
+            process.kill()
+        await self._stack.aclose()

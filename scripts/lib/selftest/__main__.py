@@ -1,0 +1,52 @@
+"""The command line of the self-test."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from scripts.lib.selftest.anka import AnkaQuestions
+from scripts.lib.selftest.report import Report
+from scripts.lib.selftest.tart import TartQuestions
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments."""
+    made = argparse.ArgumentParser(prog="scripts/mac-selftest", description=__doc__)
+    made.add_argument("--report", type=Path, default=Path("mac-selftest.json"), help="where the JSON report goes")
+    tools = made.add_subparsers(dest="tool", required=True)
+    anka = tools.add_parser("anka")
+    anka.add_argument("--program", default="anka")
+    anka.add_argument("--template", required=True, help="UUID:TAG of a template on this Mac, with autologin")
+    anka.add_argument("--next", default="", help="another tag of it, not on this Mac yet: it is pulled, and stays")
+    anka.add_argument("--remote", default="", help="what `anka registry` calls the Registry that has it")
+    tart = tools.add_parser("tart")
+    tart.add_argument("--program", default="tart")
+    tart.add_argument("--image", required=True, help="host/name@sha256:… in Tart's cache, with the guest agent")
+    return made
+
+
+async def run(arguments: argparse.Namespace) -> Report:
+    """Ask every question of one tool."""
+    report = Report(arguments.tool)
+    if arguments.tool == "anka":
+        template, _, tag = arguments.template.partition(":")
+        await AnkaQuestions(report, arguments.program, template, tag, arguments.next, arguments.remote).ask()
+    else:
+        await TartQuestions(report, arguments.program, arguments.image).ask()
+    return report
+
+
+def main() -> int:
+    """Ask, print, keep; returns 1 when an answer is not what the drivers expect."""
+    arguments = parser().parse_args()
+    report = asyncio.run(run(arguments))
+    arguments.report.write_text(report.to_json())
+    sys.stdout.write(f"{report.to_text()}\n\nThe whole of it, to send back: {arguments.report}\n")
+    return 0 if report.as_expected else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The answers of a Mac: for people as text, to send back as JSON with every call in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent.processes.command import Command, CommandError, CommandRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEEP_BYTES = 4000
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command that was run. `exit_code` is None when it did not end in time or could not be run."""
+
+    argv: tuple[str, ...]
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last line of stdout as a JSON object; empty when it is none."""
+        lines = [line for line in self.stdout.splitlines() if line.strip()]
+        try:
+            document = json.loads(lines[-1]) if lines else {}
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    @property
+    def body(self) -> Any:  # noqa: ANN401 - whatever the tool says
+        """The `body` of that object."""
+        return self.last.get("body")
+
+
+@dataclass
+class Finding:
+    """One question with its answer. `expected` is None where the drivers do not depend on it."""
+
+    number: str
+    question: str
+    answer: str = "not answered"
+    expected: bool | None = None
+    calls: list[Call] = field(default_factory=list)
+
+
+class Report:
+    """All findings of one run."""
+
+    def __init__(self, tool: str) -> None:
+        self.tool = tool
+        self.findings: list[Finding] = []
+        self._runner = CommandRunner()
+
+    def begin(self, number: str, question: str) -> Finding:
+        """Begin a question: the calls that follow belong to it."""
+        self.findings.append(Finding(number, question))
+        return self.findings[-1]
+
+    async def call(self, *argv: str, timeout_s: float = 60, env: Mapping[str, str] | None = None) -> Call:
+        """Run a command for the latest question, whatever comes of it."""
+        began_s = time.monotonic()
+        try:
+            result = await self._runner.run(Command(argv, timeout_s, env=env), check=False)
+            made = Call(
+                argv, result.exit_code, _text(result.stdout), _text(result.stderr), round(time.monotonic() - began_s, 3)
+            )
+        except CommandError as error:
+            made = Call(argv, None, "", str(error), round(time.monotonic() - began_s, 3))
+        self.findings[-1].calls.append(made)
+        return made
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether no answer contradicts what the drivers expect."""
+        return all(finding.expected is not False for finding in self.findings)
+
+    def to_json(self) -> str:
+        """Return the whole report."""
+        host = {"system": platform.platform(), "machine": platform.machine(), "mac_os": platform.mac_ver()[0]}
+        found = [asdict(finding) for finding in self.findings]
+        return json.dumps({"tool": self.tool, "host": host, "at": time.time(), "findings": found}, indent=1)
+
+    def to_text(self) -> str:
+        """Return it for people."""
+        marks = {True: "as expected", False: "NOT EXPECTED", None: "for the record"}
+        lines = [f"{one.number}: {one.question}\n  {one.answer} [{marks[one.expected]}]" for one in self.findings]
+        return "\n".join(lines)
+
+
+def _text(output: bytes) -> str:
+    return output[-KEEP_BYTES:].decode(errors="replace")

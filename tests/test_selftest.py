@@ -1,0 +1,77 @@
+"""The self-test for Macs, on the simulators: every question is asked and answered, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.lib.selftest.__main__ import parser, run
+from tests.hypervisors.anka_rig import AnkaRig
+from tests.simulators.anka.registry import AnkaRegistry
+from tests.support.tart import SIMULATOR, TartHome
+
+if TYPE_CHECKING:
+    import pytest
+
+    from scripts.lib.selftest.report import Report
+
+CHECKLIST = (Path(__file__).parents[1] / "docs" / "mac-checklist.md").read_text()
+
+
+def answers(report: Report) -> dict[str, Any]:
+    """Return the findings by number, having made sure that each question is in the checklist."""
+    findings = {one["number"]: one for one in json.loads(report.to_json())["findings"]}
+    assert {number for number in findings if f"| {number} |" not in CHECKLIST} == set()
+    assert [number for number, one in findings.items() if one["answer"] == "not answered"] == []
+    assert all(number in report.to_text() for number in findings)
+    return findings
+
+
+async def test_every_question_about_anka_is_answered_and_nothing_is_left(tmp_path: Path) -> None:
+    rig = AnkaRig(tmp_path)
+    async with AnkaRegistry() as registry:
+        template = registry.push("macos", "v1")
+        vm = rig.home.find("macos")
+        template.id = vm.uuid
+        registry.templates = {vm.uuid: template}
+        registry.push("macos", "v2")
+        rig.home.write("remotes.json", [{"name": "lab", "url": registry.url, "default": True}])
+        arguments = [
+            "anka",
+            "--program",
+            str(rig.binary),
+            "--template",
+            f"{vm.uuid}:v1",
+            "--next",
+            "v2",
+            "--remote",
+            "lab",
+        ]
+        try:
+            report = await run(parser().parse_args(arguments))
+        finally:
+            rig.clean_up()
+    found = answers(report)
+    unexpected = {number: one["answer"] for number, one in found.items() if one["expected"] is False}
+    assert unexpected == {}
+    assert set(found) == set(re.findall(r"^\| (A-[a-z-]+) \|", CHECKLIST, re.MULTILINE))
+    assert [one.name for one in rig.home.all()] == ["macos"]
+
+
+async def test_every_question_about_tart_is_answered_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = TartHome(tmp_path / "tart")
+    image = home.add_image()
+    monkeypatch.setenv("TART_HOME", str(home.root))
+    name = f"registry.example:5000/tests/small@{image.digest}"
+    try:
+        report = await run(parser().parse_args(["tart", "--program", str(SIMULATOR), "--image", name]))
+    finally:
+        home.clean_up()
+    found = answers(report)
+    unexpected = {number: one["answer"] for number, one in found.items() if one["expected"] is False}
+    assert unexpected == {}
+    assert set(found) == set(re.findall(r"^\| (T-[a-z-]+) \|", CHECKLIST, re.MULTILINE))
