@@ -69,7 +69,7 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: Rat
     application = web.Application(middlewares=[admitted], client_max_size=MAX_BODY_BYTES)
     application[usage.METER] = usage.Meter()
     needs = {("GET", path): Role.NONE for path in page.FILES}
-    for operation in (*OPERATIONS, openapi.operation(OPERATIONS)):
+    for operation in (*OPERATIONS, *openapi.contract(OPERATIONS)):
         needs[operation.method, operation.path] = operation.needs
         if operation.method == "GET":
             application.router.add_get(operation.path, operation.handler)  # HEAD too

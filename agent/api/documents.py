@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote
 
 from agent.api import operator_schemas, schemas
@@ -38,6 +38,17 @@ PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
     VmState.STOPPING: "stopping",
 }
 """How the states of a VM are summed up for those who count. A VM in standby holds no slot."""
+
+
+LOOKED_AT: Final[Mapping[str, Literal["vms", "images", "disk"]]] = {
+    "HypervisorResponding": "vms",
+    "ImageStoreReadable": "images",
+    "DiskMeasured": "disk",
+}
+"""The condition that turns bad when something of the host cannot be looked at, and what that is."""
+
+STALE_AFTER_S: Final = 30.0
+"""Age of the loop's heartbeat from which nothing is known to be true any more. It turns every 10 s at least."""
 
 
 def when(at_s: float | None) -> datetime | None:
@@ -89,7 +100,21 @@ def host_document(engine: Engine) -> schemas.HostDocument:
         images=image_list(world, engine.pulls()).images,
         conditions=tuple(_condition(condition) for condition in engine.conditions()),
         assignment=schemas.AssignmentStatus(source=held.source, etag=held.etag, error=held.error),
+        stale=_stale(engine),
     )
+
+
+def _stale(engine: Engine) -> tuple[schemas.Staleness, ...]:
+    """Return what can no longer be looked at, and everything when the loop does not turn."""
+    stale = tuple(
+        schemas.Staleness(what=LOOKED_AT[found.type], since=when(found.since_s), reason=found.message or found.reason)
+        for found in engine.conditions()
+        if found.problem and found.type in LOOKED_AT
+    )
+    if engine.heartbeat_age_s() < STALE_AFTER_S:
+        return stale
+    reason = f"the agent's loop has not turned for {STALE_AFTER_S:g} s"
+    return (*stale, schemas.Staleness(what="everything", since=None, reason=reason))
 
 
 def slots(world: World) -> schemas.Slots:

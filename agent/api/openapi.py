@@ -68,6 +68,7 @@ def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
         "operationId": item.id,
         "summary": item.summary,
         "description": (item.handler.__doc__ or "").strip(),
+        "x-role": item.needs.name.lower(),
         "parameters": [*_path_parameters(item), *_query_parameters(item), *_header_parameters(item)],
         "responses": _responses(item, schemas),
     }

@@ -212,8 +212,16 @@ class ModeDocument(Document):
     reason: str
 
 
+class Staleness(Document):
+    """What of the host document is no longer known to be true, since when and why: the last that was known is told."""
+
+    what: Literal["vms", "images", "disk", "everything"]
+    since: datetime | None
+    reason: str
+
+
 class HostDocument(Document):
-    """Everything a scheduler needs to know of this host, as of `sequence`."""
+    """Everything a scheduler needs to know of this host, as of `sequence`. What `stale` names may no longer be so."""
 
     sequence: Count
     host: Identity
@@ -230,6 +238,7 @@ class HostDocument(Document):
     images: tuple[ImageStatus, ...]
     conditions: tuple[ConditionDocument, ...]
     assignment: AssignmentStatus
+    stale: tuple[Staleness, ...]
 
 
 class AddressDocument(Document):

@@ -43,6 +43,9 @@ class Metrics:
         self.pull = self._histogram("image_pull", "From a pull's start to a whole image.", ("outcome",), _TO_HOURS)
         self.clone = self._histogram("vm_clone", "A clone of an image.", pool, _TO_MINUTE)
         self.boot = self._histogram("vm_boot", "From a VM's start to its first proof of health.", pool, _TO_QUARTER)
+        self.ready = self._histogram("vm_ready", "From a VM's creation to its turning ready.", pool, _TO_QUARTER)
+        self.suspend = self._histogram("vm_suspend", "From a VM's memory to its file.", pool, _TO_QUARTER)
+        self.resume = self._histogram("vm_resume", "From a saved memory to proof of health.", pool, _TO_QUARTER)
         self.teardown = self._histogram("vm_teardown", "From intent to proof that a VM is gone.", pool, _TO_QUARTER)
         self.replacement = self._histogram("vm_replacement", "From failure to the next ready VM.", pool, _TO_QUARTER)
         self.lease_wait = self._histogram("lease_wait", "From a lease request to its VM or refusal.", pool, _WAITS)
@@ -54,6 +57,7 @@ class Metrics:
         self.probe_failures = self._counter("probe_failures", "Probe answers that were no pass.", ("pool", "cause"))
         self.tool_timeouts = self._counter("tool_timeouts", "External commands that had to be ended.", ("tool",))
         self.adopted = self._counter("vms_adopted", "VMs found running after a restart of the agent.", ())
+        self.orphaned = self._counter("vms_orphaned", "VMs of ours on the host that the journal did not know.", ())
         self.leaked = self._counter("vms_leaked", "Teardowns that could not be proven.", ())
 
         self.slots = self._gauge("slots", "Slots of this host by what holds them.", ("state",))
@@ -61,6 +65,7 @@ class Metrics:
         self.warm_target = self._gauge("pool_warm_target", "VMs a pool should keep ready.", ("pool",))
         self.waiters = self._gauge("lease_waiters", "Lease requests that wait for a VM.", ("pool",))
         self.condition = self._gauge("condition_problem", "1 for a condition that needs attention.", ("type",))
+        self.breakers = self._gauge("breakers", "Things that failed lately, by what they are.", ("scope", "state"))
         self.build = self._gauge("build_info", "Always 1; says what runs here.", ("version", "hypervisor"))
         self.heartbeat_age = self._gauge("loop_heartbeat_age_seconds", "Since the loop last finished a turn.", ())
 

@@ -42,6 +42,7 @@ from tests.api.local_command import LocalCommand
 from tests.api.memory_operations import MemoryOperations, no_evidence
 
 if TYPE_CHECKING:
+    from agent.domain.breaker import Breaker
     from agent.images.contract import PullProgress
 
 NOW_S = 1_800_000_000.0
@@ -78,6 +79,9 @@ class MemoryEngine:
         self.checks = [Check("journal", True, "open"), Check("hypervisor", True, "qemu")]
         self.age_s = 0.5
         self.foreign_slots = 0
+        self.breakers: dict[str, Breaker] = {}
+        self.posted: tuple[Condition, ...] = ()
+        self.disk_is_full = False
         self.free_bytes = 60 << 30
         self.pulling: tuple[PullProgress, ...] = ()
         self.replaced: list[tuple[str, str]] = []
@@ -117,11 +121,13 @@ class MemoryEngine:
             images=(Image(DIGEST, (SMALL.image,), 64 << 20, 10 << 20, NOW_S),),
             rollouts=self.rollouts,
             mode=self.mode,
+            breakers=self.breakers,
+            disk_full=self.disk_is_full,
             foreign_slots=self.foreign_slots,
         )
 
     def conditions(self) -> tuple[Condition, ...]:
-        return conditions(self.world())
+        return (*conditions(self.world()), *self.posted)
 
     def identity(self) -> HostIdentity:
         return HostIdentity("mac-1", "machine", "boot", "Linux 6", "x86_64", 2, 8192, "0.1.0", "qemu", "7.2")

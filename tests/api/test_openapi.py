@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 from agent.api.application import OPERATIONS
 from agent.api.openapi import openapi
+from tests.api.chromium import chromium
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.conftest import Running
 
 
@@ -23,6 +27,46 @@ async def test_the_document_is_served_and_lists_every_operation(api: Running) ->
     assert document["openapi"] == "3.1.0"
     listed = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     assert listed == {(operation.method, operation.path) for operation in OPERATIONS}
+
+
+class Tags(HTMLParser):
+    """What a page holds: its ids, the places it links to, and its tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: set[str] = set()
+        self.names: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.names.add(tag)
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.links |= {given["href"] or ""} if "href" in given else set()
+
+
+async def test_the_reference_shows_every_call_and_document_and_loads_nothing(api: Running) -> None:
+    async with api.tcp.get("/docs") as response:
+        assert response.status == 200
+        policy, text = response.headers["Content-Security-Policy"], await response.text()
+    page, document = Tags(text), openapi(OPERATIONS)
+    expected = {operation.id for operation in OPERATIONS} | set(document["components"]["schemas"])
+    assert set(page.ids) == expected
+    assert len(page.ids) == len(expected), "no two places have one name"
+    assert page.links <= {f"#{place}" for place in page.ids} | {"openapi.json"}
+    assert page.names.isdisjoint({"script", "link", "img", "iframe"})
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    for operation in OPERATIONS:
+        assert operation.path in text
+
+
+async def test_the_reference_is_shown_by_a_browser_as_it_is_meant(api: Running, tmp_path: Path) -> None:
+    async with chromium(tmp_path / "profile") as page:
+        await page.call("Page.navigate", url=f"http://127.0.0.1:{api.server.port}/docs")
+        await page.wait_for("document.querySelector('#ExecStart')")
+        assert await page.evaluate("getComputedStyle(document.body).maxWidth") != "none", "the style sheet is taken"
+        assert [problem for problem in page.problems if "favicon" not in problem] == []
 
 
 def test_every_reference_leads_somewhere_and_nothing_is_left_over() -> None:

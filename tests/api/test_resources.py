@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.documents import PHASE_OF_LIFE
+from agent.api.resources.health import breakers
+from agent.domain.breaker import Breaker
 from agent.domain.model import Cause, Check, Failure
+from agent.domain.names import vm_name
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
-from tests.api.memory_engine import COMING, DIGEST, NOW_S, vm
+from tests.api.memory_engine import COMING, DIGEST, NOW_S, MemoryEngine, vm
 
 if TYPE_CHECKING:
     import pytest
@@ -55,6 +58,16 @@ async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> No
     assert {key: count for key, count in vms.items() if count} == {("small", "ready"): 2}
     assert slots == {"starting": 0, "ready": 2, "leased": 0, "stopping": 0, "foreign": 0, "free": 0}
     assert any(s.labels.get("route") == "/v1/host" and s.labels["status"] == "200" for s in requests)
+
+
+def test_breakers_are_counted_by_what_they_are_of() -> None:
+    keys = ("host", DIGEST, "registry/small:v1", vm_name("small", f"{1:026d}"), "healed")
+    known = {key: Breaker(key, failures=key != "healed", open_until_s=NOW_S + 9) for key in keys}
+    known["registry/small:v1"] = Breaker("registry/small:v1", failures=1, open_until_s=NOW_S)
+    counts = breakers(replace(MemoryEngine().world(), breakers=known))
+    assert {key: count for key, count in counts.items() if count} == {
+        ("host", "open"): 1, ("image", "open"): 1, ("vm", "open"): 1, ("other", "closed"): 1,
+    }  # fmt: skip
 
 
 async def test_host_counts_slots_and_what_fits(api: Running) -> None:

@@ -12,9 +12,12 @@ from agent.api.auth import Role
 from agent.api.context import answer, context
 from agent.api.documents import PHASE_OF_LIFE, slots
 from agent.api.operation import Operation
+from agent.domain.breaker import HOST_BREAKER
+from agent.domain.names import parse
 
 if TYPE_CHECKING:
     from agent.api.ports import Engine
+    from agent.domain.model import World
     from agent.telemetry.metrics import Metrics
 
 STUCK_AFTER_S: Final = 60.0
@@ -54,6 +57,8 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
         metrics.condition.labels(type=condition.type).set(condition.problem)
     for state, count in slots(world).model_dump(exclude={"total", "used"}).items():
         metrics.slots.labels(state=state).set(count)
+    for (scope, state), count in breakers(world).items():
+        metrics.breakers.labels(scope=scope, state=state).set(count)
     for gauge in (metrics.vms, metrics.warm_target, metrics.waiters):
         gauge.clear()
     for pool in world.pools:
@@ -63,6 +68,23 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
             metrics.vms.labels(pool=pool.name, state=state).set(0)
     for vm in world.vms:
         metrics.vms.labels(pool=vm.pool, state=vm.state).inc()
+
+
+def breakers(world: World) -> dict[tuple[str, str], int]:
+    """Return how many breakers there are by what they are of, and whether they hold it back now."""
+    counts = {(scope, state): 0 for scope in ("host", "image", "vm", "other") for state in ("open", "closed")}
+    for key, breaker in world.breakers.items():
+        if breaker.failures:
+            counts[_scope(key), "open" if breaker.is_open(world.now_s) else "closed"] += 1
+    return counts
+
+
+def _scope(key: str) -> str:
+    if key == HOST_BREAKER:
+        return "host"
+    if key.startswith("sha256:"):
+        return "image"
+    return "vm" if parse(key) else "other"
 
 
 OPERATIONS: Final = (

@@ -1,27 +1,51 @@
-"""`/openapi.json`: the contract, generated from the same table the router is built from."""
+"""`/openapi.json`, `/docs`: the contract for machines and people, generated from the table the router is built from."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from base64 import b64encode
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import hdrs, web
 
 from agent.api.auth import Role
 from agent.api.context import answer
 from agent.api.openapi import openapi
 from agent.api.operation import Operation
+from agent.api.reference import STYLE, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aiohttp import web
+_STYLE_HASH: Final = b64encode(sha256(STYLE.encode()).digest()).decode()
+
+REFERENCE_HEADERS: Final = {
+    hdrs.CONTENT_TYPE: "text/html; charset=utf-8",
+    hdrs.CACHE_CONTROL: "no-cache",
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+}
+"""The page may load nothing at all; its one style sheet stands in it and is named by its hash."""
 
 
-def operation(operations: Iterable[Operation]) -> Operation:
-    """Return the operation that serves the OpenAPI document of `operations`."""
-    body = json.dumps(openapi(operations)).encode()
+def contract(operations: Iterable[Operation]) -> tuple[Operation, ...]:
+    """Return the operations that serve the OpenAPI document of `operations` and the reference made of it."""
+    document = openapi(operations)
+    body, page = json.dumps(document).encode(), reference(document).encode()
 
-    async def document(_request: web.Request) -> web.Response:
+    async def machines(_request: web.Request) -> web.Response:
         """Answer the OpenAPI 3.1 document."""
         return answer(body)
 
-    return Operation("openapi", "GET", "/openapi.json", document, "This document", "application/json", role=Role.NONE)
+    async def people(_request: web.Request) -> web.Response:
+        """Answer the reference page."""
+        return web.Response(body=page, headers=REFERENCE_HEADERS)
+
+    return (
+        Operation("openapi", "GET", "/openapi.json", machines, "The contract", "application/json", role=Role.NONE),
+        Operation("reference", "GET", "/docs", people, "The contract for people", "text/html", role=Role.NONE),
+    )
