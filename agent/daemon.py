@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from contextlib import AsyncExitStack, contextmanager
@@ -87,7 +88,13 @@ def _logging(config: Config) -> Iterator[Logs]:
         handlers.close()
 
 
+def _no_core_files() -> None:
+    """Let neither the agent nor a tool or VM it starts leave its memory in a file: there are secrets in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 async def _main(config_path: Path, config: Config, handlers: Logs) -> int:
+    _no_core_files()
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:

@@ -1,0 +1,49 @@
+"""Secrets are planted where an agent gets them from, and looked for everywhere they could come out."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import psutil
+
+from agent.api.application import OPERATIONS
+from agent.api.auth import Role, create_token, tokens_path
+from scripts.lib.bench import simulated
+
+if TYPE_CHECKING:
+    from scripts.lib.host import Host
+
+PASSWORD = "c4n4ry-Pw7Tq2xLz"
+REGISTRY = "127.0.0.1:1"
+"""Nobody listens there: every attempt fails, and is told."""
+
+
+async def test_planted_secrets_come_out_nowhere(host: Host) -> None:
+    simulated.configure(host)
+    with host.config.open("a") as config:
+        config.write(f'[images.registries."{REGISTRY}"]\ninsecure = true\nusername = "u"\npassword = "{PASSWORD}"\n')
+    await host.start()
+    token = create_token(tokens_path(host.data_dir), "controller", Role.ADMIN, now_s=time.time())
+    secrets = (PASSWORD, token)
+    host.assign("small", f"{REGISTRY}/small:1", probes="")
+    await host.until(lambda document, _: any(not pool["ready"] and pool["error"] for pool in document["pools"]))
+
+    told: dict[str, str] = {"output": host.output()}
+    headers = {"Authorization": f"Bearer {token}"}
+    for operation in OPERATIONS:
+        if operation.method == "GET" and operation.needs.name != "NONE":
+            async with host.http.get(operation.path.replace("{pool}", "small"), headers=headers) as response:
+                told[operation.path] = await response.text()
+    async with host.http.put("/v1/assignment", data=f'{{"{token}": "{PASSWORD}', headers=headers) as response:
+        assert response.status == 415
+    processes = (psutil.Process(host.pid), *psutil.Process(host.pid).children(recursive=True))
+    told["argv"] = "".join(" ".join(process.cmdline()) for process in processes)
+    with closing(sqlite3.connect(host.data_dir / "journal.sqlite")) as journal:
+        told["journal"] = "\n".join(journal.iterdump())
+    told |= {path.name: path.read_text() for path in host.data_dir.rglob("*.log*")}
+    assert "audit" in "".join(told.values()), "the log is among what is looked at"
+    assert [place for place, text in told.items() if any(secret in text for secret in secrets)] == []
+    assert processes[0].rlimit(psutil.RLIMIT_CORE) == (0, 0), "its memory is left in no core file"
