@@ -37,8 +37,10 @@ async def test_planted_secrets_come_out_nowhere(host: Host) -> None:
         if operation.method == "GET" and operation.needs.name != "NONE":
             async with host.http.get(operation.path.replace("{pool}", "small"), headers=headers) as response:
                 told[operation.path] = await response.text()
+    headers["Content-Type"] = "application/json"
     async with host.http.put("/v1/assignment", data=f'{{"{token}": "{PASSWORD}', headers=headers) as response:
-        assert response.status == 415
+        assert response.status == 400
+        told["malformed"] = await response.text()
     processes = (psutil.Process(host.pid), *psutil.Process(host.pid).children(recursive=True))
     told["argv"] = "".join(" ".join(process.cmdline()) for process in processes)
     with closing(sqlite3.connect(host.data_dir / "journal.sqlite")) as journal:
