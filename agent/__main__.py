@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from agent.cli.main import run
-
 
 def main() -> NoReturn:
     """Run the command line and end with its exit code."""
+    try:
+        from agent.cli.main import run  # noqa: PLC0415 - a Ctrl-C that meets the imports is no reason for a traceback
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -27,6 +27,7 @@ QUESTIONS: Final = {
     "readyz.json": "/readyz",
     "host.json": "/v1/host",
     "vms.json": "/v1/vms",
+    "usage.json": "/v1/usage",
     "images.json": "/v1/images",
     "rollouts.json": "/v1/rollouts",
     "assignment.json": "/v1/assignment",
@@ -49,8 +50,9 @@ _Out = Annotated[Path | None, typer.Argument(help="The archive to write; named b
 def bundle(out: _Out = None, config: options.Config = None, socket: options.Socket = None) -> None:
     """Write an archive with what the agent knows, its configuration and the end of its log.
 
-    Works as far as it can when the agent does not answer: what is missing is told in `missing.txt`. Passwords and
-    tokens are cut out; names of hosts, images, holders and VMs are not.
+    Works as far as it can when the agent does not answer: what is missing is told in `missing.txt`, as are the
+    configuration and the log of another host. Passwords and tokens are cut out; names of hosts, images, holders and
+    VMs are not.
 
     \b
     hearth support-bundle
@@ -71,8 +73,14 @@ def _gather(config: Path | None, socket: Path | None) -> tuple[dict[str, bytes],
     from agent.telemetry.redact import redact_text  # noqa: PLC0415 - pydantic is slow to import
 
     about = f"hearth {__version__}\npython {platform.python_version()}\n{platform.platform()}\n"
-    parts, missing = {"about.txt": about.encode()}, []
-    for source in (_asked(config, socket), _configuration(config), _logs(config)):
+    parts: dict[str, bytes] = {"about.txt": about.encode()}
+    missing: list[str] = []
+    sources = [_asked(config, socket)]
+    if elsewhere := options.remote_host() if socket is None else "":
+        missing.append(f"configuration and logs: they are on {elsewhere}, run `hearth support-bundle` there")
+    else:
+        sources += [_configuration(config), _logs(config)]
+    for source in sources:
         try:
             for name, content in source:
                 parts[name] = redact_text(content.decode("utf-8", "replace")).encode()

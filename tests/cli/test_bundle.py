@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import pytest
+
     Hearth = Callable[..., Ended]
 
 CANARY = "c4n4ry-Kx81vTq9"
@@ -64,6 +66,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, hearth: Hearth)
     ended = hearth("support-bundle", tmp_path / "none" / "b.tar.gz", "--config", configured(tmp_path))
     assert ended.code == Exit.FAILURE
     assert "b.tar.gz cannot be written" in ended.err
+
+
+def test_of_another_host_it_has_what_its_agent_tells_and_nothing_of_this_one(
+    tmp_path: Path, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))) as agent:
+        monkeypatch.setenv("HEARTH_HOST", f"http://127.0.0.1:{agent.port}")
+        assert hearth("support-bundle", out, "--config", config).code == Exit.OK
+    files = contents(out)
+    assert "hearth-small-1" in files["vms.json"]
+    assert "configuration.json" not in files
+    assert "they are on 127.0.0.1" in files["missing.txt"]
 
 
 def test_it_is_of_use_when_the_agent_does_not_answer(tmp_path: Path, hearth: Hearth) -> None:

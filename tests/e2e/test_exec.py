@@ -1,0 +1,49 @@
+"""`hearth exec` on a real guest: its exit code, output and input, and nothing left of the VM, interrupted or not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from scripts.lib.host import Host
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+async def start(host: Host, *command: str) -> asyncio.subprocess.Process:
+    arguments = ("-m", "agent", "exec", "small", "-i", "--", *command)
+    environment = {**os.environ, "HEARTH_CONFIG": str(host.config)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def test_the_guests_exit_code_comes_back_and_its_vm_is_replaced(host: Host, layout: dict[str, str]) -> None:
+    host.assign("small", layout["1.0"], warm=1)
+    await host.start()
+    (first,) = await host.until_warm(1)
+    assert await host.hearth("exec", "small", "--", "sh", "-c", "exit 7", check=False) == (7, "", "")
+    (second,) = await host.until_warm(1, without=first)
+
+    process = await start(host, "sh", "-c", "read line; echo got $line; exec sleep 1000")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"word\n")
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"got word\n"
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+    assert (process.returncode, said) == (130, b"")
+    (third,) = await host.until_warm(1, without=second)
+
+    assert len({first, second, third}) == 3
+    assert host.rows("leases") == []
+    assert host.rows("vms") == [third]
+    assert len(host.vm_processes()) == 1
