@@ -68,10 +68,15 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
     assert await browser.evaluate("document.querySelectorAll('#lives li').length") == 2
     assert "small has 1 of 2 warm VMs" in await text(browser, "#problems")
 
+    await browser.evaluate(
+        "window.lines = []; new MutationObserver(() => window.lines.push(document.querySelector('#line').textContent))"
+        ".observe(document.querySelector('#line'), { childList: true }); 1"
+    )
     api.engine.become("hearth-small-2", VmState.READY)
     await browser.wait_for("document.querySelector('#pools tbody').innerText.includes('2 of 2')")
     await browser.wait_for("document.querySelector('#events').innerText.includes('vm-ready')")
     assert await browser.evaluate("document.querySelector('#problems').hidden") is True
+    assert await browser.evaluate("window.lines") == [], "an event must not cost the connection"
     assert browser.problems == []
 
 

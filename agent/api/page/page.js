@@ -23,7 +23,8 @@ function node(tag, attributes = {}, ...children) {
 }
 
 const state = (name, text = name) => node("span", { "data-state": name }, text);
-const brief = (text) => text.replace(/(sha256[:-])?([0-9a-f]{12})[0-9a-f]{52}/g, "$2");
+// Text with its digests cut to what tells versions apart. The stream of events leaves out what is empty.
+const brief = (text) => (text ?? "").replace(/(sha256[:-])?([0-9a-f]{12})[0-9a-f]{52}/g, "$2");
 const vmName = (name) => node("code", { title: name }, node("span", { class: "wide" }, name.slice(0, -8)), name.slice(-8));
 const short = (digest) => (digest ? digest.replace("sha256:", "").slice(0, 12) : "–");
 
@@ -285,7 +286,7 @@ async function live() {
       await recall();
       delay = 500;
       await follow();
-    } catch { /* told by the line below */ }
+    } catch (error) { console.debug(error); } // and told by the line below
     streaming = false;
     line("lost", "the agent does not answer, trying again");
     await new Promise((resolve) => setTimeout(resolve, delay * (0.5 + Math.random() / 2)));
