@@ -56,11 +56,10 @@ def top(
             return Fitted(usage_sections(meter.read(), console.width))
 
         if once:
-            from rich.console import Group  # noqa: PLC0415
-
             from agent.cli.usage_tables import usage_sections  # noqa: PLC0415
 
-            console.print(Group(*usage_sections(meter.read(), console.width)))
+            machine, vms = usage_sections(meter.read(), console.width)
+            console.print(machine, "", vms, sep="\n")
         else:
             watch(console, draw)
 
