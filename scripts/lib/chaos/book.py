@@ -57,6 +57,7 @@ class Deeds:
     gave_up: set[str] = field(default_factory=set)  # of those, pools of requests that waited in vain
     crashed: bool = False
     disk_was_full: bool = False
+    tool_failed: bool = False  # the hypervisor's own program did
 
 
 @dataclass(slots=True)

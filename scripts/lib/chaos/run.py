@@ -24,7 +24,7 @@ from scripts.lib.chaos.keeper import AgentEndedError, Keeper
 from scripts.lib.chaos.record import Document, Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
 from scripts.lib.chaos.story import Fault, Finding, Story
-from scripts.lib.chaos.tart_versions import TartVersions
+from scripts.lib.chaos.tart_versions import TOOL_FAULTS, TOOL_S, TartVersions
 from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
 from scripts.lib.chaos.volume import Volume, can_mount
 from scripts.lib.host import Host
@@ -69,7 +69,9 @@ class Run:
         self._directory = directory
         self._began_s = time.monotonic()
         host = directory / "host"
-        self._tart = TartGround(host, home=host / "data" / "tart") if hypervisor == "tart" else None
+        self._tart = (
+            TartGround(host, home=host / "data" / "tart", command_timeout_s=TOOL_S) if hypervisor == "tart" else None
+        )
         self._host = Host(host, self._tart)
         self._record = Record(self._host.data_dir / "journal.sqlite")
         self.outcome = Outcome(seed)
@@ -142,7 +144,11 @@ class Run:
         await self._mend()
         for step in steps:
             self._tell(f"round {number}: {step}")
+        if self._tart is not None:
+            self._break_tool(self._tart, number)
         await self._hands.do(steps)
+        if self._tart is not None:
+            self._tart.home.set_faults()
         findings = await self._settle()
         findings += await self._look()
         pids, snapshot = await asyncio.to_thread(self._host.vm_pids), self._record.snapshot()
@@ -150,6 +156,14 @@ class Run:
         self._rolling = {pool for pool, rollout in snapshot.rollouts.items() if rollout["phase"] not in FINAL_PHASES}
         self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
         return findings
+
+    def _break_tool(self, ground: TartGround, number: int) -> None:
+        """Let Tart itself fail in this round, once or twice, in what makes and removes VMs."""
+        command, fault, times = random.Random(f"{self.outcome.seed}-{number}").choice(TOOL_FAULTS)
+        ground.home.set_faults(**{command: {**fault, "times": times}})
+        self._book.deeds.tool_failed = True
+        self._book.counts["tool_faults"] += 1
+        self._tell(f"round {number}: tart {command} fails {times} times: {fault}")
 
     async def _mend(self) -> None:
         """Do what an operator would before the next round: a pool to work with, on a version that is not worn out."""

@@ -48,7 +48,7 @@ _ONCE: Final = frozenset({"vm-creating", "lease-granted", "vm-failed", "vm-gone"
 _CRASH_CAUSES: Final = frozenset({"interrupted", "lost", "start-failed"})
 """How a VM ends whose making was interrupted by the death of the agent."""
 _DISK_CAUSES: Final = frozenset({"clone-failed", "start-failed", "exited", "probe-failed", "startup-deadline"})
-"""How a VM ends that could not write. That its making could not be written down is no reason: it is, later."""
+"""How a VM ends that could not write, or whose making failed. That this could not be written down is no reason."""
 
 
 @dataclass(slots=True)
@@ -135,6 +135,6 @@ class Story:
             return False
         if book.deeds.crashed and cause in _CRASH_CAUSES:
             return True
-        if book.deeds.disk_was_full and cause in _DISK_CAUSES:
+        if (book.deeds.disk_was_full or book.deeds.tool_failed) and cause in _DISK_CAUSES:
             return True
         return cause == "startup-deadline" and life.pool in book.impatient

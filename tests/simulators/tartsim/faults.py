@@ -47,16 +47,17 @@ def faults_of(simulator: Path, command: str) -> Faults:
         return {}
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        document = json.loads(file.read() or "{}")
+        before = file.read() or "{}"
+        document = json.loads(before)
         faults: Faults = document.get(command, {})
         if "times" not in faults:
             return faults
         if faults["times"] < 1:
             return {}
         document[command] = faults | {"times": faults["times"] - 1}
+        text = json.dumps(document)
         file.seek(0)
-        file.truncate()
-        file.write(json.dumps(document))
+        file.write(text.ljust(len(before)))  # in place: the disk may be full
         return faults
 
 
