@@ -58,6 +58,15 @@ def test_the_pool_that_went_without_the_longest_is_next() -> None:
     assert order == ["a", "b", "c", "a", "b", "c", "a"]
 
 
+def test_who_went_without_longer_is_given_one_vm_and_then_waits_for_its_equals() -> None:
+    host = contended(pool("a", warm=4), pool("b", warm=4), slots=2)
+    host.rollouts["a"] = replace(host.rollouts["a"], without_since_s=host.now_s - 100)
+    host.rollouts["b"] = replace(host.rollouts["b"], without_since_s=host.now_s - 50)
+    host.limits = HostLimits(4, 64, 64000)
+    created = [action.pool.name for action in host.turn().actions if isinstance(action, CreateVm)]
+    assert created == ["a", "b"]
+
+
 def test_a_restart_sends_nobody_back_to_the_end_of_the_line() -> None:
     host = contended(pool("a"), pool("b"), pool("c"))
     assert use_up(host, "a") == "b"
@@ -139,6 +148,20 @@ def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
         host.release(lease)
     host.settle()
     assert [lease.pool for lease in host.leases.values()] == ["large"]
+
+
+def test_no_vm_is_made_for_a_later_request_from_the_room_an_earlier_one_waits_for() -> None:
+    host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=0), slots=8, memory_mib=4500)
+    host.ask_lease("small")
+    host.settle()
+    for name in ("large", "small"):
+        host.now_s += 1
+        host.ask_lease(name)
+    assert not any(isinstance(action, CreateVm) for action in host.turn().actions)
+    (lease,) = host.leases
+    host.release(lease)
+    host.settle()
+    assert [one.pool for one in host.leases.values()] == ["large"]
 
 
 @given(

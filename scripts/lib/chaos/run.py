@@ -151,7 +151,7 @@ class Run:
             self._tart.home.set_faults()
         findings = await self._settle()
         findings += await self._look()
-        pids, snapshot = await asyncio.to_thread(self._host.vm_pids), self._record.snapshot()
+        pids, snapshot = await self._processes(), self._record.snapshot()
         self._book.standing = {name: pids[name][0] for name in snapshot.vms if name in pids}
         self._rolling = {pool for pool, rollout in snapshot.rollouts.items() if rollout["phase"] not in FINAL_PHASES}
         self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
@@ -218,18 +218,22 @@ class Run:
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
-        """Return what no event tells of and must be over before a judgement is fair.
-
-        The end of a VM may be written late: on a full disk that is tried every second. And while a template is made of
-        a VM, a second process of its name parts its memory.
-        """
+        """Return the VMs whose end is not written down yet: on a full disk that is tried every second."""
         pids = await asyncio.to_thread(self._host.vm_pids)
         gone = (name for name, row in snapshot.vms.items() if row["state"] in RUNNING and name not in pids)
-        twice = (name for name, found in pids.items() if len(found) > 1)
-        return [
-            *(f"the end of {name} is not written down" for name in sorted(gone)),
-            *(f"{name} has processes {pids[name]}" for name in sorted(twice)),
-        ]
+        return [f"the end of {name} is not written down" for name in sorted(gone)]
+
+    async def _processes(self) -> dict[str, list[int]]:
+        """Return the processes of every VM, when none has two, or some has had them for too long.
+
+        While a template is made of a VM, a second process parts its memory: nothing tells when that begins or ends.
+        """
+        deadline_s = time.monotonic() + TOLD_S
+        while True:
+            pids = await asyncio.to_thread(self._host.vm_pids)
+            if all(len(found) == 1 for found in pids.values()) or time.monotonic() > deadline_s:
+                return pids
+            await asyncio.sleep(POLL_S)
 
     async def _tidy(self, snapshot: Snapshot) -> None:
         """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""
@@ -251,10 +255,11 @@ class Run:
     async def _look(self) -> list[Finding]:
         """Judge the host as it stands."""
         await self._keeper.check()
+        processes = await self._processes()
         served = {vm["name"]: vm["state"] for vm in (await self._host.get("/v1/vms"))["vms"]}
         scene = Scene(
             snapshot=self._record.snapshot(),
-            processes=await asyncio.to_thread(self._host.vm_pids),
+            processes=processes,
             files=_entries(self._host.data_dir / "vms"),
             evidence=_entries(self._host.data_dir / "evidence"),
             served=served,
