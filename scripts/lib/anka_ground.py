@@ -7,6 +7,7 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from agent.images.anka.version import identity
 from scripts.lib.ground import commands, paths_below
 from tests.simulators.anka.faults import Switches, set_faults
 from tests.simulators.anka.install import install
@@ -49,6 +50,12 @@ class AnkaGround:
         """Push a tag to the Registry; return its reference."""
         self.registry.push(TEMPLATE, version, **guest)
         return f"anka:{TEMPLATE}:{version}"
+
+    def digest(self, version: str) -> str:
+        """Return what tells a tag that was pushed from every other."""
+        template = next(one for one in self.registry.templates.values() if one.name == TEMPLATE)
+        tag = next(tag for tag in template.tags if tag.name == version)
+        return identity(template.id, version, tuple(tag.images))
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
         """See `Ground`."""

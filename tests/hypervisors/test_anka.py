@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -251,10 +252,26 @@ async def test_a_clone_that_breaks_off_is_found_and_removed(
 async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     host.faults(list={"omit": [NAME]})
-    with pytest.raises(HypervisorError, match="leaves out"):
-        await anka.inventory()
+    for _ in range(driving.OMISSIONS - 1):
+        with pytest.raises(HypervisorError, match="leaves out"):
+            await anka.inventory()
     host.faults()
     assert await pid_of(anka, NAME) == pid
+    assert not (await anka.inventory())[0].damaged
+
+
+async def test_a_vm_whose_files_are_gone_is_told_damaged_and_ended(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    pid = await running(anka, host)
+    shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
+    for _ in range(driving.OMISSIONS - 1):
+        with pytest.raises(HypervisorError, match="leaves out"):
+            await anka.inventory()
+    (seen,) = await anka.inventory()
+    assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
+    await anka.stop(NAME, grace_s=0)
+    await anka.delete(NAME)
+    assert await anka.inventory() == ()
+    assert host.traces(NAME) == []
 
 
 @pytest.mark.parametrize("fault", [{"garbage": True}, {"empty_body": True}, {"fail": "internal error"}])

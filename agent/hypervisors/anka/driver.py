@@ -62,6 +62,8 @@ POLL_S: Final = 5.0
 LICENSE_PERIOD_S: Final = 60.0
 MACOS_SLOTS: Final = 2
 SLOTS: Final = "SlotsUsable"
+OMISSIONS: Final = 3
+"""Listings in a row that leave out a VM whose process runs before they are believed: its files are gone then."""
 
 
 class AnkaHypervisor:
@@ -83,6 +85,7 @@ class AnkaHypervisor:
         self._license: tuple[HealthFact, ...] = ()
         self._license_at_s = float("-inf")
         self._leak: HealthFact | None = None
+        self._omitted: dict[str, int] = {}  # how many listings in a row left out a VM that runs
         self.version = ""
 
     async def preflight(self) -> None:
@@ -122,6 +125,13 @@ class AnkaHypervisor:
             record = records.get(vm.name)
             runs = vm.running or running is not None  # whatever is told: its process holds a slot
             seen.append(Observed(vm.name, ours=ours, running=runs, pid=pid, image=record.image if record else ""))
+        for name in self._omitted.keys() & self._fleet.names:
+            running, record = self._fleet.get(name), records.get(name)
+            pid = running.process.pid if running and running.process else None
+            image = record.image if record else ""
+            seen.append(
+                Observed(name, ours=True, running=True, pid=pid, image=image, damaged="all that Anka keeps of it")
+            )
         return tuple(sorted(seen, key=lambda one: one.name))
 
     async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
@@ -257,7 +267,7 @@ class AnkaHypervisor:
         """Whether a VM has to be stopped: it runs, or failed and keeps what it holds until it is stopped (A9)."""
         vm = await self._find(name)
         running = self._fleet.get(name)
-        if running is not None and (vm is None or not vm.running) and await _exited_within(running, END_S):
+        if running is not None and vm is not None and not vm.running and await _exited_within(running, END_S):
             running = None  # it was about to end
         return running is not None or (vm is not None and vm.status not in ("stopped", "suspended"))
 
@@ -298,7 +308,11 @@ class AnkaHypervisor:
             vm = by_name.get(name)
             if vm is None or not vm.running:
                 self._fleet.note_stopped(name)
-            if vm is None and self._fleet.get(name) is not None:
+            if vm is not None or self._fleet.get(name) is None:
+                self._omitted.pop(name, None)
+                continue
+            self._omitted[name] = self._omitted.get(name, 0) + 1
+            if self._omitted[name] < OMISSIONS:
                 raise HypervisorError(f"`anka list` leaves out {name}, whose process runs: it cannot be believed")
         for vm in listed:
             if vm.running and self._ours(vm.name) and self._fleet.get(vm.name) is None:

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one seed; default: a new one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several seeds, one after another")
     parser.add_argument("--slots", type=int, default=2, help="VMs at once (default 2)")
-    parser.add_argument("--hypervisor", choices=("qemu", "tart"), default="qemu", help="tart: a simulated Mac with it")
+    what = "tart or anka: a simulated Mac with it"
+    parser.add_argument("--hypervisor", choices=("qemu", "tart", "anka"), default="qemu", help=what)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
     options = parser.parse_args(arguments)
     seeds = [*options.seeds, *([options.seed] if options.seed is not None else [])]

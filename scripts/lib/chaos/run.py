@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from agent.images.service import open_images
+from scripts.lib.anka_ground import AnkaGround
+from scripts.lib.chaos.anka_versions import AnkaVersions
 from scripts.lib.chaos.book import PATIENT_S, Book, Deeds, Wish
 from scripts.lib.chaos.clients import Clients
 from scripts.lib.chaos.hands import MAIN, Hands
@@ -60,6 +62,16 @@ class Outcome:
     book: Book = field(default_factory=Book)
 
 
+def _ground(hypervisor: str, host: Path) -> TartGround | AnkaGround | None:
+    """Return what the VMs of a host run on; None: QEMU's own."""
+    match hypervisor:
+        case "tart":
+            return TartGround(host, home=host / "data" / "tart", command_timeout_s=TOOL_S)
+        case "anka":
+            return AnkaGround(host)
+    return None
+
+
 class Run:
     """The rounds of one seed in `directory`."""
 
@@ -69,10 +81,8 @@ class Run:
         self._directory = directory
         self._began_s = time.monotonic()
         host = directory / "host"
-        self._tart = (
-            TartGround(host, home=host / "data" / "tart", command_timeout_s=TOOL_S) if hypervisor == "tart" else None
-        )
-        self._host = Host(host, self._tart)
+        self._ground = _ground(hypervisor, host)
+        self._host = Host(host, self._ground)
         self._record = Record(self._host.data_dir / "journal.sqlite")
         self.outcome = Outcome(seed)
         self._book = self.outcome.book
@@ -105,8 +115,10 @@ class Run:
         return self.outcome
 
     async def _versions(self, stack: AsyncExitStack) -> VersionSource:
-        if self._tart is not None:
-            return TartVersions(self._tart)
+        if isinstance(self._ground, TartGround):
+            return TartVersions(self._ground)
+        if isinstance(self._ground, AnkaGround):
+            return AnkaVersions(self._ground)
         images = await stack.enter_async_context(open_images(scratch_config(self._directory)))
         return Versions(self._directory, images)
 
@@ -144,11 +156,11 @@ class Run:
         await self._mend()
         for step in steps:
             self._tell(f"round {number}: {step}")
-        if self._tart is not None:
-            self._break_tool(self._tart, number)
+        if isinstance(self._ground, TartGround):
+            self._break_tool(self._ground, number)
         await self._hands.do(steps)
-        if self._tart is not None:
-            self._tart.home.set_faults()
+        if isinstance(self._ground, TartGround):
+            self._ground.home.set_faults()
         findings = await self._settle()
         findings += await self._look()
         pids, snapshot = await self._processes(), self._record.snapshot()

@@ -1,0 +1,45 @@
+"""Image versions without end for a simulated Mac with Anka: tags that are good, sick or dying, from its Registry."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from scripts.lib.chaos.versions import DIES_AFTER_S, Flavour, Version
+
+if TYPE_CHECKING:
+    from scripts.lib.anka_ground import AnkaGround
+
+GUESTS: Final[dict[Flavour, dict[str, object]]] = {
+    Flavour.GOOD: {},
+    Flavour.SICK: {"sick": True},
+    Flavour.DYING: {"dies_after_s": DIES_AFTER_S},
+}
+
+
+class AnkaVersions:
+    """Like `Versions`, in the Registry of the ground."""
+
+    def __init__(self, ground: AnkaGround) -> None:
+        self._ground = ground
+        self._numbers = itertools.count(1)
+
+    async def build(self) -> None:
+        """Start the Registry; guests are made when they are pushed."""
+        await self._ground.open()
+
+    async def push(self, flavour: Flavour) -> Version:
+        """Push a tag that nobody has seen."""
+        tag = f"{flavour}-{next(self._numbers)}"
+        reference = self._ground.add_image(tag, **GUESTS[flavour])
+        return Version(reference, self._ground.digest(tag), flavour)
+
+    async def outage(self, lasts_s: float) -> None:
+        """Let the Registry hold nothing for some seconds."""
+        registry = self._ground.registry
+        held, registry.templates = registry.templates, {}
+        try:
+            await asyncio.sleep(lasts_s)
+        finally:
+            registry.templates = held | registry.templates
