@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import tempfile
 import time
@@ -52,6 +53,7 @@ class TartQuestions:
                 await self._tart("delete", name)
             left = [name for name in self._vms if (self._home / "vms" / name).exists()]
             self._answer(f"left: {left or 'nothing'}", expected=not left)
+            shutil.rmtree(self._logs, ignore_errors=True)
 
     async def _ask_of_a_clone(self) -> None:
         self._report.begin("T-version", "Which release is this, and what does it list?")
