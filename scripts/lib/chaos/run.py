@@ -226,7 +226,7 @@ class Run:
             for claim in self._book.held()
             if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
         ]
-        gone = snapshot.vms.keys() - _entries(self._host.data_dir / "vms")
+        gone = snapshot.vms.keys() - _vm_entries(self._host.data_dir / "vms")
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
@@ -272,7 +272,7 @@ class Run:
         scene = Scene(
             snapshot=self._record.snapshot(),
             processes=processes,
-            files=_entries(self._host.data_dir / "vms"),
+            files=_vm_entries(self._host.data_dir / "vms"),
             evidence=_entries(self._host.data_dir / "evidence"),
             served=served,
             now_s=time.time(),
@@ -330,6 +330,11 @@ class Run:
         sys.stderr.write(line)
         with (self._directory / "chaos.log").open("a") as file:
             file.write(f"{time.time():.3f} {line}")
+
+
+def _vm_entries(directory: Path) -> frozenset[str]:
+    """Return whose files stand there. What Hearth keeps of an Anka VM is one file of its name."""
+    return frozenset(entry.removesuffix(".json") for entry in _entries(directory))
 
 
 def _entries(directory: Path) -> frozenset[str]:
