@@ -107,7 +107,7 @@ class Cores(Document):
 
 
 class Vitals(Document):
-    """How the host is right now. Purgeable space is not free, but macOS gives it back under need."""
+    """How the host is right now. Purgeable space, in whole GiB, is not free, but macOS gives it back under need."""
 
     memory_pressure: MemoryPressure
     heat: Heat

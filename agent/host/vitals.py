@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PERIOD_S: Final = 10.0
+GIB: Final = 1 << 30
 _ON_MAC: Final = platform.system() == "Darwin"
 
 
@@ -42,7 +43,10 @@ class Heat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The host's state as last measured. Purgeable space is that of the data volume; None where it cannot be told."""
+    """The host's state as last measured, in steps that do not move by themselves: pollers see every change.
+
+    Purgeable space is that of the data volume, in whole GiB; None where it cannot be told.
+    """
 
     memory_pressure: MemoryPressure = MemoryPressure.UNKNOWN
     heat: Heat = Heat.UNKNOWN
@@ -86,9 +90,14 @@ def measure_vitals(data_dir: Path) -> Vitals:
 
 def _purgeable(data_dir: Path) -> int | None:
     try:
-        return space.purgeable_bytes(data_dir)
+        return whole_gib(space.purgeable_bytes(data_dir))
     except OSError:
         return None
+
+
+def whole_gib(size_bytes: int | None) -> int | None:
+    """Round a size in bytes down to whole GiB. Nobody decides by less, and caches grow and shrink all the time."""
+    return None if size_bytes is None else size_bytes // GIB * GIB
 
 
 def pressure_of_stalls(text: str) -> MemoryPressure:

@@ -96,6 +96,17 @@ def test_the_kernel_of_a_mac_answers_by_name() -> None:
     assert MemoryPressure.UNKNOWN is not seen.memory_pressure
     assert Heat.UNKNOWN is not seen.heat
     assert seen.purgeable_bytes is not None
+    assert seen.purgeable_bytes % vitals.GIB == 0
+
+
+def test_what_is_purgeable_does_not_move_with_every_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "_ON_MAC", True)
+    monkeypatch.setattr(vitals, "_mac_pressure", lambda: MemoryPressure.NORMAL)
+    monkeypatch.setattr(vitals, "_mac_heat", lambda: Heat.NOMINAL)
+    sizes = iter((5 << 30, (5 << 30) + 1, (6 << 30) - 1, 6 << 30, None))
+    monkeypatch.setattr(space, "purgeable_bytes", lambda _: next(sizes))
+    seen = [measure_vitals(Path("/")).purgeable_bytes for _ in range(5)]
+    assert seen == [5 << 30, 5 << 30, 5 << 30, 6 << 30, None]
 
 
 def test_memory_is_judged_by_how_long_tasks_wait_for_it() -> None:
