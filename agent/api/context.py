@@ -31,6 +31,9 @@ log = structlog.get_logger()
 BODY_TIMEOUT_S: Final = 10.0
 """A body, once announced, must arrive in this time: a slow sender holds a connection, never a place in the engine."""
 
+_MOST_EXACT: Final = 2**53
+"""Up to here a double, which is what JSON's numbers are to most clients, tells every whole number from the next."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 _Result = TypeVar("_Result")
 
@@ -61,7 +64,7 @@ def context(request: web.Request) -> Context:
 
 async def read_json(request: web.Request) -> object:
     """Return the request's body as parsed JSON. Raises the `RequestError` that says what is wrong with it."""
-    return _parse(await _read(request))
+    return _whole(_parse(await _read(request)))
 
 
 async def read_body(request: web.Request, model: type[_Model]) -> _Model:
@@ -139,6 +142,19 @@ async def _read(request: web.Request) -> bytes:
         raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", remedy="send it again") from None
     except web.RequestPayloadError as error:
         raise BrokenBodyError(f"the body did not arrive whole: {error}", remedy="send it again") from None
+
+
+def _whole(value: object) -> object:
+    """Make 2.0 a 2: to JSON and its schemas both are the same integer, to strict validation they are not."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= _MOST_EXACT:
+            return int(value)
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}
+        case list():
+            return [_whole(item) for item in value]
+        case _:
+            return value
 
 
 def _parse(raw: bytes) -> object:

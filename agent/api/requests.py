@@ -28,6 +28,8 @@ class EventQuery(Schema):
 class ExecRequest(Schema):
     """Run a command in the guest of a leased VM: a program and its arguments, with no shell in between."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"argv": ["make", "test"], "timeout_s": 600}]})
+
     argv: Argv
     timeout_s: Seconds = 3600.0
     """How long it may take. What was started then runs on until the lease ends: an exec stream has none of that."""
@@ -45,11 +47,15 @@ class HostQuery(Schema):
 class LeaseRenewal(Schema):
     """Let a lease live on for `ttl_s` from now; default: as long as it was given first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_s": 3600}]})
+
     ttl_s: Seconds | None = None
 
 
 class LeaseRequest(Schema):
     """Ask for a VM of a pool."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pool": "small", "holder": "job 4711", "wait_s": 60}]})
 
     pool: PoolName
     holder: Text

@@ -284,6 +284,10 @@ async def test_the_assignment_is_read_edited_and_put_back(api: Running) -> None:
         async with api.tcp.put("/v1/assignment", json=document, headers={"If-Match": stale}) as response:
             assert response.status == 412
             assert (await response.json(content_type=None))["code"] == "assignment-conflict"
+    document["pools"]["small"] |= {"warm": 1.0, "ports": [22.0]}
+    async with api.tcp.put("/v1/assignment", json=document) as response:
+        told = (await response.json())["pools"]["small"]
+    assert (told["warm"], told["ports"]) == (1, [22]), "JSON has one kind of number"
     async with api.tcp.put("/v1/assignment", json={"pools": {}}, headers={"If-Match": "*"}) as response:
         assert response.status == 200
     assert (await get(api, "/v1/assignment")) == {"pools": {}}
