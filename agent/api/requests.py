@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -15,12 +15,16 @@ Argv = Annotated[
 """A program and its arguments, with no shell in between."""
 
 
+LAST_NUMBER: Final = 2**63 - 1
+"""No event can have a higher number: the journal holds none."""
+
+
 class EventQuery(Schema):
     """Which events: those after the number `after`, of one VM if named, at most `limit` of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
-    after: Count | None = None
+    after: Annotated[int, Field(ge=0, le=LAST_NUMBER)] | None = None
     vm: Text | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 

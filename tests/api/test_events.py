@@ -114,7 +114,7 @@ async def test_pages_of_json_lead_on_to_the_next(api: Running) -> None:
         assert [event["number"] for event in (await response.json())["events"]] == [1, 3, 5]
 
 
-@pytest.mark.parametrize("value", ["x", "-1", "1.5", "\u0661"])
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "\u0661", str(2**63), "9" * 5000])
 async def test_a_last_event_id_that_is_no_number_is_refused(api: Running, value: str) -> None:
     headers = {**STREAM, "Last-Event-ID": value}
     async with api.tcp.get("/v1/events", headers=headers) as response:

@@ -42,6 +42,7 @@ async def problem(response: aiohttp.ClientResponse, status: int, code: str) -> d
         ("DELETE", "/v1/leases/none", 404, "lease-not-found"),
         ("PUT", "/v1/host", 405, "method-not-allowed"),
         ("PATCH", "/v1/host", 405, "method-not-allowed"),
+        ("GET", f"/v1/events?after={2**63}", 422, "invalid-request"),
         ("DELETE", "/v1/vms/hearth-small-1?because=x", 422, "invalid-request"),
         ("DELETE", "/v1/vms/hearth-small-1?reason=a&reason=b", 422, "invalid-request"),
         ("DELETE", "/v1/vms/hearth-small-1?reason=%00", 422, "invalid-request"),

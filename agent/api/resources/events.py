@@ -22,6 +22,8 @@ KEEP_ALIVE_S: Final = 15.0
 SEND_TIMEOUT_S: Final = 30.0
 """A subscriber that takes nothing for so long is cut off. It comes back where it was, by Last-Event-ID."""
 
+_LAST: Final = requests.LAST_NUMBER
+_DIGITS: Final = len(str(_LAST))
 _STREAM: Final = "text/event-stream"
 
 
@@ -68,8 +70,10 @@ async def _stream(request: web.Request, wanted: requests.EventQuery) -> web.Stre
 def _resume_at(request: web.Request, wanted: requests.EventQuery, hub: EventHub) -> int:
     """Return the number of the last event the client has seen."""
     header = request.headers.get("Last-Event-ID", "")
-    if header and not (header.isascii() and header.isdigit()):
-        raise RequestError(f"Last-Event-ID is {header!r}, which is no event number", remedy="send the id of an event")
+    if header and not (header.isascii() and header.isdigit() and len(header) <= _DIGITS and int(header) <= _LAST):
+        raise RequestError(
+            f"Last-Event-ID is {header[:40]!r}, which is no event number", remedy="send the id of an event"
+        )
     if header:
         return int(header)
     return hub.last if wanted.after is None else wanted.after
