@@ -60,12 +60,14 @@ class Admission:
             raise OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
 
     def admit(self, request: web.Request, path: str) -> None:
-        """Let a request for the route `path` in, or raise why not. Paths that are no route are for readers only.
+        """Let a request for the route `path` in, or raise why not. What is no route is for readers only.
 
         What needs no role is not limited by rate either: it is cheap, and asked by who watches over the agent.
         """
         method = request.method
-        needed = self._needs.get(("GET" if method == "HEAD" else method, path), Role.READ)
+        needed = self._needs.get(("GET" if method == "HEAD" else method, path))
+        if needed is None:  # no route: what is open to all says so of its methods too
+            needed = Role.NONE if self._needs.get(("GET", request.path)) is Role.NONE else Role.READ
         peer = peer_of(request)
         if needed is Role.NONE:
             return

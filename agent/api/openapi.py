@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from agent import __version__
+from agent.api.auth import Role
 from agent.api.problem_schemas import Problem
 from agent.api.problems import MEDIA_TYPE
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 _REF: Final = "#/components/schemas/{model}"
 _BODY_ERRORS: Final = (400, 408, 413, 415, 422)
+_TOKEN: Final = "token"
+_TOKEN_SCHEME: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Of `hearth token create`; an operation's `x-role` is the least role it takes. `api.auth` says what "
+    "can be done without one over TCP. The Unix socket asks for none.",
+}
 _DESCRIPTION: Final = (
     "What the controller asks and the operator sees. Every error is an RFC 9457 problem with a stable `code` and a "
     "`remedy`. Every answer carries `X-Request-ID`, which is also in the agent's log."
@@ -43,7 +51,7 @@ def openapi(operations: Iterable[Operation]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Hearth", "version": __version__, "description": _DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": definitions["$defs"], "securitySchemes": {_TOKEN: _TOKEN_SCHEME}},
     }
 
 
@@ -69,6 +77,7 @@ def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
         "summary": item.summary,
         "description": (item.handler.__doc__ or "").strip(),
         "x-role": item.needs.name.lower(),
+        "security": [] if item.needs is Role.NONE else [{_TOKEN: []}],
         "parameters": [*_path_parameters(item), *_query_parameters(item), *_header_parameters(item)],
         "responses": _responses(item, schemas),
     }

@@ -136,6 +136,13 @@ async def test_paths_that_do_not_exist_are_not_told_to_strangers(guarded: Runnin
         assert (await response.json(content_type=None))["code"] == "unauthenticated"
 
 
+async def test_what_is_open_to_all_says_so_of_its_methods(guarded: Running) -> None:
+    async with guarded.tcp.post("/livez") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD")
+    async with guarded.tcp.put("/v1/host") as response:
+        assert response.status == 401
+
+
 async def test_the_page_and_the_socket_ask_for_no_token(guarded: Running) -> None:
     for file in FILES:
         async with guarded.tcp.get(file) as response:

@@ -27,6 +27,9 @@ async def test_the_document_is_served_and_lists_every_operation(api: Running) ->
     assert document["openapi"] == "3.1.0"
     listed = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     assert listed == {(operation.method, operation.path) for operation in OPERATIONS}
+    open_to_all = {path for path, item in document["paths"].items() for told in item.values() if not told["security"]}
+    assert {"/livez", "/readyz"} <= open_to_all
+    assert not any(path.startswith("/v1/") for path in open_to_all)
 
 
 class Tags(HTMLParser):
