@@ -98,6 +98,10 @@ class Anka:
         """Run `anka ARGUMENTS`, with no JSON around what it prints, and return how it ended."""
         return await self._runner.run(self._command(arguments, timeout_s), check=False)
 
+    def way_in(self, name: str) -> tuple[str, ...]:
+        """Return what a command for a VM's guest is put behind. It starts a VM that does not run (A16)."""
+        return (str(self._binary), "run", name)
+
     async def list(self) -> tuple[AnkaVm, ...]:
         """Return all VMs and templates of this user: complete, or an error."""
         answer = await self.ask("list")

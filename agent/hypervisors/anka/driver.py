@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import structlog
 
-from agent.anka.command import Anka, AnkaError, AnkaNotFoundError, AnkaVm
+from agent.anka.command import ENVIRONMENT, Anka, AnkaError, AnkaNotFoundError, AnkaVm
 from agent.domain.errors import HearthError
 from agent.domain.model import Observed
 from agent.domain.names import PREFIX, parse
@@ -41,6 +41,7 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
+from agent.hypervisors.shell_session import SIGNAL_S, ShellCommand, Way
 from agent.processes.command import CommandError, CommandRunner, CommandTimeoutError, ProgramMissingError
 from agent.processes.process import identify, is_alive, kill
 from agent.processes.threads import finish_in_thread
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from agent.config import AnkaConfig
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
+    from agent.hypervisors.sessions import ExecSession
     from agent.processes.process import ProcessIdentity
 
 log = structlog.get_logger()
@@ -231,6 +233,14 @@ class AnkaHypervisor:
         """See `Hypervisor`."""
         await self._running(name)
         return await run_in_guest(self._anka, name, argv, timeout_s=timeout_s)
+
+    async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """See `StreamsExec`. Signals too go only to a VM that runs (A16)."""
+        await self._running(name)
+        way = Way(
+            name, self._anka.way_in(name), ENVIRONMENT, lambda short: self.execute(name, short, timeout_s=SIGNAL_S)
+        )
+        return await ShellCommand.open(way, argv, stdin=stdin)
 
     async def evidence(self, name: str, into: Path) -> None:
         """See `Hypervisor`."""

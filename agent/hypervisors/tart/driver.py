@@ -26,10 +26,10 @@ from agent.hypervisors.contract import (
     VmNotFoundError,
     VmNotRunningError,
 )
+from agent.hypervisors.shell_session import ShellCommand
 from agent.hypervisors.tart import guest
 from agent.hypervisors.tart.clone import make_clone, remove_vm
 from agent.hypervisors.tart.evidence import gather_evidence
-from agent.hypervisors.tart.exec_session import TartCommand
 from agent.hypervisors.tart.fleet import Fleet
 from agent.hypervisors.tart.launch import SlotsLeakedError, explained, spawn, wait_until_up
 from agent.hypervisors.tart.layout import LOG, Layout
@@ -224,7 +224,7 @@ class TartHypervisor:
     async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
         """See `StreamsExec`."""
         await self._running(name)
-        return await TartCommand.open(self._tool, name, argv, stdin=stdin)
+        return await ShellCommand.open(guest.way(self._tool, name, stdin=stdin), argv, stdin=stdin)
 
     async def evidence(self, name: str, into: Path) -> None:
         """See `Hypervisor`."""

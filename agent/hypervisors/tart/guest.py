@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import ExecResult, GuestError, HypervisorError
+from agent.hypervisors.shell_session import SIGNAL_S, Way
 from agent.hypervisors.tart.tool import told_apart
 from agent.processes.command import CommandError, CommandTimeoutError
 
@@ -50,6 +51,12 @@ async def execute(tool: TartTool, name: str, argv: tuple[str, ...], *, timeout_s
     if "control socket" in said:
         raise GuestError(f"{name} did not answer: {said}")
     raise HypervisorError(f"`tart exec` on {name} ended with code {result.exit_code} and said: {said}")
+
+
+def way(tool: TartTool, name: str, *, stdin: bool) -> Way:
+    """Return how commands that are followed get into the guest: `tart exec` passes input on only where asked to."""
+    argv = (tool.program, "exec", *(("-i",) if stdin else ()), name)
+    return Way(name, argv, tool.env, lambda short: execute(tool, name, short, timeout_s=SIGNAL_S))
 
 
 async def shut_down(tool: TartTool, name: str, *, timeout_s: float) -> bool:

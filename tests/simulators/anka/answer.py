@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """A success: the JSON body, the text without -j, and for `run` what the guest printed."""
+    """A success: the JSON body, the text without -j, and of `run` its exit code and last words."""
 
     body: Any = field(default_factory=dict)
     text: str = ""
     message: str = ""
-    guest: tuple[int, str, str] | None = None
+    guest: tuple[int, str] | None = None

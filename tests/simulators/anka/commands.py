@@ -18,6 +18,7 @@ from tests.simulators.anka.answer import Answer
 from tests.simulators.anka.install import REPOSITORY
 from tests.simulators.anka.machine import HYPERVISOR
 from tests.simulators.anka.state import AnkaFailure, Document, Home, Vm, held
+from tests.simulators.tartsim.guest_commands import follow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -312,18 +313,18 @@ def run(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     vm, argv = home.find(arguments.word(0, "vmid")), arguments.words[1:]
     if home.status(vm) != "running":
         boot(home, vm, faults)
+    code = None
     try:
         with socket.create_connection(("127.0.0.1", home.life(vm)["channel"]), COMMUNICATION_TIMEOUT_S) as channel:
-            channel.sendall(json.dumps({"do": "run", "argv": argv}).encode() + b"\n")
-            line = channel.makefile().readline()
+            channel.sendall(b'{"do": "run"}\n')
+            if channel.recv(1):
+                channel.settimeout(None)
+                code = follow(channel, argv or ["true"], stdin=True)  # A30
     except TimeoutError:
-        return Answer(guest=(1, "", "-anka: communication timeout\n"))
+        return Answer(guest=(1, "-anka: communication timeout\n"))
     except OSError:
-        line = ""
-    if not line:
-        return Answer(guest=(DISCONNECTED, "", "-anka: disconnected\n"))
-    said = json.loads(line)
-    return Answer(guest=(said["code"], said["stdout"], said["stderr"]))
+        pass
+    return Answer(guest=(DISCONNECTED, "-anka: disconnected\n") if code is None else (code, ""))
 
 
 def license_state(home: Home, arguments: Arguments, faults: Faults) -> Answer:

@@ -2,14 +2,13 @@
 
 It inherits the lock on `alive` and holds it as long as it lives, tells about itself in `run.json`, and forwards a host
 port for each port rule. The guest behind it behaves as its image's top layer says: what it serves, how long it boots,
-whether it is sick.
+whether it is sick. Its commands are those of the guests of the simulated `tart`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.simulators.anka.state import Document, Home
+from tests.simulators.tartsim.guest import execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,17 +28,14 @@ if TYPE_CHECKING:
 PORT_BASE: Final = 10000
 HYPERVISOR: Final = "ankahv-arm64"
 HELPER: Final = "com.apple.Virtualization.VirtualMachine"
-NO_SUCH_COMMAND: Final = 127
 
 
 class Guest:
-    """What answers inside: it has files, and a few commands do what they are known for."""
+    """What answers inside: it is up after a while, or never."""
 
-    def __init__(self, name: str, nature: Document, log: Path) -> None:
+    def __init__(self, nature: Document, log: Path) -> None:
         self.nature = nature
         self.up = threading.Event()
-        self._name = name
-        self._files: set[str] = set()
         self._log = log
         if not nature.get("sick"):
             timer = threading.Timer(nature.get("boot_s", 0.1), self._booted)
@@ -54,39 +51,19 @@ class Guest:
         with self._log.open("a") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
-    def execute(self, argv: list[str]) -> tuple[int, str, str]:
-        """Run a command; return exit code, stdout and stderr."""
-        program, *arguments = argv or ["true"]
-        if program in ("sh", "bash", "zsh") and len(arguments) == 2:
-            return self.execute(shlex.split(arguments[1]))
-        last = arguments[-1] if arguments else ""
-        fixed = {
-            "true": (0, ""), "sync": (0, ""), "false": (1, ""), "uname": (0, "Darwin\n"),
-            "echo": (0, f"{' '.join(arguments)}\n"), "hostname": (0, f"{self._name}\n"),
-            "ls": (0 if last in self._files else 1, ""), "test": (0 if last in self._files else 1, ""),
-        }  # fmt: skip
-        if program == "sleep":
-            time.sleep(float(last))
-        elif program == "touch":
-            self._files.add(last)
-        elif program == "exit":
-            return int(last), "", ""
-        elif program not in fixed:
-            return NO_SUCH_COMMAND, "", f"{program}: command not found\n"
-        code, said = fixed.get(program, (0, ""))
-        return code, said, ""
-
 
 class Machine:
     """One running VM."""
 
-    def __init__(self, home: Home, uuid: str, name: str) -> None:
+    def __init__(self, home: Home, uuid: str) -> None:
         self._home = home
         self._folder = home.vms / uuid
         self._uuid = uuid
         vm = home.find(uuid)
         nature = json.loads(home.layer(vm.layers[0]).read_text().rstrip("\0"))
-        self._guest = Guest(name, nature, home.logs / f"{uuid}.log")
+        self._guest = Guest(nature, home.logs / f"{uuid}.log")
+        self._root = self._folder / "root"
+        self._root.mkdir(exist_ok=True)
         self._over = threading.Event()
         self._life: Document = {}
         self._rules = vm.rules
@@ -152,17 +129,18 @@ class Machine:
             connection.sendall(head.encode() + body)
 
     def _command(self, connection: socket.socket) -> None:
-        """Do what the program `anka` asks for on the channel: one JSON line in, one out."""
-        with connection, connection.makefile("rw") as stream, suppress(OSError):
-            asked: dict[str, Any] = json.loads(stream.readline())
+        """Do what the program `anka` asks for on the channel: a stop, or a command once it was told that one can be."""
+        with connection, connection.makefile("rb") as reader, suppress(OSError, ValueError):
+            asked: dict[str, Any] = json.loads(reader.readline())
             if asked["do"] == "stop":
                 if asked["force"] or not self._guest.nature.get("ignores_shutdown"):
                     time.sleep(0 if asked["force"] else self._guest.nature.get("shutdown_s", 0.05))
                     self._over.set()
                 return
             self._guest.up.wait()
-            code, out, err = self._guest.execute(asked["argv"])
-            stream.write(json.dumps({"code": code, "stdout": out, "stderr": err}) + "\n")
+            connection.sendall(b"\n")
+            env = {"GUEST_ROOT": str(self._root), "GUEST_PID": str(os.getpid())}
+            execute(connection, reader, json.loads(reader.readline()), env)
 
 
 def _bind(port: int) -> socket.socket:
@@ -182,9 +160,9 @@ def _bind_from(base: int) -> socket.socket:
 
 def main() -> None:
     """Run the VM that the arguments name: home, UUID, name."""
-    _, home, uuid, name = sys.argv[1:]
+    _, home, uuid, _ = sys.argv[1:]
     try:
-        Machine(Home(Path(home)), uuid, name).run()
+        Machine(Home(Path(home)), uuid).run()
     except OSError as error:
         sys.stderr.write(f"port_fwd: failed to bind: {error}\n")
         os._exit(70)

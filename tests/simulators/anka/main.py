@@ -74,9 +74,8 @@ def main(root: str, argv: list[str]) -> None:
         _end(document, f"anka: {failure}", failure.exit_code, machine_readable=machine_readable)
         return
     if answer.guest is not None:
-        code, out, err = answer.guest
-        sys.stdout.write(out)
-        sys.stderr.write(err)
+        code, last_words = answer.guest
+        sys.stderr.write(last_words)
         _leave(code)
     body = {} if faults.on("empty_body") else answer.body
     document = {"status": "OK", "body": body}

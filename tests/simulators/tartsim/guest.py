@@ -85,7 +85,8 @@ class Guest:
             reader = connection.makefile("rb")
             asked = json.loads(reader.readline())
             if "argv" in asked:
-                self._execute(connection, reader, asked)
+                env = {"GUEST_ROOT": str(self.root), "GUEST_PID": str(os.getpid())}
+                execute(connection, reader, asked, env)
             elif "snapshot" in asked:
                 files = {str(path.relative_to(self.root)): path.read_text() for path in self._files()}
                 connection.sendall(json.dumps({"files": files}).encode() + b"\n")
@@ -95,38 +96,38 @@ class Guest:
     def _files(self) -> list[Path]:
         return [path for path in self.root.rglob("*") if path.is_file()]
 
-    def _execute(self, connection: socket.socket, reader: Any, asked: dict[str, Any]) -> None:
-        """Run a command and send what it prints as it comes; one whose asker hangs up is killed."""
-        argv = asked["argv"]
-        if any(part in word for word in argv for part in OUTSIDE):
-            _send(connection, "err", b"refused: that is not in this guest\n")
-            _send(connection, "exit", 126)
-            return
-        env = {"PATH": str(PROGRAMS), "GUEST_ROOT": str(self.root), "GUEST_PID": str(os.getpid()), "HOME": "/"}
-        try:
-            child = subprocess.Popen(
-                argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                stdin=subprocess.PIPE if asked.get("stdin") else subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError:
-            _send(connection, "err", f"{argv[0]}: command not found\n".encode())
-            _send(connection, "exit", 127)
-            return
-        threading.Thread(target=_feed, args=(reader, child), daemon=True).start()
-        pumps = [
-            threading.Thread(target=_pump, args=(connection, name, pipe), daemon=True)
-            for name, pipe in (("out", child.stdout), ("err", child.stderr))
-        ]
-        for pump in pumps:
-            pump.start()
-        for pump in pumps:
-            pump.join()
-        code = child.wait()
-        _send(connection, "exit", code if code >= 0 else 128 - code)
-
 
 _SENDING = threading.Lock()
+
+
+def execute(connection: socket.socket, reader: Any, asked: dict[str, Any], env: dict[str, str]) -> None:
+    """Run a command and send what it prints as it comes; one whose asker hangs up is killed."""
+    argv = asked["argv"]
+    if any(part in word for word in argv for part in OUTSIDE):
+        _send(connection, "err", b"refused: that is not in this guest\n")
+        _send(connection, "exit", 126)
+        return
+    try:
+        child = subprocess.Popen(
+            argv, env={"PATH": str(PROGRAMS), "HOME": "/", **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE if asked.get("stdin") else subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError:
+        _send(connection, "err", f"{argv[0]}: command not found\n".encode())
+        _send(connection, "exit", 127)
+        return
+    threading.Thread(target=_feed, args=(reader, child), daemon=True).start()
+    pumps = [
+        threading.Thread(target=_pump, args=(connection, name, pipe), daemon=True)
+        for name, pipe in (("out", child.stdout), ("err", child.stderr))
+    ]
+    for pump in pumps:
+        pump.start()
+    for pump in pumps:
+        pump.join()
+    code = child.wait()
+    _send(connection, "exit", code if code >= 0 else 128 - code)
 
 
 def _send(connection: socket.socket, name: str, what: Any) -> None:

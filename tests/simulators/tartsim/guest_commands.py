@@ -29,18 +29,25 @@ def execute(home: Home, faults: Faults, argv: list[str]) -> int:
         raise StateError(f'VM "{name}" is not running')
     try:
         with _connect(vm) as connection:
-            interactive = "-i" in asked.flags
-            connection.sendall(json.dumps({"argv": command, "stdin": interactive}).encode() + b"\n")
-            if interactive:
-                threading.Thread(target=_feed, args=(connection,), daemon=True).start()
-            for line in connection.makefile("rb"):
-                code = _show(json.loads(line))
-                if code is not None:
-                    return code
+            code = follow(connection, command, stdin="-i" in asked.flags)
+            if code is not None:
+                return code
     except OSError:
         pass
     what = "Failed to connect to the VM using its control socket: connection pool error"
     raise TartError(f"{what}, is the Tart Guest Agent running?")
+
+
+def follow(connection: socket.socket, command: list[str], *, stdin: bool) -> int | None:
+    """Have a guest run a command, show what it prints as it comes, and return its code; None when the guest is gone."""
+    connection.sendall(json.dumps({"argv": command, "stdin": stdin}).encode() + b"\n")
+    if stdin:
+        threading.Thread(target=_feed, args=(connection,), daemon=True).start()
+    for line in connection.makefile("rb"):
+        code = _show(json.loads(line))
+        if code is not None:
+            return code
+    return None
 
 
 def _feed(connection: socket.socket) -> None:

@@ -1,0 +1,41 @@
+"""Commands followed over a tool that mixes things up: a shell on this machine stands for both tool and guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.hypervisors.contract import GuestError
+from agent.hypervisors.shell_session import ShellCommand, Way
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STDERR_LAST = '"$@" 2>"$ASIDE"; cat "$ASIDE" >&2'
+WORDS_FIRST = 'echo "INFO tool: run" >&2; exec "$@"'
+
+
+def way(script: str, aside: Path) -> Way:
+    async def run(argv: tuple[str, ...]) -> None:
+        """Signal nothing: all that these tests run has ended."""
+
+    return Way("vm", ("/bin/sh", "-c", script, "sh"), {"ASIDE": str(aside)}, run)
+
+
+@pytest.mark.parametrize("script", [STDERR_LAST, WORDS_FIRST])
+async def test_a_quick_command_and_a_tool_with_words_of_its_own_are_understood(script: str, tmp_path: Path) -> None:
+    argv = ("sh", "-c", "echo hello; echo problem >&2; exit 3")
+    session = await ShellCommand.open(way(script, tmp_path / "stderr"), argv, stdin=False)
+    streams = {"stdout": b"", "stderr": b""}
+    async for item in session.output():
+        streams[item.stream] += item.data
+    assert (streams, session.exit_code) == ({"stdout": b"hello\n", "stderr": b"problem\n"}, 3)
+    await session.close()
+
+
+async def test_a_tool_that_runs_nothing_is_told_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(GuestError, match="vm did not answer: -tool: disconnected"):
+        await ShellCommand.open(way("echo '-tool: disconnected' >&2; exit 125", tmp_path), ("true",), stdin=False)
+    with pytest.raises(GuestError, match="vm did not answer: .* ended and said nothing"):
+        await ShellCommand.open(way("exit 1", tmp_path), ("true",), stdin=False)
