@@ -300,12 +300,16 @@ async def test_a_tool_that_hangs_is_ended_and_leaves_no_process(host: AnkaRig, f
 
 
 async def test_a_start_that_hangs_leaves_a_vm_that_can_be_ended(host: AnkaRig) -> None:
+    patient = host.config
     host.config = host.config.model_copy(update={"start_timeout_s": 0.5})
-    driver = host.driver()
-    await driver.clone(spec(), host.image)
+    impatient = host.driver()
+    await impatient.clone(spec(), host.image)
     host.faults(start={"hang": True})
     with pytest.raises(CommandError):
-        await driver.start(spec())
+        await impatient.start(spec())
+    await impatient.close()
+    host.config = patient
+    driver = host.driver()
     host.faults(start={"half": True})
     with pytest.raises(HypervisorError, match="No child processes"):
         await driver.start(spec())

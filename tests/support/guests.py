@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -38,8 +39,11 @@ def build_small_image(version: str, *, sick: bool = False, dies_after_s: int | N
         arguments.append(f"--dies-after={dies_after_s}")
     folder = Path(os.environ.get("HEARTH_CACHE") or REPOSITORY / ".cache") / "test-images" / _builder_digest()
     disk = folder / f"{'-'.join(arguments).replace('--', '')}.img"
-    if not disk.exists():
-        build_image(*arguments, str(disk))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, which want the same disks
+        if not disk.exists():
+            build_image(*arguments, str(disk))
     return disk
 
 
