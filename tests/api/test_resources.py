@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.api.documents import PHASE_OF_LIFE
+from agent.api.documents import DISK_STEP_BYTES, PHASE_OF_LIFE
 from agent.api.resources.health import breakers
 from agent.domain.breaker import Breaker
 from agent.domain.model import Cause, Check, Failure
@@ -98,6 +98,22 @@ async def test_every_state_a_vm_can_be_in_is_counted(api: Running) -> None:
     assert host["slots"]["used"] == 10
     async with api.tcp.get("/metrics") as response:
         assert 'hearth_vms{pool="small",state="standby"} 1.0' in await response.text()
+
+
+async def test_host_tells_free_space_in_steps_that_no_log_line_changes(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.api.views.FRESH_S", 0.0)
+    api.engine.free_bytes = 60 << 30
+    async with api.tcp.get("/v1/host") as response:
+        etag = response.headers["ETag"]
+    for free_bytes, status in (((60 << 30) + DISK_STEP_BYTES - 1, 304), ((60 << 30) - 1, 200)):
+        api.engine.free_bytes = free_bytes
+        async with api.tcp.get("/v1/host", headers={"If-None-Match": etag}) as response:
+            assert response.status == status
+    disk = (await get(api, "/v1/host"))["disk_bytes"]
+    assert disk["free"] == (58 << 30) - DISK_STEP_BYTES
+    assert disk["used"] + disk["free"] + disk["reserved"] == disk["total"]
 
 
 async def test_host_is_never_negative_however_much_is_overcommitted(api: Running) -> None:
