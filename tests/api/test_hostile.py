@@ -36,7 +36,7 @@ async def exchange(port: int, request: bytes) -> bytes:
     except ConnectionError:
         return b""
     finally:
-        writer.close()
+        writer.transport.abort()
 
 
 @pytest.mark.parametrize("request_bytes", NOISE, ids=lambda noise: noise[:24].decode("latin-1"))
@@ -97,4 +97,4 @@ async def test_noise_and_slow_clients_lock_nobody_out(api: Running) -> None:
     for task in noises:
         assert all(b" 500 " not in answer.split(b"\r\n")[0] for answer in task.result())
     for _, writer in slow:
-        writer.close()
+        writer.transport.abort()
