@@ -67,6 +67,11 @@ class AnkaGround:
         """Let `anka` misbehave, or behave again."""
         set_faults(self.home.root, **switches)
 
+    def heal(self) -> None:
+        """Let `anka` behave again, and the Mac have the slots back that leaked."""
+        self.faults()
+        self.home.give_slots_back()
+
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `Ground`: the hypervisor processes, whose last argument is their VM's name."""
         found: dict[str, list[psutil.Process]] = {}
@@ -86,11 +91,14 @@ class AnkaGround:
         process.send_signal(signal.SIGSTOP)
 
     def delete_files(self, name: str) -> None:
-        """See `Ground`. Anka's, and the agent's record of them."""
+        """See `Ground`. Anka's: the agent's own record of them stays."""
         for vm in self.home.all():
             if vm.name == name:
                 shutil.rmtree(self.home.vms / vm.uuid, ignore_errors=True)
-        (self._directory / "data" / "vms" / f"{name}.json").unlink(missing_ok=True)
+
+    def with_files(self) -> frozenset[str]:
+        """See `Ground`. Anka's own: templates too."""
+        return frozenset(vm.name for vm in self.home.all())
 
     def left(self) -> list[str]:
         """See `Ground`. A template stays, as every image does."""
@@ -99,6 +107,6 @@ class AnkaGround:
 
     async def close(self) -> None:
         """See `Ground`."""
-        for process in [one for several in self.processes().values() for one in several]:
+        for process in [*self.tools(), *(one for several in self.processes().values() for one in several)]:
             process.kill()
         await self._stack.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,9 @@ class Ground(Protocol):
 
     def delete_files(self, name: str) -> None:
         """Remove the files of a VM behind the agent's back."""
+
+    def with_files(self) -> frozenset[str]:
+        """Return the names of VMs whose files stand, known to the agent or not."""
 
     def left(self) -> list[str]:
         """Return what is left of VMs beside those processes: files, above all."""
@@ -83,6 +87,10 @@ class QemuGround:
         """See `Ground`."""
         shutil.rmtree(self._data_dir / "vms" / name, ignore_errors=True)
 
+    def with_files(self) -> frozenset[str]:
+        """See `Ground`."""
+        return names_in(self._data_dir / "vms")
+
     def left(self) -> list[str]:
         """See `Ground`."""
         return paths_below(self._data_dir / "vms")
@@ -92,6 +100,14 @@ class QemuGround:
         for process in [one for several in self.processes().values() for one in several]:
             process.kill()
             process.wait(10)
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """Return the names of what stands in a folder, however far it is made. A folder that is not there has nothing."""
+    try:
+        return frozenset(entry.removesuffix(".partial") for entry in os.listdir(folder))
+    except FileNotFoundError:
+        return frozenset()
 
 
 def paths_below(*folders: Path) -> list[str]:

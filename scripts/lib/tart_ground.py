@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from scripts.lib.ground import paths_below
+from scripts.lib.ground import names_in, paths_below
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 from tests.images.tartlike import write_tart_layout
 from tests.support.tart import MACOS, SIMULATOR, TartHome, guest_disk
@@ -60,6 +60,16 @@ class TartGround:
         host.configure(self.config)
         return {version: self.add_image(version)[0] for version in versions}
 
+    def faults(self, **switches: object) -> None:
+        """Let `tart` misbehave; see `tests.simulators.tartsim.faults`."""
+        self.home.set_faults(**switches)
+
+    def heal(self) -> None:
+        """Let `tart` behave again, and the Mac have the slots back that leaked."""
+        self.home.set_faults()
+        for process in self.home.leaked():
+            process.kill()
+
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `Ground`."""
         found: dict[str, list[psutil.Process]] = {}
@@ -77,6 +87,10 @@ class TartGround:
         """See `Ground`. Tart's, and the agent's record of them."""
         for folder in (self.home.root / "vms" / name, self._directory / "data" / "vms" / name):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def with_files(self) -> frozenset[str]:
+        """See `Ground`: by the agent's records."""
+        return names_in(self._directory / "data" / "vms")
 
     def left(self) -> list[str]:
         """See `Ground`."""

@@ -14,11 +14,15 @@ from scripts.lib.chaos.run import Run
 if TYPE_CHECKING:
     from pathlib import Path
 
+SLOW = pytest.mark.skipif(os.environ.get("HEARTH_SLOW") != "1", reason="takes its time: HEARTH_SLOW=1")
 SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing that takes long to be over
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("hypervisor", "rounds"), [pytest.param("qemu", 4, marks=pytest.mark.qemu), ("tart", 3)])
+@pytest.mark.parametrize(
+    ("hypervisor", "rounds"),
+    [pytest.param("qemu", 4, marks=pytest.mark.qemu), ("tart", 3), pytest.param("anka", 3, marks=SLOW)],
+)
 async def test_nothing_is_lost_or_leaked(tmp_path: Path, hypervisor: str, rounds: int) -> None:
     directory = tmp_path / "chaos"
     outcome = await Run(SEED, directory, slots=2, hypervisor=hypervisor).rounds(rounds)

@@ -249,6 +249,15 @@ async def test_a_clone_that_breaks_off_is_found_and_removed(
     assert host.traces(NAME) == []
 
 
+async def eventually_lists(driver: AnkaHypervisor, pid: int) -> None:
+    """Ask until a VM that runs and is damaged is told: the first listings that leave it out are not believed."""
+    for _ in range(driving.OMISSIONS - 1):
+        with pytest.raises(HypervisorError, match="leaves out"):
+            await driver.inventory()
+    (seen,) = await driver.inventory()
+    assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
+
+
 async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     host.faults(list={"omit": [NAME]})
@@ -263,15 +272,34 @@ async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig
 async def test_a_vm_whose_files_are_gone_is_told_damaged_and_ended(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
-    for _ in range(driving.OMISSIONS - 1):
-        with pytest.raises(HypervisorError, match="leaves out"):
-            await anka.inventory()
-    (seen,) = await anka.inventory()
-    assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
+    await eventually_lists(anka, pid)
     await anka.stop(NAME, grace_s=0)
     await anka.delete(NAME)
     assert await anka.inventory() == ()
     assert host.traces(NAME) == []
+
+
+async def test_a_vm_that_was_lost_while_nobody_watched_is_ended_too(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    """Only the record tells the next driver that it ever ran: no listing does."""
+    pid = await running(anka, host)
+    await anka.close()
+    shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
+    later = host.driver()
+    await eventually_lists(later, pid)
+    await later.stop(NAME, grace_s=0)
+    await later.delete(NAME)
+    assert host.traces(NAME) == []
+    await later.close()
+
+
+async def test_a_record_of_a_process_that_ended_says_nothing(host: AnkaRig, anka: AnkaHypervisor) -> None:
+    await running(anka, host)
+    await anka.close()
+    host.kill(NAME)
+    await eventually(lambda: not host.processes(NAME))
+    later = host.driver()
+    assert [vm.running for vm in await later.inventory()] == [False]
+    await later.close()
 
 
 @pytest.mark.parametrize("fault", [{"garbage": True}, {"empty_body": True}, {"fail": "internal error"}])

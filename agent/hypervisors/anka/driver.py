@@ -7,14 +7,11 @@ wherever it takes UUIDs.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-import psutil
 import structlog
 
 from agent.anka.command import ENVIRONMENT, Anka, AnkaError, AnkaNotFoundError, AnkaVm
@@ -43,7 +40,7 @@ from agent.hypervisors.contract import (
 )
 from agent.hypervisors.shell_session import SIGNAL_S, ShellCommand, Way
 from agent.processes.command import CommandError, CommandRunner, CommandTimeoutError, ProgramMissingError
-from agent.processes.process import identify, is_alive, kill
+from agent.processes.process import identify, is_alive
 from agent.processes.threads import finish_in_thread
 
 if TYPE_CHECKING:
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
     from agent.domain.model import LocalImage
     from agent.hypervisors.contract import VmExit, VmSpec
     from agent.hypervisors.sessions import ExecSession
-    from agent.processes.process import ProcessIdentity
 
 log = structlog.get_logger()
 
@@ -87,6 +83,7 @@ class AnkaHypervisor:
         self._license: tuple[HealthFact, ...] = ()
         self._license_at_s = float("-inf")
         self._leak: HealthFact | None = None
+        self._recalled = False
         self._omitted: dict[str, int] = {}  # how many listings in a row left out a VM that runs
         self.version = ""
 
@@ -277,7 +274,7 @@ class AnkaHypervisor:
         """Whether a VM has to be stopped: it runs, or failed and keeps what it holds until it is stopped (A9)."""
         vm = await self._find(name)
         running = self._fleet.get(name)
-        if running is not None and vm is not None and not vm.running and await _exited_within(running, END_S):
+        if running is not None and vm is not None and not vm.running and await running.exited_within(END_S):
             running = None  # it was about to end
         return running is not None or (vm is not None and vm.status not in ("stopped", "suspended"))
 
@@ -285,9 +282,9 @@ class AnkaHypervisor:
         """End a VM whatever it takes, and return when it does not run."""
         refusal = await self._ask_to_force(name)
         running = self._fleet.get(name)
-        if running is not None and running.process is not None and not await _exited_within(running, 1.0):
-            await asyncio.to_thread(_kill, running.process)
-            if not await _exited_within(running, END_S):
+        if running is not None and running.process is not None and not await running.exited_within(1.0):
+            await asyncio.to_thread(running.kill)
+            if not await running.exited_within(END_S):
                 remedy = "the kernel holds it: restart the host"
                 raise HypervisorError(f"process {running.process.pid} of {name} does not end", remedy=remedy)
             refusal = await self._ask_to_force(name)  # Anka takes it for failed, and keeps its slot
@@ -311,6 +308,7 @@ class AnkaHypervisor:
 
     async def _list(self) -> tuple[AnkaVm, ...]:
         """List all VMs, adopting and letting go of what runs. Raises when the listing cannot be true."""
+        await self._recall()
         began_with = self._fleet.names
         listed = await self._anka.list()
         by_name = {vm.name: vm for vm in listed}
@@ -341,8 +339,23 @@ class AnkaHypervisor:
         process = await asyncio.to_thread(identify, pid) if isinstance(pid, int) and pid > 0 else None
         self._fleet.add(name, process)
         log.info("vm-process-adopted", vm=name, pid=pid)
+        if process is not None:
+            try:
+                await finish_in_thread(lambda: self._records.note_process(name, process))
+            except OSError as error:  # only missed if Anka loses the VM and the agent ends, both
+                log.warning("vm-process-not-noted", vm=name, error=str(error))
         if process is None and (self._poll is None or self._poll.done()):
             self._poll = asyncio.create_task(self._watch_by_listing(), name="anka-poll")
+
+    async def _recall(self) -> None:
+        """Watch, before the first listing, what ran when the agent ended: a listing may have lost it since."""
+        if self._recalled:
+            return
+        for name, record in (await self._records_now()).items():
+            process = record.process
+            if process is not None and await asyncio.to_thread(is_alive, process):
+                self._fleet.add(name, process)
+        self._recalled = True
 
     async def _watch_by_listing(self) -> None:
         """Notice the end of VMs whose process is not known."""
@@ -370,22 +383,3 @@ class AnkaHypervisor:
         if running is None:
             raise VmNotRunningError(f"{name} does not run")
         return running
-
-
-async def _exited_within(vm: RunningVm, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await vm.exited.wait()
-    except TimeoutError:
-        return False
-    return True
-
-
-def _kill(process: ProcessIdentity) -> None:
-    """Kill a hypervisor process, having made sure that it is one: its pid is only what `anka show` told."""
-    try:
-        command = psutil.Process(process.pid).cmdline()
-    except psutil.Error:
-        return
-    if any("anka" in os.path.basename(argument) for argument in command):
-        kill(process, signal.SIGKILL)

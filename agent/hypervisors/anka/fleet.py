@@ -7,14 +7,17 @@ to know, but its end is an event. Where no process is told, listings tell of the
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import psutil
 import structlog
 
 from agent.hypervisors.contract import VmExit
 from agent.processes.exits import exit_watcher
-from agent.processes.process import is_alive
+from agent.processes.process import is_alive, kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +36,29 @@ class RunningVm:
     ports: dict[int, int] | None = None  # host port by guest port, once asked
     host: str = "127.0.0.1"
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def exited_within(self, timeout_s: float) -> bool:
+        """Wait for its end; return whether it came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.exited.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Kill the hypervisor process, having made sure that it is one: its pid is only what `anka show` told.
+
+        Blocks shortly.
+        """
+        if self.process is None:
+            return
+        try:
+            command = psutil.Process(self.process.pid).cmdline()
+        except psutil.Error:
+            return
+        if any("anka" in os.path.basename(argument) for argument in command):
+            kill(self.process, signal.SIGKILL)
 
 
 class Fleet:

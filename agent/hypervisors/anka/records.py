@@ -1,4 +1,4 @@
-"""What the driver writes down of each VM, since `anka list` cannot tell it: the image, and whether it is fully made.
+"""What the driver writes down of each VM, since `anka list` cannot tell it: image, whether it is fully made, process.
 
 One small file per VM, written before `anka clone` begins and removed after `anka delete` is proven.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.hypervisors.contract import HypervisorError, VmExistsError
+from agent.processes.process import ProcessIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VmRecord:
-    """One VM: the digest of its image, and whether its size and ports are set."""
+    """One VM: the digest of its image, whether its size and ports are set, and the process it was last seen to have.
+
+    The process is for a driver that comes later, and that `anka list` may not tell of the VM any more. A host that
+    was started again meanwhile has no such process: a pid alone says nothing.
+    """
 
     image: str
     made: bool = False
+    pid: int = 0
+    started: int = 0
+
+    @property
+    def process(self) -> ProcessIdentity | None:
+        """The process, if one was told."""
+        return ProcessIdentity(self.pid, self.started) if self.pid else None
 
 
 class VmRecords:
@@ -43,10 +55,13 @@ class VmRecords:
 
     def complete(self, name: str) -> None:
         """Note that a VM is fully made."""
-        made = VmRecord(self.all()[name].image, made=True)
-        aside = self._path(name).with_suffix(".new")
-        aside.write_text(json.dumps(asdict(made)))
-        aside.replace(self._path(name))
+        self._replace(name, replace(self.all()[name], made=True))
+
+    def note_process(self, name: str, process: ProcessIdentity) -> None:
+        """Note which process a VM has. One that has no record gets none."""
+        record = self.all().get(name)
+        if record is not None and record.process != process:
+            self._replace(name, replace(record, pid=process.pid, started=process.started))
 
     def all(self) -> dict[str, VmRecord]:
         """Return every record by the name of its VM."""
@@ -64,6 +79,11 @@ class VmRecords:
         """Forget a VM. Forgetting an unknown one succeeds."""
         self._path(name).with_suffix(".new").unlink(missing_ok=True)
         self._path(name).unlink(missing_ok=True)
+
+    def _replace(self, name: str, record: VmRecord) -> None:
+        aside = self._path(name).with_suffix(".new")
+        aside.write_text(json.dumps(asdict(record)))
+        aside.replace(self._path(name))
 
     def _path(self, name: str) -> Path:
         if "/" in name or name.startswith("."):

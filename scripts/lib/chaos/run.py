@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import sqlite3
@@ -26,9 +25,11 @@ from scripts.lib.chaos.keeper import AgentEndedError, Keeper
 from scripts.lib.chaos.record import Document, Record, Snapshot
 from scripts.lib.chaos.steps import draw_round
 from scripts.lib.chaos.story import Fault, Finding, Story
-from scripts.lib.chaos.tart_versions import TOOL_FAULTS, TOOL_S, TartVersions
+from scripts.lib.chaos.tart_versions import TartVersions
+from scripts.lib.chaos.tool_faults import ANKA, TART, TOOL_S, draw_fault
 from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
 from scripts.lib.chaos.volume import Volume, can_mount
+from scripts.lib.ground import names_in
 from scripts.lib.host import Host
 from scripts.lib.tart_ground import TartGround
 
@@ -68,7 +69,7 @@ def _ground(hypervisor: str, host: Path) -> TartGround | AnkaGround | None:
         case "tart":
             return TartGround(host, home=host / "data" / "tart", command_timeout_s=TOOL_S)
         case "anka":
-            return AnkaGround(host)
+            return AnkaGround(host, timeout_s=TOOL_S, start_timeout_s=TOOL_S)
     return None
 
 
@@ -156,11 +157,11 @@ class Run:
         await self._mend()
         for step in steps:
             self._tell(f"round {number}: {step}")
-        if isinstance(self._ground, TartGround):
-            self._break_tool(self._ground, number)
+        if self._ground is not None:
+            await self._break_tool(self._ground, number)
         await self._hands.do(steps)
-        if isinstance(self._ground, TartGround):
-            self._ground.home.set_faults()
+        if self._ground is not None:
+            await asyncio.to_thread(self._ground.heal)
         findings = await self._settle()
         findings += await self._look()
         pids, snapshot = await self._processes(), self._record.snapshot()
@@ -169,13 +170,14 @@ class Run:
         self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
         return findings
 
-    def _break_tool(self, ground: TartGround, number: int) -> None:
-        """Let Tart itself fail in this round, once or twice, in what makes and removes VMs."""
-        command, fault, times = random.Random(f"{self.outcome.seed}-{number}").choice(TOOL_FAULTS)
-        ground.home.set_faults(**{command: {**fault, "times": times}})
+    async def _break_tool(self, ground: TartGround | AnkaGround, number: int) -> None:
+        """Let the hypervisor's own program fail in this round, once or a few times."""
+        fault = draw_fault(self.outcome.seed, number, TART if isinstance(ground, TartGround) else ANKA)
+        switches = fault.on(sorted(await self._processes()))
+        await asyncio.to_thread(lambda: ground.faults(**switches))
         self._book.deeds.tool_failed = True
         self._book.counts["tool_faults"] += 1
-        self._tell(f"round {number}: tart {command} fails {times} times: {fault}")
+        self._tell(f"round {number}: {fault}")
 
     async def _mend(self) -> None:
         """Do what an operator would before the next round: a pool to work with, on a version that is not worn out."""
@@ -226,7 +228,7 @@ class Run:
             for claim in self._book.held()
             if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
         ]
-        gone = snapshot.vms.keys() - _vm_entries(self._host.data_dir / "vms")
+        gone = snapshot.vms.keys() - self._host.ground.with_files()
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
@@ -272,8 +274,8 @@ class Run:
         scene = Scene(
             snapshot=self._record.snapshot(),
             processes=processes,
-            files=_vm_entries(self._host.data_dir / "vms"),
-            evidence=_entries(self._host.data_dir / "evidence"),
+            files=_records(self._host.data_dir / "vms"),
+            evidence=names_in(self._host.data_dir / "evidence"),
             served=served,
             now_s=time.time(),
         )
@@ -311,9 +313,9 @@ class Run:
         """Return the saved memories that stay though no pool wants them."""
         folder = self._host.data_dir / "templates"
         try:
-            await self._host.until(lambda *_: not _entries(folder), timeout_s=TOLD_S)
+            await self._host.until(lambda *_: not names_in(folder), timeout_s=TOLD_S)
         except TimeoutError:
-            return sorted(f"template {name}" for name in _entries(folder))
+            return sorted(f"template {name}" for name in names_in(folder))
         return []
 
     async def _end(self) -> None:
@@ -332,13 +334,6 @@ class Run:
             file.write(f"{time.time():.3f} {line}")
 
 
-def _vm_entries(directory: Path) -> frozenset[str]:
-    """Return whose files stand there. What Hearth keeps of an Anka VM is one file of its name."""
-    return frozenset(entry.removesuffix(".json") for entry in _entries(directory))
-
-
-def _entries(directory: Path) -> frozenset[str]:
-    try:
-        return frozenset(entry.removesuffix(".partial") for entry in os.listdir(directory))
-    except FileNotFoundError:
-        return frozenset()
+def _records(directory: Path) -> frozenset[str]:
+    """Return whose files the agent keeps there. What it keeps of an Anka VM is one file of its name."""
+    return frozenset(entry.removesuffix(".new").removesuffix(".json") for entry in names_in(directory))

@@ -16,24 +16,6 @@ GUESTS: Final[dict[Flavour, dict[str, object]]] = {
     Flavour.SICK: {"sick": True},
     Flavour.DYING: {"panic_s": DIES_AFTER_S},
 }
-TOOL_S: Final = 5.0
-"""What one command of Tart's may take on a host of chaos."""
-TOOL_FAULTS: Final[tuple[tuple[str, dict[str, object], int], ...]] = (
-    ("clone", {"hang": True}, 1),
-    ("clone", {"hang_on_term": True}, 1),
-    ("clone", {"slow_s": 1}, 2),
-    ("clone", {"half_done": True}, 2),
-    ("clone", {"die_at": "copied nvram.bin"}, 2),
-    ("clone", {"die_at": "moved"}, 2),
-    ("set", {"garbage": True}, 2),
-    ("run", {"hang": True}, 1),
-    ("run", {"garbage": True}, 2),
-    ("run", {"die_at": "slot taken"}, 2),
-    ("run", {"die_at": "listening"}, 2),
-    ("delete", {"hang_on_term": True}, 1),
-    ("delete", {"die_at": "found"}, 2),
-)
-"""A command of Tart's, a fault of it (`tests.simulators.tartsim.faults`), and how often it happens in a round."""
 
 
 class TartVersions:

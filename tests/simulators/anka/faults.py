@@ -8,20 +8,25 @@
     half          stop half-way, leaving what is there  die_at        be killed at that step (1, 2, …)
     omit, invent  names a listing leaves out or adds    leak_slot     the slot of what stops is never given back
     lie           say OK and do nothing                 times         how often; then it behaves again
+    break_at      fail a pull in that layer             stall         say no more after a layer of a pull
+    drip_s        wait so long in between of a pull
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tests.simulators.anka.state import AnkaFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.simulators.anka.state import Home
@@ -34,7 +39,16 @@ def set_faults(home: Path, **commands: Switches) -> None:
     path = home / "faults.json"
     aside = path.with_suffix(".new")
     aside.write_text(json.dumps(commands))
-    aside.replace(path)
+    with _alone(home):
+        aside.replace(path)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the switches alone: a call that counts its `times` down would put back those it read."""
+    with (home / ".faults").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Faults:
@@ -46,7 +60,7 @@ class Faults:
         path = home.root / "faults.json"
         if not path.exists():
             return
-        with home.lock():
+        with _alone(home.root):
             everything: dict[str, Switches] = json.loads(path.read_text())
             key = command if command in everything else "*"
             self.switches = everything.get(key, {})

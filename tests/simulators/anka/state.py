@@ -129,6 +129,11 @@ class Home:
             return "failed"
         return "suspended" if vm.suspended else "stopped"
 
+    def give_slots_back(self) -> None:
+        """Let go of the slots that leaked."""
+        with self.lock():
+            (self.root / "leaked.json").unlink(missing_ok=True)
+
     def used_slots(self) -> int:
         """Return how many VMs count against Apple's limit: the running ones, and those whose slots leaked."""
         return sum(self.status(vm) == "running" for vm in self.all()) + int(self.document("leaked.json", 0))
