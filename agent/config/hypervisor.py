@@ -31,6 +31,8 @@ class AnkaConfig(Section):
     """How long a command of `anka` may take that has no time of its own."""
     start_timeout_s: Seconds = 90.0
     """How long `anka clone` and `anka start` may take."""
+    pull_silence_s: Seconds = 900.0
+    """How long `anka pull` may say no more, once it told how far it is, before it is killed."""
     logs: Path | None = None
     """Where Anka logs; default: /Library/Logs/Anka for root, else below the user's own Library."""
     registry: str | None = Field(default=None, pattern="^https?://[^/]+/?$")

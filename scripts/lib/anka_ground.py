@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from agent.images.anka.version import identity
 from scripts.lib.ground import commands, paths_below
-from tests.simulators.anka.faults import Switches, set_faults
+from tests.simulators.anka.faults import Switches, read_faults, set_faults
 from tests.simulators.anka.install import install
 from tests.simulators.anka.registry import AnkaRegistry
 from tests.simulators.anka.state import Home
@@ -66,6 +67,14 @@ class AnkaGround:
     def faults(self, **switches: Switches) -> None:
         """Let `anka` misbehave, or behave again."""
         set_faults(self.home.root, **switches)
+
+    def used_up(self) -> None:
+        """Wait until the faults that happen a number of times have happened. Raises `TimeoutError`."""
+        deadline_s = time.monotonic() + 30
+        while any(switches.get("times", 1) > 0 for switches in read_faults(self.home.root).values()):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the faults did not come to pass")
+            time.sleep(0.05)
 
     def heal(self) -> None:
         """Let `anka` behave again, and the Mac have the slots back that leaked."""

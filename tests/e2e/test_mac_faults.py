@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib.bench.mac_faults import FAULTS, try_fault
+from scripts.lib.bench.tart_faults import FAULTS, try_fault
 
 pytestmark = pytest.mark.timeout(120)
 

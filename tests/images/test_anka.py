@@ -14,7 +14,6 @@ from pydantic import SecretStr
 
 from agent.anka.command import AnkaAnswerError
 from agent.config import AnkaConfig, Config, HostConfig, HypervisorConfig, ImagesConfig, RegistryConfig
-from agent.images.anka import pull as pulling
 from agent.images.anka.service import AnkaImages, open_anka_images
 from agent.images.errors import (
     BadImageError,
@@ -198,13 +197,11 @@ async def test_what_an_agent_left_that_died_in_a_pull_is_removed_first(host: Hos
     assert host.broken() == []
 
 
-async def test_a_pull_that_says_no_more_is_ended(
-    host: Host, images: AnkaImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pulling, "SILENCE_S", 0.3)
+async def test_a_pull_that_says_no_more_is_ended(host: Host) -> None:
     host.faults(pull={"stall": True})
-    with pytest.raises(TransferError, match="told nothing for"):
-        await pulled(images, "anka:macos:v1")
+    async with open_anka_images(host.config(pull_silence_s=0.3)) as images:
+        with pytest.raises(TransferError, match=r"told nothing for 0\.3 s"):
+            await pulled(images, "anka:macos:v1")
 
 
 async def test_pulls_wait_for_each_other(host: Host, images: AnkaImages) -> None:

@@ -36,8 +36,6 @@ DELETE_S: Final = 120.0
 BASE_S: Final = 600.0
 SLOWEST_BYTES_PER_S: Final = 2 << 20
 """A pull that is slower than this hangs, or might as well."""
-SILENCE_S: Final = 900.0
-"""How long a pull that told how far it is may say no more."""
 _PERCENT: Final = re.compile(rb"(\d{1,3})\s?%")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _FULL: Final = ("no space left", "disk full", "not enough space", "status 74")
@@ -116,6 +114,7 @@ class Puller:
 
     async def _fetch(self, version: Version, size: Size, meter: Meter) -> str:
         """Run `anka pull`, following how far it is; return the UUID it told, if it did."""
+        silence_s = self.anka.config.pull_silence_s
         limit_s = BASE_S + size.missing / SLOWEST_BYTES_PER_S
         done, loop = 0, asyncio.get_running_loop()
 
@@ -127,7 +126,7 @@ class Puller:
                     meter.received(now - done)
                     meter.done(now - done)
                     done = now
-                silence.reschedule(loop.time() + SILENCE_S)
+                silence.reschedule(loop.time() + silence_s)
 
         arguments = ("pull", *version.options, "--fetch-only", "--tag", version.tag, version.template, version.source)
         began_s = time.monotonic()
@@ -135,7 +134,7 @@ class Puller:
             async with asyncio.timeout(None) as silence:
                 answer = await self.anka.ask(*arguments, timeout_s=limit_s, on_output=follow)
         except TimeoutError:
-            raise CommandTimeoutError(f"`anka pull` of {version.template} told nothing for {SILENCE_S:g} s") from None
+            raise CommandTimeoutError(f"`anka pull` of {version.template} told nothing for {silence_s:g} s") from None
         log.info(
             "anka-pull-ended", image=version.digest, missing_bytes=size.missing,
             duration_s=round(time.monotonic() - began_s, 3),

@@ -43,6 +43,13 @@ def set_faults(home: Path, **commands: Switches) -> None:
         aside.replace(path)
 
 
+def read_faults(home: Path) -> dict[str, Switches]:
+    """Return the switches by command, with the `times` that are left."""
+    with _alone(home):
+        found: dict[str, Switches] = json.loads((home / "faults.json").read_text())
+    return found
+
+
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Hold the switches alone: a call that counts its `times` down would put back those it read."""

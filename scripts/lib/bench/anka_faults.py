@@ -1,0 +1,146 @@
+"""Every fault of `anka` in turn, each on a simulated Mac of its own with one warm VM that is to be replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from scripts.lib.anka_ground import AnkaGround
+from scripts.lib.bench.fault_seen import PERIOD_S, PROBES, Fault, Seen, asked_all_the_time
+from scripts.lib.host import Host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POOL: Final = "mac"
+TOLD_S: Final = 90.0
+"""More than the longest time of a command: `anka pull --check-download-size` has 60 s."""
+RECOVER_S: Final = 150.0
+COMMAND_S: Final = 1.0
+START_S: Final = 2.0
+OUTLIVED_S: Final = 30.0
+WARM_VM: Final = "the warm VM"
+"""Stands for its name among those that a listing leaves out."""
+HANG: Final = {"hang": True}
+STUBBORN: Final = {"hang": True, "ignore_term": True}
+GARBAGE: Final = {"garbage": True}
+LIE: Final = {"lie": True}
+FAULTS: Final = (
+    Fault("list hangs", {"list": HANG}, "did not end in 1 s", by="look"),
+    Fault("list hangs on TERM too", {"list": STUBBORN}, "did not end in 1 s", by="look"),
+    Fault("list prints garbage", {"list": GARBAGE}, "answered no JSON", by="look"),
+    Fault("list answers {}", {"list": {"empty_body": True}}, "where a list belongs", by="look"),
+    Fault("list fails", {"list": {"fail": "internal error"}}, "internal error", by="look"),
+    Fault("list omits the VM that runs, twice", {"list": {"omit": [WARM_VM], "times": 2}}, by="look"),
+    Fault("list invents two running VMs", {"list": {"invent": ["theirs-1", "theirs-2"]}}, "0 of 1 warm"),
+    Fault("clone hangs", {"clone": HANG}, "did not end in 2 s"),
+    Fault("clone hangs on TERM too", {"clone": STUBBORN}, "did not end in 2 s"),
+    Fault("clone prints garbage and does nothing", {"clone": GARBAGE}, "answered no JSON"),
+    Fault("clone is half done", {"clone": {"half": True}}, "status 74"),
+    Fault("clone dies half-way", {"clone": {"die_at": 1}}, "exit code -9"),
+    Fault("clone dies when it is done", {"clone": {"die_at": 2}}, "exit code -9"),
+    Fault("clone only says it did", {"clone": LIE}, "not found"),
+    Fault("modify hangs", {"modify": HANG}, "did not end in 1 s"),
+    Fault("modify dies", {"modify": {"die_at": 1}}, "exit code -9"),
+    Fault("start hangs", {"start": HANG}, "did not end in 2 s"),
+    Fault("start hangs on TERM too", {"start": STUBBORN}, "did not end in 2 s"),
+    Fault("start finds no slot", {"start": {"fail": "maximum number of running instances exceeded"}}, "a slot leaked"),
+    Fault("start fails, but the VM runs", {"start": {"half": True}}, "No child processes"),
+    Fault("start dies before the VM runs", {"start": {"die_at": 1}}, "exit code -9"),
+    Fault("start dies when the VM runs", {"start": {"die_at": 2}}, "exit code -9"),
+    Fault("start only says it did", {"start": LIE}, "it does not run"),
+    Fault("show hangs", {"show": HANG}, "did not end in 1 s"),
+    Fault("show prints garbage", {"show": GARBAGE}, "answered no JSON"),
+    Fault("run hangs", {"run": HANG}, "did not answer", by="look"),
+    Fault("run hangs on TERM too", {"run": STUBBORN}, "did not answer", by="look"),
+    Fault("stop hangs", {"stop": HANG}),
+    Fault("stop hangs on TERM too", {"stop": STUBBORN}),
+    Fault("stop only says it did", {"stop": LIE}),
+    Fault("stop leaks a slot", {"stop": {"leak_slot": True, "times": 1}}),
+    Fault("delete hangs", {"delete": HANG}, "did not end in 1 s"),
+    Fault("delete hangs on TERM too", {"delete": STUBBORN}, "did not end in 1 s"),
+    Fault("delete only says it did", {"delete": LIE}, "still listed"),
+    Fault("pull fails half-way", {"pull": {"break_at": 1}}, "Input/output error", by="pull"),
+    Fault("pull only says it did", {"pull": LIE}, "not here", by="pull"),
+    Fault("pull dies", {"pull": {"die_at": 1}}, "exit code -9", by="pull"),
+    Fault("pull stalls", {"pull": {"stall": True}}, "told nothing for 2 s", by="pull"),
+    Fault("pull hangs before it begins", {"pull": HANG}, "did not end in", by="pull"),
+    Fault("everything takes 0.4 s more", {"*": {"slow_s": 0.4}}),
+    Fault("everything hangs", {"*": HANG}, "did not end in 1 s", by="look"),
+)
+
+
+async def try_fault(fault: Fault, directory: Path) -> Seen:
+    """Run one fault on a host of its own."""
+    ground = AnkaGround(directory, timeout_s=COMMAND_S, start_timeout_s=START_S, pull_silence_s=2.0)
+    host, seen = Host(directory, ground), Seen(fault)
+    try:
+        (reference,) = (await ground.make_images(host, ("0",))).values()
+        host.assign(POOL, reference, warm=1, probes=PROBES)
+        await host.start()
+        await host.until_warm(1)
+        async with asked_all_the_time(host, seen):
+            await _endure(fault, host, ground, seen)
+        old = (tool for tool in ground.tools() if time.time() - tool.create_time() > OUTLIVED_S)
+        seen.hung = sum(1 for _ in old)
+        seen.left = await host.empty()
+    finally:
+        await host.close()
+    return seen
+
+
+async def _endure(fault: Fault, host: Host, ground: AnkaGround, seen: Seen) -> None:
+    """Run into one fault, see its cause told where there must be one, and see the host recover."""
+    since: int = (await host.get("/v1/events"))["last"]
+    (victim,) = await host.until_warm(1)
+
+    def warm_again(_: dict[str, Any], vms: list[dict[str, Any]]) -> bool:
+        return [vm["state"] for vm in vms] == ["ready"] and (fault.by == "look" or vms[0]["name"] != victim)
+
+    began_s = time.monotonic()
+    ground.faults(**_named(fault, victim))
+    await _run_into(fault, host, ground, victim)
+    if fault.told:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOLD_S):
+                seen.told = await _told(fault, host, since)
+                seen.told_s = time.monotonic() - began_s
+        ground.heal()
+        began_s = time.monotonic()
+    elif fault.by == "look":
+        await asyncio.to_thread(ground.used_up)
+    with contextlib.suppress(TimeoutError):
+        await host.until(warm_again, timeout_s=RECOVER_S)
+        took_s = time.monotonic() - began_s
+        seen.passed_s, seen.mended_s = (None, took_s) if fault.told else (took_s, None)
+    ground.heal()
+
+
+def _named(fault: Fault, victim: str) -> dict[str, dict[str, Any]]:
+    """Return the switches with the name of the warm VM where it is meant."""
+    omit = {"omit": [victim]}
+    return {
+        command: {**switches, **(omit if switches.get("omit") == [WARM_VM] else {})}
+        for command, switches in fault.commands.items()
+    }
+
+
+async def _run_into(fault: Fault, host: Host, ground: AnkaGround, victim: str) -> None:
+    if fault.by == "replace":
+        await host.call("DELETE", f"/v1/vms/{victim}")
+    elif fault.by == "pull":
+        host.assign(POOL, ground.add_image("1"), warm=1, probes=PROBES)
+
+
+async def _told(fault: Fault, host: Host, since: int) -> str:
+    """Wait until the agent tells what it must, in a condition or an event; return its words."""
+    while True:
+        conditions = (await host.get("/v1/host"))["conditions"]
+        told = [f"{one['type']}: {one['message']}" for one in conditions if one["problem"]]
+        events = (await host.get(f"/v1/events?after={since}"))["events"]
+        told += [f"{event['kind']}: {event['detail']}" for event in events]
+        if found := next((words for words in told if fault.told in words), ""):
+            return found.replace(str(host.directory), "")
+        await asyncio.sleep(PERIOD_S * 5)
