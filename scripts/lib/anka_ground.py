@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from agent.images.anka.version import identity
 from scripts.lib.ground import commands, paths_below
@@ -17,8 +19,6 @@ from tests.simulators.anka.state import Home
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import psutil
 
     from scripts.lib.host import Host
 
@@ -117,5 +117,6 @@ class AnkaGround:
     async def close(self) -> None:
         """See `Ground`."""
         for process in [*self.tools(), *(one for several in self.processes().values() for one in several)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         await self._stack.aclose()

@@ -68,7 +68,8 @@ class TartGround:
         """Let `tart` behave again, and the Mac have the slots back that leaked."""
         self.home.set_faults()
         for process in self.home.leaked():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `Ground`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -56,27 +57,27 @@ class TartHome:
 
     def runs(self, name: str = "") -> list[psutil.Process]:
         """Return the `tart run` of a VM, or of all VMs."""
-        return [one for one in self._processes() if "run" in one.cmdline() and (not name or one.cmdline()[-1] == name)]
+        return [one for one, command in self._found() if "run" in command and (not name or command[-1] == name)]
 
     def guests(self, name: str = "") -> list[psutil.Process]:
         """Return the virtual machine process of a VM, or of all VMs."""
         marker = str(self.root / ".simulator" / "guests" / name)
-        return [one for one in self._processes() if any(marker in argument for argument in one.cmdline())]
+        return [one for one, command in self._found() if any(marker in argument for argument in command)]
 
     def leaked(self) -> list[psutil.Process]:
         """Return the processes that hold a slot though their VM has ended."""
-        return [one for one in self._processes() if str(self.root) in one.cmdline()]
+        return [one for one, command in self._found() if str(self.root) in command]
 
     def clean_up(self) -> None:
         """End every VM of the tests, and of a simulated home what it left behind."""
-        for process in self.runs():
-            if PREFIX in process.cmdline()[-1]:
-                process.kill()
-        if (self.root / ".simulator").exists():
-            for process in self._processes():
-                process.kill()
+        simulated = (self.root / ".simulator").exists()
+        for process, command in self._found():
+            if simulated or ("run" in command and PREFIX in command[-1]):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
-    def _processes(self) -> Iterator[psutil.Process]:
+    def _found(self) -> Iterator[tuple[psutil.Process, list[str]]]:
+        """Yield every process that works in this home, with its command line: it may end at any moment."""
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or [""]
             try:
@@ -87,7 +88,7 @@ class TartHome:
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
             if ours and process.pid != psutil.Process().pid:
-                yield process
+                yield process, command
 
 
 def guest_disk(version: str, **guest: object) -> bytes:

@@ -77,7 +77,8 @@ async def try_fault(fault: Fault, directory: Path) -> Seen:
                 (victim,) = await host.until_warm(1)
             ground.faults(**fault.commands)
             for guest in ground.home.guests(victim):
-                guest.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    guest.kill()
             await _watch(host, ground, victim, seen)
         seen.hung = _still_there(ground)
         seen.left = await host.empty()
@@ -115,7 +116,8 @@ async def _leak(host: Host, ground: TartGround, fault: Fault) -> None:
     for _ in range(2):
         before = (await host.until_warm(1))[0]
         for guest in ground.home.guests(before):
-            guest.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                guest.kill()
         await host.until_warm(1, without=before)
         if ground.home.leaked():
             return
