@@ -48,6 +48,7 @@ async def test_every_question_about_anka_is_answered_and_nothing_is_left(tmp_pat
             "v2",
             "--remote",
             "lab",
+            "--shrink",
         ]
         try:
             report = await run(parser().parse_args(arguments))
@@ -56,6 +57,7 @@ async def test_every_question_about_anka_is_answered_and_nothing_is_left(tmp_pat
     found = answers(report)
     unexpected = {number: one["answer"] for number, one in found.items() if one["expected"] is False}
     assert unexpected == {}
+    assert "tags [{'tag': 'v2'" in found["A-shrink"]["answer"]
     assert set(found) == set(re.findall(r"^\| (A-[a-z-]+) \|", CHECKLIST, re.MULTILINE))
     assert [one.name for one in rig.home.all()] == ["macos"]
 

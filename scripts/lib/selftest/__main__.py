@@ -22,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
     anka.add_argument("--template", required=True, help="UUID:TAG of a template on this Mac, with autologin")
     anka.add_argument("--next", default="", help="another tag of it, not on this Mac yet: it is pulled, and stays")
     anka.add_argument("--remote", default="", help="what `anka registry` calls the Registry that has it")
+    shrink = "also ask what `pull --shrink` does: it removes the other tags of the template from this Mac"
+    anka.add_argument("--shrink", action="store_true", help=shrink)
     tart = tools.add_parser("tart")
     tart.add_argument("--program", default="tart")
     tart.add_argument("--image", required=True, help="host/name@sha256:… in Tart's cache, with the guest agent")
@@ -33,7 +35,8 @@ async def run(arguments: argparse.Namespace) -> Report:
     report = Report(arguments.tool)
     if arguments.tool == "anka":
         template, _, tag = arguments.template.partition(":")
-        await AnkaQuestions(report, arguments.program, template, tag, arguments.next, arguments.remote).ask()
+        whence = (template, tag, arguments.next, arguments.remote)
+        await AnkaQuestions(report, arguments.program, *whence, shrink=arguments.shrink).ask()
     else:
         await TartQuestions(report, arguments.program, arguments.image).ask()
     return report

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BOOT_S: Final = 240.0
 PORT: Final = "22"
+PULL_KEYS: Final = ("pull_resume", "pull_failback", "puller_threads")
+LATE_S: Final = 2
 
 
 def _envelope(call: Call) -> str:
@@ -29,9 +31,20 @@ def _envelope(call: Call) -> str:
 class AnkaQuestions:
     """Asks them in an order in which each prepares the next."""
 
-    def __init__(self, report: Report, program: str, template: str, tag: str, following: str, remote: str) -> None:
+    def __init__(
+        self,
+        report: Report,
+        program: str,
+        template: str,
+        tag: str,
+        following: str,
+        remote: str,
+        *,
+        shrink: bool = False,
+    ) -> None:
         self._report, self._program = report, program
         self._template, self._tag, self._next, self._remote = template, tag, following, remote
+        self._shrink = shrink
         stem = f"hearth-selftest-{str(ULID()).lower()}"
         self._vm, self._others = f"{stem[:-1]}1", (f"{stem[:-1]}2", f"{stem[:-1]}3")
 
@@ -40,6 +53,7 @@ class AnkaQuestions:
         try:
             await self._ask_of_a_stopped_vm()
             await self._ask_of_a_running_vm()
+            await self._ask_about_streams()
             await self._ask_about_slots()
             if self._next:
                 await self._ask_about_pulls()
@@ -62,6 +76,10 @@ class AnkaQuestions:
         call = await self._anka("show", "hearth-selftest-nothing")
         said = f"code {call.last.get('code')}, message {call.last.get('message')!r}, on stdout"
         self._answer(f"exit {call.exit_code}, {said}", expected=call.last.get("code") == 3)
+
+        self._report.begin("A-missing-list", "And how does `list`?")
+        call = await self._anka("list", "hearth-selftest-nothing")
+        self._answer(f"{_envelope(call)}, message {call.last.get('message')!r}, stderr {call.stderr[:100]!r}")
 
         self._report.begin("A-clone", "What does `-j clone` answer, and how long does it take?")
         call = await self._anka("clone", "--tag", self._tag, self._template, self._vm, timeout_s=300)
@@ -96,6 +114,10 @@ class AnkaQuestions:
         self._report.begin("A-network-failure", "What is `network_failure_action` set to?")
         self._answer((await self._anka("config", "network_failure_action")).stdout.strip()[:200] or "told nothing")
 
+        self._report.begin("A-pull-config", "What are `pull_resume`, `pull_failback` and `puller_threads` set to?")
+        told = [(await self._anka("config", key)).stdout.strip()[:100] for key in PULL_KEYS]
+        self._answer("; ".join(told))
+
     async def _ask_of_a_running_vm(self) -> None:
         self._report.begin("A-start", "What does `-j start` answer, and is the VM `running` when it returns?")
         began_s = time.monotonic()
@@ -129,6 +151,25 @@ class AnkaQuestions:
         self._report.begin("A-run-json", "Does `-j run` wrap what the guest prints?")
         call = await self._anka("run", self._vm, "echo", "spoken")
         self._answer(f"{call.stdout!r}"[:300])
+
+    async def _ask_about_streams(self) -> None:
+        """Ask what following a command rests on (A30)."""
+        self._report.begin("A-run-stream", "Does output come while the command runs, and input reach it?")
+        slow = await self._run("sh", "-c", f"echo early; sleep {LATE_S}; echo late")
+        fed = await self._run("sh", stdin=b"echo fed\n")
+        at_once = slow.first_output_s is not None and slow.seconds - slow.first_output_s > LATE_S / 2
+        self._answer(f"first output after {slow.first_output_s} s of {slow.seconds} s; fed: {fed.stdout!r}",
+                     expected=at_once and fed.stdout == "fed\n")  # fmt: skip
+
+        self._report.begin("A-run-signal", "Does a command in the guest end when `anka run` is ended by a signal?")
+        call = await self._run("sh", "-c", "echo pid=$$; exec sleep 300", timeout_s=5)
+        pid = re.search(r"pid=(\d+)", call.stdout + call.stderr)
+        there = await self._run("sh", "-c", f"kill -0 {pid.group(1)}") if pid else None
+        self._answer(
+            "its pid was not told" if there is None else f"it is {'gone' if there.exit_code else 'still there'}"
+        )
+        if pid:
+            await self._run("sh", "-c", f"kill -9 {pid.group(1)}")
 
     async def _ask_about_slots(self) -> None:
         self._report.begin("A-slots", "How is a third VM refused, and when does a VM begin to count?")
@@ -184,6 +225,14 @@ class AnkaQuestions:
         serves = await self._run("true", timeout_s=60)
         self._answer(_envelope(call), expected=call.last.get("status") == "OK" and serves.exit_code == 0)
 
+        if self._shrink:
+            self._report.begin("A-shrink", "What does `pull --shrink` do to a clone of the old tag that runs?")
+            shrink = ("pull", "--shrink", "--tag", self._next, self._template, self._remote)
+            call = await self._anka(*shrink, timeout_s=7200)
+            tags = (await self._anka("show", self._template, "tag")).body
+            serves = await self._run("true", timeout_s=60)
+            self._answer(f"{_envelope(call)}; tags {tags}; the clone's command: exit {serves.exit_code}"[:400])
+
     async def _ask_about_the_end(self) -> None:
         self._report.begin("A-suspend", "Does `suspend` end the process, and what status is told?")
         call = await self._anka("suspend", self._vm, timeout_s=120)
@@ -205,9 +254,9 @@ class AnkaQuestions:
     async def _anka(self, *arguments: str, timeout_s: float = 60) -> Call:
         return await self._report.call(self._program, "-j", *arguments, timeout_s=timeout_s)
 
-    async def _run(self, *argv: str, timeout_s: float = 30) -> Call:
+    async def _run(self, *argv: str, timeout_s: float = 30, stdin: bytes = b"") -> Call:
         env = {"ANKA_LOG_LEVEL": "error"}
-        return await self._report.call(self._program, "run", self._vm, *argv, timeout_s=timeout_s, env=env)
+        return await self._report.call(self._program, "run", self._vm, *argv, timeout_s=timeout_s, env=env, stdin=stdin)
 
     def _answer(self, text: str, *, expected: bool | None = None) -> None:
         finding = self._report.findings[-1]

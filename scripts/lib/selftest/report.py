@@ -25,6 +25,7 @@ class Call:
     stdout: str
     stderr: str
     seconds: float
+    first_output_s: float | None = None  # when the first of its output came
 
     @property
     def last(self) -> dict[str, Any]:
@@ -66,16 +67,24 @@ class Report:
         self.findings.append(Finding(number, question))
         return self.findings[-1]
 
-    async def call(self, *argv: str, timeout_s: float = 60, env: Mapping[str, str] | None = None) -> Call:
+    async def call(
+        self, *argv: str, timeout_s: float = 60, env: Mapping[str, str] | None = None, stdin: bytes = b""
+    ) -> Call:
         """Run a command for the latest question, whatever comes of it."""
+        code: int | None
         began_s = time.monotonic()
+        came_s: list[float] = []
+
+        def spent_s() -> float:
+            return round(time.monotonic() - began_s, 3)
+
+        command = Command(argv, timeout_s, stdin=stdin, env=env)
         try:
-            result = await self._runner.run(Command(argv, timeout_s, env=env), check=False)
-            made = Call(
-                argv, result.exit_code, _text(result.stdout), _text(result.stderr), round(time.monotonic() - began_s, 3)
-            )
+            result = await self._runner.run(command, check=False, on_output=lambda _: came_s.append(spent_s()))
+            code, stdout, stderr = result.exit_code, _text(result.stdout), _text(result.stderr)
         except CommandError as error:
-            made = Call(argv, None, "", str(error), round(time.monotonic() - began_s, 3))
+            code, stdout, stderr = None, "", str(error)
+        made = Call(argv, code, stdout, stderr, spent_s(), came_s[0] if came_s else None)
         self.findings[-1].calls.append(made)
         return made
 

@@ -355,5 +355,6 @@ def version(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 def config(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     """`config KEY`: the defaults of a few."""
     del home, faults
-    value = {"network_failure_action": 1, "puller_threads": 4, "portfwd_base": 10000}.get(arguments.word(0, "key"))
+    defaults = {"network_failure_action": 1, "puller_threads": 4, "portfwd_base": 10000}
+    value = (defaults | {"pull_resume": 0, "pull_failback": 0}).get(arguments.word(0, "key"))
     return Answer({arguments.words[0]: value}, str(value))

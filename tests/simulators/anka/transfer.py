@@ -126,6 +126,7 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     if known and version.tag in known.tags:  # A18: also when that pull had failed
         if not arguments.has("--fetch-only", "--check-download-size"):
             check_out(home, known, version.tag)
+        shrink(home, arguments, known, version.tag)
         return Answer({}, "VM pulled successfully", message=f"{version.name}: available locally")
     missing = [layer for layer in version.layers if not home.layer(layer).exists()]
     if arguments.has("--check-download-size"):
@@ -136,12 +137,17 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     known.tags[version.tag] = list(version.layers)
     home.save(known)
     fetch_alone(home, remote, version, missing, faults, machine_readable=arguments.machine_readable)
-    if arguments.has("-s", "--shrink"):
-        known.tags = {version.tag: list(version.layers)}
-        home.save(known)
+    shrink(home, arguments, known, version.tag)
     if not arguments.has("--fetch-only"):
         check_out(home, known, version.tag)
     return Answer({}, f"VM pulled successfully with uuid: {version.uuid}", message=version.uuid)
+
+
+def shrink(home: Home, arguments: Arguments, vm: Vm, tag: str) -> None:
+    """Delete the other tags when that is asked for (A23)."""
+    if arguments.has("-s", "--shrink"):
+        vm.tags = {tag: vm.tags[tag]}
+        home.save(vm)
 
 
 def wanted(home: Home, arguments: Arguments, name: str, tag: str | None) -> tuple[Remote, Version]:
