@@ -16,7 +16,7 @@ from agent.domain.errors import HearthError
 from agent.hypervisors.contract import GuestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from aiohttp import WSMessage
@@ -34,11 +34,13 @@ AHEAD: Final = 8
 FIRST_MESSAGE_S: Final = 10.0
 PING_S: Final = 15.0
 """Proxies and clients then know that the line is good."""
-SEND_TIMEOUT_S: Final = 30.0
-"""A client that takes nothing for so long is cut off, and its command killed."""
+SILENCE_S: Final = 30.0
+"""A client that takes nothing and says nothing for so long is cut off, and its command killed. One that takes nothing
+since its own reader pauses says so by a pong: the command is held up until it reads on."""
 CLOSE_S: Final = 1.0
 
 _START: Final = TypeAdapter(ExecStart)
+_SIGNS_OF_LIFE: Final = (WSMsgType.PING, WSMsgType.PONG)
 _HUNG_UP: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
@@ -50,6 +52,9 @@ class ExecStream:
         self._request_id = request_id
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue(AHEAD)
         self._fault: RequestError | None = None
+        self._held_up = False
+        """Whether the command does not take what the client sends: so long we cannot hear the client."""
+        self._sending: asyncio.Timeout | None = None
 
     async def serve(self, opened: Callable[[ExecStart], AbstractAsyncContextManager[ExecSession]]) -> int | None:
         """Talk until the command has ended or the client is gone. Returns the exit code if there was one to tell."""
@@ -73,7 +78,8 @@ class ExecStream:
         """Return what to run, or None when the client hung up."""
         try:
             async with asyncio.timeout(FIRST_MESSAGE_S):
-                message = await self._socket.receive()
+                while (message := await self._socket.receive()).type in _SIGNS_OF_LIFE:
+                    await self._live(message)
         except TimeoutError:
             raise RequestError(
                 f"no command was named within {FIRST_MESSAGE_S:g} s", remedy='send {"argv": [...]} first'
@@ -112,20 +118,28 @@ class ExecStream:
             try:
                 while (message := await self._socket.receive()).type not in _HUNG_UP:
                     await self._take(message, session)
+                    self._heard()
             except RequestError as error:
                 self._fault = error
             await session.signal("KILL")
 
     async def _take(self, message: WSMessage, session: ExecSession) -> None:
+        if message.type in _SIGNS_OF_LIFE:
+            await self._live(message)
+            return
         if message.type is WSMsgType.BINARY:
-            await self._input.put(message.data)
+            await self._hold_up(self._input.put(message.data))
             return
         with faults_told("message"):
             control = CONTROL.validate_json(message.data)
-        if isinstance(control, ExecEndInput):
-            await self._input.put(None)
-        else:
-            await session.signal(control.signal)
+        await self._hold_up(
+            self._input.put(None) if isinstance(control, ExecEndInput) else session.signal(control.signal)
+        )
+
+    async def _live(self, message: WSMessage) -> None:
+        """Answer a ping; a pong says all there is to say."""
+        if message.type is WSMsgType.PING:
+            await self._socket.pong(message.data)
 
     async def _feed(self, session: ExecSession) -> None:
         """Give the command its input."""
@@ -147,7 +161,28 @@ class ExecStream:
 
     async def _send(self, data: bytes | str) -> None:
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            async with asyncio.timeout(self._patience_s()) as self._sending:
                 await (self._socket.send_bytes(data) if isinstance(data, bytes) else self._socket.send_str(data))
         except TimeoutError:
-            raise ConnectionResetError("the client takes nothing") from None
+            raise ConnectionResetError("the client takes nothing, and says nothing") from None
+        finally:
+            self._sending = None
+
+    async def _hold_up(self, work: Awaitable[None]) -> None:
+        """Do what the command may hold up. The client is not to blame for being silent meanwhile."""
+        self._held_up = True
+        self._heard()
+        try:
+            await work
+        finally:
+            self._held_up = False
+
+    def _heard(self) -> None:
+        """Give the client its whole time again for what is being sent to it, if anything is."""
+        if self._sending is not None and not self._sending.expired():
+            patience_s = self._patience_s()
+            when_s = None if patience_s is None else asyncio.get_running_loop().time() + patience_s
+            self._sending.reschedule(when_s)
+
+    def _patience_s(self) -> float | None:
+        return None if self._held_up else SILENCE_S

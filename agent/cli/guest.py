@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import aiohttp
 
-from agent.cli.client import problem_of
+from agent.cli.client import STREAM_SILENCE_S, problem_of
 from agent.cli.place import AgentUnreachableError, Remote
+from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +26,22 @@ if TYPE_CHECKING:
 PROTOCOL: Final = "hearth.exec.v1"
 
 _CONNECT_S: Final = 30.0
-_HEARTBEAT_S: Final = 20.0
+_ALIVE_S: Final = 10.0
+"""How often the agent is told that we live, which it cannot know of a client that takes nothing since its reader
+pauses."""
+
 _CLOSE_S: Final = 2.0
 _INPUT_BYTES: Final = 64 << 10
 _STDIN: Final = 0
+_HUNG_UP: Final = (
+    aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR,
+)  # fmt: skip
+
+
+class OutputError(HearthError):
+    """What the command wrote cannot be written here."""
+
+    code = "output-refused"
 
 
 class GuestCommandError(AgentUnreachableError):
@@ -100,24 +115,41 @@ async def _follow(place: Local | Remote, lease: str, wanted: dict[str, Any]) -> 
         aiohttp.ClientSession(connector=_connector(place), headers=headers) as session,
         asyncio.timeout(_CONNECT_S) as connecting,
         session.ws_connect(
-            f"{_base(place)}{path}", protocols=(PROTOCOL,), heartbeat=_HEARTBEAT_S,
-            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+            f"{_base(place)}{path}", protocols=(PROTOCOL,), timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S)
         ) as socket,
-    ):  # fmt: skip
+    ):
         connecting.reschedule(None)
-        await socket.send_json(wanted)
-        async for message in socket:
-            if message.type is aiohttp.WSMsgType.BINARY:
-                _write(message.data)
-            elif message.type is aiohttp.WSMsgType.TEXT:
-                told = json.loads(message.data)
-                if told["type"] == "exit":
-                    return int(told["exit_code"])
-                if told["type"] == "problem":
-                    raise problem_of(told["problem"].get("status", 0), told["problem"])
-                if told["type"] == "started" and wanted["stdin"]:
-                    _pump_input(socket)
+        living = asyncio.create_task(_live(socket))
+        try:
+            return await _talk(socket, wanted)
+        finally:
+            living.cancel()
+            await asyncio.wait([living])
+
+
+async def _talk(socket: aiohttp.ClientWebSocketResponse, wanted: dict[str, Any]) -> int:
+    printer = _Printer()
+    await socket.send_json(wanted)
+    while (message := await socket.receive(STREAM_SILENCE_S)).type not in _HUNG_UP:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            await printer.write(message.data)
+        elif message.type is aiohttp.WSMsgType.TEXT:
+            told = json.loads(message.data)
+            if told["type"] == "exit":
+                return int(told["exit_code"])
+            if told["type"] == "problem":
+                raise problem_of(told["problem"].get("status", 0), told["problem"])
+            if told["type"] == "started" and wanted["stdin"]:
+                _pump_input(socket)
     raise GuestCommandError("the agent ended before the command did", remedy="see `hearth logs`; the VM is torn down")
+
+
+async def _live(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Say that we live, as long as the connection does."""
+    with suppress(aiohttp.ClientError, ConnectionError):
+        while True:
+            await asyncio.sleep(_ALIVE_S)
+            await socket.pong()
 
 
 def _pump_input(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -135,8 +167,36 @@ def _pump_input(socket: aiohttp.ClientWebSocketResponse) -> None:
     threading.Thread(target=pump, daemon=True).start()
 
 
+class _Printer:
+    """Writes output where it belongs, from a thread: a reader that pauses holds up the command, and not our talk."""
+
+    def __init__(self) -> None:
+        self._frames: queue.SimpleQueue[tuple[bytes, Future[None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._print, daemon=True).start()
+
+    async def write(self, frame: bytes) -> None:
+        """Write a frame. Raises `BrokenPipeError` when the reader has gone, `OutputError` when it cannot be written."""
+        written: Future[None] = Future()
+        self._frames.put((frame, written))
+        await asyncio.wrap_future(written)
+
+    def _print(self) -> None:
+        while True:
+            frame, written = self._frames.get()
+            written.set_running_or_notify_cancel()
+            try:
+                _write(frame)
+            except BrokenPipeError as error:
+                written.set_exception(error)
+            except OSError as error:
+                message = f"what the command writes cannot be written here: {error.strerror}"
+                written.set_exception(OutputError(message, remedy="make room, or send it elsewhere"))
+            else:
+                written.set_result(None)
+
+
 def _write(frame: bytes) -> None:
-    """Write one frame of output where it belongs. Blocks as long as our reader does, and so does the command then."""
+    """Write one frame of output. Blocks as long as our reader does."""
     descriptor, rest = 2 if frame[0] == 2 else 1, memoryview(frame)[1:]
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -159,9 +159,43 @@ async def test_a_later_message_that_makes_no_sense_ends_it(api: Running, message
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_stream, "SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exec_stream, "SILENCE_S", 0.05)
     async with command(api, "yes"):
         await api.engine.exec_closed.wait()
+
+
+@pytest.mark.parametrize("sign", ["pong", "ping"])
+async def test_a_client_that_takes_nothing_but_lives_holds_the_command_up(
+    api: Running, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.setattr(exec_stream, "SILENCE_S", 0.3)
+    async with command(api, "sh", "-c", "yes | head -c 20000000; exit 7") as socket:
+        for _ in range(30):  # three times as long as a silent one may take
+            await getattr(socket, sign)()
+            await asyncio.sleep(0.03)
+        assert not api.engine.exec_closed.is_set()
+        streams, documents = await told(socket)
+    assert streams["stdout"] == b"y\n" * 10_000_000
+    assert documents[-1] == {"type": "exit", "exit_code": 7}
+
+
+async def test_a_client_that_cannot_be_heard_since_its_input_waits_is_not_cut_off(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exec_stream, "SILENCE_S", 0.1)
+    async with command(api, "sh", "-c", "yes | head -c 2000000; cat | wc -c", stdin=True) as socket:
+        sending = asyncio.create_task(everything(socket, 64))
+        await asyncio.sleep(0.4)
+        assert not api.engine.exec_closed.is_set()
+        streams, _ = await told(socket)
+        await sending
+    assert streams["stdout"].endswith(b"y\n%d\n" % (64 * exec_stream.MAX_FRAME_BYTES))
+
+
+async def everything(socket: Socket, frames: int) -> None:
+    for _ in range(frames):
+        await socket.send_bytes(bytes(exec_stream.MAX_FRAME_BYTES))
+    await socket.send_json({"type": "end-input"})
 
 
 async def test_leases_that_are_none_are_told_before_the_upgrade(api: Running) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.api import exec_stream
 from agent.cli import borrow, client, execute, guest
 from agent.cli.exits import Exit
 from agent.domain.states import VmState
@@ -181,6 +182,34 @@ def test_output_that_nobody_reads_any_more_ends_the_command(agent: Agent) -> Non
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
+    assert given_back(agent)
+
+
+def test_a_reader_that_pauses_holds_the_command_up(
+    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused `less`: for longer than the agent would wait for a client that is silent."""
+    monkeypatch.setattr(exec_stream, "SILENCE_S", 0.3)
+    monkeypatch.setattr(guest, "_ALIVE_S", 0.05)
+    wrote: list[int] = []
+
+    def write(frame: bytes) -> None:
+        if not wrote:
+            threading.Event().wait(0.9)  # the pause itself
+        wrote.append(len(frame) - 1)
+
+    monkeypatch.setattr(guest, "_write", write)
+    ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "yes | head -c 20000000; exit 7")
+    assert (ended.code, ended.err, sum(wrote)) == (7, "", 20_000_000)
+    assert given_back(agent)
+
+
+def test_output_that_cannot_be_written_is_hearths_failure(agent: Agent) -> None:
+    command = [sys.executable, "-m", "agent", "exec", "small", "--socket", str(agent.socket), "--", "echo", "out"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert ended.returncode == Exit.EXEC_FAILED
+    assert "what the command writes cannot be written here: No space left on device" in ended.stderr
     assert given_back(agent)
 
 

@@ -43,7 +43,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
     The first message names the command. It is killed when the connection ends.
     """
     socket = web.WebSocketResponse(
-        timeout=CLOSE_S, protocols=(PROTOCOL,), compress=False, max_msg_size=MAX_FRAME_BYTES, decode_text=True
+        timeout=CLOSE_S,
+        protocols=(PROTOCOL,),
+        compress=False,
+        max_msg_size=MAX_FRAME_BYTES + 1,
+        decode_text=True,
+        autoping=False,
     )
     if not socket.can_prepare(request):
         raise UpgradeRequiredError("this is a WebSocket", remedy="ask for it, or POST to run a command to its end")
