@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
+import psutil
 import pytest
 
 from agent.hypervisors.contract import ExecResult, GuestError
 from agent.hypervisors.sessions import KILLED, open_exec
 from tests.hypervisors.rigs import spec
 from tests.hypervisors.test_conformance import BOOT_S, running
+from tests.support.processes import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -138,3 +141,20 @@ async def test_a_driver_that_cannot_stream_tells_all_at_the_end() -> None:
         await session.signal("TERM")
         assert await told(session) == {"stdout": b"", "stderr": b""}
         assert session.exit_code == KILLED
+
+
+@pytest.mark.parametrize("rig", ["tart", "anka"], indirect=True)
+async def test_a_simulated_guest_that_is_killed_takes_its_commands_with_it(driver: Hypervisor, rig: Rig) -> None:
+    """Of the simulators: what they leave would run on for as long as it was told to."""
+    seconds = f"611.{os.getpid()}"
+    await running(driver, rig)
+    await driver.ping(spec().name, timeout_s=BOOT_S)
+    async with command(driver, "sh", "-c", f"sleep {seconds} & wait"):
+        await eventually(lambda: _sleeping(seconds))
+        rig.kill(spec().name)
+        await eventually(lambda: not _sleeping(seconds))
+
+
+def _sleeping(seconds: str) -> bool:
+    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    return any(command[-1:] == [seconds] for command in commands)

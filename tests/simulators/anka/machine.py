@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.simulators.anka.state import Document, Home
-from tests.simulators.tartsim.guest import execute
+from tests.simulators.tartsim.guest import execute, outlived_by_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +71,7 @@ class Machine:
     def run(self) -> None:
         """Live until stopped."""
         helper = subprocess.Popen([HELPER], executable="/bin/cat", stdin=subprocess.PIPE)
+        self._rites = outlived_by_nothing()
         signal.signal(signal.SIGTERM, lambda *_: self._over.set())
         ports = {rule["name"]: self._listen(rule) for rule in self._rules}
         self._life = {

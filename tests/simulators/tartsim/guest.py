@@ -26,6 +26,13 @@ PROGRAMS = Path(__file__).with_name("guest_bin")
 PORTS = (22, 80, 5900, 8080)
 RESUME_S = 0.02
 OUTSIDE = ("/sbin/", "/bin/systemctl")  # what could end the machine this runs on
+LAST_RITES = """
+cat
+for environ in /proc/[0-9]*/environ; do
+    process=${environ%/environ}
+    grep -qz "^GUEST_PID=$0\\$" "$environ" && kill -9 "${process#/proc/}"
+done
+"""
 
 
 class Guest:
@@ -40,6 +47,7 @@ class Guest:
         with contextlib.suppress(ValueError, OSError), open(about["disk"], "rb") as disk:
             self.kind |= json.loads(disk.readline(4096))
         seed = hashlib.sha256(about["mac"].encode()).digest()
+        self.rites: subprocess.Popen[bytes] | None = None
         self.ip = f"127.{seed[0] % 254 + 1}.{seed[1]}.{seed[2] % 254 + 1}"
 
     def boot(self) -> None:
@@ -130,6 +138,14 @@ def execute(connection: socket.socket, reader: Any, asked: dict[str, Any], env: 
     _send(connection, "exit", code if code >= 0 else 128 - code)
 
 
+def outlived_by_nothing() -> "subprocess.Popen[bytes]":
+    """Let every command of this guest end with it, also when it is killed: whoever waits for that holds our pipe."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", LAST_RITES, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
 def _send(connection: socket.socket, name: str, what: Any) -> None:
     value = base64.b64encode(what).decode() if isinstance(what, bytes) else what
     with _SENDING:
@@ -166,6 +182,7 @@ def main() -> None:
     if os.getppid() != about["parent"]:
         return  # it ended before that could be asked for
     guest = Guest(Path(sys.argv[1]), about)
+    guest.rites = outlived_by_nothing()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what `shutdown` in guest_bin sends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=guest.boot, daemon=True).start()
