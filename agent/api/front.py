@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import hdrs, web
+from multidict import istr
 
 from agent.api import problems
 from agent.api.admission import Admission, peer_of, writes
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ID_HEADER: Final = "X-Request-ID"
+ID_HEADER: Final = istr("X-Request-ID")
 ROUTE: Final = web.RequestKey("route", str)
 """The route a request belongs to, for metrics."""
 
 ADMISSION: Final = web.AppKey("admission", Admission)
+SAME_FOR_ALL: Final = {hdrs.SERVER: "hearth", "X-Content-Type-Options": "nosniff"}
+"""Headers of every answer, beside its id: our name where the library would put its version."""
+
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ROOT_LOGGER: Final = logging.getLogger()
@@ -53,17 +57,19 @@ class Front:
         self._routed = routed
         self._quick = application[QUICK]
         self._admission = application[ADMISSION]
-        self._metrics = application[CONTEXT].metrics
+        self._times = application[CONTEXT].metrics.requests
         self._ids = request_ids()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answer a request, whatever comes."""
         sent = request.headers.get(ID_HEADER)
         request[REQUEST_ID] = sent if sent and _CLIENT_ID.fullmatch(sent) else next(self._ids)
-        start_s, status = perf_counter(), "disconnected"
+        request[ROUTE] = "unmatched"
+        start_s: float = perf_counter()
+        status: int | str = "disconnected"
         try:
             response = await self._answer(request)
-            status = str(response.status)
+            status = response.status
         finally:
             self._note(request, status, perf_counter() - start_s)
         return response
@@ -95,17 +101,18 @@ class Front:
         return problem
 
     def _at_once(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer what is asked again and again without routing it."""
         path = request.raw_path
-        quick = self._quick.get(path) if request.method == "GET" else None
-        response = quick(request) if quick is not None else None
+        quick = self._quick.get(path)
+        response = quick(request) if quick is not None and not writes(request) else None
         if response is not None:
             request[ROUTE] = path
             self._admission.admit(request, path)
         return response
 
-    def _note(self, request: web.Request, status: str, duration_s: float) -> None:
+    def _note(self, request: web.Request, status: int | str, duration_s: float) -> None:
         method = request.method if request.method in _METHODS else "other"
-        self._metrics.request_child(request.get(ROUTE, "unmatched"), method, status).observe(duration_s)
+        self._times.note(request[ROUTE], method, status, duration_s)
         writing = writes(request)
         if not writing and not _ROOT_LOGGER.isEnabledFor(logging.DEBUG):
             return  # asked here, since reads come by the thousand
@@ -114,7 +121,7 @@ class Front:
             "request_id": request[REQUEST_ID],
             "method": request.method,
             "path": request.path,
-            "status": status,
+            "status": str(status),
             "caller": caller.name if caller else "",
             "role": caller.role.name.lower() if caller else "",
             "peer": peer_of(request) or "socket",
@@ -137,13 +144,13 @@ async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def name_the_answer(request: web.Request, response: web.StreamResponse) -> None:
-    """Put the request's id on its response, and our name where the library would put its version."""
+    """Put on a response what every answer carries."""
     response.headers.update(answer_headers(request))
 
 
 def answer_headers(request: web.Request) -> dict[str, str]:
     """Return the headers that every answer carries."""
-    return {hdrs.SERVER: "hearth", "X-Content-Type-Options": "nosniff", ID_HEADER: request[REQUEST_ID]}
+    return {**SAME_FOR_ALL, ID_HEADER: request[REQUEST_ID]}
 
 
 def request_ids() -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from agent.telemetry.request_times import RequestTimes
+
 
 class Outcome(StrEnum):
     """How a measured thing ended."""
@@ -36,7 +38,6 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._request_children: dict[tuple[str, str, str], Histogram] = {}
         pool = ("pool", "outcome")
         request = ("route", "method", "status")
 
@@ -50,7 +51,16 @@ class Metrics:
         self.replacement = self._histogram("vm_replacement", "From failure to the next ready VM.", pool, _TO_QUARTER)
         self.lease_wait = self._histogram("lease_wait", "From a lease request to its VM or refusal.", pool, _WAITS)
         self.tool_command = self._histogram("tool_command", "An external command.", ("tool", "outcome"), _TO_MINUTE)
-        self.request = self._histogram("api_request", "An API request, to its answer's end.", request, _WAITS)
+        self.requests = RequestTimes(
+            Histogram(
+                "hearth_api_request_duration_seconds",
+                "An API request, to its answer's end.",
+                request,
+                buckets=_WAITS,
+                registry=None,
+            ),
+            self.registry,
+        )
 
         self.leases = self._counter("leases", "Lease requests.", pool)
         self.vm_failures = self._counter("vm_failures", "VMs that failed.", ("pool", "cause"))
@@ -72,14 +82,6 @@ class Metrics:
         self.loop_lag = Histogram(
             "hearth_event_loop_lag_seconds", "How late the event loop woke.", buckets=_LAGS, registry=self.registry
         )
-
-    def request_child(self, route: str, method: str, status: str) -> Histogram:
-        """Return `request` with its labels set: looked up here, since requests come by the thousand."""
-        key = (route, method, status)
-        child = self._request_children.get(key)
-        if child is None:
-            child = self._request_children[key] = self.request.labels(*key)
-        return child
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"hearth_{name}_duration_seconds", text, labels, buckets=buckets, registry=self.registry)

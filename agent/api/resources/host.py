@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -10,11 +11,15 @@ from aiohttp import hdrs, web
 
 from agent.api import requests, schemas
 from agent.api.context import answer, context, not_modified, read_query
-from agent.api.front import Quick, answer_headers
 from agent.api.operation import Operation
+from agent.api.ready import ReadyResponse
 
 if TYPE_CHECKING:
+    from agent.api.front import Quick
     from agent.api.views import HostView
+
+_ONE_TAG: Final = re.compile(r'"[^"]*"')
+"""One strong entity tag (RFC 9110 §8.8.3)."""
 
 
 async def host(request: web.Request) -> web.Response:
@@ -32,15 +37,15 @@ async def host(request: web.Request) -> web.Response:
 
 
 def quick(view: HostView) -> Quick:
-    """Return what answers polls before they are routed, which is all but those with a query or several entity tags."""
+    """Return what answers polls before they are routed: all but odd ones, or with a query or several tags."""
 
     def answered(request: web.Request) -> web.StreamResponse | None:
+        if not ReadyResponse.suits(request):
+            return None
         sent, rendered = request.headers.get(hdrs.IF_NONE_MATCH), view.render()
-        headers = {hdrs.ETAG: rendered.quoted, hdrs.CACHE_CONTROL: "no-cache"} | answer_headers(request)
-        if sent is None:
-            headers[hdrs.CONTENT_TYPE] = "application/json"
-            return web.Response(body=rendered.body, headers=headers)
-        return web.Response(status=304, headers=headers) if sent == rendered.quoted else None
+        if sent == rendered.quoted:
+            return ReadyResponse(rendered.unchanged)
+        return ReadyResponse(rendered.whole) if sent is None or _ONE_TAG.fullmatch(sent) else None
 
     return answered
 

@@ -1,0 +1,90 @@
+"""What is answered at once is the very answer that the long way gives, header by header."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Running
+
+Answer = tuple[str, dict[str, str], bytes]
+
+EACH_ITS_OWN = {"date", "x-request-id", "connection"}
+"""Headers that tell one answer from another, or how its connection goes on."""
+
+
+async def raw(api: Running, *requests: str) -> list[Answer]:
+    """Send requests in one piece and return an answer for each: status line, headers by lower-case name, body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+    try:
+        async with asyncio.timeout(10):
+            writer.write("".join(f"{request}\r\n" for request in requests).encode())
+            return [await _answer(reader) for _ in requests]
+    finally:
+        writer.transport.abort()
+
+
+async def _answer(reader: asyncio.StreamReader) -> Answer:
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    assert len(headers) == len(lines), "a header comes twice"
+    body = await reader.readexactly(0 if " 304 " in status else int(headers["content-length"]))
+    return status, headers, body
+
+
+def get(*headers: str, version: str = "1.1") -> str:
+    """Return a request for the host document."""
+    return "".join(f"{line}\r\n" for line in (f"GET /v1/host HTTP/{version}", "Host: localhost", *headers))
+
+
+def same(answer: Answer) -> Answer:
+    """Return what two answers to the same question must have in common."""
+    status, headers, body = answer
+    return status, {name: value for name, value in headers.items() if name not in EACH_ITS_OWN}, body
+
+
+@pytest.mark.parametrize(
+    ("at_once", "the_long_way"),
+    [
+        ([], ["Connection: close"]),
+        (['If-None-Match: "another"'], ['If-None-Match: "another", "or-two"']),
+        (["If-None-Match: {etag}"], ["If-None-Match: {etag}", "Connection: close"]),
+        (["If-None-Match: {etag}"], ['If-None-Match: "another", {etag}']),
+    ],
+)
+async def test_both_ways_give_the_same(api: Running, at_once: list[str], the_long_way: list[str]) -> None:
+    [(_, headers, _)] = await raw(api, get())
+    [short] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in at_once)))
+    [long] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in the_long_way)))
+    assert same(short) == same(long)
+    assert {"date", "x-request-id"} <= set(short[1])
+
+
+async def test_each_of_several_sent_at_once_has_its_answer_in_order(api: Running) -> None:
+    answers = await raw(api, *(get(f"X-Request-ID: number-{count}") for count in range(5)))
+    assert [headers["x-request-id"] for _, headers, _ in answers] == [f"number-{count}" for count in range(5)]
+    assert {json.loads(body)["host"] is not None for _, _, body in answers} == {True}
+
+
+async def test_an_old_client_is_let_go_after_its_answer(api: Running) -> None:
+    [(status, headers, _)] = await raw(api, get(version="1.0"))
+    assert status == "HTTP/1.0 200 OK"
+    assert headers.get("connection", "close") == "close"
+
+
+async def test_every_poll_is_counted_by_the_time_of_the_next_scrape(api: Running) -> None:
+    for _ in range(3):
+        await raw(api, *([get()] * 200))
+    async with api.tcp.get("/metrics") as response:
+        text = await response.text()
+    [line] = [
+        line
+        for line in text.splitlines()
+        if line.startswith("hearth_api_request_duration_seconds_count") and '"/v1/host"' in line
+    ]
+    assert line.endswith(" 600.0")
+    assert 'status="200"' in line
