@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from agent.cli.client import TIMEOUT_S, ApiClient, ProblemError
+from agent.cli.interrupts import SIGNALS
 from agent.cli.place import AgentUnreachableError
 from agent.domain.errors import HearthError
 
@@ -33,7 +34,6 @@ _RETURN_S: Final = 15.0
 """How long an agent that is away, since it restarts, is waited for to take the VM back."""
 
 _RETRY_S: Final = 0.25
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def whoami() -> str:
@@ -75,7 +75,7 @@ def _one_interrupt() -> Iterator[Callable[[], None]]:
         no_more()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield no_more
     finally:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import typer
 
-from agent.cli import complete, options
+from agent.cli import complete, interrupts, options
 from agent.cli.borrow import borrowed
 from agent.cli.exits import Exit
 from agent.cli.output import complain
@@ -137,19 +137,25 @@ def _quoted(command: Sequence[str]) -> list[str]:
 def _run(arguments: list[str]) -> int:
     """Run ssh on our terminal and return its exit code; 128 and the signal's number when one ended it."""
     settings = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
-    try:
-        # It owns the terminal while it runs, which no captured command could.
-        process = subprocess.Popen(["ssh", *settings, *arguments])
-    except FileNotFoundError as error:
-        raise TargetError("there is no `ssh` on this machine", remedy="install OpenSSH's client") from error
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
+    with interrupts.held() as let_go:
         try:
-            process.wait(_TERM_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
+            # It owns the terminal while it runs, which no captured command could.
+            process = subprocess.Popen(["ssh", *settings, *arguments])
+        except FileNotFoundError as error:
+            raise TargetError("there is no `ssh` on this machine", remedy="install OpenSSH's client") from error
+        try:
+            let_go()
+            code = process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
     return code if code >= 0 else 128 - code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_TERM_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -51,16 +51,11 @@ class Metrics:
         self.replacement = self._histogram("vm_replacement", "From failure to the next ready VM.", pool, _TO_QUARTER)
         self.lease_wait = self._histogram("lease_wait", "From a lease request to its VM or refusal.", pool, _WAITS)
         self.tool_command = self._histogram("tool_command", "An external command.", ("tool", "outcome"), _TO_MINUTE)
-        self.requests = RequestTimes(
-            Histogram(
-                "hearth_api_request_duration_seconds",
-                "An API request, to its answer's end.",
-                request,
-                buckets=_WAITS,
-                registry=None,
-            ),
-            self.registry,
-        )
+        self.request = Histogram(
+            "hearth_api_request_duration_seconds", "An API request, to its answer's end.", request, buckets=_WAITS,
+            registry=None,
+        )  # fmt: skip
+        self.requests = RequestTimes(self.request, self.registry)
 
         self.leases = self._counter("leases", "Lease requests.", pool)
         self.vm_failures = self._counter("vm_failures", "VMs that failed.", ("pool", "cause"))

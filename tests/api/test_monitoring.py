@@ -15,7 +15,6 @@ import aiohttp
 from prometheus_client.metrics import MetricWrapperBase
 
 from agent.telemetry.metrics import Metrics, Outcome
-from agent.telemetry.request_times import RequestTimes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -36,11 +35,12 @@ def promtool(*arguments: str, text: str = "", folder: Path = MONITORING) -> None
 def series_names() -> set[str]:
     """Return every series name that a scrape can hold."""
     names = {"up"}
-    for collector in vars(Metrics()).values():
-        if isinstance(collector, MetricWrapperBase | RequestTimes):
-            for metric in collector.describe():
-                suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
-                names |= {f"{metric.name}{suffix}" for suffix in suffixes}
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
+                str(metric._type), ("",)
+            )
+            names |= {f"{metric._name}{suffix}" for suffix in suffixes}
     return names
 
 

@@ -80,6 +80,14 @@ def test_a_remote_hosts_vm_is_reached_by_a_jump(
     assert told.read_text().splitlines()[-5:] == ["-J", "mac-7", "-p", "40022", "127.0.0.1"]
 
 
+def test_a_signal_while_ssh_starts_ends_it_too(agent: Agent, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_DOES", "kill -INT $PPID; exec sleep 1000")
+    process = start("ssh", "small", "--socket", agent.socket)
+    process.communicate(timeout=20)  # its output ends with the last process that has it
+    assert process.returncode == Exit.INTERRUPTED
+    assert not agent.engine.leases.held
+
+
 def test_ctrl_c_ends_ssh_and_gives_the_vm_back(agent: Agent, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_DOES", "echo there; exec sleep 1000")
     process = start("ssh", "small", "--socket", agent.socket)
