@@ -30,7 +30,7 @@ class Exit(IntEnum):
     BAD_CONFIGURATION = 78  # a configuration or assignment that cannot be used (EX_CONFIG)
     EXEC_FAILED = 125  # `hearth exec` and `ssh`: Hearth itself failed, so the guest has no exit code
     INTERRUPTED = 130  # Ctrl-C
-    BROKEN_PIPE = 141  # `hearth exec`: whoever read the output has gone, as after SIGPIPE
+    BROKEN_PIPE = 141  # whoever read the output has gone, as after SIGPIPE
 
 
 EXIT_BY_CODE: Final[Mapping[str, Exit]] = {

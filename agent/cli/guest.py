@@ -16,7 +16,7 @@ import aiohttp
 
 from agent.cli.client import STREAM_SILENCE_S, problem_of
 from agent.cli.place import AgentUnreachableError, Remote
-from agent.domain.errors import HearthError
+from agent.cli.streams import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,6 @@ _STDIN: Final = 0
 _HUNG_UP: Final = (
     aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR,
 )  # fmt: skip
-
-
-class OutputError(HearthError):
-    """What the command wrote cannot be written here."""
-
-    code = "output-refused"
 
 
 class GuestCommandError(AgentUnreachableError):

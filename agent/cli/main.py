@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 from agent import __version__
 from agent.cli.exits import Exit, exit_of
 from agent.cli.output import complain, say
+from agent.cli.streams import OutputError, ReaderGoneError, give_up
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -122,7 +124,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Warm pools of VM clones on a CI host: leased in milliseconds, replaced when sick.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
-    "78 bad configuration, 125 exec and ssh: Hearth itself failed, 130 Ctrl-C. Tokens come from HEARTH_TOKEN.",
+    "78 bad configuration, 125 exec and ssh: Hearth itself failed, 130 Ctrl-C, "
+    "141 the output's reader has gone. Tokens come from HEARTH_TOKEN.",
 )  # fmt: skip
 
 
@@ -155,7 +158,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors are told on stderr."""
     try:
         result = app(list(arguments), prog_name="hearth", standalone_mode=False)
+        sys.stdout.flush()
+    except ReaderGoneError:
+        give_up()
+        return Exit.BROKEN_PIPE
     except HearthError as error:
+        if isinstance(error, OutputError):
+            give_up()
         complain(error)
         return exit_of(error)
     except typer.TyperException as error:

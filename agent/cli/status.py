@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -97,6 +98,7 @@ def _follow_json(client: ApiClient) -> None:
             answer = client.get("/v1/host", etag=etag)
             if answer.document is not None:
                 print_json(answer.document)
+                sys.stdout.flush()
                 etag = answer.etag
             time.sleep(REFRESH_S)
     except KeyboardInterrupt:

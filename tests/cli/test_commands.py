@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.cli.exits import EXIT_BY_CODE, Exit
 from agent.cli.main import COMMANDS, run
+from agent.domain.events import Event, EventKind
 from agent.domain.states import VmState
+from tests.api.memory_engine import NOW_S
 from tests.cli.conftest import Agent, Ended, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.api.memory_engine import MemoryEngine
 
@@ -270,3 +273,38 @@ def test_the_version_is_told(hearth: Hearth) -> None:
 
 def test_every_mapped_exit_code_is_an_error() -> None:
     assert Exit.OK not in EXIT_BY_CODE.values()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("status", "--json"), ("events", "-n", "5"), ("events", "-f", "-n", "5"), ("vms",), ("--help",)],
+)
+def test_a_reader_that_has_gone_ends_a_command_quietly(agent: Agent, command: tuple[str, ...]) -> None:
+    async def happen(engine: MemoryEngine) -> None:
+        engine.changed(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
+
+    agent.ask(happen)
+    where = () if command == ("--help",) else ("--socket", str(agent.socket))
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent", *command, *where], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (Exit.BROKEN_PIPE, "")
+
+
+def test_output_that_finds_no_room_is_told(agent: Agent) -> None:
+    command = [sys.executable, "-m", "agent", "status", "--json", "--socket", str(agent.socket)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert ended.returncode == Exit.FAILURE
+    assert ended.stderr.startswith("hearth: the output cannot be written: No space left on device")
+
+
+def test_a_closed_stdout_is_no_file_of_ours(agent: Agent) -> None:
+    """Else the connection to the agent would take its number, and get what is meant for people."""
+    command = f'"{sys.executable}" -m agent status --socket "{agent.socket}" >&-'
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (Exit.OK, "")
