@@ -24,7 +24,7 @@ class RequestTimes(Collector):
     """
 
     def __init__(self, histogram: Histogram, registry: CollectorRegistry) -> None:
-        self._histogram = histogram
+        self.histogram = histogram
         self._children: dict[tuple[str, str, int | str], Histogram] = {}
         self._noted: list[tuple[tuple[str, str, int | str], float]] = []
         registry.register(self)
@@ -38,16 +38,16 @@ class RequestTimes(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the histogram, up to date."""
         self._count()
-        return self._histogram.collect()
+        return self.histogram.collect()
 
     def describe(self) -> Iterable[Metric]:
         """Return what the registry needs to know of the histogram."""
-        return self._histogram.describe()
+        return self.histogram.describe()
 
     def _count(self) -> None:
         for labels, duration_s in self._noted:
             child = self._children.get(labels)
             if child is None:
-                child = self._children[labels] = self._histogram.labels(*labels)
+                child = self._children[labels] = self.histogram.labels(*labels)
             child.observe(duration_s)
         self._noted.clear()
