@@ -14,6 +14,8 @@ Argv = Annotated[
 ]
 """A program and its arguments, with no shell in between."""
 
+LeaseTtl = Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False)]
+"""Seconds a lease lives: a shorter one would be over before its answer is read."""
 
 LAST_NUMBER: Final = 2**63 - 1
 """No event can have a higher number: the journal holds none."""
@@ -53,7 +55,7 @@ class LeaseRenewal(Schema):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_s": 3600}]})
 
-    ttl_s: Seconds | None = None
+    ttl_s: LeaseTtl | None = None
 
 
 class LeaseRequest(Schema):
@@ -64,7 +66,7 @@ class LeaseRequest(Schema):
     pool: PoolName
     holder: Text
     """Who will use it, in the client's own words: a job id, a person."""
-    ttl_s: Seconds | None = None
+    ttl_s: LeaseTtl | None = None
     """How long the claim lives unless renewed; default and limit are the pool's."""
     wait_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
     """How long to wait for a VM to turn ready. The wait ends with the connection."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.domain.errors import Blame, HearthError
 from agent.domain.names import POOL_PATTERN
 
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.001, le=7 * 86400, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PoolName = Annotated[str, Field(pattern=f"^{POOL_PATTERN}$")]
 

@@ -214,6 +214,8 @@ async def test_a_lease_from_claim_to_release(api: Running) -> None:
     assert (sick["cause"], sick["reason"]) == ("damaged", "its disk is gone")
     async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 120}) as response:
         assert (await response.json())["ttl_s"] == 120
+    async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 5e-324}) as response:
+        assert (response.status, api.engine.leases.held[lease["id"]].ttl_s) == (422, 120)
     async with api.tcp.delete(f"/v1/leases/{lease['id']}") as response:
         assert response.status == 204
     assert api.engine.vms["hearth-small-1"].state is VmState.STOPPING

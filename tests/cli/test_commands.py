@@ -225,6 +225,7 @@ def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hea
         ('[host]\nslots = "2"\n', None, Exit.BAD_CONFIGURATION, "host.slots"),
         ("data_dir = 2026-01-01\nhost = 1\n", None, Exit.BAD_CONFIGURATION, "host"),
         ("[host]\nslots = 0\n", None, Exit.BAD_CONFIGURATION, "host.slots"),
+        ("[host]\ndoctor_period_s = 5e-324\n", None, Exit.BAD_CONFIGURATION, "host.doctor_period_s"),
         ("", None, Exit.BAD_CONFIGURATION, "assignment.toml does not exist"),
         ("", '[pools.a]\nimage = "x"\nwarm = 2\nmax = 1\n', Exit.BAD_CONFIGURATION, "raise max or lower warm"),
     ],
