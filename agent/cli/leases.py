@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from agent.cli import complete, options
-from agent.cli.borrow import whoami
+from agent.cli.borrow import claimed, whoami
 from agent.cli.client import TIMEOUT_S
 from agent.cli.output import print_json, say
 from agent.cli.units import until
@@ -38,7 +40,9 @@ def lease(
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
-    """Claim a ready VM, waiting for one if asked. Ctrl-C while waiting leaves the line.
+    """Claim a ready VM, waiting for one if asked. Ctrl-C leaves the line, and leaves no lease behind.
+
+    With a key of yours a lease that was given stays, to be asked for again.
 
     \b
     hearth lease small
@@ -46,9 +50,13 @@ def lease(
     ssh -p "$(hearth lease small --json | jq '.address.ports["22"]')" 127.0.0.1
     """
     wanted = {"pool": pool, "ttl_s": ttl, "wait_s": wait, "holder": holder or whoami(), "idempotency_key": key}
+    if key is None:
+        with claimed(partial(options.client, socket, config), wanted) as answer:
+            _show(answer, as_json=as_json)
+            sys.stdout.flush()  # else nobody is told of it yet
+        return
     with options.client(socket, config) as client:
-        answer = client.ask("POST", "/v1/leases", wanted, timeout_s=wait + TIMEOUT_S)
-    _show(answer, as_json=as_json)
+        _show(client.ask("POST", "/v1/leases", wanted, timeout_s=wait + TIMEOUT_S), as_json=as_json)
 
 
 @renew_app.command()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.api.memory_engine import MemoryEngine, vm
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
+    from types import FrameType, ModuleType
 
     from agent.api.auth import Gate
     from agent.config import TlsConfig
@@ -109,3 +111,21 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "agent", *(str(argument) for argument in arguments)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+class InterruptAt:
+    """A trace function that sends this process SIGINT as Ctrl-C would, at the given line reached in the modules."""
+
+    def __init__(self, moment: int, *modules: ModuleType) -> None:
+        self.moment = moment
+        self.passed = 0
+        self._watched = {module.__file__ for module in modules}
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in self._watched:
+            return None
+        if event == "line":
+            self.passed += 1
+            if self.passed == self.moment:
+                signal.raise_signal(signal.SIGINT)
+        return self

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,11 +18,10 @@ from agent.api import exec_stream
 from agent.cli import borrow, client, execute, guest
 from agent.cli.exits import Exit
 from agent.domain.states import VmState
-from tests.cli.conftest import Agent, Ended, start
+from tests.cli.conftest import Agent, Ended, InterruptAt, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from tests.api.memory_engine import MemoryEngine
 
@@ -118,26 +117,6 @@ def test_ctrl_c_while_the_vm_is_given_back_changes_nothing(agent: Agent) -> None
     assert given_back(agent)
 
 
-class InterruptAt:
-    """Sends this process SIGINT as Ctrl-C would, when the given line of the watched files is reached."""
-
-    def __init__(self, moment: int) -> None:
-        self.moment = moment
-        self.passed = 0
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in WATCHED:
-            return None
-        if event == "line":
-            self.passed += 1
-            if self.passed == self.moment:
-                signal.raise_signal(signal.SIGINT)
-        return self
-
-
-WATCHED = {str(Path(module.__file__ or "")) for module in (borrow, client, execute, guest)}
-
-
 def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth: Hearth) -> None:
     """Interrupts one run at the first line it reaches, the next some lines later, until one gets through."""
 
@@ -145,7 +124,7 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth:
         engine.become("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
-        interrupt = InterruptAt(moment)
+        interrupt = InterruptAt(moment, borrow, client, execute, guest)
         sys.settrace(interrupt)
         try:
             ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
