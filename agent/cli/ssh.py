@@ -79,6 +79,7 @@ def ssh(
     \b
     hearth ssh xcode --user admin
     hearth ssh xcode -l admin -- sw_vers
+    hearth ssh xcode -l admin -- 'cd /work && make test'
     hearth ssh 01jx4cd0
     """
     connect = partial(options.client, socket, config)
@@ -130,8 +131,11 @@ def _way(address: dict[str, Any] | None, jump: str) -> list[str]:
 
 
 def _quoted(command: Sequence[str]) -> list[str]:
-    """Return the command as one word for the guest's shell, which would otherwise split its arguments anew."""
-    return [shlex.join(command)] if command else []
+    """Return the command as one word for the guest's shell, which would otherwise split its arguments anew.
+
+    A single word is such a line already, as it is for ssh.
+    """
+    return [shlex.join(command)] if len(command) > 1 else list(command)
 
 
 def _run(arguments: list[str]) -> int:

@@ -53,6 +53,11 @@ def test_a_pool_gives_a_fresh_vm_that_is_given_back_with_the_exit_code(
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
+def test_a_single_argument_is_a_line_for_the_guests_shell(agent: Agent, hearth: Hearth, told: Path) -> None:
+    assert hearth("ssh", "small", "--socket", agent.socket, "--", 'echo "a  b"').code == 7
+    assert told.read_text().splitlines()[-2:] == ["127.0.0.1", 'echo "a  b"']
+
+
 def test_a_lease_or_its_vm_is_reached_and_left_as_it_is(agent: Agent, hearth: Hearth, told: Path) -> None:
     lease = json.loads(hearth("lease", "small", "--socket", agent.socket, "--json").out)
     for name in (lease["id"], lease["vm"], "small-1"):
