@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.cli.interrupts import SIGNALS, held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Begin with the interpreter's own handlers, whatever stood there."""
+    stood = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in stood.items():
+        signal.signal(number, handler)
 
 
 def test_a_signal_counts_once_it_is_let_go_and_handlers_are_as_before() -> None:
