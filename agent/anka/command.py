@@ -82,6 +82,11 @@ class Anka:
         self._runner = runner or CommandRunner()
 
     @property
+    def program(self) -> str:
+        """The path that `anka` is started by."""
+        return str(self._binary)
+
+    @property
     def ask_s(self) -> float:
         """How long a question about what is on this host may take, in seconds."""
         return self.config.timeout_s

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import subprocess
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
@@ -15,6 +18,7 @@ from pydantic import SecretStr
 from agent.anka.command import AnkaAnswerError
 from agent.config import AnkaConfig, Config, HostConfig, HypervisorConfig, ImagesConfig, RegistryConfig
 from agent.images.anka.service import AnkaImages, open_anka_images
+from agent.images.anka.strays import find_strays, is_transfer
 from agent.images.errors import (
     BadImageError,
     BadReferenceError,
@@ -24,11 +28,13 @@ from agent.images.errors import (
     RegistryError,
     TransferError,
 )
+from agent.processes.process import ProcessIdentity, identify, is_alive
 from tests.api.certificates import authority, certificate
 from tests.simulators.anka.faults import Switches, set_faults
-from tests.simulators.anka.install import install
+from tests.simulators.anka.install import REPOSITORY, install
 from tests.simulators.anka.registry import LAYER_BYTES, AnkaRegistry
 from tests.simulators.anka.state import Home
+from tests.simulators.anka.transfer import PULLED_BESIDE
 from tests.support.processes import eventually
 
 if TYPE_CHECKING:
@@ -210,6 +216,52 @@ async def test_pulls_wait_for_each_other(host: Host, images: AnkaImages) -> None
     await asyncio.gather(pulled(images, "anka:macos:v1"), pulled(images, "anka:linux:v1"))
     assert host.broken() == []
     assert len(await images.list()) == 2
+
+
+AGENT = """
+import asyncio, sys
+from agent.config import Config
+from agent.images.anka.service import open_anka_images
+
+async def main():
+    async with open_anka_images(Config.model_validate_json(sys.argv[1])) as images:
+        await images.pull("anka:macos:v1", await images.resolve("anka:macos:v1"))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_pull_that_outlived_its_agent_is_ended_before_the_next(host: Host) -> None:
+    host.faults(pull={"drip_s": 5.0, "times": 2})  # the question for the size is the first
+    config = host.config()
+    told = json.dumps({
+        "data_dir": str(host.folder),
+        "host": {"disk_reserve_mib": 0},
+        "hypervisor": {"anka": {"binary": str(host.binary), "registry": host.registry.url}},
+    })  # fmt: skip
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", AGENT, told, cwd=REPOSITORY)
+    try:
+        await eventually(lambda: list(host.home.images.glob(".*")), timeout_s=30)  # a layer is on its way
+        (pull,) = await asyncio.to_thread(transfers, str(host.binary))
+        assert find_strays(str(host.binary)) == (), "one whose agent lives is left alone"
+    finally:
+        agent.kill()
+        await agent.wait()
+    assert is_alive(pull), "it outlives its agent"
+    async with open_anka_images(config) as next_life:
+        digest = await pulled(next_life, "anka:macos:v1")
+        assert [image.digest for image in await next_life.list()] == [digest]
+    assert not is_alive(pull)
+    assert not (host.home.root / PULLED_BESIDE).exists(), "never two at once"
+    assert host.broken() == []
+    assert all(path.stat().st_size == LAYER_BYTES for path in host.home.images.glob("*.ank"))
+
+
+def transfers(program: str) -> list[ProcessIdentity]:
+    """Return all pulls by a program, whoever waits for them."""
+    found = psutil.process_iter(["pid", "cmdline"])
+    pids = [one.info["pid"] for one in found if is_transfer(one.info["cmdline"] or (), program)]
+    return [identity for pid in pids if (identity := identify(pid))]
 
 
 async def test_everybody_who_waits_for_a_version_waits_for_one_pull(host: Host, images: AnkaImages) -> None:

@@ -17,6 +17,7 @@ import structlog
 
 from agent.anka.command import AnkaAnswerError, AnkaError, AnkaNotFoundError
 from agent.images.anka.shelf import Held
+from agent.images.anka.strays import end_strays
 from agent.images.errors import BadImageError, DiskTooSmallError, ImageNotFoundError, TransferError
 from agent.processes.command import CommandError, CommandTimeoutError
 
@@ -62,6 +63,7 @@ class Puller:
         """Make a version whole on this host. Raises `ImageError`s; what a failed try left is removed then."""
         mark = await asyncio.to_thread(self.shelf.mark, version)
         try:
+            await end_strays(self.anka.program)
             await self.remotes.prepare(version)
             local = await self._local(version)
             owned = not local or await asyncio.to_thread(self.shelf.owns, local)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.simulators.anka.faults import Faults
 
 TIMEOUT_S: Final = 10.0
+PULLED_BESIDE: Final = "pulled-beside"
+"""The file that tells that two pulls ran at once."""
 CHUNK: Final = 64 << 10
 OCI_SINCE: Final = (3, 9)
 
@@ -187,6 +189,7 @@ def fetch_alone(
         try:
             fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            (home.root / PULLED_BESIDE).touch()
             for layer in missing:
                 home.layer(layer).with_suffix(".broken").touch()
         fetch(home, remote, version, missing, faults, machine_readable=machine_readable)
