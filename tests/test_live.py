@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from agent import app
 from agent.config import load_config
 from agent.engine.conditions import ConditionBoard
+from agent.host.watch import HostWatch
 from agent.live import LiveConfig
 
 if TYPE_CHECKING:
@@ -66,3 +70,28 @@ async def test_what_needs_a_restart_is_named_until_it_is_undone(bench: Bench) ->
     assert "data_dir, images.streams" in bench.problem("ConfigurationApplied")
     await bench.change("[host]\nslots = 2\n")
     assert bench.problem("ConfigurationApplied") == ""
+
+
+async def test_the_doctor_looks_at_a_new_pace_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: asyncio.Queue[None] = asyncio.Queue()
+
+    async def look(_: HostWatch) -> None:
+        looks.put_nowait(None)
+
+    monkeypatch.setattr(HostWatch, "look", look)
+    path = tmp_path / "hearth.toml"
+    text = f'data_dir = "{tmp_path}"\n[hypervisor]\nkind = "simulated"\n[host]\ndoctor_period_s = '
+    path.write_text(f"{text}3600\n")
+    config = load_config(path)
+    async with AsyncExitStack() as stack, asyncio.timeout(10):
+        built = await app.build(config, stack)
+        live = LiveConfig(path, config, built.appliers, built.board)
+        watching = asyncio.create_task(built.watch.run())
+        await looks.get()
+        path.write_text(f"{text}0.01\n")
+        await live.reload()
+        for _ in range(3):
+            await looks.get()
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert not any(one.problem for one in built.board.all() if one.type.startswith("Configuration"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent.host.doctor.model import condition_of
@@ -41,10 +42,12 @@ class HostWatch:
         self._awake = awake
         self._clock = clock
         self._posted: set[str] = set()
+        self._repaced = asyncio.Event()
 
     def look_every(self, period_s: float) -> None:
-        """Look at another pace, once the look that is due was made."""
+        """Look at another pace from now on, counted from the last look."""
         self._period_s = period_s
+        self._repaced.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -69,4 +72,14 @@ class HostWatch:
     async def _look_again_and_again(self) -> None:
         while True:
             await self.look()
-            await asyncio.sleep(self._period_s)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait for the next look, by whatever period is in force meanwhile."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while (left_s := began_s + self._period_s - loop.time()) > 0:
+            self._repaced.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._repaced.wait()
