@@ -55,8 +55,19 @@ class ReadyResponse(web.StreamResponse):
 
     @staticmethod
     def suits(request: web.Request) -> bool:
-        """Whether the client speaks HTTP/1.1 and will ask again, as pollers do: then no header depends on it."""
-        return request.method == "GET" and request.version == HttpVersion11 and request.keep_alive
+        """Whether the client speaks HTTP/1.1 and will ask again, as pollers do: then no header depends on it.
+
+        And whether it has taken all that it was sent. One that asks and does not read is for the library, which waits
+        for it: what is sent from here would pile up.
+        """
+        transport = request.transport
+        return (
+            request.method == "GET"
+            and request.version == HttpVersion11
+            and request.keep_alive
+            and transport is not None
+            and not transport.get_write_buffer_size()
+        )
 
     @property
     def keep_alive(self) -> bool:

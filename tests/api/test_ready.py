@@ -70,6 +70,19 @@ async def test_each_of_several_sent_at_once_has_its_answer_in_order(api: Running
     assert {json.loads(body)["host"] is not None for _, _, body in answers} == {True}
 
 
+async def test_a_client_that_asks_and_does_not_read_is_held_up(api: Running) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", api.server.port, limit=1024)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(TimeoutError):
+            for _ in range(200):  # answers of some 800 MB
+                writer.write(f"{get()}\r\n".encode() * 1000)
+                async with asyncio.timeout(2):
+                    await writer.drain()
+    finally:
+        writer.transport.abort()
+
+
 async def test_an_old_client_is_let_go_after_its_answer(api: Running) -> None:
     [(status, headers, _)] = await raw(api, get(version="1.0"))
     assert status == "HTTP/1.0 200 OK"

@@ -46,7 +46,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
         timeout=CLOSE_S,
         protocols=(PROTOCOL,),
         compress=False,
-        max_msg_size=MAX_FRAME_BYTES + 1,
+        max_msg_size=MAX_FRAME_BYTES + 1,  # the library refuses this many already
         decode_text=True,
         autoping=False,
     )
