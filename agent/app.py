@@ -25,23 +25,23 @@ from agent.domain.capacity import startable
 from agent.domain.rules import images_in_use
 from agent.engine.assignments import Assignments
 from agent.engine.conditions import ConditionBoard
+from agent.engine.database import Database
+from agent.engine.effect_context import EffectContext
 from agent.engine.effects import Effects
 from agent.engine.engine import Engine, Parts
 from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
 from agent.engine.history import History
-from agent.engine.journal import Journal
 from agent.engine.leases import LeaseDesk
-from agent.engine.ledger import Ledger
 from agent.engine.metering import Metering
-from agent.engine.observation import Observation
-from agent.engine.operations import Operations
-from agent.engine.outside import Outside
+from agent.engine.observer import Observer
+from agent.engine.operator_commands import OperatorCommands
+from agent.engine.probe_runner import ProbeRunner
 from agent.engine.prober import Prober
-from agent.engine.probes import Asker
 from agent.engine.reconciler import Reconciler
-from agent.engine.verdicts import Verdicts
-from agent.engine.worldview import Worldview
+from agent.engine.state_store import StateStore
+from agent.engine.vm_updates import VmUpdates
+from agent.engine.world_builder import WorldBuilder
 from agent.host import facts
 from agent.host.accounts import running_account
 from agent.host.awake import Awake
@@ -96,7 +96,7 @@ class _Ground:
     board: ConditionBoard
     hypervisor: Hypervisor
     images: Images
-    journal: Journal
+    database: Database
     http: aiohttp.ClientSession
     metering: Metering
     jitter: Callable[[], float]
@@ -121,8 +121,8 @@ async def build(
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
     images = await stack.enter_async_context(choose_images(config, hypervisor.name, CommandRunner(metering.command)))
-    journal = await Journal.open(config.data_dir / "journal.sqlite")
-    stack.push_async_callback(journal.close)
+    database = await Database.open(config.data_dir / "journal.sqlite")
+    stack.push_async_callback(database.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
     settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
     jitter = jitter or random.SystemRandom().random
@@ -130,7 +130,7 @@ async def build(
     identity = await facts.identify(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
-    ground = _Ground(settings, board, hypervisor, images, journal, http, metering, jitter, identity, pulse)
+    ground = _Ground(settings, board, hypervisor, images, database, http, metering, jitter, identity, pulse)
     engine = _engine(config, ground)
     gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
     limiter = RateLimiter(Rate(config.api.rate_per_s, config.api.rate_burst))
@@ -179,14 +179,14 @@ def _appliers(
 
 
 def _engine(config: Config, ground: _Ground) -> Engine:
-    hypervisor, images, journal, jitter = ground.hypervisor, ground.images, ground.journal, ground.jitter
+    hypervisor, images, database, jitter = ground.hypervisor, ground.images, ground.database, ground.jitter
     clock, awake = time.time, asyncio.Event()
     metering = ground.metering
-    ledger = Ledger(journal, clock=clock)
-    ledger.on_change(metering.count)
+    store = StateStore(database, clock=clock)
+    store.on_change(metering.count)
     measure = partial(facts.measure_disk, config.data_dir, config)
-    observation = Observation(hypervisor, images, measure)
-    history = History(ledger, journal)
+    observer = Observer(hypervisor, images, measure)
+    history = History(store, database)
 
     def last_answers(vm: str) -> tuple[ProbeResult, ...]:
         return prober.recent(vm)
@@ -195,10 +195,10 @@ def _engine(config: Config, ground: _Ground) -> Engine:
         config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
         events=history.of_vm, probes=last_answers,
     )  # fmt: skip
-    outside = Outside(hypervisor, images, ledger, evidence, jitter)
-    effects = Effects(outside, observation.look_at_stock)
+    context = EffectContext(hypervisor, images, store, evidence, jitter)
+    effects = Effects(context, observer.look_at_stock)
     executor = Executor(effects.perform, awake.set)
-    assignments = Assignments(ledger, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
+    assignments = Assignments(store, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
 
     def pools() -> tuple[PoolSpec, ...]:
         return assignments.held.document.specs()
@@ -209,24 +209,24 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     looked = False  # whether a turn has seen what became of the VMs while no agent ran
 
     def busy() -> frozenset[str]:
-        return executor.busy | verdicts.ended if looked else frozenset(ledger.vms)
+        return executor.busy | updates.ended if looked else frozenset(store.vms)
 
     def why_none(spec: PoolSpec) -> str:
         count, limit = startable(view.world(), spec)
         return "one is being started" if count else f"no other fits, {limit} bind"
 
     desk = LeaseDesk(
-        ledger, pool=pool, busy=busy, why_none=why_none, on_refused=metering.refusal,
+        store, pool=pool, busy=busy, why_none=why_none, on_refused=metering.refusal,
         new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
     )  # fmt: skip
-    view = Worldview(
-        ledger, desk, executor, observation, hypervisor.capabilities, lambda: ground.settings.limits,
+    view = WorldBuilder(
+        store, desk, executor, observer, hypervisor.capabilities, lambda: ground.settings.limits,
         config.images.resolve_period_s, pools=pools, jitter=jitter, clock=clock,
     )  # fmt: skip
-    operations = Operations(ledger, desk, wake=awake.set)
-    verdicts = Verdicts(ledger, jitter=jitter, awake=awake)
-    asker = Asker(hypervisor, ground.http, clock=clock)
-    prober = Prober(asker, verdicts, on_answer=metering.answer, clock=clock)
+    operations = OperatorCommands(store, desk, wake=awake.set)
+    updates = VmUpdates(store, jitter=jitter, awake=awake)
+    probe_runner = ProbeRunner(hypervisor, ground.http, clock=clock)
+    prober = Prober(probe_runner, updates, on_answer=metering.answer, clock=clock)
 
     in_use: frozenset[str] = frozenset()
     images.protect(lambda: in_use)
@@ -240,12 +240,12 @@ def _engine(config: Config, ground: _Ground) -> Engine:
         prober.sync(world.vms, world.pool, world.busy)
         ground.board.post([assignments.condition(world.now_s)])
 
-    reconciler = Reconciler(ledger, desk, executor, observation, ground.board, view, after_turn=after_turn, awake=awake)
+    reconciler = Reconciler(store, desk, executor, observer, ground.board, view, after_turn=after_turn, awake=awake)
     return Engine(
         Parts(
-            ledger=ledger, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
-            observation=observation, assignments=assignments, leases=desk, operations=operations, executor=executor,
-            board=ground.board, prober=prober, verdicts=verdicts, reconciler=reconciler, view=view,
+            store=store, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
+            observer=observer, assignments=assignments, leases=desk, operations=operations, executor=executor,
+            board=ground.board, prober=prober, updates=updates, reconciler=reconciler, view=view,
             identity=ground.identity, awake=awake, vitals=lambda: ground.pulse.latest,
         )
     )  # fmt: skip

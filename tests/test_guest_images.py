@@ -146,9 +146,9 @@ async def power_off(guest: Guest) -> None:
 
 
 @pytest.mark.qemu
-async def test_a_sick_guest_boots_and_answers_nothing(small_image: SmallImage, tmp_path: Path) -> None:
-    async with boot(small_image("1.0", sick=True), tmp_path) as guest:
-        await guest.console_says("sick: starts no service")
+async def test_a_unhealthy_guest_boots_and_answers_nothing(small_image: SmallImage, tmp_path: Path) -> None:
+    async with boot(small_image("1.0", unhealthy=True), tmp_path) as guest:
+        await guest.console_says("unhealthy: starts no service")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(guest.ask_agent("guest-ping"), SILENCE_S)
         with pytest.raises((aiohttp.ClientError, TimeoutError)):
@@ -174,7 +174,7 @@ def test_the_same_version_makes_the_same_bytes(small_image: SmallImage, tmp_path
 
 def test_versions_and_flavours_differ_in_one_block(small_image: SmallImage) -> None:
     one = small_image("1.0").read_bytes()
-    for other in (small_image("2.0"), small_image("1.0", sick=True)):
+    for other in (small_image("2.0"), small_image("1.0", unhealthy=True)):
         assert len(differing_blocks(one, other.read_bytes())) in {1, 2}  # the boot words, and their length
 
 
@@ -226,6 +226,6 @@ def test_a_debian_guest_names_what_it_cannot_use(arguments: list[str], words: st
 
 
 def test_flavours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    done = run_builder("small", "--version", "1.0", "--sick", "--dies-after", "5", str(tmp_path / "disk.img"))
+    done = run_builder("small", "--version", "1.0", "--unhealthy", "--dies-after", "5", str(tmp_path / "disk.img"))
     assert done.returncode == 2
     assert "not allowed with" in done.stderr

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,14 +41,14 @@ class UnauthenticatedError(HearthError):
     """The request carries no token, or none that counts."""
 
     code = "unauthenticated"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class RoleTooLowError(HearthError):
     """The caller is known, but may not do this."""
 
     code = "role-too-low"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class TokenFileError(HearthError):
@@ -61,7 +61,7 @@ class TokenNameError(HearthError):
     """A token of that name exists already, or does not exist."""
 
     code = "token-name"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def lease_document(lease: Lease, address: Address | None, vm: Vm | None) -> sche
         created_at=_at(lease.created_at_s),
         expires_at=_at(lease.expires_at_s),
         address=address_document(address),
-        sick=_failure(vm.told) if vm else None,
+        unhealthy=_failure(vm.reported_failure) if vm else None,
     )
 
 

@@ -35,7 +35,7 @@ __all__ = [
     "History",
     "HostIdentity",
     "Leases",
-    "Operations",
+    "OperatorCommands",
 ]
 
 
@@ -84,7 +84,7 @@ class Evidence(Protocol):
         """Return where one file of a VM lies. Raises `EvidenceUnknownError`."""
 
 
-class Operations(Protocol):
+class OperatorCommands(Protocol):
     """What an operator does to this host. Durable before it returns."""
 
     async def set_mode(self, mode: Mode, *, reason: str) -> HostMode:
@@ -113,7 +113,7 @@ class Engine(Protocol):
         """What explains failed VMs."""
 
     @property
-    def operations(self) -> Operations:
+    def operations(self) -> OperatorCommands:
         """What an operator does to this host."""
 
     @property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from aiohttp import web
 
 from agent.api.problem_schemas import FieldProblem, LeaseEnding, Problem
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.engine.leases import LeaseEndedError
 
@@ -82,7 +82,7 @@ class RequestError(HearthError):
     """A request that cannot be served as it stands, whatever the state of the host."""
 
     code = "invalid-request"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
     def __init__(self, message: str, *, remedy: str = "", errors: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(message, remedy=remedy)
@@ -149,7 +149,7 @@ class VmUnknownError(RequestError):
 
 def status_of(error: HearthError) -> int:
     """Return the HTTP status of an expected error."""
-    return STATUS_BY_CODE.get(error.code, 400 if error.blame is Blame.REQUEST else 503)
+    return STATUS_BY_CODE.get(error.code, 400 if error.origin is ErrorOrigin.REQUEST else 503)
 
 
 def problem_of(error: HearthError, *, request_id: str) -> Problem:

@@ -321,7 +321,7 @@ class ExecDocument(Document):
 class LeaseDocument(Document):
     """A claim on one VM. `address` is null in the rare case that it cannot be told yet: ask for the lease again.
 
-    `sick` is what is wrong with the VM, if anything was found: what to do about it is the holder's to judge.
+    `unhealthy` is what is wrong with the VM, if anything was found: what to do about it is the holder's to judge.
     """
 
     id: str
@@ -332,7 +332,7 @@ class LeaseDocument(Document):
     created_at: datetime
     expires_at: datetime
     address: AddressDocument | None
-    sick: FailureDocument | None
+    unhealthy: FailureDocument | None
 
 
 class EventDocument(Document):

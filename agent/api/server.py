@@ -16,7 +16,7 @@ from aiohttp import web
 from agent.api.connection import Connection, connections
 from agent.api.front import Front
 from agent.api.tls import ServerTls
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class ListenError(HearthError):
     """The agent cannot listen where it was told to."""
 
     code = "cannot-listen"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class Server:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import structlog
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from agent.config import TlsConfig
@@ -22,7 +22,7 @@ class TlsError(HearthError):
     """The certificate, its key or the authority of clients cannot be used."""
 
     code = "tls-unusable"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 def server_context(files: TlsConfig) -> ssl.SSLContext:

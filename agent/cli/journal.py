@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agent.config import Config
     from agent.domain.model import Observed, VmSize
-    from agent.engine.salvage import Contents
+    from agent.engine.journal_recovery import Contents
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look at the journal while no agent runs; mend it.")
 
@@ -104,7 +104,7 @@ def rebuild(
     \b
     hearth journal check || hearth journal rebuild
     """
-    from agent.engine import salvage  # noqa: PLC0415 - pydantic is slow to import
+    from agent.engine import journal_recovery  # noqa: PLC0415 - pydantic is slow to import
 
     with _journal(config) as (loaded, path):
         contents = _read(path)
@@ -112,11 +112,13 @@ def rebuild(
             raise JournalHealthyError(f"nothing is wrong with {path}", remedy="use --force to rebuild it all the same")
         now_s = time.time()
         seen = asyncio.run(_running(loaded))
-        rebuilt = salvage.rebuild(contents, seen, _sizes(loaded, contents), now_s)
+        rebuilt = journal_recovery.rebuild(contents, seen, _sizes(loaded, contents), now_s)
         fresh = path.with_name(f"{FILE}.fresh")
         fresh.unlink(missing_ok=True)
-        salvage.write(fresh, rebuilt)
-        aside = salvage.replace_journal(path, fresh, stamp=f"{datetime.fromtimestamp(now_s, UTC):%Y%m%dT%H%M%SZ}")
+        journal_recovery.write(fresh, rebuilt)
+        aside = journal_recovery.replace_journal(
+            path, fresh, stamp=f"{datetime.fromtimestamp(now_s, UTC):%Y%m%dT%H%M%SZ}"
+        )
     result = {
         "adopted": rebuilt.adopted, "lost_vms": rebuilt.lost_vms, "kept_leases": rebuilt.kept_leases,
         "lost_leases": rebuilt.lost_leases, "held": rebuilt.held, "old": str(aside),
@@ -146,9 +148,9 @@ def _journal(config: Path | None) -> Iterator[tuple[Config, Path]]:
 
 
 def _read(path: Path) -> Contents:
-    from agent.engine import salvage  # noqa: PLC0415 - pydantic is slow to import
+    from agent.engine import journal_recovery  # noqa: PLC0415 - pydantic is slow to import
 
-    return salvage.read(path)
+    return journal_recovery.read(path)
 
 
 def _summary(path: Path, contents: Contents) -> dict[str, Any]:
@@ -179,7 +181,7 @@ async def _running(config: Config) -> tuple[Observed, ...]:
 def _sizes(config: Config, contents: Contents) -> dict[str, VmSize]:
     """Return the size of each pool's VMs: from the last good assignment, else from the file."""
     from agent.config import Assignment, ConfigError, load_assignment  # noqa: PLC0415 - pydantic is slow to import
-    from agent.engine.journal import StoredAssignment  # noqa: PLC0415
+    from agent.engine.database import StoredAssignment  # noqa: PLC0415
 
     stored = contents.records[StoredAssignment].get("current")
     try:

@@ -100,6 +100,6 @@ def _show(answer: Answer, *, as_json: bool) -> None:
     say(f"vm       {lease['vm']}")
     say(f"expires  in {until(lease['expires_at'], answer.at)}")
     say(f"ports    {', '.join(ports) or 'not known yet: ask again'}")
-    if sick := lease["sick"]:
-        say(f"sick     {sick['cause']}: {sick['reason']}")
+    if unhealthy := lease["unhealthy"]:
+        say(f"unhealthy     {unhealthy['cause']}: {unhealthy['reason']}")
     say(f"end it with: hearth release {lease['id']}")

@@ -122,7 +122,7 @@ def _use_host(url: str) -> None:
 app = typer.Typer(
     cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Warm pools of VM clones on a CI host: leased in milliseconds, replaced when sick.",
+    help="Warm pools of VM clones on a CI host: leased in milliseconds, replaced when unhealthy.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
     "78 bad configuration, 125 exec and ssh: Hearth itself failed, 130 Ctrl-C, "
     "141 the output's reader has gone. Tokens come from HEARTH_TOKEN.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 _STYLES: Final[Mapping[str, str]] = {"vm-ready": "green", "lease-granted": "blue", "vm-gone": "dim"}
-_BAD: Final = ("failed", "broken", "sick")
+_BAD: Final = ("failed", "broken", "unhealthy")
 
 
 def story(vm: str, events: list[Document], evidence: Document | None) -> RenderableType:
@@ -59,7 +59,9 @@ def _timeline(events: list[Document]) -> Table:
     before = _at(events[0])
     for event in events:
         at = _at(event)
-        style = "red" if event["kind"].endswith(_BAD) or "sick" in event["kind"] else _STYLES.get(event["kind"], "")
+        style = (
+            "red" if event["kind"].endswith(_BAD) or "unhealthy" in event["kind"] else _STYLES.get(event["kind"], "")
+        )
         after = f"+{(at - before).total_seconds():.1f}s"
         table.add_row(f"{at:%Y-%m-%d %H:%M:%S}", after, Text(event["kind"], style=style), Text(_detail(event)))
         before = at

@@ -68,7 +68,7 @@ class PoolDocument(Section):
     lease_max_ttl_s: Seconds = 86400.0
     canary_attempts: int = Field(default=2, ge=1, le=10)
     standby: int = Field(default=0, ge=0, le=1000)
-    fan_out: bool = True
+    use_templates: bool = True
     max_age_s: Seconds | None = None
     max_idle_s: Seconds | None = None
 
@@ -105,7 +105,7 @@ class PoolDocument(Section):
             lease_max_ttl_s=self.lease_max_ttl_s,
             canary_attempts=self.canary_attempts,
             standby=self.standby,
-            fan_out=self.fan_out,
+            use_templates=self.use_templates,
             max_age_s=self.max_age_s,
             max_idle_s=self.max_idle_s,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.names import POOL_PATTERN
 
 Seconds = Annotated[float, Field(ge=0.001, le=7 * 86400, allow_inf_nan=False)]
@@ -18,7 +18,7 @@ class ConfigError(HearthError):
     """A configuration or assignment file that cannot be used as it stands."""
 
     code = "bad-configuration"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class Section(BaseModel):

@@ -23,7 +23,7 @@ class MarkFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class TellHolder:
+class NotifyHolder:
     """Tell the holder of a leased VM what is wrong with it: what to do about it is the holder's to judge."""
 
     vm: str
@@ -50,7 +50,7 @@ class DestroyVm:
 
 
 @dataclass(frozen=True, slots=True)
-class ReapStray:
+class RemoveStray:
     """Remove a VM that carries our name but that the journal does not know."""
 
     vm: str
@@ -104,10 +104,10 @@ class CreateVm:
 
 @dataclass(frozen=True, slots=True)
 class SuspendVm:
-    """Put a ready VM on standby; `owed` when it was no spare, so that its pool is owed a new one."""
+    """Put a ready VM on standby; `replacement_due` when it was no spare, so that its pool is owed a new one."""
 
     vm: str
-    owed: bool = False
+    replacement_due: bool = False
 
     @property
     def resource(self) -> str:
@@ -192,9 +192,9 @@ class EvictImage:
 
 Action: TypeAlias = (
     MarkFailed
-    | TellHolder
+    | NotifyHolder
     | DestroyVm
-    | ReapStray
+    | RemoveStray
     | ExpireLease
     | GrantLease
     | CreateVm

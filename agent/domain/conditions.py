@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from agent.domain import capacity
-from agent.domain.blame import is_failing
 from agent.domain.breaker import HOST_BREAKER
-from agent.domain.demand import pool_views
+from agent.domain.failure_attribution import is_failing
 from agent.domain.model import Condition, ConditionStatus, Mode
+from agent.domain.pool_view import pool_views
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 
@@ -39,7 +39,7 @@ def _condition(world: World, kind: str, *, problem: bool, reason: str, message: 
     """Return a condition that is true when there is a problem, with nothing to say otherwise."""
     if problem:
         return Condition(kind, _TRUE, reason, message, world.now_s, problem=True)
-    return Condition(kind, _FALSE, "AsItShouldBe", "", world.now_s)
+    return Condition(kind, _FALSE, "AsExpected", "", world.now_s)
 
 
 def _ready(world: World) -> Condition:
@@ -68,7 +68,7 @@ def _registry(world: World) -> Condition:
     errors += [breaker.reason for key, breaker in sorted(world.breakers.items()) if _pull_failing(world, key)]
     if errors:
         return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", "; ".join(errors), world.now_s, problem=True)
-    return Condition("ImagesAvailable", _TRUE, "AsItShouldBe", "", world.now_s)
+    return Condition("ImagesAvailable", _TRUE, "AsExpected", "", world.now_s)
 
 
 def _pull_failing(world: World, key: str) -> bool:
@@ -93,7 +93,7 @@ def _draining(world: World) -> Condition:
 def _host_healthy(world: World) -> Condition:
     breaker = world.breakers.get(HOST_BREAKER)
     if breaker is None or not is_failing(breaker, world.vms, world.now_s):
-        return Condition("HostHealthy", _TRUE, "AsItShouldBe", "", world.now_s)
+        return Condition("HostHealthy", _TRUE, "AsExpected", "", world.now_s)
     message = (
         f"{breaker.reason}. That is this host's own fault and not one image's: look at its disk, memory and "
         f"hypervisor. No VM is created before {_clock(breaker.open_until_s)}; then it is tried again by itself"

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 
-class Blame(StrEnum):
+class ErrorOrigin(StrEnum):
     """Whose fault a failure is. It decides which breaker opens and what the operator is told."""
 
     HOST = "host"
@@ -23,7 +23,7 @@ class HearthError(Exception):
     """
 
     code: ClassVar[str] = "error"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.actions import CreateVm, ResumeVm
-from agent.domain.demand import pool_views, shortage, usable
+from agent.domain.pool_view import pool_views, shortage, usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.domain.actions import Action
-    from agent.domain.demand import PoolView
     from agent.domain.model import Waiter, World
+    from agent.domain.pool_view import PoolView
     from agent.domain.rollout import Rollout
 
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from agent.domain import capacity
 from agent.domain.actions import CreateVm, ResumeVm
 from agent.domain.breaker import HOST_BREAKER, held_back
-from agent.domain.demand import pool_views, usable
 from agent.domain.fairness import unserved, without_since_s
 from agent.domain.names import vm_name
+from agent.domain.pool_view import pool_views, usable
 from agent.domain.standby import template_for, wants_standby
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.domain.demand import PoolView
     from agent.domain.model import Vm, World
+    from agent.domain.pool_view import PoolView
 
 
 _REQUEST, _STOCK = 0, 1
@@ -57,7 +57,7 @@ class _Want:
 def fill(world: World) -> Iterator[CreateVm | ResumeVm]:
     """Resume or create as many wanted VMs as fit: for requests that wait, then by priority, then by turns.
 
-    What a want of higher standing waits for is not given to a lower one: `retire_outranked` is making room. Nor does a
+    What a want of higher standing waits for is not given to a lower one: `preempt` is making room. Nor does a
     request get the room that one which waits longer needs.
     """
     if world.draining or world.disk_full or held_back(world, HOST_BREAKER):
@@ -124,7 +124,7 @@ def _standby_for(want: _Want, resumable: list[Vm]) -> Vm | None:
     if want.urgency == _SPARE and not want.is_request:
         return None  # a spare VM is wanted to become standby itself
     fitting = [vm for vm in resumable if (vm.pool, vm.image) == (want.view.spec.name, want.image)]
-    if not want.is_request and any(vm.owed for vm in fitting):
+    if not want.is_request and any(vm.replacement_due for vm in fitting):
         return None  # resuming would undo what stocked it, over and over
     return min(fitting, key=lambda vm: vm.created_at_s, default=None)
 

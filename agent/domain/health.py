@@ -38,7 +38,7 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Sick:
+class Unhealthy:
     """The verdict that a live VM must be replaced."""
 
     cause: Cause
@@ -60,7 +60,7 @@ class Health:
     streaks: Mapping[str, Streak] = field(default_factory=dict)
 
 
-def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Health, Sick | None]:
+def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Health, Unhealthy | None]:
     """Return the health after one liveness answer, and the verdict if that answer was one too many.
 
     A fail counts towards `probe.failures`; an error counts apart, towards `ERROR_BUDGET` times as many; a pass clears
@@ -78,9 +78,9 @@ def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Heal
     return after, _verdict(probe, streak, result)
 
 
-def _verdict(probe: ProbeSpec, streak: Streak, result: ProbeResult) -> Sick | None:
+def _verdict(probe: ProbeSpec, streak: Streak, result: ProbeResult) -> Unhealthy | None:
     if streak.fails and streak.fails % probe.failures == 0:
-        return Sick(Cause.PROBE_FAILED, f"{probe.name} failed {streak.fails} times in a row: {result.detail}")
+        return Unhealthy(Cause.PROBE_FAILED, f"{probe.name} failed {streak.fails} times in a row: {result.detail}")
     if streak.errors and streak.errors % (probe.failures * ERROR_BUDGET) == 0:
-        return Sick(Cause.PROBE_ERROR, f"{probe.name} could not be asked {streak.errors} times: {result.detail}")
+        return Unhealthy(Cause.PROBE_ERROR, f"{probe.name} could not be asked {streak.errors} times: {result.detail}")
     return None

@@ -82,7 +82,7 @@ class PoolSpec:
     lease_max_ttl_s: float = 86400.0
     canary_attempts: int = 2
     standby: int = 0  # proven VMs to keep suspended beyond the warm ones, where the hypervisor can
-    fan_out: bool = True  # start VMs from the memory of a proven one, where hypervisor and guest can
+    use_templates: bool = True  # start VMs from the memory of a proven one, where hypervisor and guest can
     max_age_s: float | None = None  # an idle VM older than this is replaced
     max_idle_s: float | None = None  # a VM that was ready for this long without a lease is replaced
 
@@ -131,8 +131,10 @@ class Vm:
     failure: Failure | None = None
     stop_grace_s: float = 10.0
     template: str | None = None  # the memory it was started from; None: it booted
-    owed: bool = False  # it was warm until it was suspended: its pool is owed a new VM before it is used as one again
-    told: Failure | None = None  # what its holder was last told is wrong with it, while it is leased
+    replacement_due: bool = (
+        False  # it was warm until it was suspended: its pool is owed a new VM before it is resumed as a spare
+    )
+    reported_failure: Failure | None = None  # what its holder was last told is wrong with it, while it is leased
 
     @property
     def alive(self) -> bool:
@@ -289,7 +291,7 @@ class World:
     fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
     name_prefix: str = PREFIX
     can_suspend: bool = False  # the hypervisor can keep a VM suspended
-    can_fan_out: bool = False  # and start several from one memory
+    can_use_templates: bool = False  # and start several from one memory
     templates: frozenset[str] = frozenset()  # the memories that stand ready to start VMs from
     resolve_period_s: float = 300.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from agent.domain import fill, outrank, rules, standby
+from agent.domain import fill, preemption, rules, standby
 from agent.domain.conditions import conditions
 from agent.domain.fairness import note_shortages
 from agent.domain.rollout import advance
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from agent.domain.rollout import Rollout
 
 RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
-    rules.reap,
-    rules.lose,
-    rules.mistrust,
-    rules.replace_failed,
-    rules.expire,
-    rules.grant,
+    rules.remove_strays,
+    rules.mark_missing,
+    rules.mark_damaged,
+    rules.tear_down_failed,
+    rules.expire_leases,
+    rules.grant_leases,
     rules.retire_unassigned,
     rules.retire_outdated,
     rules.retire_surplus,
     rules.retire_aged,
-    outrank.retire_outranked,
+    preemption.preempt,
     standby.retire_standby,
     fill.fill,
-    standby.stock,
+    standby.suspend_spares,
     standby.save_templates,
     standby.drop_templates,
-    rules.resolve,
-    rules.prefetch,
-    rules.evict,
+    rules.resolve_references,
+    rules.prefetch_images,
+    rules.evict_images,
 )
 
 

@@ -11,14 +11,14 @@ from agent.domain.actions import (
     ExpireLease,
     GrantLease,
     MarkFailed,
+    NotifyHolder,
     PullImage,
-    ReapStray,
+    RemoveStray,
     ResolveImage,
-    TellHolder,
 )
 from agent.domain.breaker import held_back
-from agent.domain.demand import pick_ready, pool_views
 from agent.domain.model import Cause, Failure
+from agent.domain.pool_view import pick_ready, pool_views
 from agent.domain.rollout import Phase, needed_images
 from agent.domain.standby import wants_standby
 from agent.domain.states import RUNNING, UNPROVEN, VmState
@@ -26,21 +26,21 @@ from agent.domain.states import RUNNING, UNPROVEN, VmState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.domain.demand import PoolView
     from agent.domain.model import Observed, PoolSpec, Vm, World
+    from agent.domain.pool_view import PoolView
 
 
-def reap(world: World) -> Iterator[ReapStray]:
+def remove_strays(world: World) -> Iterator[RemoveStray]:
     """Remove what carries our name on the host but is not in the journal: a leak of an earlier life."""
     if world.listing is None:
         return
     known = world.listing.known | {vm.name for vm in world.vms}
     for seen in world.listing.seen:
         if seen.ours and seen.name not in known and not held_back(world, seen.name):
-            yield ReapStray(seen.name)
+            yield RemoveStray(seen.name)
 
 
-def lose(world: World) -> Iterator[MarkFailed]:
+def mark_missing(world: World) -> Iterator[MarkFailed]:
     """Mark what the journal knows but the host does not: dead without a word, or half-made when the agent died."""
     facts = world.listing.facts() if world.listing else {}
     for vm in world.vms:
@@ -53,7 +53,7 @@ def lose(world: World) -> Iterator[MarkFailed]:
             yield MarkFailed(vm.name, Failure(Cause.LOST, missing, world.now_s))
 
 
-def mistrust(world: World) -> Iterator[MarkFailed | TellHolder]:
+def mark_damaged(world: World) -> Iterator[MarkFailed | NotifyHolder]:
     """Give up VMs that run on without files they need. The holder of a leased one is told, once, and judges."""
     facts = world.listing.facts() if world.listing else {}
     for vm in world.vms:
@@ -62,13 +62,13 @@ def mistrust(world: World) -> Iterator[MarkFailed | TellHolder]:
             continue
         failure = Failure(Cause.DAMAGED, seen.damaged, world.now_s)
         if vm.state is VmState.LEASED:
-            if vm.told is None or vm.told.cause is not Cause.DAMAGED:
-                yield TellHolder(vm.name, failure)
+            if vm.reported_failure is None or vm.reported_failure.cause is not Cause.DAMAGED:
+                yield NotifyHolder(vm.name, failure)
         elif vm.state in RUNNING | {VmState.STANDBY}:
             yield MarkFailed(vm.name, failure)
 
 
-def replace_failed(world: World) -> Iterator[DestroyVm]:
+def tear_down_failed(world: World) -> Iterator[DestroyVm]:
     """Tear down what failed, and go on with every teardown that was interrupted or did not succeed."""
     for vm in world.vms:
         if vm.state in (VmState.FAILED, VmState.STOPPING) and not held_back(world, vm.name):
@@ -76,14 +76,14 @@ def replace_failed(world: World) -> Iterator[DestroyVm]:
             yield DestroyVm(vm.name, reason, evidence=vm.state is VmState.FAILED)
 
 
-def expire(world: World) -> Iterator[ExpireLease]:
+def expire_leases(world: World) -> Iterator[ExpireLease]:
     """End the leases whose time is over."""
     for lease in world.leases:
         if lease.expires_at_s <= world.now_s:
             yield ExpireLease(lease.id, lease.vm)
 
 
-def grant(world: World) -> Iterator[GrantLease]:
+def grant_leases(world: World) -> Iterator[GrantLease]:
     """Give ready VMs to the requests that wait, longest first, while this host takes leases."""
     if not world.mode.takes_leases:
         return
@@ -141,7 +141,7 @@ def retire_aged(world: World) -> Iterator[DestroyVm]:
             yield DestroyVm(aged[0].name, "it stood idle for longer than its pool allows")
 
 
-def resolve(world: World) -> Iterator[ResolveImage]:
+def resolve_references(world: World) -> Iterator[ResolveImage]:
     """Ask what each assigned reference means: when it is new, and again at a period, since tags move."""
     for reference in sorted({pool.image for pool in world.pools}):
         known = world.resolutions.get(reference)
@@ -150,7 +150,7 @@ def resolve(world: World) -> Iterator[ResolveImage]:
             yield ResolveImage(reference)
 
 
-def prefetch(world: World) -> Iterator[PullImage]:
+def prefetch_images(world: World) -> Iterator[PullImage]:
     """Pull the versions the pools are to serve, before a slot waits for them."""
     if world.disk_full:
         return
@@ -167,7 +167,7 @@ def images_in_use(world: World) -> frozenset[str]:
     return frozenset(vm.image for vm in world.vms).union(*rollouts)
 
 
-def evict(world: World) -> Iterator[EvictImage]:
+def evict_images(world: World) -> Iterator[EvictImage]:
     """Free the disk from versions nobody needs, least recently used first: all when it is full, else down to its low
     watermark.
     """

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from agent.domain import capacity
 from agent.domain.actions import DestroyVm, DropTemplate, SaveTemplate, SuspendVm
 from agent.domain.breaker import HOST_BREAKER, held_back
-from agent.domain.demand import pool_views, shortage, usable
+from agent.domain.pool_view import pool_views, shortage, usable
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.domain.demand import PoolView
     from agent.domain.model import PoolSpec, VmSize, World
+    from agent.domain.pool_view import PoolView
 
 
 def template_key(image: str, size: VmSize) -> str:
@@ -30,7 +30,7 @@ def template_key(image: str, size: VmSize) -> str:
 def template_for(world: World, pool: PoolSpec, image: str) -> str | None:
     """Return the template that a new VM of `pool` should start from, or None when it has to boot."""
     key = template_key(image, pool.size)
-    usable = pool.fan_out and key in world.templates and not held_back(world, key)
+    usable = pool.use_templates and key in world.templates and not held_back(world, key)
     return key if usable else None
 
 
@@ -49,24 +49,24 @@ def retire_standby(world: World) -> Iterator[DestroyVm]:
             yield DestroyVm(vm.name, "the pool has more standby VMs than it wants")
 
 
-def stock(world: World) -> Iterator[SuspendVm]:
+def suspend_spares(world: World) -> Iterator[SuspendVm]:
     """Suspend a spare ready VM for each pool whose standby is short. `fill` makes the spare where a slot is free.
 
     Where none is, a pool with all its VMs ready suspends one of them, and is owed a new one: it has one less until that
-    has booted. What is owed is made before a standby VM takes its place, else the two would change for ever.
+    has booted. The replacement is made before a standby VM takes its place, else the two would change for ever.
     """
     if not world.can_suspend or world.draining or world.disk_full:
         return
     views = pool_views(world)
     calm = not any(shortage(view) for view in views) and all(vm.alive for vm in world.vms)
     for view in views:
-        if not wants_standby(view) or any(vm.owed or vm.state is VmState.SUSPENDING for vm in view.standby):
+        if not wants_standby(view) or any(vm.replacement_due or vm.state is VmState.SUSPENDING for vm in view.standby):
             continue
         ready = [vm for vm in view.ready if vm.image == view.rollout.serving]
         if len(ready) > view.wanted:
             yield SuspendVm(ready[0].name)
         elif calm and _may_lend(world, view):
-            yield SuspendVm(ready[0].name, owed=True)
+            yield SuspendVm(ready[0].name, replacement_due=True)
             return  # one at a time: the room it leaves is for the new one
 
 
@@ -89,12 +89,12 @@ def save_templates(world: World) -> Iterator[SaveTemplate]:
 
     A VM cannot be leased while its memory is saved, so a pool that keeps several waits until another one is ready.
     """
-    if not world.can_fan_out or world.draining or world.disk_full:
+    if not world.can_use_templates or world.draining or world.disk_full:
         return
     planned: set[str] = set()
     for view in pool_views(world):
         image = view.rollout.serving
-        if image is None or not view.spec.fan_out or view.waiting:
+        if image is None or not view.spec.use_templates or view.waiting:
             continue
         key = template_key(image, view.spec.size)
         booted = [vm for vm in view.ready if vm.image == image and vm.template is None and vm.size == view.spec.size]
@@ -109,7 +109,7 @@ def drop_templates(world: World) -> Iterator[DropTemplate]:
     wanted = {
         template_key(image, view.spec.size)
         for view in pool_views(world)
-        if view.spec.fan_out
+        if view.spec.use_templates
         for image in (view.rollout.serving, view.canary_image)
         if image
     }

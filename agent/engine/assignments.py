@@ -16,16 +16,16 @@ import structlog
 from watchfiles import awatch
 
 from agent.config import Assignment, ConfigError, load_assignment
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Condition, ConditionStatus
-from agent.engine.journal import JournalError, StoredAssignment
+from agent.engine.database import JournalError, StoredAssignment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent.engine.ledger import Ledger
+    from agent.engine.state_store import StateStore
 
 log = structlog.get_logger()
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts every change aloud
@@ -39,14 +39,14 @@ class AssignmentReadOnlyError(HearthError):
     """The assignment was written through the door that the configuration does not name."""
 
     code = "assignment-read-only"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class AssignmentConflictError(HearthError):
     """Somebody else changed the assignment since the caller read it."""
 
     code = "assignment-conflict"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Assignments:
     """Holds the assignment in force and lets it change through one door."""
 
     def __init__(
-        self, ledger: Ledger, *, source: Literal["file", "api"], file: Path, on_change: Callable[[], None]
+        self, store: StateStore, *, source: Literal["file", "api"], file: Path, on_change: Callable[[], None]
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._source = source
         self._file = file
         self._on_change = on_change
@@ -73,7 +73,7 @@ class Assignments:
 
     async def load(self) -> None:
         """Take up the last good assignment, then the file if that is the source."""
-        stored = self._ledger.assignment
+        stored = self._store.assignment
         if stored is not None:
             self.held = HeldAssignment(Assignment.model_validate_json(stored.document), stored.etag, self._source)
         if self._source == "file":
@@ -101,7 +101,7 @@ class Assignments:
             self.held = HeldAssignment(self.held.document, self.held.etag, self.held.source, str(error))
             self._on_change()
             if not told:
-                async with self._ledger.transaction() as transaction:
+                async with self._store.transaction() as transaction:
                     transaction.event(EventKind.ASSIGNMENT_REFUSED, detail=str(error))
         else:
             await self._accept(document)
@@ -134,7 +134,7 @@ class Assignments:
         if self.held.error:
             message = f"{self.held.error}. The last good assignment stays in force"
             return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s, problem=True)
-        return Condition("AssignmentValid", ConditionStatus.TRUE, "AsItShouldBe", "", now_s)
+        return Condition("AssignmentValid", ConditionStatus.TRUE, "AsExpected", "", now_s)
 
     async def _follow_file(self) -> None:
         # The folder is watched, not the file: editors and tools replace files by renaming another over them.
@@ -152,8 +152,8 @@ class Assignments:
     async def _accept(self, document: Assignment) -> None:
         etag = etag_of(document)
         stored = StoredAssignment(self._source, etag, document.model_dump_json())
-        if self._ledger.assignment != stored:
-            async with self._ledger.transaction() as transaction:
+        if self._store.assignment != stored:
+            async with self._store.transaction() as transaction:
                 transaction.put(stored)
                 transaction.event(EventKind.ASSIGNMENT_CHANGED, detail=", ".join(sorted(document.pools)) or "no pools")
         changed = self.held.etag != etag or bool(self.held.error)

@@ -37,7 +37,7 @@ class ConditionBoard:
     def post_problem(self, kind: str, now_s: float, *, reason: str = "", message: str = "") -> None:
         """Post whether something works that only the engine can know: a `reason` means that it does not."""
         status = ConditionStatus.FALSE if reason else ConditionStatus.TRUE
-        self.post([Condition(kind, status, reason or "AsItShouldBe", message, now_s, problem=bool(reason))])
+        self.post([Condition(kind, status, reason or "AsExpected", message, now_s, problem=bool(reason))])
 
     def all(self) -> tuple[Condition, ...]:
         """Return every condition, by type."""

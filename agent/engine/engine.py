@@ -13,8 +13,8 @@ import structlog
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Check
 from agent.domain.states import RUNNING
+from agent.engine.database import JournalError
 from agent.engine.housekeeping import keep_house
-from agent.engine.journal import JournalError
 from agent.hypervisors.sessions import open_exec
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from agent.engine.executor import Executor
     from agent.engine.history import History
     from agent.engine.leases import LeaseDesk
-    from agent.engine.ledger import Ledger
-    from agent.engine.observation import Observation
-    from agent.engine.operations import Operations
+    from agent.engine.observer import Observer
+    from agent.engine.operator_commands import OperatorCommands
     from agent.engine.prober import Prober
     from agent.engine.reconciler import Reconciler
-    from agent.engine.verdicts import Verdicts
-    from agent.engine.worldview import Worldview
+    from agent.engine.state_store import StateStore
+    from agent.engine.vm_updates import VmUpdates
+    from agent.engine.world_builder import WorldBuilder
     from agent.host.facts import DiskFacts, HostIdentity
     from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult, Hypervisor
@@ -54,21 +54,21 @@ HEARTBEAT_LIMIT_S: Final = 30.0
 class Parts:
     """The parts of a running agent, put together by `agent.app`."""
 
-    ledger: Ledger
+    store: StateStore
     history: History
     evidence: Evidence
     hypervisor: Hypervisor
     images: Images
-    observation: Observation
+    observer: Observer
     assignments: Assignments
     leases: LeaseDesk
-    operations: Operations
+    operations: OperatorCommands
     executor: Executor
     board: ConditionBoard
     prober: Prober
-    verdicts: Verdicts
+    updates: VmUpdates
     reconciler: Reconciler
-    view: Worldview
+    view: WorldBuilder
     identity: HostIdentity
     awake: asyncio.Event
     vitals: Callable[[], Vitals]
@@ -81,14 +81,14 @@ class Engine:
         self._parts = parts
         self._started = False
         self._look_now = asyncio.Event()
-        parts.ledger.on_change(self._note_change)
+        parts.store.on_change(self._note_change)
 
     async def start(self) -> None:
         """Take up the journal, look at the host, and adopt what runs. Raises what makes it impossible to go on."""
         parts = self._parts
-        await parts.ledger.load()
+        await parts.store.load()
         await parts.assignments.load()
-        parts.hypervisor.on_exit(parts.verdicts.note_exit)
+        parts.hypervisor.on_exit(parts.updates.note_exit)
         await self._look()
         await self._adopt()
         self._started = True
@@ -98,7 +98,7 @@ class Engine:
         parts = self._parts
         async with asyncio.TaskGroup() as group:
             group.create_task(parts.reconciler.run(), name="reconciler")
-            group.create_task(parts.verdicts.follow_exits(), name="exits")
+            group.create_task(parts.updates.follow_exits(), name="exits")
             group.create_task(parts.assignments.watch(), name="assignment")
             group.create_task(self._look_around(), name="observer")
             group.create_task(keep_house(parts.history.trim, parts.evidence.trim), name="housekeeping")
@@ -120,7 +120,7 @@ class Engine:
         return self._parts.history
 
     @property
-    def operations(self) -> Operations:
+    def operations(self) -> OperatorCommands:
         """What an operator does to this host."""
         return self._parts.operations
 
@@ -131,8 +131,8 @@ class Engine:
 
     @property
     def sequence(self) -> int:
-        """Grows by every change of the ledger."""
-        return self._parts.ledger.sequence
+        """Grows by every change of the store."""
+        return self._parts.store.sequence
 
     def world(self) -> World:
         """Return the world as the engine knows it now. No I/O."""
@@ -152,7 +152,7 @@ class Engine:
 
     def disk(self) -> DiskFacts:
         """Return the data volume's figures as last measured."""
-        return self._parts.observation.disk
+        return self._parts.observer.disk
 
     def probes(self, vm: str) -> tuple[ProbeResult, ...]:
         """Return the latest answer of each probe of a VM."""
@@ -177,10 +177,10 @@ class Engine:
 
     def readiness(self) -> tuple[Check, ...]:
         """Return the named readiness checks: can this agent do its job now?"""
-        problems = self._parts.observation.problems
+        problems = self._parts.observer.problems
         conditions = self._parts.board.as_mapping()
         journal = conditions.get("JournalWritable")
-        mode = self._parts.ledger.mode
+        mode = self._parts.store.mode
         age_s = self.heartbeat_age_s()
         hypervisor = problems.get("HypervisorResponding", "")
         return (
@@ -201,7 +201,7 @@ class Engine:
 
     async def replace_vm(self, name: str, *, reason: str) -> None:
         """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""
-        await self._parts.verdicts.replace(name, reason=reason)
+        await self._parts.updates.replace(name, reason=reason)
 
     async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
@@ -217,7 +217,7 @@ class Engine:
             self._look_now.set()
 
     async def _look_around(self) -> None:
-        """Look outside at a slow tick. Events tell most things sooner; this finds what no event tells."""
+        """Look context at a slow tick. Events tell most things sooner; this finds what no event tells."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OBSERVE_PERIOD_S):
@@ -229,18 +229,18 @@ class Engine:
 
     async def _look(self) -> None:
         parts = self._parts
-        await parts.observation.look(lambda: frozenset(parts.ledger.vms), lambda: parts.executor.busy)
+        await parts.observer.look(lambda: frozenset(parts.store.vms), lambda: parts.executor.busy)
         now_s = time.time()
-        for fact in parts.observation.health:
+        for fact in parts.observer.health:
             parts.board.post_problem(fact.condition, now_s, reason=fact.reason, message=fact.message)
         for what in ("HypervisorResponding", "HypervisorHealthKnown", "ImageStoreReadable", "DiskMeasured"):
-            message = parts.observation.problems.get(what, "")
-            parts.board.post_problem(what, now_s, reason="LookFailed" if message else "", message=message)
+            message = parts.observer.problems.get(what, "")
+            parts.board.post_problem(what, now_s, reason="ObservationFailed" if message else "", message=message)
 
     async def _adopt(self) -> None:
         """Record which VMs of an earlier life of the agent were found running."""
-        listing = self._parts.observation.take_listing()
-        self._parts.observation.put_back(listing)
+        listing = self._parts.observer.take_listing()
+        self._parts.observer.put_back(listing)
         running = {seen.name: seen.pid for seen in listing.seen if seen.running} if listing else {}
         try:
             await self._record_adopted(running)
@@ -248,8 +248,8 @@ class Engine:
             log.error("adoption-not-written", error=str(error))  # noqa: TRY400 - they are adopted all the same
 
     async def _record_adopted(self, running: Mapping[str, int | None]) -> None:
-        async with self._parts.ledger.transaction() as transaction:
-            for vm in self._parts.ledger.vms.values():
+        async with self._parts.store.transaction() as transaction:
+            for vm in self._parts.store.vms.values():
                 if vm.state in RUNNING and vm.name in running:
                     transaction.event(
                         EventKind.VM_ADOPTED, vm=vm.name, pool=vm.pool, image=vm.image,

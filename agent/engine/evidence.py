@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from agent.domain import names
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ class EvidenceUnknownError(HearthError):
     """No such evidence is kept: the VM did not fail, or its evidence made room for newer."""
 
     code = "evidence-not-found"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Evidence:
         return found
 
     async def path(self, vm: str, name: str) -> Path:
-        """Return where one file of a VM lies, never outside its folder. Raises `EvidenceUnknownError`."""
+        """Return where one file of a VM lies, never context its folder. Raises `EvidenceUnknownError`."""
         if name not in {file.name for file in await self.files(vm)}:
             raise EvidenceUnknownError(f"no file {name!r} is kept of {vm}", remedy="list what there is first")
         return self.root / vm / name

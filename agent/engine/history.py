@@ -7,38 +7,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agent.domain.events import Event
-    from agent.engine.journal import Journal
-    from agent.engine.ledger import Ledger
+    from agent.engine.database import Database
+    from agent.engine.state_store import StateStore
 
 
 class History:
     """Reads events by their numbers, which grow by one and survive restarts, and tells when the world changes."""
 
-    def __init__(self, ledger: Ledger, journal: Journal) -> None:
-        self._ledger = ledger
-        self._journal = journal
+    def __init__(self, store: StateStore, database: Database) -> None:
+        self._store = store
+        self._database = database
         self._change = asyncio.Event()
-        ledger.on_change(self._note_change)
+        store.on_change(self._note_change)
 
     async def events(self, *, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
         """Return at most `limit` events in order with their numbers: those after `after`, of one VM if named."""
-        return await self._journal.events(after=after, vm=vm, limit=limit)
+        return await self._database.events(after=after, vm=vm, limit=limit)
 
     async def of_vm(self, vm: str) -> tuple[Event, ...]:
         """Return the events of one VM so far, the first thousand of them."""
-        return tuple(event for _, event in await self._journal.events(vm=vm))
+        return tuple(event for _, event in await self._database.events(vm=vm))
 
     async def trim(self) -> None:
         """Forget the oldest events beyond what is kept. Raises `JournalError`."""
-        await self._journal.trim()
+        await self._database.trim()
 
     async def last(self) -> int:
         """Return the number of the latest event; 0 when nothing ever happened."""
-        return await self._journal.last_event()
+        return await self._database.last_event()
 
     async def changed(self, sequence: int) -> None:
         """Return as soon as the world is no longer at `sequence`."""
-        while self._ledger.sequence == sequence:
+        while self._store.sequence == sequence:
             await self._change.wait()
 
     def _note_change(self, _events: tuple[Event, ...]) -> None:

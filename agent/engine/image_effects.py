@@ -12,13 +12,13 @@ from agent.domain.breaker import Breaker
 from agent.domain.errors import HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Resolution
-from agent.engine.outside import bounded
+from agent.engine.effect_context import bounded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.engine.ledger import Transaction
-    from agent.engine.outside import Outside
+    from agent.engine.effect_context import EffectContext
+    from agent.engine.state_store import Transaction
     from agent.images.contract import PullProgress
 
 RESOLVE_TIMEOUT_S: Final = 60.0
@@ -27,20 +27,20 @@ EVICT_TIMEOUT_S: Final = 300.0
 PROGRESS_PERIOD_S: Final = 15.0
 
 
-async def resolve(outside: Outside, reference: str) -> None:
+async def resolve(context: EffectContext, reference: str) -> None:
     """Ask what a reference means now. When the registry cannot tell, the last answer stays."""
-    before = outside.ledger.resolutions.get(reference)
+    before = context.store.resolutions.get(reference)
     known = before.digest if before else None
     try:
-        digest = await bounded(outside.images.resolve(reference), RESOLVE_TIMEOUT_S, "asking the registry")
+        digest = await bounded(context.images.resolve(reference), RESOLVE_TIMEOUT_S, "asking the registry")
     except (HearthError, OSError) as error:
         reason = str(error)
 
         def unresolved(transaction: Transaction) -> None:
             transaction.put(Resolution(reference, known, transaction.now_s, reason))
-            _failed(outside, EventKind.IMAGE_RESOLVE_FAILED, reference, reason, transaction)
+            _failed(context, EventKind.IMAGE_RESOLVE_FAILED, reference, reason, transaction)
 
-        await outside.record(unresolved)
+        await context.record(unresolved)
         return
 
     def resolved(transaction: Transaction) -> None:
@@ -49,23 +49,23 @@ async def resolve(outside: Outside, reference: str) -> None:
         if digest != known:
             transaction.event(EventKind.IMAGE_RESOLVED, image=digest, detail=reference)
 
-    await outside.record(resolved)
+    await context.record(resolved)
 
 
-async def pull(outside: Outside, reference: str, digest: str) -> None:
+async def pull(context: EffectContext, reference: str, digest: str) -> None:
     """Make an image version whole on this host."""
     began_s = time.monotonic()
     try:
-        async with _progress_told(outside, digest):
-            await bounded(outside.images.pull(reference, digest), PULL_TIMEOUT_S, "the pull")
+        async with _progress_told(context, digest):
+            await bounded(context.images.pull(reference, digest), PULL_TIMEOUT_S, "the pull")
     except (HearthError, OSError) as error:
         reason = str(error)
 
         def not_pulled(transaction: Transaction) -> None:
-            transaction.trip(digest, reason=f"{reference}: {reason}", jitter=outside.jitter())
+            transaction.trip(digest, reason=f"{reference}: {reason}", jitter=context.jitter())
             transaction.event(EventKind.IMAGE_PULL_FAILED, image=digest, detail=reason)
 
-        await outside.record(not_pulled)
+        await context.record(not_pulled)
         return
     took_s = time.monotonic() - began_s
 
@@ -73,11 +73,11 @@ async def pull(outside: Outside, reference: str, digest: str) -> None:
         transaction.drop(Breaker, digest)
         transaction.event(EventKind.IMAGE_PULLED, image=digest, detail=reference, duration_s=took_s)
 
-    await outside.record(pulled)
+    await context.record(pulled)
 
 
 @asynccontextmanager
-async def _progress_told(outside: Outside, digest: str) -> AsyncIterator[None]:
+async def _progress_told(context: EffectContext, digest: str) -> AsyncIterator[None]:
     """Tell in events how far the pull of a version is, for as long as the context lasts."""
     ended = asyncio.Event()
 
@@ -87,9 +87,9 @@ async def _progress_told(outside: Outside, digest: str) -> AsyncIterator[None]:
                 async with asyncio.timeout(PROGRESS_PERIOD_S):
                     await ended.wait()
                 return
-            for progress in outside.images.progress():
+            for progress in context.images.progress():
                 if progress.digest == digest and progress.total_bytes:
-                    await outside.record(partial(_pulling, progress))
+                    await context.record(partial(_pulling, progress))
 
     telling = asyncio.create_task(tell(), name=f"progress of {digest}")
     try:
@@ -108,22 +108,22 @@ def _pulling(progress: PullProgress, transaction: Transaction) -> None:
     transaction.event(EventKind.IMAGE_PULLING, image=progress.digest, detail=detail)
 
 
-async def evict(outside: Outside, digest: str) -> None:
+async def evict(context: EffectContext, digest: str) -> None:
     """Remove an image version from this host."""
     try:
-        await bounded(outside.images.remove(digest), EVICT_TIMEOUT_S, "removing the image")
+        await bounded(context.images.remove(digest), EVICT_TIMEOUT_S, "removing the image")
     except (HearthError, OSError) as error:
-        await outside.record(partial(_failed, outside, EventKind.IMAGE_EVICT_FAILED, digest, str(error)))
+        await context.record(partial(_failed, context, EventKind.IMAGE_EVICT_FAILED, digest, str(error)))
         return
 
     def evicted(transaction: Transaction) -> None:
         transaction.drop(Breaker, digest)
         transaction.event(EventKind.IMAGE_EVICTED, image=digest)
 
-    await outside.record(evicted)
+    await context.record(evicted)
 
 
-def _failed(outside: Outside, kind: EventKind, what: str, reason: str, transaction: Transaction) -> None:
+def _failed(context: EffectContext, kind: EventKind, what: str, reason: str, transaction: Transaction) -> None:
     """Write that something could not be done with an image or a reference, which is left alone for a while."""
-    transaction.trip(what, reason=reason, jitter=outside.jitter())
+    transaction.trip(what, reason=reason, jitter=context.jitter())
     transaction.event(kind, image=what, detail=reason)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, ResumeVm, SuspendVm, TellHolder
-from agent.domain.blame import FREE_FAILURES, blamed_for_failure, blamed_for_leak, free_failures
+from agent.domain.actions import CreateVm, DestroyVm, ExpireLease, MarkFailed, NotifyHolder, ResumeVm, SuspendVm
 from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
+from agent.domain.failure_attribution import FREE_FAILURES, blamed_for_failure, blamed_for_leak, free_failures
 from agent.domain.model import Lease, Vm
 from agent.domain.rollout import Rollout, record_failure
 from agent.domain.states import VmEvent, VmState
@@ -17,7 +17,7 @@ from agent.engine.leases import end_lease
 if TYPE_CHECKING:
     from agent.domain.actions import Action
     from agent.domain.model import Failure
-    from agent.engine.ledger import Transaction
+    from agent.engine.state_store import Transaction
 
 
 def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
@@ -36,7 +36,7 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
                 _pay_what_is_owed(transaction, pool.name)
         case SuspendVm() | ResumeVm():
             _intend_memory(transaction, action)
-        case DestroyVm() | MarkFailed() | TellHolder():
+        case DestroyVm() | MarkFailed() | NotifyHolder():
             vm = transaction.get(Vm, action.vm)
             if vm is not None:
                 _intend_with(transaction, vm, action, jitter=jitter)
@@ -47,14 +47,14 @@ def intend(transaction: Transaction, action: Action, *, jitter: float) -> None:
 
 
 def _intend_with(
-    transaction: Transaction, vm: Vm, action: DestroyVm | MarkFailed | TellHolder, *, jitter: float
+    transaction: Transaction, vm: Vm, action: DestroyVm | MarkFailed | NotifyHolder, *, jitter: float
 ) -> None:
     match action:
         case DestroyVm(_, reason) if vm.state is not VmState.STOPPING:
             intend_teardown(transaction, vm, reason)
         case MarkFailed(_, failure):
             fail_vm(transaction, vm, failure, jitter=jitter)
-        case TellHolder(_, failure):
+        case NotifyHolder(_, failure):
             tell_holder(transaction, vm, failure)
 
 
@@ -63,10 +63,10 @@ def _intend_memory(transaction: Transaction, action: SuspendVm | ResumeVm) -> No
     if vm is None:
         return
     if isinstance(action, SuspendVm):
-        transaction.move(vm, VmEvent.SUSPEND, owed=action.owed)
+        transaction.move(vm, VmEvent.SUSPEND, replacement_due=action.replacement_due)
         kind = EventKind.VM_SUSPENDING
     else:
-        transaction.move(vm, VmEvent.RESUME, owed=False)
+        transaction.move(vm, VmEvent.RESUME, replacement_due=False)
         kind = EventKind.VM_RESUMING
     transaction.event(kind, vm=vm.name, pool=vm.pool, image=vm.image)
 
@@ -74,8 +74,8 @@ def _intend_memory(transaction: Transaction, action: SuspendVm | ResumeVm) -> No
 def _pay_what_is_owed(transaction: Transaction, pool: str) -> None:
     """Write that the VM a pool is owed for one it suspended is being made: that one may be resumed at any time now."""
     for vm in transaction.all(Vm):
-        if vm.pool == pool and vm.owed:
-            transaction.put(replace(vm, owed=False))
+        if vm.pool == pool and vm.replacement_due:
+            transaction.put(replace(vm, replacement_due=False))
 
 
 def intend_teardown(transaction: Transaction, vm: Vm, reason: str) -> None:
@@ -85,10 +85,10 @@ def intend_teardown(transaction: Transaction, vm: Vm, reason: str) -> None:
 
 
 def tell_holder(transaction: Transaction, vm: Vm, failure: Failure) -> None:
-    """Write that a leased VM is sick: its holder is told, and judges."""
-    transaction.put(replace(vm, told=failure))
+    """Write that a leased VM is unhealthy: its holder is told, and judges."""
+    transaction.put(replace(vm, reported_failure=failure))
     transaction.event(
-        EventKind.VM_SICK_WHILE_LEASED,
+        EventKind.VM_UNHEALTHY_WHILE_LEASED,
         vm=vm.name, pool=vm.pool, lease=vm.lease_id, cause=failure.cause, detail=failure.reason,
     )  # fmt: skip
 

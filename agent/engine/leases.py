@@ -12,23 +12,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
-from agent.domain.demand import pick_ready
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Lease, PoolSpec, Vm, Waiter
+from agent.domain.pool_view import pick_ready
 from agent.domain.states import VmEvent, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from agent.domain.events import Event
-    from agent.engine.ledger import Ledger, Transaction
+    from agent.engine.state_store import StateStore, Transaction
 
 
 class LeaseError(HearthError):
     """Base of what the desk refuses."""
 
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class PoolUnknownError(LeaseError):
@@ -74,7 +74,7 @@ class NoVmFreeError(LeaseError):
     """No VM turned ready in the time the request was willing to wait."""
 
     code = "no-vm-free"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class DrainingError(LeaseError):
@@ -106,7 +106,7 @@ class LeaseDesk:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: StateStore,
         *,
         pool: Callable[[str], PoolSpec | None],
         busy: Callable[[], frozenset[str]],
@@ -116,7 +116,7 @@ class LeaseDesk:
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._pool = pool
         self._busy = busy
         self._why_none = why_none
@@ -173,7 +173,7 @@ class LeaseDesk:
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
         """Let a lease live on for `ttl_s` (default: its own) from now. Raises as `get` does."""
         await self.get(lease_id)
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             lease = _found(transaction.get(Lease, lease_id), lease_id)
             spec = self._pool(lease.pool)
             ttl_s = lease.ttl_s if ttl_s is None else _ttl(spec, ttl_s)
@@ -185,16 +185,16 @@ class LeaseDesk:
     async def release(self, lease_id: str) -> None:
         """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
         await self.get(lease_id)
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             lease = _found(transaction.get(Lease, lease_id), lease_id)
             end_lease(transaction, lease, EventKind.LEASE_RELEASED)
         self._wake()
 
     async def get(self, lease_id: str) -> Lease:
         """Return a lease that lives. Raises `LeaseEndedError` for one that is over, else `LeaseNotFoundError`."""
-        lease = self._ledger.leases.get(lease_id)
+        lease = self._store.leases.get(lease_id)
         if lease is None:
-            ending = await self._ledger.last_of_lease(lease_id)
+            ending = await self._store.last_of_lease(lease_id)
             if ending is not None and ending.kind in _ENDINGS:
                 raise LeaseEndedError(ending)
         return _found(lease, lease_id)
@@ -249,14 +249,14 @@ class LeaseDesk:
     async def _grant_at_once(self, waiting: _Waiting) -> Lease | None:
         """Give a ready VM now, when there is one and nobody waits before this request; else join the line."""
         lease = None
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             refusal = self._refusal()
             if refusal is not None:
                 raise refusal
             if not any(other.pool.name == waiting.pool.name for other in self._line.values()):
-                rollout = self._ledger.rollouts.get(waiting.pool.name)
+                rollout = self._store.rollouts.get(waiting.pool.name)
                 serving = rollout.serving if rollout else None
-                vm = pick_ready(tuple(self._ledger.vms.values()), waiting.pool.name, serving, self._busy())
+                vm = pick_ready(tuple(self._store.vms.values()), waiting.pool.name, serving, self._busy())
                 lease = self._give(transaction, vm, waiting) if vm else None
             if lease is None:
                 self._line[waiting.waiter.id] = waiting
@@ -280,7 +280,7 @@ class LeaseDesk:
 
     async def _leave_line(self, waiting: _Waiting) -> None:
         """Leave the line when no grant is being written: one that was meant for this request has reached it then."""
-        async with self._ledger.transaction():
+        async with self._store.transaction():
             self._line.pop(waiting.waiter.id, None)
 
     async def _undo(self, waiting: _Waiting) -> None:
@@ -289,14 +289,14 @@ class LeaseDesk:
         granted = waiting.granted
         if granted.done() and not granted.cancelled() and granted.exception() is None:
             lease = granted.result()
-            if lease.id in self._ledger.leases:
+            if lease.id in self._store.leases:
                 await self.release(lease.id)
 
     def _refusal(self) -> DrainingError | None:
         """Return why no leases are given now, if so."""
         if self._closed:
             return DrainingError("the agent of this host is stopping", remedy="ask another host, or again in a while")
-        mode = self._ledger.mode
+        mode = self._store.mode
         if mode.takes_leases:
             return None
         why = f": {mode.reason}" if mode.reason else ""
@@ -326,7 +326,7 @@ class LeaseDesk:
         return lease
 
     def _by_key(self, idempotency_key: str) -> Lease | None:
-        leases: Iterable[Lease] = self._ledger.leases.values()
+        leases: Iterable[Lease] = self._store.leases.values()
         return next((lease for lease in leases if lease.idempotency_key == idempotency_key), None)
 
 

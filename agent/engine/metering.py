@@ -37,7 +37,7 @@ _MEASURED: Final[Mapping[tuple[EventKind | None, Outcome], str]] = {
 
 
 class Metering:
-    """Listens to the ledger and keeps the metrics."""
+    """Listens to the store and keeps the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -91,9 +91,9 @@ class Metering:
                 self._failed_at_s[pool].append(event.at_s)
             case EventKind.VM_ADOPTED:
                 metrics.adopted.inc()
-            case EventKind.STRAY_REAPED:
+            case EventKind.STRAY_REMOVED:
                 metrics.orphaned.inc()
-            case EventKind.VM_TEARDOWN_FAILED | EventKind.STRAY_REAP_FAILED:
+            case EventKind.VM_TEARDOWN_FAILED | EventKind.STRAY_REMOVAL_FAILED:
                 metrics.leaked.inc()
             case EventKind.LEASE_GRANTED:
                 metrics.leases.labels(pool=pool, outcome=Outcome.OK).inc()

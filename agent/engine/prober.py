@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from agent.domain.health import Health, Outcome, ProbeResult, Sick, observe
+from agent.domain.health import Health, Outcome, ProbeResult, Unhealthy, observe
 from agent.domain.model import Cause
 from agent.domain.states import RUNNING, UNPROVEN
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from agent.domain.model import PoolSpec, ProbeSpec, Vm
-    from agent.engine.probes import Asker
+    from agent.engine.probe_runner import ProbeRunner
 
 log = structlog.get_logger()
 
@@ -30,13 +30,13 @@ _FIRST_STARTUP_TIMEOUT_S: Final = 0.5
 """A connection to a guest without a network yet may hang for its whole timeout, so the first tries are short."""
 
 
-class Verdicts(Protocol):
+class VmUpdates(Protocol):
     """Where a watch reports to."""
 
     async def proven(self, vm: str) -> None:
         """All startup probes of a VM passed."""
 
-    async def sick(self, vm: str, sick: Sick) -> None:
+    async def unhealthy(self, vm: str, unhealthy: Unhealthy) -> None:
         """A VM must be replaced, or its lease holder told."""
 
 
@@ -61,15 +61,15 @@ class Prober:
 
     def __init__(
         self,
-        asker: Asker,
-        verdicts: Verdicts,
+        probe_runner: ProbeRunner,
+        updates: VmUpdates,
         *,
         on_answer: Callable[[str, ProbeResult], None],
         clock: Callable[[], float],
     ) -> None:
-        self._asker = asker
+        self._probe_runner = probe_runner
         self._on_answer = on_answer
-        self._verdicts = verdicts
+        self._updates = updates
         self._clock = clock
         self._watches: dict[str, _Watch] = {}
         self._busy: frozenset[str] = frozenset()
@@ -133,11 +133,11 @@ class Prober:
         while True:
             failed = await self._round(vm, pool.probes, patience_s)
             if failed is None:
-                await self._verdicts.proven(vm.name)
+                await self._updates.proven(vm.name)
                 return True
             if self._clock() >= deadline_s:
                 reason = f"not healthy {pool.startup_deadline_s:g} s after its start; {failed.probe}: {failed.detail}"
-                await self._verdicts.sick(vm.name, Sick(Cause.STARTUP_DEADLINE, reason))
+                await self._updates.unhealthy(vm.name, Unhealthy(Cause.STARTUP_DEADLINE, reason))
                 return False
             patience_s *= 1.5
             # Waiting for an answer is part of the period: a guest that comes up meanwhile is found at once.
@@ -165,12 +165,12 @@ class Prober:
             pause_s = max(0.0, probe.period_s - result.duration_s)
             if result.outcome is not Outcome.PASS:
                 log.warning("probe-not-passed", probe=probe.name, outcome=result.outcome, detail=result.detail)
-            health, sick = observe(health, probe, result)
-            if sick is not None:
-                await self._verdicts.sick(vm.name, sick)
+            health, unhealthy = observe(health, probe, result)
+            if unhealthy is not None:
+                await self._updates.unhealthy(vm.name, unhealthy)
 
     async def _ask(self, vm: Vm, probe: ProbeSpec, timeout_s: float) -> ProbeResult:
-        result = await self._asker.ask(vm.name, probe, timeout_s=timeout_s)
+        result = await self._probe_runner.ask(vm.name, probe, timeout_s=timeout_s)
         answers = self._answers.setdefault(vm.name, _Answers())
         answers.latest[probe.name] = result
         answers.recent.append(result)

@@ -17,8 +17,8 @@ from agent.domain.due import next_due_s
 from agent.domain.events import EventKind
 from agent.domain.plan import plan
 from agent.domain.rollout import Rollout
+from agent.engine.database import JournalError
 from agent.engine.intents import intend
-from agent.engine.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from agent.engine.conditions import ConditionBoard
     from agent.engine.executor import Executor
     from agent.engine.leases import LeaseDesk
-    from agent.engine.ledger import Ledger, Transaction
-    from agent.engine.observation import Observation
-    from agent.engine.worldview import Worldview
+    from agent.engine.observer import Observer
+    from agent.engine.state_store import StateStore, Transaction
+    from agent.engine.world_builder import WorldBuilder
 
 log = structlog.get_logger()
 
@@ -43,20 +43,20 @@ class Reconciler:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: StateStore,
         desk: LeaseDesk,
         executor: Executor,
-        observation: Observation,
+        observer: Observer,
         board: ConditionBoard,
-        view: Worldview,
+        view: WorldBuilder,
         *,
         after_turn: Callable[[World], None],
         awake: asyncio.Event,
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._desk = desk
         self._executor = executor
-        self._observation = observation
+        self._observer = observer
         self._board = board
         self._view = view
         self._after_turn = after_turn
@@ -77,10 +77,10 @@ class Reconciler:
 
     async def turn(self) -> World:
         """Take one turn and return the world it was planned on. Raises `JournalError` with nothing begun."""
-        listing = self._observation.take_listing()
+        listing = self._observer.take_listing()
         leases: dict[str, Lease | None] = {}
         try:
-            async with self._ledger.transaction() as transaction:
+            async with self._store.transaction() as transaction:
                 world = self._view.world(listing, to_plan=True)
                 planned = plan(world)
                 self._board.post(planned.conditions)
@@ -90,7 +90,7 @@ class Reconciler:
                     if isinstance(action, GrantLease):
                         leases[action.waiter] = self._desk.intend_grant(transaction, action.waiter, action.vm)
         except JournalError:
-            self._observation.put_back(listing)
+            self._observer.put_back(listing)
             raise
         for waiter, lease in leases.items():
             if lease is not None:
@@ -108,7 +108,7 @@ class Reconciler:
             self._tell_of_journal()
             return RETRY_S
         self._after_turn(self._view.world())
-        if self._ledger.fault and not await self._ledger.try_writing():  # a turn without changes proves nothing
+        if self._store.fault and not await self._store.try_writing():  # a turn without changes proves nothing
             self._tell_of_journal()
             return RETRY_S
         self._tell_of_journal()
@@ -116,16 +116,16 @@ class Reconciler:
         return TICK_S if due_s is None else max(0.01, min(TICK_S, due_s - self._view.clock()))
 
     def _tell_of_journal(self) -> None:
-        fault = self._ledger.fault
+        fault = self._store.fault
         message = f"{fault}. No VM is leased, created or torn down until it can be written again" if fault else ""
         reason = "WriteFailed" if fault else ""
         self._board.post_problem("JournalWritable", self._view.clock(), reason=reason, message=message)
 
     def _keep_rollouts(self, transaction: Transaction, planned: Plan) -> None:
-        for gone in self._ledger.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:
+        for gone in self._store.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:
             transaction.drop(Rollout, gone)
         for rollout in planned.rollouts:
-            before = self._ledger.rollouts.get(rollout.pool)
+            before = self._store.rollouts.get(rollout.pool)
             if before == rollout:
                 continue
             transaction.put(rollout)

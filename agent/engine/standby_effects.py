@@ -11,26 +11,26 @@ from agent.domain.errors import HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Vm
 from agent.domain.states import VmEvent, VmState
-from agent.engine.outside import bounded
+from agent.engine.effect_context import bounded
 from agent.engine.vm_effects import cause_of, fail
 from agent.hypervisors.contract import VmSpec
 
 if TYPE_CHECKING:
     from agent.domain.actions import ResumeVm, SaveTemplate
-    from agent.engine.ledger import Transaction
-    from agent.engine.outside import Outside
+    from agent.engine.effect_context import EffectContext
+    from agent.engine.state_store import Transaction
 
 MEMORY_TIMEOUT_S: Final = 300.0
 """Memory is gigabytes, and the disk may be slow."""
 
 
-async def suspend(outside: Outside, name: str) -> None:
+async def suspend(context: EffectContext, name: str) -> None:
     """Put a VM on standby. One that cannot be suspended has failed: nobody can tell what state it is in."""
     began_s = time.monotonic()
     try:
-        await bounded(outside.hypervisor.suspend(name), MEMORY_TIMEOUT_S, "the suspension")
+        await bounded(context.hypervisor.suspend(name), MEMORY_TIMEOUT_S, "the suspension")
     except (HearthError, OSError) as error:
-        await fail(outside, name, Cause.SUSPEND_FAILED, error, only_in=VmState.SUSPENDING)
+        await fail(context, name, Cause.SUSPEND_FAILED, error, only_in=VmState.SUSPENDING)
         return
     took_s = time.monotonic() - began_s
 
@@ -40,48 +40,48 @@ async def suspend(outside: Outside, name: str) -> None:
             transaction.move(vm, VmEvent.SUSPENDED)
             transaction.event(EventKind.VM_STANDBY, vm=name, pool=vm.pool, image=vm.image, duration_s=took_s)
 
-    await outside.record(suspended)
+    await context.record(suspended)
 
 
-async def resume(outside: Outside, action: ResumeVm) -> None:
+async def resume(context: EffectContext, action: ResumeVm) -> None:
     """Bring a standby VM back; its startup probes prove it anew."""
     spec = VmSpec(action.vm, action.pool.size, action.pool.ports)
     try:
-        await bounded(outside.hypervisor.resume(spec), MEMORY_TIMEOUT_S, "the resumption")
+        await bounded(context.hypervisor.resume(spec), MEMORY_TIMEOUT_S, "the resumption")
     except (HearthError, OSError) as error:
-        await fail(outside, action.vm, cause_of(error, Cause.RESUME_FAILED), error, only_in=VmState.RESUMING)
+        await fail(context, action.vm, cause_of(error, Cause.RESUME_FAILED), error, only_in=VmState.RESUMING)
 
 
-async def save_template(outside: Outside, action: SaveTemplate) -> None:
+async def save_template(context: EffectContext, action: SaveTemplate) -> None:
     """Keep the memory of a ready VM. One that cannot be kept costs nothing but the boots it would have saved."""
     began_s = time.monotonic()
     try:
-        saving = outside.hypervisor.save_template(action.vm, action.template)
+        saving = context.hypervisor.save_template(action.vm, action.template)
         await bounded(saving, MEMORY_TIMEOUT_S, "saving the memory")
     except (HearthError, OSError) as error:
-        await outside.record(partial(_template_failed, action.template, action.vm, str(error), 1.0))
+        await context.record(partial(_template_failed, action.template, action.vm, str(error), 1.0))
         return
     took_s = time.monotonic() - began_s
 
     def saved(transaction: Transaction) -> None:
         transaction.event(EventKind.TEMPLATE_SAVED, vm=action.vm, detail=action.template, duration_s=took_s)
 
-    await outside.record(saved)
+    await context.record(saved)
 
 
-async def drop_template(outside: Outside, template: str) -> None:
+async def drop_template(context: EffectContext, template: str) -> None:
     """Remove a saved memory."""
     try:
-        await bounded(outside.hypervisor.drop_template(template), MEMORY_TIMEOUT_S, "removing the memory")
+        await bounded(context.hypervisor.drop_template(template), MEMORY_TIMEOUT_S, "removing the memory")
     except (HearthError, OSError) as error:
-        await outside.record(partial(_template_failed, template, None, str(error), outside.jitter()))
+        await context.record(partial(_template_failed, template, None, str(error), context.jitter()))
         return
 
     def dropped(transaction: Transaction) -> None:
         transaction.drop(Breaker, template)
         transaction.event(EventKind.TEMPLATE_DROPPED, detail=template)
 
-    await outside.record(dropped)
+    await context.record(dropped)
 
 
 def _template_failed(template: str, vm: str | None, reason: str, jitter: float, transaction: Transaction) -> None:

@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ class AlreadyRunningError(HearthError):
     """Another agent works on this data directory."""
 
     code = "already-running"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class DataDirectoryError(HearthError):

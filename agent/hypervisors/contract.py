@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,15 +64,15 @@ class SlotsTakenError(HypervisorError):
 class FanOutUnsupportedError(HypervisorError):
     """This guest cannot be started several times from one memory: it has no means to become itself afterwards."""
 
-    code = "fan-out-unsupported"
-    blame: ClassVar[Blame] = Blame.GUEST
+    code = "templates-unsupported"
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.GUEST
 
 
 class GuestError(HypervisorError):
     """The guest did not answer, or answered wrong: no verdict on the tool."""
 
     code = "guest-error"
-    blame: ClassVar[Blame] = Blame.GUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.GUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Capabilities:
 
     execute: bool
     suspend: bool
-    fan_out: bool  # several clones can resume from one suspended VM
+    templates: bool  # several clones can resume from one suspended VM
     counts_foreign_slots: bool  # VMs that are not ours hold slots too (Apple's limit of 2 counts every user)
 
 
@@ -207,7 +207,7 @@ class Hypervisor(Protocol):
         """
 
     async def templates(self) -> frozenset[str]:
-        """The names of the templates that are whole. Empty where `capabilities.fan_out` is false."""
+        """The names of the templates that are whole. Empty where `capabilities.templates` is false."""
 
     async def drop_template(self, template: str) -> None:
         """Remove a template. VMs cloned from it are not harmed. Removing what does not exist succeeds."""

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 
 class ImageError(HearthError):
     """Base of all image errors."""
 
     code = "image-error"
-    blame: ClassVar[Blame] = Blame.IMAGE
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.IMAGE
 
 
 class BadReferenceError(ImageError):
     """A text that is no image reference."""
 
     code = "bad-reference"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class BadDiskError(ImageError):
     """A file that cannot be pushed as a disk."""
 
     code = "bad-disk"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class ImageNotFoundError(ImageError):
     """No such image, tag or version, here or in the registry."""
 
     code = "image-not-found"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class BadImageError(ImageError):
@@ -51,7 +51,7 @@ class RegistryError(ImageError):
     """A registry could not be reached or does not work."""
 
     code = "registry-unavailable"
-    blame: ClassVar[Blame] = Blame.REGISTRY
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REGISTRY
 
 
 class RegistryDeniedError(RegistryError):
@@ -64,14 +64,14 @@ class DiskTooSmallError(ImageError):
     """An image does not fit on this host."""
 
     code = "disk-too-small"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class StoreError(ImageError):
     """The local store cannot be read or written."""
 
     code = "image-store"
-    blame: ClassVar[Blame] = Blame.HOST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class StoreBusyError(StoreError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.config import Assignment
 from agent.domain.conditions import conditions
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome, ProbeResult
 from agent.domain.model import (
@@ -55,7 +55,7 @@ class VmLeasedError(HearthError):
     """The VM is leased: nobody may take it away."""
 
     code = "vm-leased"
-    blame = Blame.REQUEST
+    blame = ErrorOrigin.REQUEST
 
 
 def vm(name: str, state: VmState = VmState.READY, *, age_s: float = 60.0) -> Vm:

@@ -8,7 +8,7 @@ from agent.domain.model import HostMode, Mode
 from agent.domain.rollout import Phase, Rollout, retry, undo
 from agent.engine.evidence import Evidence
 from agent.engine.leases import PoolUnknownError
-from agent.engine.operations import NothingToRetryError, NothingToUndoError
+from agent.engine.operator_commands import NothingToRetryError, NothingToUndoError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MemoryOperations:
-    """Implements `agent.api.ports.Operations`."""
+    """Implements `agent.api.ports.OperatorCommands`."""
 
     def __init__(self, engine: MemoryEngine) -> None:
         self._engine = engine

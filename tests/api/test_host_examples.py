@@ -31,7 +31,7 @@ State = Callable[[MemoryEngine], None]
 
 
 def problem(kind: str, message: str) -> Condition:
-    return Condition(kind, ConditionStatus.FALSE, "LookFailed", message, NOW_S - 60, problem=True)
+    return Condition(kind, ConditionStatus.FALSE, "ObservationFailed", message, NOW_S - 60, problem=True)
 
 
 def ready(engine: MemoryEngine) -> None:

@@ -209,9 +209,9 @@ async def test_a_lease_from_claim_to_release(api: Running) -> None:
     assert (await get(api, f"/v1/leases/{lease['id']}")) == lease
     assert (await get(api, "/v1/vms/hearth-small-1"))["lease"]["holder"] == "job-1"
     vm = api.engine.vms["hearth-small-1"]
-    api.engine.vms["hearth-small-1"] = replace(vm, told=Failure(Cause.DAMAGED, "its disk is gone", NOW_S))
-    sick = (await get(api, f"/v1/leases/{lease['id']}"))["sick"]
-    assert (sick["cause"], sick["reason"]) == ("damaged", "its disk is gone")
+    api.engine.vms["hearth-small-1"] = replace(vm, reported_failure=Failure(Cause.DAMAGED, "its disk is gone", NOW_S))
+    unhealthy = (await get(api, f"/v1/leases/{lease['id']}"))["unhealthy"]
+    assert (unhealthy["cause"], unhealthy["reason"]) == ("damaged", "its disk is gone")
     async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 120}) as response:
         assert (await response.json())["ttl_s"] == 120
     async with api.tcp.patch(f"/v1/leases/{lease['id']}", json={"ttl_s": 5e-324}) as response:

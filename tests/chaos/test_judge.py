@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VM, OTHER, LEASE = "hearth-main-a", "hearth-main-b", "lease-1"
 GOOD = Version("layout:good", "sha256:good", Flavour.GOOD)
-SICK = Version("layout:sick", "sha256:sick", Flavour.SICK)
+UNHEALTHY = Version("layout:unhealthy", "sha256:unhealthy", Flavour.UNHEALTHY)
 NOW_S = 1000.0
 
 
@@ -28,7 +28,7 @@ class Case:
     """A host with one ready VM, about which everything is well until a test says otherwise."""
 
     def __init__(self) -> None:
-        self.book = Book(wishes={"main": Wish(GOOD, 1)}, versions={one.digest: one for one in (GOOD, SICK)})
+        self.book = Book(wishes={"main": Wish(GOOD, 1)}, versions={one.digest: one for one in (GOOD, UNHEALTHY)})
         self.story = Story(self.book)
         self.rows = {VM: row(VM)}
         self.leases: dict[str, Any] = {}
@@ -190,7 +190,7 @@ def test_a_host_settles_only_when_every_vm_has(state: str) -> None:
 
 def test_a_host_settles_only_on_the_wished_number_and_version() -> None:
     case = Case()
-    case.book.wishes["main"] = Wish(SICK, 2)
+    case.book.wishes["main"] = Wish(UNHEALTHY, 2)
     reasons = not_settled(case.snapshot(), case.book, slots=2)
     assert reasons == [
         "main is not told of its version yet",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.engine.journal import TABLES
+from agent.engine.database import TABLES
 from agent.host.lock import sole_agent
-from tests.engine.test_salvage import LEASED, write
+from tests.engine.test_journal_recovery import LEASED, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,13 +15,13 @@ from agent.domain.actions import (
     ExpireLease,
     GrantLease,
     MarkFailed,
+    NotifyHolder,
     PullImage,
-    ReapStray,
+    RemoveStray,
     ResolveImage,
     ResumeVm,
     SaveTemplate,
     SuspendVm,
-    TellHolder,
 )
 from agent.domain.breaker import Breaker
 from agent.domain.events import EventKind
@@ -44,10 +44,10 @@ from agent.domain.model import (
 from agent.domain.plan import Plan, plan
 from agent.domain.rollout import Rollout, retry, undo
 from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
+from agent.engine.database import TABLES, Put
 from agent.engine.intents import fail_vm, intend, note_leak
-from agent.engine.journal import TABLES, Put
 from agent.engine.leases import end_lease
-from agent.engine.ledger import OPEN, Transaction
+from agent.engine.state_store import OPEN, Transaction
 
 if TYPE_CHECKING:
     from agent.domain.actions import Action
@@ -71,7 +71,7 @@ class Host:
     now_s: float = 1_000_000.0
     jitter: float = 0.5
     can_suspend: bool = False
-    can_fan_out: bool = False
+    can_use_templates: bool = False
     mode: HostMode = OPEN
     disk_full: bool = False
     most_running: int | None = None  # the host itself refuses to run more, as a Mac does
@@ -93,7 +93,7 @@ class Host:
         self.foreign_seen = 0
         self._numbers = itertools.count()
 
-    # -- the ledger, as `Transaction` reads it
+    # -- the store, as `Transaction` reads it
 
     def table(self, kind: type) -> Any:
         return self.tables[kind]
@@ -142,7 +142,7 @@ class Host:
             disk_full=self.disk_full,
             foreign_slots=self.foreign_seen,
             can_suspend=self.can_suspend,
-            can_fan_out=self.can_fan_out,
+            can_use_templates=self.can_use_templates,
             templates=frozenset(self.templates),
             fresh_ids=tuple(self._ulid() for _ in range(8)),
         )
@@ -162,7 +162,7 @@ class Host:
                 self._grant(transaction, action)
         self.commit(transaction)
         for action in planned.actions:
-            if not isinstance(action, MarkFailed | TellHolder | ExpireLease | GrantLease):
+            if not isinstance(action, MarkFailed | NotifyHolder | ExpireLease | GrantLease):
                 assert action.resource not in self.flying
                 self.flying[action.resource] = action
         return planned
@@ -182,7 +182,7 @@ class Host:
             self.now_s += 700  # past every breaker
         raise AssertionError(f"not settled after {turns} turns: {planned.actions}")
 
-    # -- what happens outside
+    # -- what happens context
 
     def look(self) -> None:
         """List the hypervisor's VMs."""
@@ -208,7 +208,7 @@ class Host:
             case CreateVm(name):
                 self.files.add(name)
                 self._created(transaction, self.vms[name], ok=ok)
-            case DestroyVm(name) | ReapStray(name):
+            case DestroyVm(name) | RemoveStray(name):
                 self._ended(transaction, name, ok=ok)
             case SuspendVm(name) | ResumeVm(name):
                 self._moved_memory(transaction, self.vms[name], ok=ok)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from agent.domain.health import ERROR_BUDGET, Health, Outcome, ProbeResult, Sick, observe
+from agent.domain.health import ERROR_BUDGET, Health, Outcome, ProbeResult, Unhealthy, observe
 from agent.domain.model import Cause, ProbeKind, ProbeSpec
 
 PROBE = ProbeSpec(ProbeKind.AGENT, failures=3)
 OTHER = ProbeSpec(ProbeKind.HTTP, port=80, failures=3)
 
 
-def verdicts(answers: str, probe: ProbeSpec = PROBE) -> list[Sick | None]:
+def updates(answers: str, probe: ProbeSpec = PROBE) -> list[Unhealthy | None]:
     """Feed answers, one letter each: `p`ass, `f`ail, `e`rror."""
     outcomes = {"p": Outcome.PASS, "f": Outcome.FAIL, "e": Outcome.ERROR}
     health, told = Health(), []
     for answer in answers:
-        health, sick = observe(health, probe, ProbeResult(probe.name, outcomes[answer], "no answer", 1.0, 0.1))
-        told.append(sick)
+        health, unhealthy = observe(health, probe, ProbeResult(probe.name, outcomes[answer], "no answer", 1.0, 0.1))
+        told.append(unhealthy)
     return told
 
 
@@ -35,22 +35,22 @@ def verdicts(answers: str, probe: ProbeSpec = PROBE) -> list[Sick | None]:
     ],
 )
 def test_a_verdict_takes_its_number_in_a_row(answers: str, cause: Cause | None) -> None:
-    *before, last = verdicts(answers)
+    *before, last = updates(answers)
     assert before == [None] * len(before)
     assert (last.cause if last else None) == cause
 
 
 def test_who_goes_on_failing_is_judged_again() -> None:
-    assert [bool(sick) for sick in verdicts("ffffff")] == [False, False, True, False, False, True]
+    assert [bool(unhealthy) for unhealthy in updates("ffffff")] == [False, False, True, False, False, True]
 
 
 def test_probes_are_counted_apart() -> None:
     health = Health()
     for probe in (PROBE, OTHER, PROBE, OTHER):
-        health, sick = observe(health, probe, ProbeResult(probe.name, Outcome.FAIL, "no", 1.0, 0.1))
-        assert sick is None
+        health, unhealthy = observe(health, probe, ProbeResult(probe.name, Outcome.FAIL, "no", 1.0, 0.1))
+        assert unhealthy is None
 
 
 def test_the_reason_names_the_probe_and_its_words() -> None:
-    (*_, sick) = verdicts("fff", OTHER)
-    assert sick == Sick(Cause.PROBE_FAILED, "http:80/ failed 3 times in a row: no answer")
+    (*_, unhealthy) = updates("fff", OTHER)
+    assert unhealthy == Unhealthy(Cause.PROBE_FAILED, "http:80/ failed 3 times in a row: no answer")

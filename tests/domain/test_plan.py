@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, ReapStray, ResolveImage
+from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, RemoveStray, ResolveImage
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec, VmSize
 from agent.domain.names import vm_name
@@ -89,7 +89,7 @@ def test_the_holder_of_a_vm_without_its_files_is_told_once_and_keeps_it() -> Non
     for _ in range(3):
         host.look()
         host.turn()
-    assert host.events.count(EventKind.VM_SICK_WHILE_LEASED) == 1
+    assert host.events.count(EventKind.VM_UNHEALTHY_WHILE_LEASED) == 1
     assert host.vms[lease.vm].state is VmState.LEASED
     host.release(lease.id)
     host.settle()
@@ -101,7 +101,7 @@ def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
     stray = vm_name("ci", ULID)
     host.files.add(stray)
     host.look()
-    assert host.turn().actions == (ReapStray(stray),)
+    assert host.turn().actions == (RemoveStray(stray),)
 
 
 def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
@@ -109,7 +109,7 @@ def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
     victim = next(iter(host.vms))
     host.look()
     host.vms.pop(victim)
-    assert not any(isinstance(action, ReapStray) for action in host.turn().actions)
+    assert not any(isinstance(action, RemoveStray) for action in host.turn().actions)
 
 
 def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:

@@ -28,7 +28,7 @@ class HostMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.most: dict[str, int] = {}
-        self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000), can_suspend=True, can_fan_out=True)
+        self.host = Host(limits=HostLimits(slots=3, cpus=8, memory_mib=9000), can_suspend=True, can_use_templates=True)
         for name in POOLS:
             self.host.registry[f"reg/{name}:latest"] = digest(f"{name}-1")
 

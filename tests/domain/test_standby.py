@@ -24,7 +24,7 @@ def standby_host(*, warm: int = 1, standby: int = 2, slots: int = 3) -> Host:
 def fan_out_host(*, warm: int = 2, slots: int = 2) -> Host:
     """Return a settled host whose hypervisor fans out."""
     pool = PoolSpec("ci", "reg/ci:latest", warm=warm)
-    host = Host(limits=HostLimits(slots, 64, 65536), pools=(pool,), can_fan_out=True)
+    host = Host(limits=HostLimits(slots, 64, 65536), pools=(pool,), can_use_templates=True)
     host.registry["reg/ci:latest"] = digest("v1")
     host.settle()
     return host
@@ -73,7 +73,7 @@ def test_a_request_gets_a_vm_that_was_just_suspended() -> None:
     assigned(host, standby=1)
     (suspend,) = host.turn().actions
     assert isinstance(suspend, SuspendVm)
-    assert suspend.owed
+    assert suspend.replacement_due
     host.land(suspend.vm)
     for _ in range(2):
         host.ask_lease("ci")

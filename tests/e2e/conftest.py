@@ -29,12 +29,12 @@ async def push(disk: Path, reference: str, data_dir: Path) -> str:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """References of small guests in an OCI layout: 1.0, 2.0, sick, dying."""
+    """References of small guests in an OCI layout: 1.0, 2.0, unhealthy, dying."""
     root = tmp_path_factory.mktemp("layout")
     disks = {
         "1.0": build_small_image("1.0"),
         "2.0": build_small_image("2.0"),
-        "sick": build_small_image("3.0", sick=True),
+        "unhealthy": build_small_image("3.0", unhealthy=True),
     }
     for tag, disk in disks.items():
         await push(disk, f"oci-layout:{root}/registry:{tag}", root / "scratch")

@@ -98,7 +98,7 @@ async def test_a_lease_waits_for_a_vm_and_breaks_when_it_dies(host: Host, layout
         await host.get("/v1/leases/01jx4c8h2m9v3k5n7p1q0r2s4t")
 
 
-async def test_a_sick_version_is_rolled_back_and_the_pool_stays(host: Host, layout: dict[str, str]) -> None:
+async def test_a_unhealthy_version_is_rolled_back_and_the_pool_stays(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], text="min_ready = 1")
     await host.start()
     good = (await host.get("/v1/vms"))["vms"]
@@ -106,7 +106,9 @@ async def test_a_sick_version_is_rolled_back_and_the_pool_stays(host: Host, layo
     good = (await host.get("/v1/vms"))["vms"][0]["image"]
 
     text = "min_ready = 1\ncanary_attempts = 1"
-    host.assign("small", layout["sick"], text=text, probes='[[pools.{pool}.probes]]\nkind = "agent"\ntimeout_s = 1')
+    host.assign(
+        "small", layout["unhealthy"], text=text, probes='[[pools.{pool}.probes]]\nkind = "agent"\ntimeout_s = 1'
+    )
     aside = host.assignment.read_text().replace("startup_deadline_s = 120", "startup_deadline_s = 8")
     host.write_assignment(aside)
     told = await condition(host, "RolledBack", problem=True)

@@ -77,7 +77,7 @@ def whole_lines(host: Host) -> Iterator[Document]:
 
 
 async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str, str]) -> None:
-    host.assign("small", layout["1.0"], warm=1, text="fan_out = false")  # saved memories come and go on the disk
+    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
     await host.start()
     (victim,) = await host.until_warm(1)
     ballast = host.data_dir / "ballast"
@@ -101,7 +101,7 @@ async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str,
 
 
 async def test_an_agent_started_on_a_full_disk_adopts_and_recovers(host: Host, layout: dict[str, str]) -> None:
-    host.assign("small", layout["1.0"], warm=1, text="fan_out = false")  # saved memories come and go on the disk
+    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
     await host.start()
     (name,) = await host.until_warm(1)
     pid = host.vm_pid(name)

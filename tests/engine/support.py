@@ -1,4 +1,4 @@
-"""A ledger on a real journal file, with a clock the test moves."""
+"""A store on a real journal file, with a clock the test moves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from agent.domain.model import Vm, VmSize
 from agent.domain.states import VmState
-from agent.engine.journal import Journal
-from agent.engine.ledger import Ledger
+from agent.engine.database import Database
+from agent.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,15 +28,15 @@ class Clock:
 
 
 @asynccontextmanager
-async def open_ledger(path: Path, clock: Clock) -> AsyncIterator[Ledger]:
-    """Open a ledger as the agent does: from what its journal holds."""
-    journal = await Journal.open(path)
+async def open_ledger(path: Path, clock: Clock) -> AsyncIterator[StateStore]:
+    """Open a store as the agent does: from what its journal holds."""
+    database = await Database.open(path)
     try:
-        ledger = Ledger(journal, clock=clock)
-        await ledger.load()
-        yield ledger
+        store = StateStore(database, clock=clock)
+        await store.load()
+        yield store
     finally:
-        await journal.close()
+        await database.close()
 
 
 def vm(name: str, state: VmState = VmState.READY, *, pool: str = "ci", **fields: object) -> Vm:
@@ -45,9 +45,9 @@ def vm(name: str, state: VmState = VmState.READY, *, pool: str = "ci", **fields:
     return replace(made, **fields)  # type: ignore[arg-type]
 
 
-async def put(ledger: Ledger, *vms: Vm) -> None:
-    """Write VMs into a ledger."""
-    async with ledger.transaction() as transaction:
+async def put(store: StateStore, *vms: Vm) -> None:
+    """Write VMs into a store."""
+    async with store.transaction() as transaction:
         for one in vms:
             transaction.put(one)
 

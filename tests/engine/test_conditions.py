@@ -35,5 +35,5 @@ def test_what_only_the_engine_knows_is_posted_as_works_or_not() -> None:
     assert board.as_mapping()["JournalWritable"].problem
     board.post_problem("JournalWritable", 2.0)
     assert board.as_mapping()["JournalWritable"] == Condition(
-        "JournalWritable", ConditionStatus.TRUE, "AsItShouldBe", "", 2.0
+        "JournalWritable", ConditionStatus.TRUE, "AsExpected", "", 2.0
     )

@@ -189,10 +189,10 @@ async def test_a_vm_that_lost_its_files_is_replaced_and_the_holder_of_one_is_tol
         await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
         events = {(event.kind, event.vm): event.cause for _, event in await engine.history.events(after=0)}
         assert events[EventKind.VM_FAILED, idle] == Cause.DAMAGED
-        assert events[EventKind.VM_SICK_WHILE_LEASED, lease.vm] == Cause.DAMAGED
+        assert events[EventKind.VM_UNHEALTHY_WHILE_LEASED, lease.vm] == Cause.DAMAGED
         (leased,) = (vm for vm in engine.world().vms if vm.name == lease.vm)
-        assert leased.told is not None
-        assert leased.told.cause is Cause.DAMAGED
+        assert leased.reported_failure is not None
+        assert leased.reported_failure.cause is Cause.DAMAGED
         assert (await engine.leases.get(lease.id)).vm == lease.vm, "what to do about it is its holder's to say"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.domain.events import EventKind
 from agent.domain.states import VmState
-from agent.engine.journal import Journal, JournalError
+from agent.engine.database import Database, JournalError
 from agent.engine.leases import LeaseError
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, uniform
 from tests.engine.test_convergence import POOLS, running, tiny_image, until
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.events import Event
-    from agent.engine.journal import Change
+    from agent.engine.database import Change
 
 STEPS: Final = 26
 """Writes of the life below, from an empty journal to a replaced VM; a life with fewer fails the test."""
@@ -34,16 +34,16 @@ class Death:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         self.writes, self.after = 0, after
         self.came = asyncio.Event()
-        alive = Journal.write
+        alive = Database.write
 
-        async def write(journal: Journal, changes: Sequence[Change], events: Sequence[Event]) -> None:
+        async def write(database: Database, changes: Sequence[Change], events: Sequence[Event]) -> None:
             if self.writes >= self.after:
                 self.came.set()
                 raise JournalError("the agent is dead")
             self.writes += 1
-            await alive(journal, changes, events)
+            await alive(database, changes, events)
 
-        monkeypatch.setattr(Journal, "write", write)
+        monkeypatch.setattr(Database, "write", write)
 
 
 async def life(path: Path, simulated: SimulatedHost, death: Death) -> set[str]:

@@ -13,12 +13,12 @@ from agent.domain.actions import CreateVm, DestroyVm
 from agent.domain.model import Cause, PoolSpec, VmSize
 from agent.domain.names import vm_name
 from agent.domain.states import VmState
-from agent.engine import outside as module
+from agent.engine import effect_context as module
+from agent.engine.effect_context import EffectContext
 from agent.engine.effects import Effects
 from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
 from agent.engine.intents import intend
-from agent.engine.outside import Outside
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
 from tests.engine.support import Clock, open_ledger, until
 from tests.hypervisors.rigs import local_image
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Action
     from agent.domain.model import LocalImage
-    from agent.engine.ledger import Ledger
+    from agent.engine.state_store import StateStore
 
 NAME = vm_name("ci", "0" * 26)
 POOL = PoolSpec("ci", "reg/ci:1", size=VmSize(1, 128), stop_grace_s=0)
@@ -48,17 +48,17 @@ class LocalImages:
 class Stage:
     """An executor with real effects on a simulated host and a real journal that can be made unwritable."""
 
-    def __init__(self, path: Path, ledger: Ledger, behaviour: Behaviour) -> None:
-        self.ledger, self.path = ledger, path
+    def __init__(self, path: Path, store: StateStore, behaviour: Behaviour) -> None:
+        self.store, self.path = store, path
         self.host = SimulatedHost(behaviour=behaviour)
         evidence = Evidence(path / "evidence", 1 << 20, 1 << 20, events=self._nothing, probes=lambda _: ())
-        outside = Outside(SimulatedHypervisor(self.host), LocalImages(path), ledger, evidence, lambda: 0.5)  # type: ignore[arg-type]
+        context = EffectContext(SimulatedHypervisor(self.host), LocalImages(path), store, evidence, lambda: 0.5)  # type: ignore[arg-type]
         self.ended = asyncio.Event()
-        self.executor = Executor(Effects(outside, self._look).perform, self.ended.set)
+        self.executor = Executor(Effects(context, self._look).perform, self.ended.set)
 
     async def begin(self, action: Action) -> None:
         """Write the intent of an action and start it, as a turn does."""
-        async with self.ledger.transaction() as transaction:
+        async with self.store.transaction() as transaction:
             intend(transaction, action, jitter=0.5)
         self.executor.start(action)
 
@@ -68,7 +68,7 @@ class Stage:
         with closing(sqlite3.connect(self.path / "journal.sqlite", isolation_level=None)) as other:
             other.execute("ALTER TABLE vms RENAME TO elsewhere")
             yield
-            await until(lambda: bool(self.ledger.fault))
+            await until(lambda: bool(self.store.fault))
             other.execute("ALTER TABLE elsewhere RENAME TO vms")
 
     async def _nothing(self, _vm: str) -> tuple[()]:
@@ -85,8 +85,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def staged(path: Path, behaviour: Behaviour) -> AsyncIterator[Stage]:
-    async with open_ledger(path / "journal.sqlite", Clock()) as ledger:
-        stage = Stage(path, ledger, behaviour)
+    async with open_ledger(path / "journal.sqlite", Clock()) as store:
+        stage = Stage(path, store, behaviour)
         try:
             yield stage
         finally:
@@ -100,7 +100,7 @@ async def test_a_vm_made_while_nothing_can_be_written_is_not_lost(tmp_path: Path
             await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].whole)
         assert NAME in stage.executor.busy, "nothing else is planned on it meanwhile"
         await stage.ended.wait()
-        assert stage.ledger.vms[NAME].state is VmState.STARTING
+        assert stage.store.vms[NAME].state is VmState.STARTING
         assert stage.host.vms[NAME].life is not None
 
 
@@ -110,7 +110,7 @@ async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_t
         async with stage.unwritable():
             await until(lambda: not stage.host.vms)
         await stage.ended.wait()
-        failure = stage.ledger.vms[NAME].failure
+        failure = stage.store.vms[NAME].failure
         assert failure is not None
         assert failure.cause is Cause.CLONE_FAILED
         assert "cannot be cloned" in failure.reason
@@ -125,4 +125,4 @@ async def test_a_teardown_whose_end_cannot_be_written_is_not_done_again(tmp_path
         async with stage.unwritable():
             await until(lambda: not stage.host.vms)
         await stage.ended.wait()
-        assert NAME not in stage.ledger.vms
+        assert NAME not in stage.store.vms

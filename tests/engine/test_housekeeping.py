@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.domain.events import Event, EventKind
-from agent.engine import journal as journals
+from agent.engine import database as journals
+from agent.engine.database import Database, JournalError
 from agent.engine.housekeeping import keep_house
-from agent.engine.journal import Journal, JournalError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,10 +34,10 @@ async def test_a_chore_that_fails_is_tried_again_and_holds_up_no_other() -> None
 
 async def test_only_the_latest_events_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "KEPT_EVENTS", 10)
-    journal = await Journal.open(tmp_path / "journal.sqlite")
-    await journal.write([], [Event(EventKind.VM_READY, float(number), vm="v") for number in range(25)])
-    await journal.trim()
-    assert [number for number, _ in await journal.events()] == list(range(16, 26))
-    await journal.write([], [Event(EventKind.VM_GONE, 99.0, vm="v")])
-    assert await journal.last_event() == 26
-    await journal.close()
+    database = await Database.open(tmp_path / "journal.sqlite")
+    await database.write([], [Event(EventKind.VM_READY, float(number), vm="v") for number in range(25)])
+    await database.trim()
+    assert [number for number, _ in await database.events()] == list(range(16, 26))
+    await database.write([], [Event(EventKind.VM_GONE, 99.0, vm="v")])
+    assert await database.last_event() == 26
+    await database.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SLOTS: Final = 2
 STEPS: Final = 10_000
-MAC: Final = Capabilities(execute=False, suspend=False, fan_out=False, counts_foreign_slots=True)
+MAC: Final = Capabilities(execute=False, suspend=False, templates=False, counts_foreign_slots=True)
 
 
 class Mac:

@@ -80,6 +80,6 @@ def test_what_a_vm_goes_through_is_measured(story: list[tuple[EventKind, float]]
 
 def test_strays_are_counted_as_orphans_and_what_cannot_be_ended_as_leaks() -> None:
     metrics = Metrics()
-    Metering(metrics).count((Event(E.STRAY_REAPED, 0.0, vm="v"), Event(E.STRAY_REAP_FAILED, 0.0, vm="w")))
+    Metering(metrics).count((Event(E.STRAY_REMOVED, 0.0, vm="v"), Event(E.STRAY_REMOVAL_FAILED, 0.0, vm="w")))
     assert sample(metrics, "hearth_vms_orphaned_total") == 1
     assert sample(metrics, "hearth_vms_leaked_total") == 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from agent.domain.health import Outcome, ProbeResult, Sick
+from agent.domain.health import Outcome, ProbeResult, Unhealthy
 from agent.domain.model import Cause, PoolSpec, ProbeKind, ProbeSpec, Vm, VmSize
 from agent.domain.states import VmState
+from agent.engine.probe_runner import ProbeRunner
 from agent.engine.prober import Prober
-from agent.engine.probes import Asker
 
 PERIOD_S, TIMEOUT_S, FAILURES = 0.4, 0.35, 3
 PROBE = ProbeSpec(ProbeKind.AGENT, period_s=PERIOD_S, timeout_s=TIMEOUT_S, failures=FAILURES)
@@ -17,7 +17,7 @@ POOL = PoolSpec("small", "layout:1", probes=(PROBE,))
 VM = Vm("hearth-small-a", "small", "sha256:1", VmState.READY, VmSize(), 0, 0)
 
 
-class HungGuest(Asker):
+class HungGuest(ProbeRunner):
     """Lets every question wait for its whole timeout."""
 
     def __init__(self) -> None:
@@ -29,30 +29,30 @@ class HungGuest(Asker):
         return ProbeResult(probe.name, Outcome.FAIL, "no answer", time.time(), time.monotonic() - began_s)
 
 
-class Verdicts:
+class VmUpdates:
     """Keeps the first verdict."""
 
     def __init__(self) -> None:
-        self.found: asyncio.Future[Sick] = asyncio.get_running_loop().create_future()
+        self.found: asyncio.Future[Unhealthy] = asyncio.get_running_loop().create_future()
 
     async def proven(self, vm: str) -> None:
         raise AssertionError(f"{vm} was ready already")
 
-    async def sick(self, vm: str, sick: Sick) -> None:
+    async def unhealthy(self, vm: str, unhealthy: Unhealthy) -> None:
         if not self.found.done():
-            self.found.set_result(sick)
+            self.found.set_result(unhealthy)
 
 
 async def test_a_hung_guest_is_found_after_its_periods_and_one_timeout() -> None:
-    verdicts = Verdicts()
-    prober = Prober(HungGuest(), verdicts, on_answer=lambda *_: None, clock=time.time)
+    updates = VmUpdates()
+    prober = Prober(HungGuest(), updates, on_answer=lambda *_: None, clock=time.time)
     began_s = time.monotonic()
     prober.sync([VM], lambda _: POOL, frozenset())
     try:
-        sick = await asyncio.wait_for(verdicts.found, 10)
+        unhealthy = await asyncio.wait_for(updates.found, 10)
     finally:
         await prober.close()
 
     budget_s, if_waits_added_up_s = FAILURES * PERIOD_S + TIMEOUT_S, FAILURES * (PERIOD_S + TIMEOUT_S)
-    assert sick.cause is Cause.PROBE_FAILED
+    assert unhealthy.cause is Cause.PROBE_FAILED
     assert budget_s - 0.05 <= time.monotonic() - began_s < (budget_s + if_waits_added_up_s) / 2

@@ -10,7 +10,7 @@ import pytest
 
 from agent.domain.model import Vm
 from agent.engine import schema
-from agent.engine.journal import TABLES, Journal, JournalError
+from agent.engine.database import TABLES, Database, JournalError
 from tests.engine.support import Clock, open_ledger, vm
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def write_v1(path: Path) -> None:
 async def test_a_journal_of_the_first_version_is_brought_forward(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     write_v1(path)
-    async with open_ledger(path, Clock()) as ledger:
-        assert ledger.vms == {"v1": vm("v1")}
+    async with open_ledger(path, Clock()) as store:
+        assert store.vms == {"v1": vm("v1")}
     with closing(sqlite3.connect(path)) as now:
         assert schema.version_of(now) == schema.VERSION
     with closing(sqlite3.connect(tmp_path / "journal.sqlite.v1")) as kept:
@@ -54,19 +54,19 @@ async def test_a_migration_that_fails_leaves_the_journal_as_it_was(
         patch.setattr(schema, "MIGRATIONS", (schema.MIGRATIONS[0], broken))
         patch.setattr(schema, "VERSION", 2)
         with pytest.raises(JournalError, match="vms already exists"):
-            await Journal.open(path)
+            await Database.open(path)
     with closing(sqlite3.connect(path)) as left:
         assert schema.version_of(left) == 1
         assert not left.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall()
-    journal = await Journal.open(path)
-    assert set(await journal.load(Vm)) == {"v1"}
-    await journal.close()
+    database = await Database.open(path)
+    assert set(await database.load(Vm)) == {"v1"}
+    await database.close()
 
 
 async def test_a_new_file_has_every_table_and_no_copy(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    journal = await Journal.open(path)
+    database = await Database.open(path)
     for kind in TABLES:
-        assert await journal.load(kind) == {}
-    await journal.close()
+        assert await database.load(kind) == {}
+    await database.close()
     assert [file.name for file in tmp_path.iterdir()] == ["journal.sqlite"]

@@ -199,7 +199,7 @@ async def test_a_guest_that_is_disconnected_is_the_guests_fault(host: AnkaRig, a
     result = await anka.execute(NAME, ("exit", "125"), timeout_s=5)
     assert result.exit_code == 125, "the guest's own 125 is an exit code"
     template = host.home.layer("base")
-    template.write_text('{"sick": true}')
+    template.write_text('{"unhealthy": true}')
     with pytest.raises(GuestError, match="did not answer"):
         await anka.clone(spec(2), host.image)
         await anka.start(spec(2))

@@ -26,7 +26,7 @@ TEMPLATE = "sha256-of-the-image-1x256"
 
 @pytest.fixture(autouse=True)
 async def _fans_out(driver: Hypervisor) -> None:
-    if not driver.capabilities.fan_out:
+    if not driver.capabilities.templates:
         pytest.skip(f"{driver.name} cannot start VMs from a memory")
 
 

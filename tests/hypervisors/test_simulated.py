@@ -170,7 +170,7 @@ async def test_a_start_from_a_template_takes_a_resume_and_no_boot() -> None:
 
 async def test_a_host_can_do_less() -> None:
     fleet = Fleet()
-    fleet.host.capabilities = Capabilities(execute=True, suspend=False, fan_out=False, counts_foreign_slots=True)
+    fleet.host.capabilities = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
     assert fleet.driver.capabilities.counts_foreign_slots
     await fleet.start()
     with pytest.raises(HypervisorError, match="cannot be suspended"):

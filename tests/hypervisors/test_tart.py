@@ -264,10 +264,10 @@ async def test_a_hung_tool_is_not_blamed_on_the_guest(driver: TartHypervisor, ri
         await driver.execute(NAME, ("true",), timeout_s=0.3)
 
 
-async def test_a_sick_guest_is_reached_by_its_lease_alone(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_a_unhealthy_guest_is_reached_by_its_lease_alone(driver: TartHypervisor, rig: TartRig) -> None:
     """T20. Without an agent there is still the DHCP lease, and `tart ip` takes a second to say no."""
-    sick = rig.home.add_image("3.0", sick=True)
-    await driver.clone(spec(), sick)
+    unhealthy = rig.home.add_image("3.0", unhealthy=True)
+    await driver.clone(spec(), unhealthy)
     await driver.start(spec())
     address = await driver.address(NAME)
     assert address.host.startswith("127.")

@@ -21,20 +21,20 @@ _BUILD_TIMEOUT_S = 170.0
 class SmallImage(Protocol):
     """Gives the raw disk of a small guest. The disk is shared by all tests: read it, clone it, never write to it."""
 
-    def __call__(self, version: str, *, sick: bool = False, dies_after_s: int | None = None) -> Path: ...
+    def __call__(self, version: str, *, unhealthy: bool = False, dies_after_s: int | None = None) -> Path: ...
 
 
 @pytest.fixture(scope="session")
 def small_image() -> SmallImage:
-    """The disks of small guests by version and flavour: `small_image("1.0")`, `small_image("2.0", sick=True)`."""
+    """The disks of small guests by version and flavour: `small_image("1.0")`, `small_image("2.0", unhealthy=True)`."""
     return build_small_image
 
 
-def build_small_image(version: str, *, sick: bool = False, dies_after_s: int | None = None) -> Path:
+def build_small_image(version: str, *, unhealthy: bool = False, dies_after_s: int | None = None) -> Path:
     """Return the disk from the cache, which knows disks by the builder's files and arguments, or build it."""
     arguments = ["small", "--version", version]
-    if sick:
-        arguments.append("--sick")
+    if unhealthy:
+        arguments.append("--unhealthy")
     if dies_after_s is not None:
         arguments.append(f"--dies-after={dies_after_s}")
     folder = Path(os.environ.get("HEARTH_CACHE") or REPOSITORY / ".cache") / "test-images" / _builder_digest()

@@ -152,7 +152,7 @@ def condition_of(finding: Finding, now_s: float) -> Condition:
     """Return the host condition of a finding. Only errors ask for attention at once; warnings are there to be seen."""
     verdict = finding.verdict
     if not finding.failing:
-        return Condition(finding.check.condition, ConditionStatus.FALSE, "AsItShouldBe", "", now_s)
+        return Condition(finding.check.condition, ConditionStatus.FALSE, "AsExpected", "", now_s)
     message = f"{verdict.message}; {verdict.mend}" if verdict.mend else verdict.message
     problem = verdict.severity is Severity.ERROR
     reason = "DoctorFoundError" if problem else "DoctorFoundWarning"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 
 
 class ServiceError(HearthError):
@@ -17,18 +17,18 @@ class ServiceUnsupportedError(ServiceError):
     """This system has no launchd."""
 
     code = "service-unsupported"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class ServiceRefusedError(ServiceError):
     """It would leave the host worse than it is: two agents, a program that is not there, a secret in a plist."""
 
     code = "service-refused"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class ServiceMissingError(ServiceError):
     """Hearth is not installed as a service."""
 
     code = "service-missing"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST

@@ -68,7 +68,7 @@ class AnkaHypervisor:
     """Anka as a `Hypervisor`. `records_dir` keeps what `anka list` cannot tell."""
 
     name: Final = "anka"
-    capabilities: Final = Capabilities(execute=True, suspend=False, fan_out=False, counts_foreign_slots=True)
+    capabilities: Final = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
 
     def __init__(
         self, config: AnkaConfig, *, records_dir: Path, prefix: str = PREFIX, runner: CommandRunner | None = None

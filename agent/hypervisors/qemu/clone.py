@@ -7,7 +7,7 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from agent.domain.errors import Blame
+from agent.domain.errors import ErrorOrigin
 from agent.hypervisors.contract import HypervisorError, VmExistsError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
@@ -29,7 +29,7 @@ class UnfitImageError(HypervisorError):
     """The image is for another kind of machine than this hypervisor makes."""
 
     code = "unfit-image"
-    blame: ClassVar[Blame] = Blame.IMAGE
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.IMAGE
 
 
 async def make_clone(

@@ -63,7 +63,7 @@ class QemuHypervisor:
     """
 
     name: Final = "qemu"
-    capabilities: Final = Capabilities(execute=True, suspend=True, fan_out=True, counts_foreign_slots=False)
+    capabilities: Final = Capabilities(execute=True, suspend=True, templates=True, counts_foreign_slots=False)
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ async def check_hook(vm: RunningVm) -> None:
     if found.exit_code != 0:
         raise FanOutUnsupportedError(
             f"the guest of {vm.name} has no executable {HOOK}, so no other VM can start from its memory",
-            remedy="add one to the image, or set fan_out to false for its pools",
+            remedy="add one to the image, or set use_templates to false for its pools",
         )
 
 

@@ -115,7 +115,7 @@ class SimulatedHypervisor:
         if vm.template is not None:
             raise HypervisorError(f"{name} came from a template; only a VM that booted can become one")
         await self._answer(name, life, ANSWER_S)
-        if not self.capabilities.fan_out or HOOK not in life.guest.memory.files:
+        if not self.capabilities.templates or HOOK not in life.guest.memory.files:
             raise FanOutUnsupportedError(f"no other VM can start from the memory of {name}")
         await self._host.spend(vm.behaviour.save_s)
         if vm.life is not life or self._host.chance(vm.behaviour.save_fails):

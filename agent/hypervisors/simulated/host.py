@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SIGKILL: Final = 9
 HOOK: Final = "/etc/hearth/on-resume"
 """The file by which a guest shows that it can become another."""
-EVERYTHING: Final = Capabilities(execute=True, suspend=True, fan_out=True, counts_foreign_slots=False)
+EVERYTHING: Final = Capabilities(execute=True, suspend=True, templates=True, counts_foreign_slots=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class TartHypervisor:
         self._version = ""
         self._leak: SlotsLeakedError | None = None
         self.capabilities = Capabilities(
-            execute=True, suspend=config.suspendable, fan_out=False, counts_foreign_slots=True
+            execute=True, suspend=config.suspendable, templates=False, counts_foreign_slots=True
         )
 
     @property

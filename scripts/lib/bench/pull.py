@@ -170,11 +170,11 @@ async def _pull(registry: Registry, data: Path, tag: str, *, asking: bool = Fals
     async with _process("pull", registry.host, data, registry.reference(tag)) as process:
         port = json.loads(await _line(process))["livez_port"]
         latencies: list[float] = []
-        asker = asyncio.create_task(_ask_livez(port, latencies)) if asking else None
+        probe_runner = asyncio.create_task(_ask_livez(port, latencies)) if asking else None
         figures: Document = json.loads(await _line(process))
-        if asker is not None:
-            asker.cancel()
-            await asyncio.gather(asker, return_exceptions=True)
+        if probe_runner is not None:
+            probe_runner.cancel()
+            await asyncio.gather(probe_runner, return_exceptions=True)
     return {**figures, "registry_cpu_s": registry.cpu_s() - before_s, "livez_s": latencies}
 
 

@@ -56,7 +56,7 @@ async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> 
     taken = Taken()
     for number, trial in enumerate(_trials(kills, hangs)):
         if number % FAILURES_A_VERSION == 0:
-            await _assign_new_version(host, versions, fan_out=False)
+            await _assign_new_version(host, versions, use_templates=False)
         taken.floor_s.append(await _bare(host, (await host.until_warm(WARM))[0]).boot_s())
         await _harm(host, trial, taken)
     return taken
@@ -65,12 +65,12 @@ async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> 
 async def by_resume(host: Host, versions: Versions, *, kills: int) -> Taken:
     """Kill VMs and resume bare ones in turns, where new VMs start from the memory of a proven one."""
     taken, saved = Taken(), host.directory / "saved"
-    await _assign_new_version(host, versions, fan_out=True)
+    await _assign_new_version(host, versions, use_templates=True)
     guest = _bare(host, (await host.until_warm(WARM))[0])
     await guest.save(saved)
     for number in range(kills):
         if number and number % FAILURES_A_VERSION == 0:
-            await _assign_new_version(host, versions, fan_out=True)
+            await _assign_new_version(host, versions, use_templates=True)
         await _until_a_template_is_kept(host)
         taken.floor_s.append(await guest.resume_s(saved))
         await _harm(host, signal.SIGKILL, taken)
@@ -90,10 +90,10 @@ def _trials(kills: int, hangs: int) -> list[signal.Signals]:
     return trials
 
 
-async def _assign_new_version(host: Host, versions: Versions, *, fan_out: bool) -> None:
+async def _assign_new_version(host: Host, versions: Versions, *, use_templates: bool) -> None:
     """Roll a version through the pool that no VM failed yet: the third failure of one would be answered slower."""
     version = await versions.push_good()
-    host.assign(POOL, version.reference, warm=WARM, probes=PROBE, text=f"fan_out = {str(fan_out).lower()}")
+    host.assign(POOL, version.reference, warm=WARM, probes=PROBE, text=f"use_templates = {str(use_templates).lower()}")
     await host.until_warm(WARM, image=version.digest)
 
 

@@ -23,7 +23,7 @@ COMMAND_S: Final = 2.0
 HANG: Final = {"hang": True}
 STUBBORN: Final = {"hang_on_term": True}
 GARBAGE: Final = {"garbage": True}
-TOLD: Final = frozenset({"vm-failed", "vm-teardown-failed", "vm-resume-failed", "stray-reap-failed"})
+TOLD: Final = frozenset({"vm-failed", "vm-teardown-failed", "vm-resume-failed", "stray-removal-failed"})
 FAULTS: Final = (
     Fault("clone hangs", {"clone": HANG}, "did not end in 2 s"),
     Fault("clone hangs on TERM too", {"clone": STUBBORN}, "did not end in 2 s"),

@@ -1,4 +1,4 @@
-"""Image versions without end for a simulated Mac with Anka: tags that are good, sick or dying, from its Registry."""
+"""Unlimited image versions for a simulated Mac with Anka: good, unhealthy or dying tags from its Registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GUESTS: Final[dict[Flavour, dict[str, object]]] = {
     Flavour.GOOD: {},
-    Flavour.SICK: {"sick": True},
+    Flavour.UNHEALTHY: {"unhealthy": True},
     Flavour.DYING: {"dies_after_s": DIES_AFTER_S},
 }
 

@@ -32,7 +32,7 @@ EXPIRES_S: Final = 2.0
 TAKEN_UP_S: Final = 5.0
 POLL_S: Final = 0.05
 FLAVOURS: Final = {
-    Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_SICK: Flavour.SICK, Kind.BUMP_DYING: Flavour.DYING,
+    Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_UNHEALTHY: Flavour.UNHEALTHY, Kind.BUMP_DYING: Flavour.DYING,
 }  # fmt: skip
 PROBES: Final = """
 [[pools.{pool}.probes]]
@@ -86,7 +86,7 @@ class Hands:
             Kind.UNASSIGN: self._unassign,
             Kind.MALFORMED: self._malformed,
             Kind.BUMP_GOOD: self._bump,
-            Kind.BUMP_SICK: self._bump,
+            Kind.BUMP_UNHEALTHY: self._bump,
             Kind.BUMP_DYING: self._bump,
             Kind.KILL_VM: self._kill_vm,
             Kind.STOP_VM: self._stop_vm,
@@ -205,7 +205,7 @@ class Hands:
         pool = SIDE if SIDE in self._book.wishes and step.pick < 0.3 else MAIN
         wish = self._book.wishes.get(pool)
         version = await self.new_version(flavour)
-        deadline_s = self._book.short_deadline_s() if flavour is Flavour.SICK else PATIENT_S
+        deadline_s = self._book.short_deadline_s() if flavour is Flavour.UNHEALTHY else PATIENT_S
         warm = wish.warm if wish else 1 + int(step.pick * 100) % 2
         await self.wish(pool, Wish(version, warm, priority=wish.priority if wish else 0, deadline_s=deadline_s))
 

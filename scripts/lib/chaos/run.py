@@ -250,10 +250,10 @@ class Run:
             await asyncio.sleep(POLL_S)
 
     async def _tidy(self, snapshot: Snapshot) -> None:
-        """Do what holders and operators do meanwhile: give back what is sick, and leave versions that die."""
+        """Do what holders and operators do meanwhile: give back what is unhealthy, and leave versions that die."""
         for claim in self._book.held():
-            sick = self._story.sick_while_leased(claim.vm)
-            if sick and claim.lease in snapshot.leases:
+            unhealthy = self._story.unhealthy_while_leased(claim.vm)
+            if unhealthy and claim.lease in snapshot.leases:
                 await self._clients.release(claim)
         for lease_id, lease in snapshot.leases.items():
             if lease["holder"] in self._book.unanswered:

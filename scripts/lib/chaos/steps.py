@@ -25,7 +25,7 @@ class Kind(StrEnum):
     UNASSIGN = "unassign"
     MALFORMED = "malformed-assignment"
     BUMP_GOOD = "bump-good"
-    BUMP_SICK = "bump-sick"
+    BUMP_UNHEALTHY = "bump-unhealthy"
     BUMP_DYING = "bump-dying"
     KILL_VM = "kill-vm"
     STOP_VM = "stop-vm"
@@ -62,7 +62,7 @@ WEIGHTS: Final[dict[Kind, int]] = {
     Kind.UNASSIGN: 2,
     Kind.MALFORMED: 3,
     Kind.BUMP_GOOD: 5,
-    Kind.BUMP_SICK: 2,
+    Kind.BUMP_UNHEALTHY: 2,
     Kind.BUMP_DYING: 2,
     Kind.KILL_VM: 7,
     Kind.STOP_VM: 2,
@@ -73,7 +73,7 @@ WEIGHTS: Final[dict[Kind, int]] = {
     Kind.OUTAGE: 4,
     Kind.FULL_DISK: 2,
 }
-SLOW: Final = frozenset({Kind.BUMP_SICK, Kind.BUMP_DYING, Kind.STOP_VM, Kind.FULL_DISK})
+SLOW: Final = frozenset({Kind.BUMP_UNHEALTHY, Kind.BUMP_DYING, Kind.STOP_VM, Kind.FULL_DISK})
 """Kinds whose consequences take many seconds to be over: one of them a round is enough."""
 CRASH_EVENTS: Final = (
     "assignment-changed", "image-resolved", "image-pulled", "rollout", "vm-creating", "vm-starting", "vm-ready",

@@ -74,7 +74,7 @@ class Story:
         self._book = book
         self.lives: dict[str, Life] = {}
         self.lease_ends: dict[str, str] = {}  # lease: the event that ended it
-        self._sick: set[str] = set()
+        self._unhealthy: set[str] = set()
         self.last_event = 0
 
     def tell(self, events: Iterable[Document]) -> list[Finding]:
@@ -86,13 +86,13 @@ class Story:
                 findings += self._lease(event)
             if event.get("vm") and event["kind"] in _ORDER:
                 findings += self._step(event)
-            if event["kind"] == "vm-sick-while-leased":
-                self._sick.add(event["vm"])
+            if event["kind"] == "vm-unhealthy-while-leased":
+                self._unhealthy.add(event["vm"])
         return findings
 
-    def sick_while_leased(self, vm: str) -> bool:
-        """Whether the holder of a VM was told that it is sick."""
-        return vm in self._sick
+    def unhealthy_while_leased(self, vm: str) -> bool:
+        """Whether the holder of a VM was told that it is unhealthy."""
+        return vm in self._unhealthy
 
     def _lease(self, event: Document) -> Iterator[Finding]:
         if event["kind"] == "lease-granted":

@@ -1,4 +1,4 @@
-"""Image versions without end for a simulated Mac with Tart: guests that are good, sick or dying, from its registry."""
+"""Unlimited image versions for a simulated Mac with Tart: good, unhealthy or dying guests from its registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GUESTS: Final[dict[Flavour, dict[str, object]]] = {
     Flavour.GOOD: {},
-    Flavour.SICK: {"sick": True},
+    Flavour.UNHEALTHY: {"unhealthy": True},
     Flavour.DYING: {"panic_s": DIES_AFTER_S},
 }
 

@@ -25,13 +25,13 @@ class Flavour(StrEnum):
     """How the guests of a version turn out."""
 
     GOOD = "good"
-    SICK = "sick"  # boots and is never healthy
+    UNHEALTHY = "unhealthy"  # boots and is never healthy
     DYING = "dying"  # proven healthy, then powers itself off
 
 
 ARGUMENTS: Final[dict[Flavour, tuple[str, ...]]] = {
     Flavour.GOOD: (),
-    Flavour.SICK: ("--sick",),
+    Flavour.UNHEALTHY: ("--unhealthy",),
     Flavour.DYING: (f"--dies-after={DIES_AFTER_S}",),
 }
 

@@ -18,7 +18,7 @@ DESCRIPTION: Final = "Build guest disks for Hearth's demo and tests from Debian 
 EXAMPLES: Final = """\
 examples:
   scripts/demo-image small --version 1.0 one.img          healthy: agent, HTTP on 8080, SSH on 22
-  scripts/demo-image small --version 2.0 --sick two.img   boots and is never healthy
+  scripts/demo-image small --version 2.0 --unhealthy two.img   boots and is never healthy
   scripts/demo-image small --version 3.0 --dies-after 20 three.img
   sudo scripts/demo-image debian --version 1 one.img      systemd, OpenSSH; the same probes pass
   sudo scripts/demo-image debian --version 2 --from one.img --add git two.img
@@ -58,7 +58,7 @@ def _add_small(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = kinds.add_parser("small", help="64 MiB, boots in about 3 s, needs no root")
     _add_common(parser)
     flavour = parser.add_mutually_exclusive_group()
-    flavour.add_argument("--sick", action="store_true", help="boots, but starts no agent, no HTTP and no SSH")
+    flavour.add_argument("--unhealthy", action="store_true", help="boots, but starts no agent, no HTTP and no SSH")
     flavour.add_argument(
         "--dies-after", type=_seconds, metavar="SECONDS", help="healthy, then powers off this long after its boot"
     )
@@ -83,7 +83,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _build_small(options: argparse.Namespace) -> None:
-    guest = small.SmallGuest(options.version, sick=options.sick, dies_after_s=options.dies_after)
+    guest = small.SmallGuest(options.version, unhealthy=options.unhealthy, dies_after_s=options.dies_after)
     small.build(guest, options.out, refresh=options.refresh)
 
 

@@ -42,14 +42,14 @@ class SmallGuest:
     """What makes one small guest differ from another."""
 
     version: str
-    sick: bool = False
+    unhealthy: bool = False
     dies_after_s: int | None = None
 
     def command_line(self) -> str:
         """The words the guest reads from its kernel command line."""
         words = [f"hearth.version={self.version}"]
-        if self.sick:
-            words.append("hearth.sick=1")
+        if self.unhealthy:
+            words.append("hearth.unhealthy=1")
         if self.dies_after_s is not None:
             words.append(f"hearth.dies_after_s={self.dies_after_s}")
         return " ".join(words)

@@ -2,7 +2,7 @@
 
 It inherits the lock on `alive` and holds it as long as it lives, tells about itself in `run.json`, and forwards a host
 port for each port rule. The guest behind it behaves as its image's top layer says: what it serves, how long it boots,
-whether it is sick. Its commands are those of the guests of the simulated `tart`.
+whether it is unhealthy. Its commands are those of the guests of the simulated `tart`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Guest:
         self.nature = nature
         self.up = threading.Event()
         self._log = log
-        if not nature.get("sick"):
+        if not nature.get("unhealthy"):
             timer = threading.Timer(nature.get("boot_s", 0.1), self._booted)
             timer.daemon = True
             timer.start()

@@ -2,9 +2,9 @@
 
 Its disk may begin with one line of JSON that says what guest it is; anything else is a guest of version `unknown`:
 
-    {"version": "1.0", "boot_s": 0.1, "sick": false, "panic_s": null}
+    {"version": "1.0", "boot_s": 0.1, "unhealthy": false, "panic_s": null}
 
-`sick`: its agent never answers. `panic_s`: it dies so long after its start. Commands run by the agent see only the
+`unhealthy`: its agent never answers. `panic_s`: it dies so long after its start. Commands run by the agent see only the
 programs of `guest_bin`, on files of the guest's own.
 """
 
@@ -65,7 +65,7 @@ class Guest:
             Path(self.about["leases"], self.about["mac"]).write_text(self.ip)
         if panic_s := self.kind.get("panic_s"):
             threading.Timer(panic_s, os._exit, (9,)).start()
-        if not self.kind.get("sick"):
+        if not self.kind.get("unhealthy"):
             self._serve_agent()
 
     def _serve(self, listener: socket.socket, port: int) -> None:

@@ -29,8 +29,8 @@ __all__ = [
     "EVENT",
     "TABLES",
     "Change",
+    "Database",
     "Drop",
-    "Journal",
     "JournalError",
     "Put",
     "Record",
@@ -102,8 +102,8 @@ class Drop:
 Change = Put | Drop
 
 
-class Journal:
-    """One open journal file. Open with `Journal.open`, end with `close`."""
+class Database:
+    """One open journal file. Open with `Database.open`, end with `close`."""
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
         self._connection = connection
@@ -111,7 +111,7 @@ class Journal:
         self._path = path
 
     @classmethod
-    async def open(cls, path: Path) -> Journal:
+    async def open(cls, path: Path) -> Database:
         """Open the journal, making it when there is none. Raises `JournalError` for one that is corrupt or newer."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:

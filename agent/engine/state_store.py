@@ -1,4 +1,4 @@
-"""The ledger: what the agent knows, in memory, changed only by transactions that the journal holds first.
+"""The store: what the agent knows, in memory, changed only by transactions that the journal holds first.
 
 Every change reads, decides and commits under one lock, so decisions are never made on a stale world, and memory is
 changed only after the disk. A cancelled caller never leaves the two apart.
@@ -18,12 +18,12 @@ from agent.domain.events import Event, EventKind
 from agent.domain.model import HostMode, Lease, Resolution, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.states import VmEvent, advance
-from agent.engine.journal import TABLES, Drop, JournalError, Put, StoredAssignment, key_of
+from agent.engine.database import TABLES, Drop, JournalError, Put, StoredAssignment, key_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from agent.engine.journal import Change, Journal, Record
+    from agent.engine.database import Change, Database, Record
 
 T = TypeVar("T")
 OPEN: Final = HostMode()
@@ -31,10 +31,10 @@ log = structlog.get_logger()
 
 
 class Transaction:
-    """Changes gathered to be committed together. Reads see the ledger with the changes made so far."""
+    """Changes gathered to be committed together. Reads see the store with the changes made so far."""
 
-    def __init__(self, ledger: Ledger, now_s: float) -> None:
-        self._ledger = ledger
+    def __init__(self, store: StateStore, now_s: float) -> None:
+        self._store = store
         self.now_s = now_s
         self.changes: dict[tuple[type[Record], str], Change] = {}
         self.events: list[Event] = []
@@ -43,12 +43,12 @@ class Transaction:
         """Return a record as this transaction leaves it."""
         change = self.changes.get((kind, key))  # type: ignore[arg-type]
         if change is None:
-            return self._ledger.table(kind).get(key)
+            return self._store.table(kind).get(key)
         return change.record if isinstance(change, Put) else None  # type: ignore[return-value]
 
     def all(self, kind: type[T]) -> tuple[T, ...]:
         """Return every record of a kind as this transaction leaves it."""
-        found = dict(self._ledger.table(kind))
+        found = dict(self._store.table(kind))
         for (changed, key), change in self.changes.items():
             if changed is kind:
                 found.pop(key, None)
@@ -82,11 +82,11 @@ class Transaction:
         return after
 
 
-class Ledger:
+class StateStore:
     """The records by kind and key. Read freely; change by `transaction`."""
 
-    def __init__(self, journal: Journal, *, clock: Callable[[], float]) -> None:
-        self._journal = journal
+    def __init__(self, database: Database, *, clock: Callable[[], float]) -> None:
+        self._database = database
         self._clock = clock
         self._lock = asyncio.Lock()
         self._tables: dict[type[Record], dict[str, Any]] = {kind: {} for kind in TABLES}
@@ -97,11 +97,11 @@ class Ledger:
     async def load(self) -> None:
         """Read the journal into memory."""
         for kind in TABLES:
-            self._tables[kind] = await self._journal.load(kind)
+            self._tables[kind] = await self._database.load(kind)
 
     async def last_of_lease(self, lease_id: str) -> Event | None:
         """Return the latest event of a lease that the journal remembers."""
-        return await self._journal.last_of_lease(lease_id)
+        return await self._database.last_of_lease(lease_id)
 
     def on_change(self, listener: Callable[[tuple[Event, ...]], None]) -> None:
         """Call `listener` after every commit with the events it recorded."""
@@ -163,7 +163,7 @@ class Ledger:
         """Return whether the journal can be written now; `fault` says why not."""
         async with self._lock:
             try:
-                await self._journal.touch()
+                await self._database.touch()
             except JournalError as error:
                 self.fault = str(error)
             else:
@@ -172,7 +172,7 @@ class Ledger:
 
     async def _commit(self, transaction: Transaction) -> None:
         try:
-            await self._journal.write(list(transaction.changes.values()), transaction.events)
+            await self._database.write(list(transaction.changes.values()), transaction.events)
         except JournalError as error:
             self.fault = str(error)
             raise
@@ -202,7 +202,7 @@ async def _see_through(commit: asyncio.Future[None]) -> None:
     commit.result()
 
 
-_BAD = frozenset({EventKind.VM_FAILED, EventKind.VM_SICK_WHILE_LEASED, EventKind.LEASE_BROKEN})
+_BAD = frozenset({EventKind.VM_FAILED, EventKind.VM_UNHEALTHY_WHILE_LEASED, EventKind.LEASE_BROKEN})
 
 
 def _write_log(event: Event) -> None:

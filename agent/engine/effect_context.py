@@ -1,4 +1,4 @@
-"""The world outside, as effects reach it: hypervisor and images, with a bound on everything that is waited for."""
+"""The world context, as effects reach it: hypervisor and images, with a bound on everything that is waited for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 
 from agent.domain.errors import HearthError
-from agent.engine.journal import JournalError
+from agent.engine.database import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent.engine.evidence import Evidence
-    from agent.engine.ledger import Ledger, Transaction
+    from agent.engine.state_store import StateStore, Transaction
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
 
@@ -26,18 +26,18 @@ RETRY_S: Final = 1.0
 
 
 class TooSlowError(HearthError):
-    """The outside world did not answer in time."""
+    """The context world did not answer in time."""
 
     code = "too-slow"
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
-    """What effects work on, and the ledger they write their ends into. `jitter` gives numbers from 0 to 1."""
+class EffectContext:
+    """What effects work on, and the store they write their ends into. `jitter` gives numbers from 0 to 1."""
 
     hypervisor: Hypervisor
     images: Images
-    ledger: Ledger
+    store: StateStore
     evidence: Evidence
     jitter: Callable[[], float]
 
@@ -49,7 +49,7 @@ class Outside:
         """
         while True:
             try:
-                async with self.ledger.transaction() as transaction:
+                async with self.store.transaction() as transaction:
                     return write(transaction)
             except JournalError as error:
                 log.error("end-not-written", error=str(error))  # noqa: TRY400 - the message says it all

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from agent.domain import capacity
 from agent.domain.actions import DestroyVm
-from agent.domain.demand import pool_views, shortage, usable
 from agent.domain.fairness import unserved
+from agent.domain.pool_view import pool_views, shortage, usable
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agent.domain.demand import PoolView
     from agent.domain.model import Vm, World
+    from agent.domain.pool_view import PoolView
 
 
-def retire_outranked(world: World) -> Iterator[DestroyVm]:
+def preempt(world: World) -> Iterator[DestroyVm]:
     """Give up idle VMs for requests of other pools that find no room, else one for a pool of higher priority."""
     if world.draining or world.disk_full:
         return

@@ -25,7 +25,7 @@ _TOOL_MARGIN_S: Final = 5.0
 _Answer = tuple[Outcome, str]
 
 
-class Asker:
+class ProbeRunner:
     """Asks probes of VMs through a hypervisor and one HTTP session."""
 
     def __init__(self, hypervisor: Hypervisor, http: aiohttp.ClientSession, *, clock: Callable[[], float]) -> None:

@@ -12,8 +12,8 @@ from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Observed, 
 from agent.domain.names import vm_name
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
-from agent.engine import salvage
-from agent.engine.journal import Journal, Put, Record, StoredAssignment
+from agent.engine import journal_recovery
+from agent.engine.database import Database, Put, Record, StoredAssignment
 from tests.engine.support import Clock, open_ledger, vm
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ MODE = HostMode(Mode.CORDONED, 5.0, "disks")
 
 
 async def write(path: Path) -> None:
-    journal = await Journal.open(path)
+    database = await Database.open(path)
     failure = Failure(Cause.EXITED, "x", 1.0)
     records: list[Record] = [
         vm(READY), vm(LEASED, VmState.LEASED, lease_id="l1"), vm(DEAD, VmState.LEASED, lease_id="l2"),
@@ -36,8 +36,8 @@ async def write(path: Path) -> None:
         StoredAssignment("api", "etag", "{}"),
     ]  # fmt: skip
     events = [Event(EventKind.VM_READY, float(number), vm=READY, detail="x" * 200) for number in range(2000)]
-    await journal.write([Put(record) for record in records], events)
-    await journal.close()
+    await database.write([Put(record) for record in records], events)
+    await database.close()
 
 
 def rebuilt_lease(name: str) -> str:
@@ -52,7 +52,7 @@ def listed(*names: str) -> tuple[Observed, ...]:
 async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await write(path)
-    contents = salvage.read(path)
+    contents = journal_recovery.read(path)
     assert contents.faults == []
     assert set(contents.records[Vm]) == {READY, LEASED, DEAD, FAILED}
     assert len(contents.events) == 2000
@@ -61,30 +61,30 @@ async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) ->
 
 async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_path: Path) -> None:
     await write(tmp_path / "journal.sqlite")
-    old = salvage.read(tmp_path / "journal.sqlite")
+    old = journal_recovery.read(tmp_path / "journal.sqlite")
     seen = listed(READY, LEASED, FAILED, UNKNOWN)
-    rebuilt = salvage.rebuild(old, seen, {"other": VmSize(8, 9000)}, 5000.0)
-    salvage.write(tmp_path / "fresh.sqlite", rebuilt)
-    async with open_ledger(tmp_path / "fresh.sqlite", Clock()) as ledger:
-        states = {name: one.state for name, one in ledger.vms.items()}
+    rebuilt = journal_recovery.rebuild(old, seen, {"other": VmSize(8, 9000)}, 5000.0)
+    journal_recovery.write(tmp_path / "fresh.sqlite", rebuilt)
+    async with open_ledger(tmp_path / "fresh.sqlite", Clock()) as store:
+        states = {name: one.state for name, one in store.vms.items()}
         assert states == {
             READY: VmState.STARTING, LEASED: VmState.LEASED, FAILED: VmState.FAILED, UNKNOWN: VmState.LEASED
         }  # fmt: skip
-        assert ledger.vms[READY].image == "sha256:v1"
-        assert ledger.vms[READY].ready_at_s is None
-        unknown = ledger.vms[UNKNOWN]
+        assert store.vms[READY].image == "sha256:v1"
+        assert store.vms[READY].ready_at_s is None
+        unknown = store.vms[UNKNOWN]
         assert (unknown.pool, unknown.size, unknown.image) == ("other", VmSize(8, 9000), "sha256:seen")
-        held = ledger.vms[UNKNOWN].lease_id
+        held = store.vms[UNKNOWN].lease_id
         assert held == rebuilt_lease(UNKNOWN)
-        assert set(ledger.leases) == {"l1", held}
-        assert (ledger.leases["l1"], ledger.leases[held].expires_at_s) == (LEASE, 8600.0)
-        assert ledger.rollouts == {"ci": ROLLOUT}
-        assert ledger.mode == MODE
-        assert ledger.breakers == {}
-        ending = await ledger.last_of_lease("l2")
+        assert set(store.leases) == {"l1", held}
+        assert (store.leases["l1"], store.leases[held].expires_at_s) == (LEASE, 8600.0)
+        assert store.rollouts == {"ci": ROLLOUT}
+        assert store.mode == MODE
+        assert store.breakers == {}
+        ending = await store.last_of_lease("l2")
         assert ending is not None
         assert (ending.kind, ending.cause) == (EventKind.LEASE_BROKEN, Cause.LOST)
-    again = salvage.read(tmp_path / "fresh.sqlite")
+    again = journal_recovery.read(tmp_path / "fresh.sqlite")
     assert again.faults == []
     assert max(again.events) == 2003
     assert again.events[2003].kind is EventKind.JOURNAL_REBUILT
@@ -92,9 +92,9 @@ async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_p
 
 async def test_of_a_damaged_journal_no_vm_is_taken_for_idle(tmp_path: Path) -> None:
     await write(tmp_path / "journal.sqlite")
-    old = salvage.read(tmp_path / "journal.sqlite")
+    old = journal_recovery.read(tmp_path / "journal.sqlite")
     old.damaged = True
-    rebuilt = salvage.rebuild(old, listed(READY, LEASED), {}, 5000.0)
+    rebuilt = journal_recovery.rebuild(old, listed(READY, LEASED), {}, 5000.0)
     assert (rebuilt.held, rebuilt.kept_leases) == ((READY,), ("l1",))
     assert {record.state for record in rebuilt.records if isinstance(record, Vm)} == {VmState.LEASED}
 
@@ -107,7 +107,7 @@ async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
     data[half : half + 40960] = b"\xff" * 40960  # somewhere in the events
     path.write_bytes(data)
     before = path.read_bytes()
-    contents = salvage.read(path)
+    contents = journal_recovery.read(path)
     assert any("damaged" in fault for fault in contents.faults)
     assert set(contents.records[Lease]) == {"l1", "l2"}
     assert 100 < len(contents.events) < 2000
@@ -118,10 +118,10 @@ async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
 def test_what_is_no_database_holds_nothing_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 1000)
-    contents = salvage.read(path)
+    contents = journal_recovery.read(path)
     assert "file is not a database" in contents.faults[0]
     assert list(contents.all()) == []
-    rebuilt = salvage.rebuild(contents, listed(READY), {}, 5000.0)
+    rebuilt = journal_recovery.rebuild(contents, listed(READY), {}, 5000.0)
     assert rebuilt.adopted == rebuilt.held == (READY,)
 
 
@@ -132,7 +132,7 @@ async def test_records_that_make_no_sense_are_told(tmp_path: Path) -> None:
         connection.execute("UPDATE vms SET doc = '{}' WHERE key = ?", [LEASED])
         connection.execute("DELETE FROM leases WHERE key = 'l2'")
         connection.commit()
-    faults = salvage.read(path).faults
+    faults = journal_recovery.read(path).faults
     assert any(f"record '{LEASED}' cannot be read" in fault for fault in faults)
     assert any(f"lease l1 is of {LEASED}, which is not here" in fault for fault in faults)
     assert any(f"{DEAD} is leased as l2, and there is no such lease" in fault for fault in faults)
@@ -143,7 +143,7 @@ async def test_the_old_journal_is_kept_with_all_its_parts(tmp_path: Path) -> Non
     path.write_text("old")
     path.with_name("journal.sqlite-wal").write_text("wal")
     (tmp_path / "fresh").write_text("new")
-    aside = salvage.replace_journal(path, tmp_path / "fresh", stamp="now")
+    aside = journal_recovery.replace_journal(path, tmp_path / "fresh", stamp="now")
     assert path.read_text() == "new"
     assert aside.read_text() == "old"
     assert aside.with_name(f"{aside.name}-wal").read_text() == "wal"

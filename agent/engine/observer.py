@@ -1,4 +1,4 @@
-"""What the engine last saw outside: the hypervisor's listing, local images, disk space. Refreshed at a slow tick."""
+"""What the engine last saw context: the hypervisor's listing, local images, disk space. Refreshed at a slow tick."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TIMEOUT_S: Final = 30.0
 DISK_UNKNOWN: Final = DiskFacts(0, 0, 0)
 
 
-class Observation:
-    """The latest look outside. What cannot be seen keeps its last value and has its reason in `problems`."""
+class Observer:
+    """The latest look context. What cannot be seen keeps its last value and has its reason in `problems`."""
 
     def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskFacts]) -> None:
         self._hypervisor = hypervisor
@@ -51,7 +51,7 @@ class Observation:
         """
         await self._guard("DiskMeasured", self._measure_disk())
         await self._guard("ImageStoreReadable", self._list_images())
-        if self._hypervisor.capabilities.fan_out:
+        if self._hypervisor.capabilities.templates:
             await self._guard("HypervisorResponding", self._list_templates())
 
     def take_listing(self) -> Listing | None:

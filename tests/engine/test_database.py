@@ -17,7 +17,7 @@ from agent.domain.events import Event, EventKind
 from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Resolution, Vm
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
-from agent.engine.journal import Drop, Journal, JournalError, Put, Record, StoredAssignment, key_of
+from agent.engine.database import Database, Drop, JournalError, Put, Record, StoredAssignment, key_of
 from tests.engine.support import Clock, open_ledger, put, vm
 
 if TYPE_CHECKING:
@@ -37,51 +37,51 @@ RECORDS: tuple[Record, ...] = (
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 async def test_every_kind_of_record_comes_back_as_it_was_written(tmp_path: Path, record: Record) -> None:
-    journal = await Journal.open(tmp_path / "journal.sqlite")
-    await journal.write([Put(record)])
-    await journal.close()
+    database = await Database.open(tmp_path / "journal.sqlite")
+    await database.write([Put(record)])
+    await database.close()
 
-    journal = await Journal.open(tmp_path / "journal.sqlite")
-    assert await journal.load(type(record)) == {key_of(record): record}
-    await journal.write([Drop(type(record), key_of(record))])
-    assert await journal.load(type(record)) == {}
-    await journal.close()
+    database = await Database.open(tmp_path / "journal.sqlite")
+    assert await database.load(type(record)) == {key_of(record): record}
+    await database.write([Drop(type(record), key_of(record))])
+    assert await database.load(type(record)) == {}
+    await database.close()
 
 
 async def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    journal = await Journal.open(tmp_path / "journal.sqlite")
+    database = await Database.open(tmp_path / "journal.sqlite")
     twin = Lease("l2", "ci", "v1", "other", 60, 1000, 1060)
     with pytest.raises(JournalError, match="UNIQUE"):
-        await journal.write([Put(vm("v1")), Put(LEASE), Put(twin)], [Event(EventKind.LEASE_GRANTED, 1.0)])
-    assert await journal.load(Vm) == {}
-    assert await journal.load(Lease) == {}
-    assert await journal.events() == []
-    await journal.close()
+        await database.write([Put(vm("v1")), Put(LEASE), Put(twin)], [Event(EventKind.LEASE_GRANTED, 1.0)])
+    assert await database.load(Vm) == {}
+    assert await database.load(Lease) == {}
+    assert await database.events() == []
+    await database.close()
 
 
 async def test_the_file_itself_forbids_two_leases_on_one_vm(tmp_path: Path) -> None:
-    journal = await Journal.open(tmp_path / "journal.sqlite")
-    await journal.write([Put(LEASE)])
+    database = await Database.open(tmp_path / "journal.sqlite")
+    await database.write([Put(LEASE)])
     with pytest.raises(JournalError):
-        await journal.write([Put(Lease("l2", "ci", "v1", "other", 60, 1000, 1060))])
-    await journal.close()
+        await database.write([Put(Lease("l2", "ci", "v1", "other", 60, 1000, 1060))])
+    await database.close()
 
 
 async def test_events_are_kept_in_order_and_told_by_vm(tmp_path: Path) -> None:
-    journal = await Journal.open(tmp_path / "journal.sqlite")
-    await journal.write([], [Event(EventKind.VM_CREATING, 1.0, vm="a"), Event(EventKind.VM_CREATING, 1.0, vm="b")])
-    await journal.write([], [Event(EventKind.VM_READY, 2.0, vm="a", duration_s=1.0)])
-    told = await journal.events(vm="a")
+    database = await Database.open(tmp_path / "journal.sqlite")
+    await database.write([], [Event(EventKind.VM_CREATING, 1.0, vm="a"), Event(EventKind.VM_CREATING, 1.0, vm="b")])
+    await database.write([], [Event(EventKind.VM_READY, 2.0, vm="a", duration_s=1.0)])
+    told = await database.events(vm="a")
     assert [(sequence, event.kind) for sequence, event in told] == [(1, "vm-creating"), (3, "vm-ready")]
-    assert [sequence for sequence, _ in await journal.events(after=1)] == [2, 3]
-    await journal.close()
+    assert [sequence for sequence, _ in await database.events(after=1)] == [2, 3]
+    await database.close()
 
 
 async def test_a_corrupt_journal_is_refused_by_name_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be read.*journal rebuild"):
-        await Journal.open(path)
+        await Database.open(path)
     assert path.read_bytes().startswith(b"this is not")
 
 
@@ -91,21 +91,21 @@ async def test_a_journal_of_a_newer_agent_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(JournalError, match="written by a newer agent"):
-        await Journal.open(path)
+        await Database.open(path)
 
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
 from agent.domain.model import Resolution
-from agent.engine.journal import Journal, Put
+from agent.engine.database import Database, Put
 
 async def main():
-    journal = await Journal.open(Path(sys.argv[1]))
+    database = await Database.open(Path(sys.argv[1]))
     number = 0
     while True:
         number += 1
-        await journal.write([Put(Resolution(f"ref-{number}", None, number))])
+        await database.write([Put(Resolution(f"ref-{number}", None, number))])
         print(number, flush=True)
 
 asyncio.run(main())
@@ -122,31 +122,31 @@ async def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
             told = int(await asyncio.to_thread(writer.stdout.readline))
         os.kill(writer.pid, signal.SIGKILL)
         told = max([told, *(int(line) for line in writer.stdout if line.strip())])
-    journal = await Journal.open(path)
-    assert len(await journal.load(Resolution)) >= told
-    await journal.close()
+    database = await Database.open(path)
+    assert len(await database.load(Resolution)) >= told
+    await database.close()
 
 
 async def test_memory_stands_as_before_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    async with open_ledger(path, Clock()) as ledger:
-        await put(ledger, vm("v1"))
+    async with open_ledger(path, Clock()) as store:
+        await put(store, vm("v1"))
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("DROP TABLE leases")
         with pytest.raises(JournalError):
-            async with ledger.transaction() as transaction:
+            async with store.transaction() as transaction:
                 transaction.put(LEASE)
                 transaction.drop(Vm, "v1")
-        assert set(ledger.vms) == {"v1"}
-        assert not ledger.leases
+        assert set(store.vms) == {"v1"}
+        assert not store.leases
         other.close()
 
 
 async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_file_agreeing(tmp_path: Path) -> None:
-    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as ledger:
+    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as store:
 
         async def write() -> None:
-            async with ledger.transaction() as transaction:
+            async with store.transaction() as transaction:
                 transaction.put(vm("v1"))
 
         for _ in range(20):
@@ -156,4 +156,4 @@ async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_fi
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             async with open_ledger(tmp_path / "journal.sqlite", Clock()) as again:
-                assert again.vms == ledger.vms
+                assert again.vms == store.vms

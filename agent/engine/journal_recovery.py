@@ -21,14 +21,14 @@ from agent.domain.breaker import Breaker
 from agent.domain.events import Event, EventKind
 from agent.domain.model import Cause, Lease, Vm, VmSize
 from agent.domain.states import VmState
-from agent.engine.journal import EVENT, TABLES
+from agent.engine.database import EVENT, TABLES
 from agent.engine.schema import VERSION, connect, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from agent.domain.model import Observed
-    from agent.engine.journal import Record
+    from agent.engine.database import Record
 
 HOLD_S: Final = 3600.0
 """How long a VM is held for whoever may be using it: as long as a lease lives unless its pool says otherwise."""

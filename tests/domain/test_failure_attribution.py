@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from agent.domain.blame import FREE_FAILURES
 from agent.domain.breaker import HOST_BREAKER, Breaker
 from agent.domain.conditions import conditions
+from agent.domain.failure_attribution import FREE_FAILURES
 from agent.domain.model import Cause, Condition, HostLimits, PoolSpec
 from agent.domain.states import VmState
 from tests.domain.simulation import Host, digest, serving_host

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.domain.breaker import Breaker
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import HostMode
 from agent.domain.rollout import Phase, Rollout, retry, undo
@@ -19,43 +19,43 @@ if TYPE_CHECKING:
 
     from agent.domain.model import Mode
     from agent.engine.leases import LeaseDesk
-    from agent.engine.ledger import Ledger, Transaction
+    from agent.engine.state_store import StateStore, Transaction
 
 
 class NothingToRetryError(HearthError):
     """The pool serves its target, and nothing holds it back."""
 
     code = "nothing-to-retry"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class NothingToUndoError(HearthError):
     """There is no version to go back to, or the pool went back to it already."""
 
     code = "nothing-to-undo"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
-class Operations:
+class OperatorCommands:
     """The operator's hand on the engine."""
 
-    def __init__(self, ledger: Ledger, desk: LeaseDesk, *, wake: Callable[[], None]) -> None:
-        self._ledger = ledger
+    def __init__(self, store: StateStore, desk: LeaseDesk, *, wake: Callable[[], None]) -> None:
+        self._store = store
         self._desk = desk
         self._wake = wake
 
     @property
     def mode(self) -> HostMode:
         """The mode of this host."""
-        return self._ledger.mode
+        return self._store.mode
 
     async def set_mode(self, mode: Mode, *, reason: str) -> HostMode:
         """Open, cordon or drain the host. Asking for the mode it is in changes nothing but the reason.
 
         Requests that wait for a VM are refused when the host gives no leases any more.
         """
-        async with self._ledger.transaction() as transaction:
-            before = self._ledger.mode
+        async with self._store.transaction() as transaction:
+            before = self._store.mode
             if (before.mode, before.reason) == (mode, reason):
                 return before
             since_s = before.since_s if before.mode is mode else transaction.now_s
@@ -71,7 +71,7 @@ class Operations:
 
         Raises `PoolUnknownError`, `NothingToRetryError`.
         """
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             before = _rollout(transaction, pool)
             held_back = before.target is not None and transaction.get(Breaker, before.target) is not None
             if before.phase is Phase.SERVING and not held_back:
@@ -92,7 +92,7 @@ class Operations:
 
         Raises `PoolUnknownError`, `NothingToUndoError`.
         """
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             before = _rollout(transaction, pool)
             after = undo(before, reason=f"undone: {reason}" if reason else "undone", now_s=transaction.now_s)
             if after is None:

@@ -1,4 +1,4 @@
-"""Puts the world together: the ledger's records, the last look outside, and this moment."""
+"""Puts the world together: the store's records, the last look context, and this moment."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from agent.domain.model import HostLimits, Listing, PoolSpec
     from agent.engine.executor import Executor
     from agent.engine.leases import LeaseDesk
-    from agent.engine.ledger import Ledger
-    from agent.engine.observation import Observation
+    from agent.engine.observer import Observer
+    from agent.engine.state_store import StateStore
     from agent.hypervisors.contract import Capabilities
 
 _IDS_A_TURN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Worldview:
+class WorldBuilder:
     """Where each part of the world comes from. `pools` gives the assignment in force, `jitter` numbers from 0 to 1."""
 
-    ledger: Ledger
+    store: StateStore
     desk: LeaseDesk
     executor: Executor
-    observation: Observation
+    observer: Observer
     capabilities: Capabilities
     limits: Callable[[], HostLimits]
     resolve_period_s: float
@@ -47,27 +47,27 @@ class Worldview:
             jitter=self.jitter(),
             limits=self.limits(),
             pools=self.pools(),
-            vms=tuple(self.ledger.vms.values()),
-            leases=tuple(self.ledger.leases.values()),
+            vms=tuple(self.store.vms.values()),
+            leases=tuple(self.store.leases.values()),
             waiters=self.desk.waiters,
-            images=self.observation.images,
-            resolutions=dict(self.ledger.resolutions),
-            rollouts=dict(self.ledger.rollouts),
-            breakers=dict(self.ledger.breakers),
+            images=self.observer.images,
+            resolutions=dict(self.store.resolutions),
+            rollouts=dict(self.store.rollouts),
+            breakers=dict(self.store.breakers),
             listing=listing,
             busy=self.executor.busy,
-            mode=self.ledger.mode,
-            disk_full=self.observation.disk.full,
-            excess_bytes=self.observation.disk.excess_bytes,
-            foreign_slots=self.observation.foreign_slots,
+            mode=self.store.mode,
+            disk_full=self.observer.disk.full,
+            excess_bytes=self.observer.disk.excess_bytes,
+            foreign_slots=self.observer.foreign_slots,
             can_suspend=self.capabilities.suspend,
-            can_fan_out=self.capabilities.fan_out,
-            templates=self.observation.templates,
+            can_use_templates=self.capabilities.templates,
+            templates=self.observer.templates,
             fresh_ids=tuple(str(ULID()) for _ in range(self._ids() if to_plan else 0)),
             resolve_period_s=self.resolve_period_s,
         )
 
     def _ids(self) -> int:
         """Return how many VMs a plan can make at most."""
-        held = sum(vm.holds_slot for vm in self.ledger.vms.values())
+        held = sum(vm.holds_slot for vm in self.store.vms.values())
         return max(0, min(_IDS_A_TURN, self.limits().slots - held))

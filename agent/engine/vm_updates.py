@@ -1,4 +1,4 @@
-"""What the engine makes of news about a VM: it was proven, it is sick, its process ended, a person wants it replaced.
+"""Updates of a VM from probes, process exits and replacement requests.
 
 Each piece of news is one transaction on the VM's row; the next turn of the loop draws the consequences.
 """
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import structlog
 
-from agent.domain.errors import Blame, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, Failure, Vm
 from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
+from agent.engine.database import JournalError
 from agent.engine.intents import fail_vm, tell_holder
-from agent.engine.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.domain.health import Sick
-    from agent.engine.ledger import Ledger
+    from agent.domain.health import Unhealthy
+    from agent.engine.state_store import StateStore
     from agent.hypervisors.contract import VmExit
 
 log = structlog.get_logger()
@@ -33,21 +33,21 @@ class VmUnknownError(HearthError):
     """No VM of that name is ours."""
 
     code = "vm-not-found"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class VmLeasedError(HearthError):
     """A leased VM is never touched while its lease lives."""
 
     code = "vm-leased"
-    blame: ClassVar[Blame] = Blame.REQUEST
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
-class Verdicts:
-    """Writes news about VMs into the ledger and wakes the loop."""
+class VmUpdates:
+    """Writes news about VMs into the store and wakes the loop."""
 
-    def __init__(self, ledger: Ledger, *, jitter: Callable[[], float], awake: asyncio.Event) -> None:
-        self._ledger = ledger
+    def __init__(self, store: StateStore, *, jitter: Callable[[], float], awake: asyncio.Event) -> None:
+        self._store = store
         self._jitter = jitter
         self._awake = awake
         self._exits: asyncio.Queue[VmExit] = asyncio.Queue()
@@ -55,7 +55,7 @@ class Verdicts:
 
     async def proven(self, vm: str) -> None:
         """All startup probes of a VM passed: it is ready."""
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             known = transaction.get(Vm, vm)
             if known is None or known.state not in UNPROVEN:
                 return
@@ -68,13 +68,13 @@ class Verdicts:
             )  # fmt: skip
         self._awake.set()
 
-    async def sick(self, vm: str, sick: Sick) -> None:
+    async def unhealthy(self, vm: str, unhealthy: Unhealthy) -> None:
         """Probes say that a VM must be replaced. While it is leased its holder is to judge that, and is only told."""
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             known = transaction.get(Vm, vm)
             if known is None:
                 return
-            failure = Failure(sick.cause, sick.reason, transaction.now_s)
+            failure = Failure(unhealthy.cause, unhealthy.reason, transaction.now_s)
             if known.state is VmState.LEASED:
                 tell_holder(transaction, known, failure)
             elif known.state in RUNNING:
@@ -86,7 +86,7 @@ class Verdicts:
 
         Raises `VmUnknownError`, or `VmLeasedError` while it is leased.
         """
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             known = transaction.get(Vm, vm)
             if known is None:
                 raise VmUnknownError(f"there is no VM {vm!r} on this host", remedy="see `hearth vms` for its VMs")
@@ -126,7 +126,7 @@ class Verdicts:
         return True
 
     async def _exited(self, gone: VmExit) -> None:
-        async with self._ledger.transaction() as transaction:
+        async with self._store.transaction() as transaction:
             known = transaction.get(Vm, gone.name)
             if known is None or known.state not in RUNNING:
                 return
