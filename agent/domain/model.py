@@ -286,7 +286,7 @@ class World:
     busy: frozenset[str] = frozenset()  # resources with an action under way: VM names, digests, references
     mode: HostMode = HostMode()
     disk_full: bool = False
-    excess_bytes: int = 0  # what images must give up for the disk to fall to its low watermark
+    excess_bytes: int = 0  # what evictions must free: down to the low watermark, and up to the free-space reserve
     foreign_slots: int = 0  # slots held by VMs that are not ours, where the hypervisor counts them
     fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
     name_prefix: str = PREFIX

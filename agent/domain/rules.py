@@ -17,6 +17,7 @@ from agent.domain.actions import (
     ResolveImage,
 )
 from agent.domain.breaker import held_back
+from agent.domain.eviction import select_evictions
 from agent.domain.model import Cause, Failure
 from agent.domain.pool_view import pick_ready, pool_views
 from agent.domain.rollout import Phase, needed_images
@@ -168,16 +169,10 @@ def images_in_use(world: World) -> frozenset[str]:
 
 
 def evict_images(world: World) -> Iterator[EvictImage]:
-    """Free the disk from versions nobody needs, least recently used first: all when it is full, else down to its low
-    watermark.
-    """
-    needed = images_in_use(world)
-    idle = [image for image in world.images if image.digest not in needed and not held_back(world, image.digest)]
-    excess = world.excess_bytes
-    for image in sorted(idle, key=lambda image: image.last_used_at_s):
-        if world.disk_full or excess > 0:
-            yield EvictImage(image.digest)
-        excess -= image.allocated_bytes
+    """Evict unused versions, least recently used first, until the disk has the free space it should have."""
+    blocked = {image.digest for image in world.images if held_back(world, image.digest)}
+    for image in select_evictions(world.images, images_in_use(world) | blocked, world.excess_bytes):
+        yield EvictImage(image.digest)
 
 
 def _missing(vm: Vm, seen: Observed | None) -> str:

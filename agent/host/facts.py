@@ -49,7 +49,7 @@ class DiskFacts:
     free_bytes: int
     reserve_bytes: int
     excess_bytes: int = 0
-    """What must go for the volume to fall to its low watermark; 0 as long as it is below the high one."""
+    """Bytes to free: down to the low watermark when above the high one, and up to the reserve. 0 when neither binds."""
 
     @property
     def full(self) -> bool:
@@ -82,8 +82,9 @@ def measure_disk(path: Path, config: Config) -> DiskFacts:
     seen = space.measure(path)
     used = seen.total_bytes - seen.free_bytes
     full = used > seen.total_bytes * config.images.high_watermark_percent / 100
-    excess = int(used - seen.total_bytes * config.images.low_watermark_percent / 100) if full else 0
     reserve = config.host.disk_reserve_mib * _MIB
+    excess = int(used - seen.total_bytes * config.images.low_watermark_percent / 100) if full else 0
+    excess = max(0, excess, reserve - seen.free_bytes)
     return DiskFacts(seen.total_bytes, seen.free_bytes, reserve, excess)
 
 

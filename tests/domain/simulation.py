@@ -140,6 +140,7 @@ class Host:
             busy=frozenset(self.flying),
             mode=self.mode,
             disk_full=self.disk_full,
+            excess_bytes=int(self.disk_full),
             foreign_slots=self.foreign_seen,
             can_suspend=self.can_suspend,
             can_use_templates=self.can_use_templates,

@@ -379,7 +379,7 @@ def test_only_images_nobody_needs_are_evicted_and_only_when_the_disk_is_full(use
         name, vm = next(iter(host.vms.items()))
         host.vms[name] = replace(vm, image=image.digest)
     assert not any(isinstance(action, EvictImage) for action in plan(host.world()).actions)
-    full = plan(replace(host.world(), disk_full=True, resolutions={})).actions
+    full = plan(replace(host.world(), disk_full=True, excess_bytes=1, resolutions={})).actions
     assert any(isinstance(action, EvictImage) for action in full) == (used_by == "nobody")
 
 
