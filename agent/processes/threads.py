@@ -1,28 +1,48 @@
-"""Blocking work in threads that is over when its caller goes on, also a caller that was cancelled."""
+"""Blocking work in threads. A thread ends before its caller continues, also when the caller is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+import contextvars
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
-T = TypeVar("T")
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
-async def finish_in_thread(work: Callable[[], T], *, if_cancelled: Callable[[T], object] | None = None) -> T:
-    """Run `work` in a thread and return what it returns.
+async def run_in_thread(
+    function: Callable[[*_Arguments], _Result],
+    *arguments: *_Arguments,
+    executor: Executor | None = None,
+    if_cancelled: Callable[[_Result], object] | None = None,
+) -> _Result:
+    """Run a function in a thread and return its result. If the caller is cancelled, wait for the thread first.
 
-    A thread cannot be cancelled. Leaving it behind would let files and processes appear after they were looked for, so
-    a cancel waits for its end, hands its result to `if_cancelled`, and goes on. For work that is short.
+    A thread cannot be cancelled. If it were abandoned, it could use a descriptor, buffer or directory that the caller
+    has closed or removed, or create files and processes after the caller cleaned up. Therefore every cancellation, also
+    a second and a third one, waits until the thread ends; then `if_cancelled` gets the result, unless the function
+    raised, and `CancelledError` is raised. The function sees the caller's context variables.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+    context = contextvars.copy_context()
+    future = asyncio.get_running_loop().run_in_executor(executor, context.run, function, *arguments)
     try:
-        await asyncio.wait([running])
+        await asyncio.wait([future])
     except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if running.exception() is None and if_cancelled is not None:
-            if_cancelled(running.result())
+        await _wait_despite_cancellation(future)
+        # Reading the exception marks it as handled, so that asyncio does not report it as lost.
+        if not future.cancelled() and future.exception() is None and if_cancelled is not None:
+            if_cancelled(future.result())
         raise
-    return running.result()
+    return future.result()
+
+
+async def _wait_despite_cancellation(future: asyncio.Future[_Result]) -> None:
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            continue

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ import pytest
 
 from agent.processes.exits import ExitWatcher, exit_watcher
 from agent.processes.process import ProcessIdentity, identify, is_alive, kill, spawn_detached
-from agent.processes.threads import finish_in_thread
 from tests.support.processes import eventually, gone, open_fds
 
 if TYPE_CHECKING:
@@ -185,28 +183,3 @@ async def test_asyncio_children_and_watched_ones_do_not_disturb_each_other(
 
     codes = await asyncio.gather(*(of(code) for code in range(1, 21) for of in (of_asyncio, of_ours)))
     assert codes == [code for code in range(1, 21) for _ in range(2)]
-
-
-async def test_a_cancelled_caller_waits_for_the_thread_and_passes_its_result_on() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    left: list[str] = []
-
-    def work() -> str:
-        begun.set()
-        go_on.wait(10)
-        return "made"
-
-    call = asyncio.create_task(finish_in_thread(work, if_cancelled=left.append))
-    await asyncio.to_thread(begun.wait, 10)
-    call.cancel()
-    await asyncio.sleep(0)
-    assert not call.done()
-    go_on.set()
-    await asyncio.wait([call], timeout=10)
-    assert call.cancelled()
-    assert left == ["made"]
-
-
-async def test_what_a_thread_raises_reaches_its_caller() -> None:
-    with pytest.raises(OSError, match="no room"):
-        await finish_in_thread(lambda: (_ for _ in ()).throw(OSError("no room")))

@@ -41,7 +41,7 @@ from agent.hypervisors.contract import (
 from agent.hypervisors.shell_session import SIGNAL_S, ShellCommand, Way
 from agent.processes.command import CommandError, CommandRunner, CommandTimeoutError, ProgramMissingError
 from agent.processes.process import identify, is_alive
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,9 +141,9 @@ class AnkaHypervisor:
         if await self._find(spec.name) is not None:
             raise VmExistsError(f"a VM named {spec.name} exists")
         try:
-            await finish_in_thread(lambda: self._records.create(spec.name, image.digest))
+            await run_in_thread(lambda: self._records.create(spec.name, image.digest))
             await make_vm(self._anka, spec, image)
-            await finish_in_thread(lambda: self._records.complete(spec.name))
+            await run_in_thread(lambda: self._records.complete(spec.name))
         except OSError as error:
             raise HypervisorError(f"{spec.name} cannot be written down: {error}") from error
 
@@ -187,7 +187,7 @@ class AnkaHypervisor:
                 await self._anka.ask("delete", "--yes", name)
             if await self._find(name) is not None:
                 raise HypervisorError(f"`anka delete` said that {name} is deleted, but it is still listed")
-        await finish_in_thread(lambda: self._records.remove(name))
+        await run_in_thread(lambda: self._records.remove(name))
         self._fleet.last_exits.pop(name, None)
 
     async def suspend(self, name: str) -> None:
@@ -341,7 +341,7 @@ class AnkaHypervisor:
         log.info("vm-process-adopted", vm=name, pid=pid)
         if process is not None:
             try:
-                await finish_in_thread(lambda: self._records.note_process(name, process))
+                await run_in_thread(lambda: self._records.note_process(name, process))
             except OSError as error:  # only missed if Anka loses the VM and the agent ends, both
                 log.warning("vm-process-not-noted", vm=name, error=str(error))
         if process is None and (self._poll is None or self._poll.done()):

@@ -12,7 +12,7 @@ from agent.hypervisors.contract import HypervisorError, VmExistsError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.firmware import choose_firmware, write_variables
 from agent.processes.command import Command, CommandError, CommandRunner
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,12 +44,12 @@ async def make_clone(
     staging = where.partial(name)
     try:
         if loan is not None:
-            await finish_in_thread(partial(_take, where, name, image, loan))
+            await run_in_thread(partial(_take, where, name, image, loan))
             return
-        await finish_in_thread(partial(_begin, where, name))
+        await run_in_thread(partial(_begin, where, name))
         await runner.run(overlay(tools, staging / layout.DISK, "raw", str(image.disk)))
-        await finish_in_thread(partial(_write_variables, staging, image, tools))
-        await finish_in_thread(partial(_publish, where, name, image))
+        await run_in_thread(partial(_write_variables, staging, image, tools))
+        await run_in_thread(partial(_publish, where, name, image))
     except (OSError, CommandError) as error:
         raise HypervisorError(f"{name} cannot be cloned: {error}", remedy="check the data volume") from error
 

@@ -37,7 +37,7 @@ from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
 from agent.processes.bounded import trim
 from agent.processes.command import CommandRunner
 from agent.processes.process import kill
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ class QemuHypervisor:
         try:
             await self._in_store(lambda store: store.publish(draft, template, record))
         finally:
-            await finish_in_thread(partial(discard_draft, vm.directory))
+            await run_in_thread(partial(discard_draft, vm.directory))
 
     async def templates(self) -> frozenset[str]:
         """See `Hypervisor`."""
@@ -186,7 +186,7 @@ class QemuHypervisor:
         self._only_ours(name)
         if vm := await self._fleet.find(name):
             raise HypervisorError(f"{name} still runs as process {vm.process.pid}", remedy="stop it first")
-        await finish_in_thread(partial(remove_vm, self._where, name))
+        await run_in_thread(partial(remove_vm, self._where, name))
         self._fleet.forget(name)
 
     async def suspend(self, name: str) -> None:
@@ -251,7 +251,7 @@ class QemuHypervisor:
     async def _in_store(self, work: Callable[[Templates], T]) -> T:
         """Do something with the templates in a thread, to its end."""
         try:
-            return await finish_in_thread(lambda: work(self._templates))
+            return await run_in_thread(lambda: work(self._templates))
         except OSError as error:
             raise HypervisorError(f"the templates cannot be used: {error}", remedy="check the data volume") from error
 

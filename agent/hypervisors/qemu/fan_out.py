@@ -24,7 +24,7 @@ from agent.hypervisors.qemu.mappable import part_memory
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.suspend import SAVE_S
 from agent.processes.command import CommandError
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,17 +49,17 @@ async def draft_template(vm: RunningVm, fleet: Fleet, tools: Toolchain, runner: 
     draft = vm.directory / layout.DRAFT
     began_s = time.monotonic()
     try:
-        await finish_in_thread(partial(_begin, draft))
+        await run_in_thread(partial(_begin, draft))
         async with monitor(vm.name, vm.directory / layout.MONITOR, timeout_s=SAVE_S) as qmp:
             await _check_version(vm, qmp, tools.version)
             spec = VmSpec(vm.name, await _size(qmp), ())
             paused_s = time.monotonic()
             await qmp.ask("stop")
             await qmp.migrate_out(draft / layout.MEMORY)
-            await finish_in_thread(partial(_copy_disk, vm.directory, draft))
+            await run_in_thread(partial(_copy_disk, vm.directory, draft))
             await qmp.go_on()
             pause_s = time.monotonic() - paused_s
-        _, disk_bytes = await finish_in_thread(partial(disk_header, draft / layout.DISK))
+        _, disk_bytes = await run_in_thread(partial(disk_header, draft / layout.DISK))
         await runner.run(overlay(tools, draft / layout.OVERLAY, "qcow2", layout.BASE, size_bytes=disk_bytes))
         await part_memory(spec, draft, fleet, tools)
     except (OSError, CommandError) as error:
@@ -83,7 +83,7 @@ async def abandon_draft(vm: RunningVm) -> None:
         log.warning("vm-left-paused", vm=vm.name, error=str(error))
         vm.paused = True
         return
-    await finish_in_thread(partial(discard_draft, vm.directory))
+    await run_in_thread(partial(discard_draft, vm.directory))
     vm.paused = False
 
 

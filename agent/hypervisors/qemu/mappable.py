@@ -16,7 +16,7 @@ from agent.hypervisors.qemu.cmdline import Ram
 from agent.hypervisors.qemu.launch import SOCKETS, spawn
 from agent.hypervisors.qemu.monitor import monitor
 from agent.hypervisors.qemu.sockets import connect
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ async def part_memory(spec: VmSpec, draft: Path, fleet: Fleet, tools: Toolchain)
             await qmp.migrate_in(draft / layout.MEMORY)
             await qmp.migrate_out(draft / _REST, ram_apart=True)
         await qmp.quit()
-    await finish_in_thread(partial(_tidy, draft))
+    await run_in_thread(partial(_tidy, draft))
 
 
 def _tidy(draft: Path) -> None:

@@ -17,7 +17,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 
 from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.qemu.sockets import connect
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -134,7 +134,7 @@ class Monitor:
         A pipe through another program would tell neither of an empty file nor of an unfinished one.
         """
         try:
-            descriptor = await finish_in_thread(partial(os.open, path, flags, 0o600), if_cancelled=os.close)
+            descriptor = await run_in_thread(partial(os.open, path, flags, 0o600), if_cancelled=os.close)
         except OSError as error:
             raise MonitorError(f"{path} cannot be opened: {error}", remedy="check the data volume") from error
         try:

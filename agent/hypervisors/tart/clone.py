@@ -11,7 +11,7 @@ import structlog
 from agent.hypervisors.contract import HypervisorError, VmExistsError, VmNotFoundError
 from agent.hypervisors.tart.layout import Record
 from agent.processes.command import CommandError
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from typing import Any
@@ -33,11 +33,11 @@ async def make_clone(spec: VmSpec, image: LocalImage, where: Layout, tool: TartT
     """
     reference = where.reference(image.directory)
     try:
-        await finish_in_thread(partial(_claim, where, spec.name))
+        await run_in_thread(partial(_claim, where, spec.name))
         await tool.run("clone", reference, spec.name)
-        before = await finish_in_thread(partial(_config_of_new, where, spec.name))
+        before = await run_in_thread(partial(_config_of_new, where, spec.name))
         await tool.run("set", *_settings(spec, before), spec.name)
-        await finish_in_thread(partial(_publish, where, spec, image, before))
+        await run_in_thread(partial(_publish, where, spec, image, before))
     except OSError as error:
         raise HypervisorError(f"{spec.name} cannot be cloned: {error}", remedy="check the volume of Tart") from error
 
@@ -47,7 +47,7 @@ async def remove_vm(name: str, where: Layout, tool: TartTool) -> None:
 
     Raises `HypervisorError`.
     """
-    if await finish_in_thread(partial(where.visible, name)):
+    if await run_in_thread(partial(where.visible, name)):
         try:
             await tool.run("delete", name)
         except VmNotFoundError:
@@ -56,7 +56,7 @@ async def remove_vm(name: str, where: Layout, tool: TartTool) -> None:
             # That nothing runs was seen in the process table and by the lock, which is all that Tart would look at.
             log.warning("tart-did-not-delete", vm=name, error=str(error))
     try:
-        await finish_in_thread(partial(_sweep, where, name))
+        await run_in_thread(partial(_sweep, where, name))
     except OSError as error:
         raise HypervisorError(f"{name} cannot be removed: {error}") from error
 

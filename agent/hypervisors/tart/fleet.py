@@ -16,7 +16,7 @@ from agent.hypervisors.tart.processes import running_vms
 from agent.processes.bounded import tail
 from agent.processes.exits import exit_watcher
 from agent.processes.process import is_alive
-from agent.processes.threads import finish_in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ class Fleet:
         """Start a VM's process by calling `spawn` in a thread, and watch it. A cancel leaves it running and watched."""
         self._starting.add(name)
         try:
-            process = await finish_in_thread(spawn, if_cancelled=lambda process: self._add(name, process))
+            process = await run_in_thread(spawn, if_cancelled=lambda process: self._add(name, process))
         finally:
             self._starting.discard(name)
         log.info("vm-process-started", vm=name, pid=process.pid)
