@@ -22,6 +22,7 @@ from agent.config import ConfigError, load_config
 from agent.domain.errors import HearthError
 from agent.host.lock import sole_agent
 from agent.live import LiveConfig
+from agent.processes.signals import reset_inherited_signals
 from agent.telemetry import log as logs
 from agent.telemetry.lag import measure_lag
 from agent.telemetry.log_file import Retention, log_path
@@ -52,6 +53,7 @@ class Exit(IntEnum):
 
 def run(config_path: Path) -> int:
     """Run the agent until a signal ends it; return its exit code. Errors at the start go to stderr and the log."""
+    reset_inherited_signals()
     try:
         config = load_config(config_path)
     except ConfigError as error:

@@ -61,6 +61,15 @@ async def test_sigterm_ends_it_in_order(host: Host) -> None:
     assert not host.socket.exists()
 
 
+async def test_agent_stops_on_sigterm_when_started_with_it_blocked(host: Host) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        await host.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert await host.stop() == 0
+
+
 async def test_it_tells_how_its_host_is_and_what_the_doctor_finds(host: Host) -> None:
     text = host.config.read_text()
     host.config.write_text(text.replace("disk_reserve_mib = 64", f"disk_reserve_mib = {1 << 40}"))
