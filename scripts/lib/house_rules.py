@@ -1,4 +1,7 @@
-"""Checks what no linter knows: one version everywhere, and files that stay small enough to read."""
+"""Checks that no linter has: one version everywhere, short files, plain words, no circle of imports.
+
+Run as `python -m scripts.lib.house_rules` from the repository's root.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from scripts.lib.check_imports import import_errors
+from scripts.lib.check_words import word_errors
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,21 +22,21 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 MAX_LINES: Final = 400
 
 
-def version_faults(repository: Path) -> Iterator[str]:
+def version_errors(repository: Path) -> Iterator[str]:
     """Yield where the package or the changelog's newest release differs from pyproject.toml's version."""
     version = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["version"]
     found = re.search(r'^__version__ = (".*")$', (repository / "agent" / "__init__.py").read_text(), re.MULTILINE)
     package_version = ast.literal_eval(found.group(1)) if found else None
     if package_version != version:
-        yield f"agent.__version__ is {package_version}, pyproject.toml says {version}"
+        yield f"agent.__version__ is {package_version}, but pyproject.toml has {version}"
     headings = re.findall(r"^## \[(.+?)\]", (repository / "CHANGELOG.md").read_text(), re.MULTILINE)
     releases = [heading for heading in headings if heading != "Unreleased"]
     if not headings or (releases and releases[0] != version):
-        yield f"CHANGELOG.md's newest release is {releases[:1]}, pyproject.toml says {version}"
+        yield f"CHANGELOG.md's newest release is {releases[:1]}, but pyproject.toml has {version}"
 
 
-def length_faults(repository: Path) -> Iterator[str]:
-    """Yield every source file of the agent that is longer than a person reads at a sitting."""
+def length_errors(repository: Path) -> Iterator[str]:
+    """Yield the agent's source files that are too long to read in one go."""
     for path in sorted((repository / "agent").rglob("*.py")):
         lines = len(path.read_text().splitlines())
         if lines > MAX_LINES:
@@ -38,11 +44,13 @@ def length_faults(repository: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Tell every fault on stderr; returns 1 when there is one."""
-    faults = [*version_faults(REPOSITORY), *length_faults(REPOSITORY)]
-    for fault in faults:
-        sys.stderr.write(f"{fault}\n")
-    return 1 if faults else 0
+    """Print errors and warnings on stderr; return 1 when there is an error."""
+    circles, known_circles = import_errors(REPOSITORY)
+    words, known_words = word_errors(REPOSITORY)
+    sys.stderr.writelines(f"warning: {warning}\n" for warning in [*known_circles, *known_words])
+    errors = [*version_errors(REPOSITORY), *length_errors(REPOSITORY), *circles, *words]
+    sys.stderr.writelines(f"{error}\n" for error in errors)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":
