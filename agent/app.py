@@ -42,12 +42,13 @@ from agent.engine.reconciler import Reconciler
 from agent.engine.state_store import StateStore
 from agent.engine.vm_updates import VmUpdates
 from agent.engine.world_builder import WorldBuilder
-from agent.host import facts
-from agent.host.accounts import running_account
-from agent.host.awake import Awake
-from agent.host.doctor.doctor import of_this_system, subject_of
-from agent.host.vitals import Pulse, measure_vitals
-from agent.host.watch import HostWatch
+from agent.host.disk_space import measure_disk
+from agent.host.doctor.doctor import build_doctor, build_subject
+from agent.host.host_info import host_limits, read_host_identity
+from agent.host.host_monitor import HostMonitor
+from agent.host.power_assertion import PowerAssertion
+from agent.host.user_accounts import current_user
+from agent.host.vitals import VitalsSampler, measure_vitals
 from agent.hypervisors.choose import build_hypervisor
 from agent.images.choose import choose_images
 from agent.processes.command import CommandRunner
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.domain.health import ProbeResult
     from agent.domain.model import HostLimits, PoolSpec, World
-    from agent.host.facts import HostIdentity
+    from agent.host.host_info import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
 
@@ -77,7 +78,7 @@ class App:
     api: Server
     metrics: Metrics
     board: ConditionBoard
-    watch: HostWatch
+    watch: HostMonitor
     appliers: Mapping[str, Callable[[Config], None]]  # what applies a configuration key while the agent runs
 
 
@@ -101,7 +102,7 @@ class _Ground:
     metering: Metering
     jitter: Callable[[], float]
     identity: HostIdentity
-    pulse: Pulse
+    pulse: VitalsSampler
 
 
 async def build(
@@ -124,10 +125,10 @@ async def build(
     database = await Database.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(database.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
-    settings, board = _Settings(facts.limits(config.host)), ConditionBoard()
+    settings, board = _Settings(host_limits(config.host)), ConditionBoard()
     jitter = jitter or random.SystemRandom().random
-    runner, pulse = CommandRunner(metering.command), Pulse(partial(measure_vitals, config.data_dir))
-    identity = await facts.identify(
+    runner, pulse = CommandRunner(metering.command), VitalsSampler(partial(measure_vitals, config.data_dir))
+    identity = await read_host_identity(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
     ground = _Ground(settings, board, hypervisor, images, database, http, metering, jitter, identity, pulse)
@@ -143,20 +144,24 @@ async def build(
     return App(engine, server, metrics, board, watch, _appliers(settings, images, limiter, watch))
 
 
-def _watch(config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: Pulse) -> HostWatch:
-    account, hypervisor = running_account(), engine.identity().hypervisor
-    doctor = of_this_system(lambda: subject_of(config, account, hypervisor, in_agent=True), runner)
-    awake = Awake(runner, lambda: any(vm.alive for vm in engine.world().vms)) if sys.platform == "darwin" else None
-    return HostWatch(doctor, board.post, period_s=config.host.doctor_period_s, pulse=pulse, awake=awake)
+def _watch(
+    config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: VitalsSampler
+) -> HostMonitor:
+    account, hypervisor = current_user(), engine.identity().hypervisor
+    doctor = build_doctor(lambda: build_subject(config, account, hypervisor, in_agent=True), runner)
+    awake = (
+        PowerAssertion(runner, lambda: any(vm.alive for vm in engine.world().vms)) if sys.platform == "darwin" else None
+    )
+    return HostMonitor(doctor, board.post, period_s=config.host.doctor_period_s, vitals=pulse, power_assertion=awake)
 
 
 def _appliers(
-    settings: _Settings, images: Images, limiter: RateLimiter, watch: HostWatch
+    settings: _Settings, images: Images, limiter: RateLimiter, watch: HostMonitor
 ) -> Mapping[str, Callable[[Config], None]]:
     """Return what applies each key that needs no restart."""
 
     def apply_limits(config: Config) -> None:
-        settings.limits = facts.limits(config.host)
+        settings.limits = host_limits(config.host)
 
     def apply_bandwidth(config: Config) -> None:
         cap = config.images.bandwidth_mib_per_s
@@ -166,7 +171,7 @@ def _appliers(
         limiter.rate = Rate(config.api.rate_per_s, config.api.rate_burst)
 
     def apply_period(config: Config) -> None:
-        watch.look_every(config.host.doctor_period_s)
+        watch.set_period(config.host.doctor_period_s)
 
     rate = ("api.rate_per_s", "api.rate_burst")
     limits = ("host.slots", "host.cpus", "host.memory_mib", "host.memory_reserve_mib")
@@ -184,7 +189,7 @@ def _engine(config: Config, ground: _Ground) -> Engine:
     metering = ground.metering
     store = StateStore(database, clock=clock)
     store.on_change(metering.count)
-    measure = partial(facts.measure_disk, config.data_dir, config)
+    measure = partial(measure_disk, config.data_dir, config)
     observer = Observer(hypervisor, images, measure)
     history = History(store, database)
 

@@ -19,12 +19,12 @@ import structlog
 
 from agent import __version__, app
 from agent.config import ConfigError, load_config
+from agent.config_reload import ConfigReloader
 from agent.domain.errors import HearthError
-from agent.host.lock import sole_agent
-from agent.live import LiveConfig
+from agent.host.data_dir_lock import lock_data_directory
 from agent.processes.signals import reset_inherited_signals
 from agent.telemetry import log as logs
-from agent.telemetry.lag import measure_lag
+from agent.telemetry.event_loop_lag import observe_event_loop_lag
 from agent.telemetry.log_file import Retention, log_path
 from agent.telemetry.watchdog import Watchdog
 
@@ -41,7 +41,7 @@ STOP_LIMIT_S: Final = 15.0
 """A stop that takes longer is cut: launchd kills at ExitTimeOut, and the journal is whole at any moment."""
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """Exit codes of `hearth run`, after sysexits(3)."""
 
     OK = 0
@@ -57,14 +57,14 @@ def run(config_path: Path) -> int:
     try:
         config = load_config(config_path)
     except ConfigError as error:
-        _complain(error)
-        return Exit.BAD_CONFIGURATION
+        _print_error(error)
+        return ExitCode.BAD_CONFIGURATION
     try:
-        with sole_agent(config.data_dir), _logging(config) as handlers:
-            return asyncio.run(_main(config_path, config, handlers))
+        with lock_data_directory(config.data_dir), _logging(config) as handlers:
+            return asyncio.run(_run(config_path, config, handlers))
     except HearthError as error:
-        _complain(error)
-        return Exit.UNAVAILABLE
+        _print_error(error)
+        return ExitCode.UNAVAILABLE
 
 
 def _retention(config: LogConfig) -> Retention:
@@ -95,7 +95,7 @@ def _no_core_files() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-async def _main(config_path: Path, config: Config, handlers: Logs) -> int:
+async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
     _no_core_files()
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
     stopping = _stop_on_signals()
@@ -109,38 +109,38 @@ async def _main(config_path: Path, config: Config, handlers: Logs) -> int:
             log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message says it all
             raise
         log.info("agent-started", port=built.api.port)
-        live = LiveConfig(
+        reloader = ConfigReloader(
             config_path,
             config,
             {**built.appliers, "log.level": lambda new: handlers.set_level(new.log.level)},
             built.board,
         )
         with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=log_path(config.data_dir)):
-            code = await _serve(built, live, stopping)
+            code = await _serve(built, reloader, stopping)
         log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
         await _stop(built)
     log.info("agent-stopped")
     return code
 
 
-async def _serve(built: app.App, live: LiveConfig, stopping: asyncio.Event) -> int:
+async def _serve(built: app.App, reloader: ConfigReloader, stopping: asyncio.Event) -> int:
     """Run the engine until a signal asks to stop, or a defect ends it."""
     running = asyncio.create_task(built.engine.run(), name="engine")
-    asked = asyncio.create_task(stopping.wait(), name="signals")
-    beside = [
-        asyncio.create_task(measure_lag(built.metrics.loop_lag.observe), name="lag"),
-        asyncio.create_task(live.watch(), name="configuration"),
+    stop_requested = asyncio.create_task(stopping.wait(), name="signals")
+    background = [
+        asyncio.create_task(observe_event_loop_lag(built.metrics.loop_lag.observe), name="lag"),
+        asyncio.create_task(reloader.watch(), name="configuration"),
         asyncio.create_task(built.watch.run(), name="host"),
     ]
-    await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
-    for task in (asked, *beside):
+    await asyncio.wait([running, stop_requested], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stop_requested, *background):
         task.cancel()
     if not running.done():
         running.cancel()
         await asyncio.wait([running], timeout=STOP_LIMIT_S)
-        return Exit.OK
+        return ExitCode.OK
     log.critical("engine-ended", error=repr(running.exception()), exc_info=running.exception())
-    return Exit.FAILED
+    return ExitCode.FAILED
 
 
 async def _stop(built: app.App) -> None:
@@ -158,7 +158,7 @@ def _stop_on_signals() -> asyncio.Event:
 
     def stop(number: signal.Signals) -> None:
         if stopping.is_set():
-            os._exit(Exit.FORCED)
+            os._exit(ExitCode.FORCED)
         log.info("signal-received", signal=number.name)
         stopping.set()
 
@@ -167,5 +167,5 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def _complain(error: HearthError) -> None:
+def _print_error(error: HearthError) -> None:
     sys.stderr.write(f"hearth: {error}\n")

@@ -44,14 +44,14 @@ class AnkaNameTakenError(AnkaError):
     code = "anka-name-taken"
 
 
-class AnkaAnswerError(AnkaError):
+class AnkaReplyError(AnkaError):
     """`anka` answered what cannot be understood, or nothing: neither a yes nor a no, and never an empty list."""
 
     code = "anka-answer"
 
 
 @dataclass(frozen=True, slots=True)
-class AnkaAnswer:
+class AnkaReply:
     """What a command that succeeded told."""
 
     body: Any
@@ -87,15 +87,15 @@ class Anka:
         return str(self._binary)
 
     @property
-    def ask_s(self) -> float:
+    def query_timeout_s(self) -> float:
         """How long a question about what is on this host may take, in seconds."""
         return self.config.timeout_s
 
-    async def ask(
+    async def query(
         self, *arguments: str, timeout_s: float | None = None, on_output: Callable[[bytes], None] | None = None
-    ) -> AnkaAnswer:
+    ) -> AnkaReply:
         """Run `anka -j ARGUMENTS` and return its answer. Raises `AnkaError` subclasses and `CommandError`s."""
-        command = self._command(("-j", *arguments), timeout_s or self.ask_s)
+        command = self._command(("-j", *arguments), timeout_s or self.query_timeout_s)
         result = await self._runner.run(command, check=False, on_output=on_output)
         return parse_answer(result, f"anka {' '.join(arguments)}")
 
@@ -103,25 +103,25 @@ class Anka:
         """Run `anka ARGUMENTS`, with no JSON around what it prints, and return how it ended."""
         return await self._runner.run(self._command(arguments, timeout_s), check=False)
 
-    def way_in(self, name: str) -> tuple[str, ...]:
+    def exec_prefix(self, name: str) -> tuple[str, ...]:
         """Return what a command for a VM's guest is put behind. It starts a VM that does not run (A16)."""
         return (str(self._binary), "run", name)
 
     async def list(self) -> tuple[AnkaVm, ...]:
         """Return all VMs and templates of this user: complete, or an error."""
-        answer = await self.ask("list")
-        return tuple(_vm(entry) for entry in listed(answer.body, "anka list"))
+        answer = await self.query("list")
+        return tuple(_vm(entry) for entry in require_list(answer.body, "anka list"))
 
     async def tags(self, template: str) -> frozenset[str]:
         """Return the tags that a template has on this host. Raises `AnkaNotFoundError`."""
-        answer = await self.ask("show", template, "tag")
-        return frozenset(str(entry.get("tag")) for entry in listed(answer.body, "anka show tag"))
+        answer = await self.query("show", template, "tag")
+        return frozenset(str(entry.get("tag")) for entry in require_list(answer.body, "anka show tag"))
 
     def _command(self, arguments: tuple[str, ...], timeout_s: float) -> Command:
         return Command((str(self._binary), *arguments), timeout_s, env=ENVIRONMENT, cwd=None, remedy=REMEDY)
 
 
-def parse_answer(result: CommandResult, what: str) -> AnkaAnswer:
+def parse_answer(result: CommandResult, what: str) -> AnkaReply:
     """Return what an ended `anka -j` told. Its last line that is not empty counts: some print several (A2)."""
     lines = result.stdout.decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -130,18 +130,18 @@ def parse_answer(result: CommandResult, what: str) -> AnkaAnswer:
     except ValueError:
         document = None
     if not isinstance(document, dict) or "status" not in document:
-        raise AnkaAnswerError(f"`{what}` {_ended(result)} and answered no JSON: {_said(result)}")
+        raise AnkaReplyError(f"`{what}` {_ended(result)} and answered no JSON: {_said(result)}")
     message = str(document.get("message") or "")
     if result.exit_code == 0 and document["status"] == "OK":
-        return AnkaAnswer(document.get("body"), message)
+        return AnkaReply(document.get("body"), message)
     raise _failure(what, document, message or _said(result))
 
 
-def listed(body: object, what: str) -> list[dict[str, Any]]:
+def require_list(body: object, what: str) -> list[dict[str, Any]]:
     """Return the entries of a list. Anything else, `{}` and nothing included, is no empty list (A3)."""
     if not isinstance(body, list) or not all(isinstance(entry, dict) for entry in body):
         remedy = "run `anka list` as the agent's user; `sudo anka license accept-eula` if it asks for it"
-        raise AnkaAnswerError(f"`{what}` answered {json.dumps(body)[:80]} where a list belongs", remedy=remedy)
+        raise AnkaReplyError(f"`{what}` answered {json.dumps(body)[:80]} where a list belongs", remedy=remedy)
     return body
 
 
@@ -149,7 +149,7 @@ def _vm(entry: dict[str, Any]) -> AnkaVm:
     try:
         name, uuid, status = entry["name"], entry["uuid"], entry["status"]
     except KeyError as error:
-        raise AnkaAnswerError(f"`anka list` tells no {error} of {json.dumps(entry)[:200]}") from error
+        raise AnkaReplyError(f"`anka list` tells no {error} of {json.dumps(entry)[:200]}") from error
     return AnkaVm(str(name), str(uuid), str(status), str(entry.get("version") or ""))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from agent.api.ports import DiskFacts, Engine
+    from agent.api.ports import DiskUsage, Engine
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
@@ -293,7 +293,7 @@ def _amounts(total: float, allocatable: float, used: float, free: float) -> sche
     )
 
 
-def _disk(disk: DiskFacts) -> schemas.Amounts:
+def _disk(disk: DiskUsage) -> schemas.Amounts:
     """Tell free space in whole steps, rounded down: each log line would else send every poller a new document."""
     free_bytes = disk.free_bytes // DISK_STEP_BYTES * DISK_STEP_BYTES
     return schemas.Amounts(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent.domain.model import Check
 from agent.engine.assignments import HeldAssignment
-from agent.host.facts import DiskFacts, HostIdentity
+from agent.host.disk_space import DiskUsage
+from agent.host.host_info import HostIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check",
-    "DiskFacts",
+    "DiskUsage",
     "Engine",
     "Evidence",
     "HeldAssignment",
@@ -132,7 +133,7 @@ class Engine(Protocol):
     def vitals(self) -> Vitals:
         """Return how the host is, as last measured."""
 
-    def disk(self) -> DiskFacts:
+    def disk(self) -> DiskUsage:
         """Return the data volume's figures as last measured."""
 
     def probes(self, vm: str) -> tuple[ProbeResult, ...]:

@@ -12,9 +12,9 @@ from agent.cli import options
 from agent.cli.exits import Exit
 from agent.cli.output import complain, print_json, say
 from agent.cli.quiet import quiet_logs
-from agent.host.accounts import calling_account
-from agent.host.doctor.doctor import of_this_system, subject_of
+from agent.host.doctor.doctor import build_doctor, build_subject
 from agent.host.doctor.model import Severity
+from agent.host.user_accounts import invoking_user
 from agent.processes.command import CommandError, CommandRunner
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def doctor(
     looking = _doctor(_config(config))
     names = frozenset(only or ())
     with quiet_logs():
-        findings = asyncio.run(looking.look(names))
+        findings = asyncio.run(looking.run_checks(names))
     _refuse_unknown(names, findings)
     done: list[dict[str, Any]] = []
     if not as_json:
@@ -58,7 +58,7 @@ def doctor(
         done = _mend(looking, findings, yes=yes, quiet=as_json)
         if any(one["done"] for one in done):
             with quiet_logs():
-                findings = asyncio.run(looking.look(names))
+                findings = asyncio.run(looking.run_checks(names))
             if not as_json:
                 say("")
                 _print(findings)
@@ -77,9 +77,9 @@ def _config(path: Path | None) -> Config:
 
 
 def _doctor(config: Config) -> Doctor:
-    account = calling_account()
-    return of_this_system(
-        lambda: subject_of(config, account, config.hypervisor.driver, in_agent=False), CommandRunner()
+    account = invoking_user()
+    return build_doctor(
+        lambda: build_subject(config, account, config.hypervisor.driver, in_agent=False), CommandRunner()
     )
 
 
@@ -90,26 +90,26 @@ def _refuse_unknown(names: frozenset[str], findings: list[Finding]) -> None:
 
 
 def _ok(findings: list[Finding]) -> bool:
-    return all(finding.verdict.severity is not Severity.ERROR for finding in findings)
+    return all(finding.result.severity is not Severity.ERROR for finding in findings)
 
 
 def _print(findings: list[Finding]) -> None:
     width = max((len(finding.check.title) for finding in findings), default=0)
     for finding in findings:
-        verdict = finding.verdict
-        seen = f" ({verdict.evidence})" if verdict.severity is Severity.OK and verdict.evidence else ""
-        say(f"{_MARKS[verdict.severity]:<8}{finding.check.title:<{width}}  {verdict.message}{seen}")
-        if verdict.severity is Severity.OK:
+        result = finding.result
+        seen = f" ({result.evidence})" if result.severity is Severity.OK and result.evidence else ""
+        say(f"{_MARKS[result.severity]:<8}{finding.check.title:<{width}}  {result.message}{seen}")
+        if result.severity is Severity.OK:
             continue
         indent = " " * (width + 10)
-        if verdict.evidence:
-            say(f"{indent}seen: {' '.join(verdict.evidence.split())}")
-        if verdict.mend:
-            say(f"{indent}mend: {verdict.mend}")
-        if verdict.fix:
-            say(f"{indent}run:  {verdict.fix}")
+        if result.evidence:
+            say(f"{indent}seen: {' '.join(result.evidence.split())}")
+        if result.remedy:
+            say(f"{indent}mend: {result.remedy}")
+        if result.fix:
+            say(f"{indent}run:  {result.fix}")
     counts = [
-        sum(one.verdict.severity is severity for one in findings) for severity in (Severity.ERROR, Severity.WARNING)
+        sum(one.result.severity is severity for one in findings) for severity in (Severity.ERROR, Severity.WARNING)
     ]
     say(f"{len(findings)} checks, {counts[0]} errors, {counts[1]} warnings")
 
@@ -118,8 +118,8 @@ def _mend(looking: Doctor, findings: list[Finding], *, yes: bool, quiet: bool) -
     """Run the fixes that are agreed to; return what became of each."""
     done: list[dict[str, Any]] = []
     for finding in findings:
-        fix = finding.verdict.fix
-        if fix is None or not finding.failing:
+        fix = finding.result.fix
+        if fix is None or not finding.is_failing:
             continue
         result: dict[str, Any] = {"check": finding.check.name, "command": str(fix), "done": False}
         done.append(result)
@@ -128,7 +128,7 @@ def _mend(looking: Doctor, findings: list[Finding], *, yes: bool, quiet: bool) -
             continue
         try:
             with quiet_logs():
-                asyncio.run(looking.mend(fix))
+                asyncio.run(looking.apply_fix(fix))
         except CommandError as error:
             result["error"] = error.message
             complain(CommandError(error.message, remedy=f"run it by hand: {fix}"))
@@ -144,18 +144,18 @@ def _agreed(finding: Finding, command: str) -> bool:
         raise typer.BadParameter(
             "--fix asks before each command, and there is no terminal: add --yes", param_hint="--fix"
         )
-    return typer.confirm(f"{finding.check.title}: {finding.verdict.message}.\nRun {command}?", err=True)
+    return typer.confirm(f"{finding.check.title}: {finding.result.message}.\nRun {command}?", err=True)
 
 
 def _document(finding: Finding) -> dict[str, Any]:
-    verdict = finding.verdict
+    result = finding.result
     return {
         "check": finding.check.name,
         "title": finding.check.title,
-        "severity": str(verdict.severity),
-        "message": verdict.message,
-        "evidence": verdict.evidence,
-        "mend": verdict.mend,
-        "fix": str(verdict.fix) if verdict.fix else None,
-        "restart": bool(verdict.fix and verdict.fix.restart),
+        "severity": str(result.severity),
+        "message": result.message,
+        "evidence": result.evidence,
+        "remedy": result.remedy,
+        "fix": str(result.fix) if result.fix else None,
+        "restart": bool(result.fix and result.fix.restart),
     }

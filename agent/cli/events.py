@@ -14,7 +14,7 @@ import typer
 from agent.cli import options
 from agent.cli.output import complain, print_json, say
 from agent.cli.place import AgentUnreachableError
-from agent.telemetry.render import render
+from agent.telemetry.log_rendering import render_line
 
 if TYPE_CHECKING:
     from agent.cli.client import ApiClient
@@ -88,4 +88,4 @@ def _show(event: dict[str, Any], *, as_json: bool) -> None:
     level = "warning" if event["kind"].endswith(_BAD_KINDS) else "info"
     about = {key: value for key, value in event.items() if key not in ("number", "kind", "at") and value}
     line = {"ts": f"{event['at'][:19]}Z", "level": level, "event": event["kind"], **about}
-    say(render(line, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    say(render_line(line, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))

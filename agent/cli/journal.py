@@ -137,13 +137,13 @@ def rebuild(
 def _journal(config: Path | None) -> Iterator[tuple[Config, Path]]:
     """Hold the data directory, so that no agent works on it meanwhile."""
     from agent.config import load_config  # noqa: PLC0415 - pydantic is slow to import
-    from agent.host.lock import sole_agent  # noqa: PLC0415
+    from agent.host.data_dir_lock import lock_data_directory  # noqa: PLC0415
 
     loaded = load_config(options.config_path(config))
     path = loaded.data_dir / FILE
     if not path.exists():
         raise NoJournalError(f"there is no journal at {path}", remedy="name the agent's --config")
-    with sole_agent(loaded.data_dir):
+    with lock_data_directory(loaded.data_dir):
         yield loaded, path
 
 

@@ -89,9 +89,9 @@ def _ago(span_s: float | None) -> str:
 
 
 def _show(line: str, *, as_json: bool, colour: bool) -> None:
-    from agent.telemetry.render import render_json  # noqa: PLC0415
+    from agent.telemetry.log_rendering import render_json_line  # noqa: PLC0415
 
-    say(line if as_json else render_json(line, colour=colour))
+    say(line if as_json else render_json_line(line, colour=colour))
 
 
 def _log_path(config: Path | None) -> Path:

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from agent.telemetry.render import plain
+from agent.telemetry.log_rendering import escape_unprintable
 
 if TYPE_CHECKING:
     from agent.domain.errors import HearthError
@@ -25,6 +25,6 @@ def say(text: str) -> None:
 
 def complain(error: HearthError) -> None:
     """Print an error with its way out on stderr."""
-    sys.stderr.write(f"hearth: {plain(error.message)}\n")
+    sys.stderr.write(f"hearth: {escape_unprintable(error.message)}\n")
     if error.remedy:
-        sys.stderr.write(f"        {plain(error.remedy)}\n")
+        sys.stderr.write(f"        {escape_unprintable(error.remedy)}\n")

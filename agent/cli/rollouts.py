@@ -9,7 +9,7 @@ import typer
 
 from agent.cli import complete, options
 from agent.cli.output import print_json, say
-from agent.telemetry.render import plain
+from agent.telemetry.log_rendering import escape_unprintable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show rollouts, try one again, or undo one.")
 
@@ -73,7 +73,7 @@ def _show(rollout: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(rollout)
         return
-    why = f": {plain(rollout['reason'])}" if rollout["reason"] else ""
+    why = f": {escape_unprintable(rollout['reason'])}" if rollout["reason"] else ""
     say(f"pool {rollout['pool']} is {rollout['phase']}{why}")
     say(f"target   {rollout['target'] or '-'}")
     say(f"serving  {rollout['serving'] or '-'}")

@@ -14,12 +14,12 @@ from agent.cli import options
 from agent.cli.exits import Exit
 from agent.cli.output import print_json, say
 from agent.cli.quiet import quiet_logs
-from agent.host.accounts import calling_account
 from agent.host.service import plist
 from agent.host.service.errors import ServiceRefusedError, ServiceUnsupportedError
 from agent.host.service.launchctl import Launchctl
-from agent.host.service.steps import Service
+from agent.host.service.launchd_service import Service
 from agent.host.service.target import ROOT, Kind, Target, agent_of, daemon
+from agent.host.user_accounts import invoking_user
 from agent.processes.command import CommandRunner
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _target(asked: Kind | None, otherwise: Kind) -> Target:
 
 def _places() -> dict[Kind, Target]:
     places = {Kind.DAEMON: daemon(ROOT)}
-    account = calling_account()
+    account = invoking_user()
     if account.uid:
         places[Kind.USER] = agent_of(account, ROOT)
     return places

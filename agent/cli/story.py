@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.units import duration, short_digest, size
-from agent.telemetry.render import plain
+from agent.telemetry.log_rendering import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,11 +35,14 @@ def verdict(events: list[Document]) -> Text:
     gone = any(event["kind"] == "vm-gone" for event in events)
     if failure is not None:
         lived = duration(_at(failure) - _at(events[0]))
-        text = plain(f"It failed after {lived}: {failure['cause']}: {failure['detail']}")
+        text = escape_unprintable(f"It failed after {lived}: {failure['cause']}: {failure['detail']}")
         return Text(text + (". It is gone." if gone else "."), style="red")
     if gone:
         reason = next((event["detail"] for event in events if event["kind"] == "vm-stopping"), "")
-        return Text(f"It ended as it should: {plain(reason)}." if reason else "It ended as it should.", style="green")
+        return Text(
+            f"It ended as it should: {escape_unprintable(reason)}." if reason else "It ended as it should.",
+            style="green",
+        )
     return Text("It did not fail, and is not gone.")
 
 
@@ -71,7 +74,7 @@ def _timeline(events: list[Document]) -> Table:
 def _detail(event: Document) -> str:
     parts = [event["cause"] or "", event["detail"], f"lease {event['lease']}" if event["lease"] else ""]
     took = f"took {event['duration_s']:.2f} s" if event["duration_s"] is not None else ""
-    return plain(", ".join(part for part in (*parts, took) if part))
+    return escape_unprintable(", ".join(part for part in (*parts, took) if part))
 
 
 def _files(evidence: Document) -> Iterable[RenderableType]:

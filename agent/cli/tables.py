@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.units import duration, short_digest, short_name, since, size, until
-from agent.telemetry.render import plain
+from agent.telemetry.log_rendering import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,7 +101,7 @@ def rollout_table(rollouts: Iterable[Document], now: datetime, width: int = 80) 
             "PHASE": Text(rollout["phase"], style=PHASE_STYLES.get(rollout["phase"], "yellow")),
             "FOR": since(rollout["since"], now) if rollout["since"] else "",
             **{kind.upper(): short_digest(rollout[kind]) for kind in ("target", "serving", "previous")},
-            "WHY": Text(plain(rollout["reason"])),
+            "WHY": Text(escape_unprintable(rollout["reason"])),
         }
         add(shown, cells)
     return shown
@@ -137,7 +137,7 @@ def vm_view(vm: Document, now: datetime) -> RenderableType:
     for probe in vm["probes"]:
         outcome = Text(probe["outcome"], style="green" if probe["outcome"] == "pass" else "red")
         cells = {"PROBE": probe["probe"], "OUTCOME": outcome, "AGO": since(probe["at"], now)}
-        add(probes, {**cells, "DETAIL": Text(plain(probe["detail"]))})
+        add(probes, {**cells, "DETAIL": Text(escape_unprintable(probe["detail"]))})
     parts: list[RenderableType] = [Text(vm["name"], style="bold"), about]
     return Group(*parts, *((Text(), probes) if vm["probes"] else ()))
 
@@ -177,14 +177,14 @@ def _troubles(host: Document, now: datetime) -> Iterable[Text]:
 
 
 def _trouble(what: str, why: str) -> Text:
-    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {plain(why)}" if why else "")
+    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {escape_unprintable(why)}" if why else "")
 
 
 def _lease_or_failure(vm: Document, now: datetime) -> Text:
     if vm["failure"]:
-        return Text(plain(f"{vm['failure']['cause']}: {vm['failure']['reason']}"), style="red")
+        return Text(escape_unprintable(f"{vm['failure']['cause']}: {vm['failure']['reason']}"), style="red")
     if vm["lease"]:
-        return Text(plain(f"{vm['lease']['holder']}, {until(vm['lease']['expires_at'], now)} left"))
+        return Text(escape_unprintable(f"{vm['lease']['holder']}, {until(vm['lease']['expires_at'], now)} left"))
     return Text("-", style="dim")
 
 
@@ -193,7 +193,9 @@ def _image_state(image: Document, now: datetime) -> RenderableType:
     if progress is None:
         retry = f", again in {until(image['retry_at'], now)}" if image["retry_at"] else ""
         return (
-            Text(plain(f"{image['error']}{retry}"), style="red") if image["state"] == "failed" else Text(image["state"])
+            Text(escape_unprintable(f"{image['error']}{retry}"), style="red")
+            if image["state"] == "failed"
+            else Text(image["state"])
         )
     done, total = progress["done_bytes"], max(1, progress["total_bytes"])
     line = Table.grid(padding=(0, 1))

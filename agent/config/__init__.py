@@ -7,7 +7,7 @@ because a misspelt limit is worse than a missing one. `hearth config check` runs
 from agent.config.api import ApiConfig, TlsConfig
 from agent.config.assignment import Assignment, PoolDocument, ProbeDocument
 from agent.config.base import ConfigError, PoolName, Port, Seconds, Section
-from agent.config.document import AgentConfig, AssignmentConfig, Config, EvidenceConfig, HostConfig, LogConfig
+from agent.config.config import AgentConfig, AssignmentConfig, Config, EvidenceConfig, HostConfig, LogConfig
 from agent.config.hypervisor import AnkaConfig, HypervisorConfig, QemuConfig, TartConfig
 from agent.config.images import ImagesConfig, RegistryConfig
 from agent.config.load import load_assignment, load_config, parse_assignment

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from agent.config.api import ApiConfig, TlsConfig
 from agent.config.assignment import Assignment
 from agent.config.base import ConfigError, Section
-from agent.config.document import Config
+from agent.config.config import Config
 
 if TYPE_CHECKING:
     from agent.config.hypervisor import HypervisorConfig

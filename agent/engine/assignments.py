@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import structlog
-from watchfiles import awatch
 
 from agent.config import Assignment, ConfigError, load_assignment
+from agent.config.file_watch import watch_file
 from agent.domain.errors import ErrorOrigin, HearthError
 from agent.domain.events import EventKind
 from agent.domain.model import Condition, ConditionStatus
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from agent.engine.state_store import StateStore
 
 log = structlog.get_logger()
-logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts every change aloud
-
-
-REWATCH_S: Final = 5.0
-"""How long a folder that cannot be watched is left alone; the slow tick reads the file meanwhile."""
 
 
 class AssignmentReadOnlyError(HearthError):
@@ -83,14 +77,7 @@ class Assignments:
         """Follow the file until cancelled. Does nothing when the source is the API."""
         if self._source != "file":
             return
-        while True:
-            try:
-                await self._follow_file()
-            except (OSError, RuntimeError) as error:  # what watchfiles raises when the folder goes away
-                log.warning("assignment-not-watched", error=str(error))
-                await asyncio.sleep(REWATCH_S)
-            else:
-                return  # it ends only when this task is cancelled, and may keep that to itself (anyio's scopes do)
+        await watch_file(self._file, self._reload_or_log)
 
     async def reload(self) -> None:
         """Read the file; keep the assignment in force when the file cannot be used."""
@@ -135,13 +122,6 @@ class Assignments:
             message = f"{self.held.error}. The last good assignment stays in force"
             return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s, problem=True)
         return Condition("AssignmentValid", ConditionStatus.TRUE, "AsExpected", "", now_s)
-
-    async def _follow_file(self) -> None:
-        # The folder is watched, not the file: editors and tools replace files by renaming another over them.
-        # It wakes every `step` milliseconds for as long as the agent runs, so the step is what an idle host pays for.
-        async for changes in awatch(self._file.parent, recursive=False, debounce=50, step=200):
-            if any(path.endswith(self._file.name) for _, path in changes):
-                await self._reload_or_log()
 
     async def _reload_or_log(self) -> None:
         try:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from agent.engine.state_store import StateStore
     from agent.engine.vm_updates import VmUpdates
     from agent.engine.world_builder import WorldBuilder
-    from agent.host.facts import DiskFacts, HostIdentity
+    from agent.host.disk_space import DiskUsage
+    from agent.host.host_info import HostIdentity
     from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult, Hypervisor
     from agent.hypervisors.sessions import ExecSession
@@ -150,7 +151,7 @@ class Engine:
         """Return how the host is, as last measured."""
         return self._parts.vitals()
 
-    def disk(self) -> DiskFacts:
+    def disk(self) -> DiskUsage:
         """Return the data volume's figures as last measured."""
         return self._parts.observer.disk
 

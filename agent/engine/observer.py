@@ -9,7 +9,7 @@ import structlog
 
 from agent.domain.errors import HearthError
 from agent.domain.model import Image, Listing
-from agent.host.facts import DiskFacts
+from agent.host.disk_space import DiskUsage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TIMEOUT_S: Final = 30.0
-DISK_UNKNOWN: Final = DiskFacts(0, 0, 0)
+DISK_UNKNOWN: Final = DiskUsage(0, 0, 0)
 
 
 class Observer:
     """The latest look context. What cannot be seen keeps its last value and has its reason in `problems`."""
 
-    def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskFacts]) -> None:
+    def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskUsage]) -> None:
         self._hypervisor = hypervisor
         self._images = images
         self._measure = measure

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.host import space
+from agent.host.disk_space import purgeable_bytes
 from agent.processes import sysctl
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Vitals:
     purgeable_bytes: int | None = None
 
 
-class Pulse:
+class VitalsSampler:
     """The latest vitals, measured every `PERIOD_S` seconds while `run` runs."""
 
     def __init__(self, measure: Callable[[], Vitals]) -> None:
@@ -90,7 +90,7 @@ def measure_vitals(data_dir: Path) -> Vitals:
 
 def _purgeable(data_dir: Path) -> int | None:
     try:
-        return whole_gib(space.purgeable_bytes(data_dir))
+        return whole_gib(purgeable_bytes(data_dir))
     except OSError:
         return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from agent.hypervisors.contract import GuestError, HypervisorError
 from agent.hypervisors.sessions import OPEN_S, Output
 from agent.processes.command import CommandError
-from agent.processes.stream import FollowedCommand
+from agent.processes.followed_command import FollowedCommand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping

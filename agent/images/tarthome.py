@@ -21,7 +21,7 @@ from agent.images.locks import locked
 from agent.images.reference import Reference, RegistryName, is_digest
 from agent.images.staging import StagingArea
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, images_in, latest_first, os_errors
-from agent.processes.filelocks import lock_holder
+from agent.processes.posix_locks import lock_holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.domain.errors import HearthError
-from agent.processes.bounded import HeadTail
+from agent.processes.bounded_output import HeadTailBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -218,8 +218,8 @@ class _Process(asyncio.SubprocessProtocol):
 
     def __init__(self, limit_bytes: int, on_output: Callable[[bytes], None] | None) -> None:
         self._on_output = on_output
-        self.stdout = HeadTail(limit_bytes)
-        self.stderr = HeadTail(limit_bytes)
+        self.stdout = HeadTailBuffer(limit_bytes)
+        self.stderr = HeadTailBuffer(limit_bytes)
         self.exited = asyncio.Event()
         self._drained = asyncio.Event()
         self._open = {1, 2}

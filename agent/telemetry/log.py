@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import structlog
 
 from agent.telemetry.log_file import LogFile, Retention
+from agent.telemetry.log_rendering import render_json_line
 from agent.telemetry.redact import redact_event
-from agent.telemetry.render import render_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,4 +160,4 @@ class _Terminal(logging.StreamHandler[Any]):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line as this stream wants it."""
-        return render_json(record.getMessage(), colour=True) if self._people else record.getMessage()
+        return render_json_line(record.getMessage(), colour=True) if self._people else record.getMessage()

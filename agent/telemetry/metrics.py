@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from agent.telemetry.request_times import RequestTimes
+from agent.telemetry.request_histogram import RequestHistogram
 
 
 class Outcome(StrEnum):
@@ -55,7 +55,7 @@ class Metrics:
             "hearth_api_request_duration_seconds", "An API request, to its answer's end.", request, buckets=_WAITS,
             registry=None,
         )  # fmt: skip
-        self.requests = RequestTimes(self.request, self.registry)
+        self.requests = RequestHistogram(self.request, self.registry)
 
         self.leases = self._counter("leases", "Lease requests.", pool)
         self.vm_failures = self._counter("vm_failures", "VMs that failed.", ("pool", "cause"))

@@ -35,7 +35,8 @@ from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
-from agent.host.facts import DiskFacts, HostIdentity
+from agent.host.disk_space import DiskUsage
+from agent.host.host_info import HostIdentity
 from agent.host.vitals import Heat, MemoryPressure, Vitals
 from agent.hypervisors.contract import Address, ExecResult, GuestError, VmNotRunningError
 from tests.api.local_command import LocalCommand
@@ -135,8 +136,8 @@ class MemoryEngine:
     def vitals(self) -> Vitals:
         return Vitals(MemoryPressure.NORMAL, Heat.NOMINAL)
 
-    def disk(self) -> DiskFacts:
-        return DiskFacts(100 << 30, self.free_bytes, 2 << 30)
+    def disk(self) -> DiskUsage:
+        return DiskUsage(100 << 30, self.free_bytes, 2 << 30)
 
     def probes(self, vm: str) -> tuple[ProbeResult, ...]:
         return (ProbeResult("agent", Outcome.PASS, "answered", NOW_S, 0.01),) if vm in self.vms else ()

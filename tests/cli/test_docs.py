@@ -21,7 +21,7 @@ from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig, TlsConfig
 from agent.domain.events import EventKind
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.request_times import RequestTimes
+from agent.telemetry.request_histogram import RequestHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
 
 
 def test_every_metric_is_documented_with_its_type_and_labels() -> None:
-    found = [value.histogram if isinstance(value, RequestTimes) else value for value in vars(Metrics()).values()]
+    found = [value.histogram if isinstance(value, RequestHistogram) else value for value in vars(Metrics()).values()]
     collectors = [value for value in found if isinstance(value, MetricWrapperBase)]
     expected = {
         (f"{item._name}_total" if item._type == "counter" else item._name, item._type, ", ".join(item._labelnames))

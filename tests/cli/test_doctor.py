@@ -10,8 +10,8 @@ import pytest
 from agent.cli import doctor as command
 from agent.cli.exits import Exit
 from agent.host.doctor.doctor import Doctor
-from agent.host.doctor.model import ERROR, WARNING, Check, Fix, Readings, Subject, Verdict, good
-from agent.host.doctor.readings import Call
+from agent.host.doctor.model import ERROR, WARNING, Check, CheckResult, Fix, Readings, Subject, passed
+from agent.host.doctor.readings import FunctionSource
 from agent.processes.command import CommandRunner
 from tests.host.doctor.cases import subject
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host with a fault that a fix mends, one that only a person can mend, and one that is none."""
+    """A host with a fault that a fix mends, one that only a person can remedy, and one that is none."""
     marker = tmp_path / "mended"
 
-    def fault(_: Readings, __: Subject) -> Verdict:
+    def fault(_: Readings, __: Subject) -> CheckResult:
         fix = Fix((("touch", str(marker)),), restart=True)
-        return good("awake") if marker.exists() else Verdict(ERROR, "it sleeps", "sleep 1", "let it not", fix)
+        return passed("awake") if marker.exists() else CheckResult(ERROR, "it sleeps", "sleep 1", "let it not", fix)
 
-    def by_hand(_: Readings, __: Subject) -> Verdict:
-        return Verdict(WARNING, "it is old", "13.6", "update it")
+    def by_hand(_: Readings, __: Subject) -> CheckResult:
+        return CheckResult(WARNING, "it is old", "13.6", "update it")
 
     checks = (
         Check("sleep", "Sleep", "HostSleeps", (), fault),
         Check("macos", "macOS", "MacosUnfit", ("x",), by_hand),
-        Check("kvm", "KVM", "NoKvm", (), lambda _, __: good("fast", "12 ms")),
+        Check("kvm", "KVM", "NoKvm", (), lambda _, __: passed("fast", "12 ms")),
     )
-    looking = Doctor(lambda: subject(root=True, uid=0), CommandRunner(), checks, {"x": Call(lambda _: "")})
+    looking = Doctor(lambda: subject(root=True, uid=0), CommandRunner(), checks, {"x": FunctionSource(lambda _: "")})
     monkeypatch.setattr(command, "_doctor", lambda _: looking)
     return marker
 
@@ -82,7 +82,7 @@ def test_for_programs_it_is_json(hearth: Hearth, mended: Path) -> None:
     assert document == {
         "ok": False, "fixes": [], "findings": [{
             "check": "sleep", "title": "Sleep", "severity": "error", "message": "it sleeps", "evidence": "sleep 1",
-            "mend": "let it not", "fix": f"sudo touch {mended}", "restart": True,
+            "remedy": "let it not", "fix": f"sudo touch {mended}", "restart": True,
         }],
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.engine.database import TABLES
-from agent.host.lock import sole_agent
+from agent.host.data_dir_lock import lock_data_directory
 from tests.engine.test_journal_recovery import LEASED, write
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def test_a_damaged_journal_is_told_and_rebuilt(config: Path, journal: Path, hear
 
 def test_while_an_agent_runs_nothing_is_touched(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
     before = journal.read_bytes()
-    with sole_agent(journal.parent):
+    with lock_data_directory(journal.parent):
         for command in ("inspect", "export", "check", "rebuild"):
             ended = hearth("journal", command, "--config", config)
             assert ended.code == 6

@@ -12,8 +12,8 @@ import pytest
 
 from agent.cli import service
 from agent.cli.exits import Exit
-from agent.host.accounts import Account
 from agent.host.service.target import LABEL
+from agent.host.user_accounts import Account
 from tests.support.launchd import ACCOUNT, Launchd
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
     account = Account("ci", ACCOUNT.uid or 501, ACCOUNT.gid, launchd.root / "Users/ci")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(service, "ROOT", launchd.root)
-    monkeypatch.setattr(service, "calling_account", lambda: account)
+    monkeypatch.setattr(service, "invoking_user", lambda: account)
     (tmp_path / "hearth").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "hearth").chmod(0o755)
     (tmp_path / "hearth.toml").write_text(f'data_dir = "{tmp_path}/data"\n[hypervisor]\nkind = "anka"\n')

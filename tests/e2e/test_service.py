@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from agent.host.service.launchctl import Launchctl
+from agent.host.service.launchd_service import Service
 from agent.host.service.plist import newsyslog, render
-from agent.host.service.steps import Service
 from agent.processes.command import CommandRunner
 from tests.support.launchd import Launchd
 

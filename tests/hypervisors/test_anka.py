@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from agent.anka.command import AnkaAnswerError, AnkaError, AnkaNotFoundError, parse_answer
+from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError, parse_answer
 from agent.config import AnkaConfig
 from agent.domain.model import Observed, VmSize
 from agent.hypervisors.anka import AnkaHypervisor
@@ -67,7 +67,7 @@ def test_the_last_line_of_an_answer_counts() -> None:
 
 @pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
 def test_what_is_no_answer_is_neither_yes_nor_no(stdout: str) -> None:
-    with pytest.raises(AnkaAnswerError, match="it went wrong"):
+    with pytest.raises(AnkaReplyError, match="it went wrong"):
         parse_answer(ended(stdout, stderr="it went wrong"), "anka list")
 
 
@@ -90,7 +90,7 @@ def test_a_failure_is_told_by_status_code_or_exit_code(
 
 async def test_an_object_where_a_list_belongs_is_no_empty_host(host: AnkaRig, anka: AnkaHypervisor) -> None:
     (host.home.root / "eula-open").touch()
-    with pytest.raises(AnkaAnswerError, match="accept-eula"):
+    with pytest.raises(AnkaReplyError, match="accept-eula"):
         await anka.inventory()
 
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from agent.anka.command import AnkaAnswerError
+from agent.anka.command import AnkaReplyError
 from agent.config import AnkaConfig, Config, HostConfig, HypervisorConfig, ImagesConfig, RegistryConfig
 from agent.images.anka.service import AnkaImages, open_anka_images
 from agent.images.anka.strays import find_strays, is_transfer
@@ -281,7 +281,7 @@ async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Ho
 async def test_an_answer_that_lists_nothing_is_not_an_empty_host(host: Host, images: AnkaImages) -> None:
     await pulled(images, "anka:macos:v1")
     host.faults(show={"empty_body": True})
-    with pytest.raises(AnkaAnswerError, match="where a list belongs"):
+    with pytest.raises(AnkaReplyError, match="where a list belongs"):
         await images.list()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.processes.exits import ExitWatcher, exit_watcher
+from agent.processes.exit_watcher import ExitWatcher, create_exit_watcher
 from agent.processes.process import ProcessIdentity, identify, is_alive, kill, spawn_detached
 from tests.support.processes import eventually, gone, open_fds
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def watcher() -> object:
     before = open_fds()
-    watcher = exit_watcher()
+    watcher = create_exit_watcher()
     yield watcher
     watcher.close()
     assert open_fds() == before
@@ -160,11 +160,11 @@ async def test_watching_what_has_ended_calls_back_all_the_same(watcher: ExitWatc
 
 
 async def test_a_closed_watcher_calls_nobody_back(tmp_path: Path, sleeper: ProcessIdentity) -> None:
-    watcher = exit_watcher()
+    watcher = create_exit_watcher()
     exited = await exit_of(watcher, sleeper)
     watcher.close()
     kill(sleeper, signal.SIGKILL)
-    other = exit_watcher()
+    other = create_exit_watcher()
     await asyncio.wait_for(await exit_of(other, sleeper), 5)
     other.close()
     assert not exited.done()

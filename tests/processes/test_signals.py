@@ -24,7 +24,7 @@ import asyncio, json, os, pathlib, signal, sys, tempfile
 from agent.processes.command import Command, CommandRunner
 from agent.processes.process import spawn_detached
 from agent.processes.signals import reset_inherited_signals
-from agent.processes.stream import FollowedCommand
+from agent.processes.followed_command import FollowedCommand
 
 async def follow(argv):
     command = await FollowedCommand.start(argv, stdin=False, env={})

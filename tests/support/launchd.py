@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from agent.host.accounts import Account
 from agent.host.service.target import Target, agent_of, daemon
+from agent.host.user_accounts import Account
 
 SIMULATORS = Path(__file__).parents[1] / "simulators"
 ACCOUNT = Account("ci", os.getuid(), os.getgid(), Path("/Users/ci"))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr
 from agent.telemetry import log as hearth_log
 from agent.telemetry.log import Logs, configure
 from agent.telemetry.log_file import LogFile, Retention, log_path, rotated
-from agent.telemetry.render import render
+from agent.telemetry.log_rendering import render_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,12 +178,12 @@ def test_rotated_files_that_are_too_old_go(tmp_path: Path) -> None:
 
 
 def test_a_stream_gets_json_and_a_terminal_gets_text_for_people() -> None:
-    plain, terminal = io.StringIO(), Terminal()
-    for stream in (plain, terminal):
-        logs = configure(terminal=stream)
+    stream, terminal = io.StringIO(), Terminal()
+    for target in (stream, terminal):
+        logs = configure(terminal=target)
         structlog.get_logger().warning("vm-failed", vm="hearth-small-1", reason="no answer", bell="\x1b[2J")
         logs.close()
-    assert json.loads(plain.getvalue())["vm"] == "hearth-small-1"
+    assert json.loads(stream.getvalue())["vm"] == "hearth-small-1"
     shown = terminal.getvalue()
     assert "vm=hearth-small-1" in shown
     assert 'reason="no answer"' in shown
@@ -227,7 +227,7 @@ def test_closing_puts_the_process_back_as_it_was(path: Path) -> None:
 
 def test_people_get_short_digests_and_figures() -> None:
     line = {"event": "image-pulled", "image": f"sha256:{'ab' * 32}", "duration_s": 0.7317027090002739, "detail": ""}
-    assert render(line, colour=False).split()[-2:] == ["image=sha256:abababababab", "duration_s=0.732"]
+    assert render_line(line, colour=False).split()[-2:] == ["image=sha256:abababababab", "duration_s=0.732"]
 
 
 def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

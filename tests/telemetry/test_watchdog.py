@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent.telemetry.lag import measure_lag
+from agent.telemetry.event_loop_lag import observe_event_loop_lag
 from agent.telemetry.watchdog import EX_SOFTWARE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def test_a_process_that_was_stopped_for_a_while_is_left_alone(tmp_path: Path) ->
 
 async def test_a_blocked_loop_shows_in_the_lag() -> None:
     lags: asyncio.Queue[float] = asyncio.Queue()
-    measuring = asyncio.create_task(measure_lag(lags.put_nowait))
+    measuring = asyncio.create_task(observe_event_loop_lag(lags.put_nowait))
     await asyncio.sleep(0)
     time.sleep(1.3)  # noqa: ASYNC251 - this is the blocking that is measured
     assert 0.2 < await asyncio.wait_for(lags.get(), 5) < 1.0

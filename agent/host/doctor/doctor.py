@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agent import __version__
-from agent.host.doctor import readings, table
+from agent.host.doctor import checks, readings
 from agent.host.doctor.model import Finding, Subject, decide
 from agent.processes.command import Command
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent.config import Config
-    from agent.host.accounts import Account
     from agent.host.doctor.model import Check, Fix
     from agent.host.doctor.readings import Source
+    from agent.host.user_accounts import Account
     from agent.processes.command import CommandRunner
 
 FIX_TIMEOUT_S: Final = 60.0
@@ -43,17 +43,17 @@ class Doctor:
         self._checks = checks
         self._sources = sources
 
-    async def look(self, only: frozenset[str] = frozenset()) -> list[Finding]:
+    async def run_checks(self, only: frozenset[str] = frozenset()) -> list[Finding]:
         """Return what each check finds, in the order of the table; `only` those named, or all."""
         subject = self._subject()
         checks = [check for check in self._checks if not only or check.name in only]
         checks = [check for check in checks if TOOL_CHECKS.get(check.name, subject.hypervisor) == subject.hypervisor]
-        names = {name for check in checks for name in (*check.needs, *check.may)}
-        taken = await readings.take(names, self._sources, subject, self._runner)
+        names = {name for check in checks for name in (*check.required, *check.optional)}
+        taken = await readings.take_readings(names, self._sources, subject, self._runner)
         found = (decide(check, taken, subject) for check in checks)
         return [finding for finding in found if finding is not None]
 
-    async def mend(self, fix: Fix) -> None:
+    async def apply_fix(self, fix: Fix) -> None:
         """Run the commands of a fix. Raises `CommandError`; those before the one that failed are done."""
         subject = self._subject()
         for command in fix.commands:
@@ -65,13 +65,13 @@ class Doctor:
             await self._runner.run(Command(argv, FIX_TIMEOUT_S))
 
 
-def of_this_system(subject: Callable[[], Subject], runner: CommandRunner) -> Doctor:
+def build_doctor(subject: Callable[[], Subject], runner: CommandRunner) -> Doctor:
     """Return a doctor with the checks of the system this runs on."""
-    checks, sources = (table.MAC, readings.MAC) if _ON_MAC else (table.LINUX, readings.LINUX)
-    return Doctor(subject, runner, checks, {**readings.COMMON, **sources})
+    system_checks, sources = (checks.MAC, readings.MAC) if _ON_MAC else (checks.LINUX, readings.LINUX)
+    return Doctor(subject, runner, system_checks, {**readings.COMMON, **sources})
 
 
-def subject_of(config: Config, account: Account, hypervisor: str, *, in_agent: bool) -> Subject:
+def build_subject(config: Config, account: Account, hypervisor: str, *, in_agent: bool) -> Subject:
     """Return what a configured host is looked at for. `hypervisor` is the driver's name."""
     data_dir = config.data_dir
     vm_dirs, tool = [data_dir], ""

@@ -55,7 +55,7 @@ class Reading:
     out: str = ""
     err: str = ""
     exit_code: int = 0
-    trouble: str = ""
+    error: str = ""
 
     @property
     def text(self) -> str:
@@ -88,73 +88,73 @@ class Fix:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """What a judge says: how bad, what, by which evidence, and the way out."""
 
     severity: Severity
     message: str
     evidence: str = ""
-    mend: str = ""
+    remedy: str = ""
     fix: Fix | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `needs` are the readings without which nothing can be said; a judge returns None where the check
+    """One check. `required` are the readings without which nothing can be said; a judge returns None where the check
     is of no concern. `condition` is the type of the host condition that a failing check becomes in the agent."""
 
     name: str
     title: str
     condition: str
-    needs: tuple[str, ...]
-    judge: Callable[[Readings, Subject], Verdict | None]
-    may: tuple[str, ...] = ()  # readings it can do without
+    required: tuple[str, ...]
+    evaluate: Callable[[Readings, Subject], CheckResult | None]
+    optional: tuple[str, ...] = ()  # readings it can do without
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A check with its verdict."""
+    """A check with its result."""
 
     check: Check
-    verdict: Verdict
+    result: CheckResult
 
     @property
-    def failing(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether there is something to mend."""
-        return self.verdict.severity in (Severity.WARNING, Severity.ERROR)
+        return self.result.severity in (Severity.WARNING, Severity.ERROR)
 
     @property
-    def well(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether it is known that nothing is to be mended."""
-        return self.verdict.severity is Severity.OK
+        return self.result.severity is Severity.OK
 
 
-def good(message: str, evidence: str = "") -> Verdict:
+def passed(message: str, evidence: str = "") -> CheckResult:
     """Return that all is well."""
-    return Verdict(Severity.OK, message, evidence)
+    return CheckResult(Severity.OK, message, evidence)
 
 
-def unknown(message: str, mend: str = "") -> Verdict:
+def unknown(message: str, remedy: str = "") -> CheckResult:
     """Return that it cannot be told."""
-    return Verdict(Severity.UNKNOWN, message, mend=mend)
+    return CheckResult(Severity.UNKNOWN, message, remedy=remedy)
 
 
 def decide(check: Check, readings: Readings, subject: Subject) -> Finding | None:
     """Return what a check finds; None when it is of no concern here."""
-    for name in check.needs:
-        if readings[name].trouble:
-            return Finding(check, unknown(f"it cannot be told: {readings[name].trouble}"))
-    verdict = check.judge(readings, subject)
-    return Finding(check, verdict) if verdict is not None else None
+    for name in check.required:
+        if readings[name].error:
+            return Finding(check, unknown(f"it cannot be told: {readings[name].error}"))
+    result = check.evaluate(readings, subject)
+    return Finding(check, result) if result is not None else None
 
 
 def condition_of(finding: Finding, now_s: float) -> Condition:
     """Return the host condition of a finding. Only errors ask for attention at once; warnings are there to be seen."""
-    verdict = finding.verdict
-    if not finding.failing:
+    result = finding.result
+    if not finding.is_failing:
         return Condition(finding.check.condition, ConditionStatus.FALSE, "AsExpected", "", now_s)
-    message = f"{verdict.message}; {verdict.mend}" if verdict.mend else verdict.message
-    problem = verdict.severity is Severity.ERROR
+    message = f"{result.message}; {result.remedy}" if result.remedy else result.message
+    problem = result.severity is Severity.ERROR
     reason = "DoctorFoundError" if problem else "DoctorFoundWarning"
     return Condition(finding.check.condition, ConditionStatus.TRUE, reason, message, now_s, problem=problem)
 

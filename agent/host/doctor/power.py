@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from agent.host.doctor.model import ERROR, WARNING, Fix, Verdict, good, unknown
+from agent.host.doctor.model import ERROR, WARNING, CheckResult, Fix, passed, unknown
 
 if TYPE_CHECKING:
     from agent.host.doctor.model import Readings, Subject
@@ -24,7 +24,7 @@ def settings(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in _SETTING.findall(mains.partition("Battery Power:")[0])}
 
 
-def sleep(readings: Readings, _: Subject) -> Verdict | None:
+def sleep(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether the Mac stays awake."""
     found = settings(readings["pmset"].out)
     asleep = {name: found[name] for name in ("sleep", "standby", "disksleep") if found.get(name)}
@@ -33,46 +33,46 @@ def sleep(readings: Readings, _: Subject) -> Verdict | None:
     if "sleep" not in found:
         return unknown("pmset does not tell when this Mac sleeps")
     if found["sleep"]:
-        return Verdict(
+        return CheckResult(
             ERROR, f"this Mac sleeps after {found['sleep']} idle minutes", evidence, "let it never sleep", fix
         )
     if asleep:
-        return Verdict(WARNING, "the disk may sleep, or the Mac deeply", evidence, "let nothing sleep", fix)
-    return good("it never sleeps", "sleep 0")
+        return CheckResult(WARNING, "the disk may sleep, or the Mac deeply", evidence, "let nothing sleep", fix)
+    return passed("it never sleeps", "sleep 0")
 
 
-def power_loss(readings: Readings, _: Subject) -> Verdict | None:
+def power_loss(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether the Mac comes back by itself after a power failure."""
     on = settings(readings["pmset"].out).get("autorestart")
     if on is None:
         return unknown("pmset does not tell what happens after a power failure")
     if on:
-        return good("it starts again after a power failure", "autorestart 1")
+        return passed("it starts again after a power failure", "autorestart 1")
     fix = Fix(((_PMSET, "-a", "autorestart", "1"),))
-    return Verdict(WARNING, "it stays off after a power failure", "autorestart 0", "let it start by itself", fix)
+    return CheckResult(WARNING, "it stays off after a power failure", "autorestart 0", "let it start by itself", fix)
 
 
-def low_power(readings: Readings, _: Subject) -> Verdict | None:
+def low_power(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether low power mode slows every build."""
     if not settings(readings["pmset"].out).get("lowpowermode"):
-        return good("low power mode is off")
+        return passed("low power mode is off")
     fix = Fix(((_PMSET, "-a", "lowpowermode", "0"),))
-    return Verdict(WARNING, "low power mode slows every build", "lowpowermode 1", "turn it off", fix)
+    return CheckResult(WARNING, "low power mode slows every build", "lowpowermode 1", "turn it off", fix)
 
 
-def thermal(readings: Readings, _: Subject) -> Verdict | None:
+def thermal(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether heat slows the processor."""
     text = readings["thermal"].out
     limits = [int(value) for value in _SPEED.findall(text)]
     if limits and min(limits) < 100:
         told = f"CPU_Speed_Limit {min(limits)}"
-        return Verdict(WARNING, f"heat holds the processor at {min(limits)} %", told, "see to fans, dust and air")
+        return CheckResult(WARNING, f"heat holds the processor at {min(limits)} %", told, "see to fans, dust and air")
     if re.search(r"thermal warning level set|Thermal Warning Level = [1-9]", text):
-        return Verdict(WARNING, "macOS warns of heat", text.strip()[-200:], "see to fans, dust and air")
-    return good("no heat that slows it")
+        return CheckResult(WARNING, "macOS warns of heat", text.strip()[-200:], "see to fans, dust and air")
+    return passed("no heat that slows it")
 
 
-def memory(readings: Readings, _: Subject) -> Verdict | None:
+def memory(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether memory is short."""
     level = _PRESSURE.get(readings["pressure"].out.strip())
     if level is None:
@@ -80,9 +80,9 @@ def memory(readings: Readings, _: Subject) -> Verdict | None:
     used = _SWAP_USED.search(readings["swap"].out)
     evidence = f"pressure {level}" + (f", {used[1]} MB swapped" if used else "") + _compressed(readings["vm_stat"].out)
     if level == "normal":
-        return good("memory suffices", evidence)
-    mend = "give VMs less memory in the assignment, or raise host.memory_reserve_mib"
-    return Verdict(ERROR if level == "critical" else WARNING, f"memory pressure is {level}", evidence, mend)
+        return passed("memory suffices", evidence)
+    remedy = "give VMs less memory in the assignment, or raise host.memory_reserve_mib"
+    return CheckResult(ERROR if level == "critical" else WARNING, f"memory pressure is {level}", evidence, remedy)
 
 
 def _compressed(text: str) -> str:
@@ -91,7 +91,7 @@ def _compressed(text: str) -> str:
     return f", {int(size[1]) * int(pages[1]) >> 20} MiB compressed" if size and pages else ""
 
 
-def hardware(readings: Readings, _: Subject) -> Verdict | None:
+def hardware(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether this Mac can run macOS VMs at all."""
     try:
         (item,) = json.loads(readings["hardware"].out)["SPHardwareDataType"]
@@ -102,5 +102,5 @@ def hardware(readings: Readings, _: Subject) -> Verdict | None:
         f"{item.get('machine_name', 'Mac')} {item.get('machine_model', '')}, {chip}, {item.get('physical_memory', '')}"
     )
     if not chip.startswith("Apple"):
-        return Verdict(ERROR, f"{chip} cannot run macOS VMs", told, "use a Mac with Apple silicon")
-    return good(told)
+        return CheckResult(ERROR, f"{chip} cannot run macOS VMs", told, "use a Mac with Apple silicon")
+    return passed(told)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.host import space
+from agent.host import disk_space
 from agent.host.doctor.model import Reading, Readings, Subject
 from agent.host.doctor.network import SHARING, TIME_SERVER
 from agent.host.doctor.session import LOCAL_NETWORK
@@ -32,7 +32,7 @@ AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CommandSource:
     """A command that is asked for a reading. `of_user`: in the session of the agent's user, whoever looks."""
 
     argv: Callable[[Subject], tuple[str, ...]]
@@ -41,17 +41,17 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FunctionSource:
     """A call within this process, made in a thread. Raises `OSError`."""
 
     read: Callable[[Subject], str]
 
 
-def _fixed(*argv: str, timeout_s: float = TIMEOUT_S) -> Ask:
-    return Ask(lambda _: argv, timeout_s)
+def _fixed(*argv: str, timeout_s: float = TIMEOUT_S) -> CommandSource:
+    return CommandSource(lambda _: argv, timeout_s)
 
 
-def _exported(domain: str) -> Ask:
+def _exported(domain: str) -> CommandSource:
     return _fixed("/usr/bin/defaults", "export", domain, "-")
 
 
@@ -84,9 +84,13 @@ def _exists(path: str) -> Callable[[Subject], str]:
 
 
 def _space(subject: Subject) -> str:
-    seen = space.measure(subject.data_dir)
+    volume = disk_space.measure_volume(subject.data_dir)
     return json.dumps(
-        {"free": seen.free_bytes, "total": seen.total_bytes, "purgeable": space.purgeable_bytes(subject.data_dir)}
+        {
+            "free": volume.free_bytes,
+            "total": volume.total_bytes,
+            "purgeable": disk_space.purgeable_bytes(subject.data_dir),
+        }
     )
 
 
@@ -105,12 +109,12 @@ def _qemu(_: Subject) -> tuple[str, ...]:
     return (f"qemu-system-{machine}", "--version")
 
 
-Source = Ask | Call
+Source = CommandSource | FunctionSource
 
 COMMON: Final[Mapping[str, Source]] = {
-    "space": Call(_space),
-    "own_files": Call(_own_files),
-    "qemu": Ask(_qemu),
+    "space": FunctionSource(_space),
+    "own_files": FunctionSource(_own_files),
+    "qemu": CommandSource(_qemu),
 }
 MAC: Final[Mapping[str, Source]] = {
     "pmset": _fixed("/usr/bin/pmset", "-g", "custom"),
@@ -121,36 +125,40 @@ MAC: Final[Mapping[str, Source]] = {
     "hardware": _fixed("/usr/sbin/system_profiler", "-json", "SPHardwareDataType", timeout_s=SLOW_TIMEOUT_S),
     "loginwindow": _exported("/Library/Preferences/com.apple.loginwindow"),
     "autologin": _fixed("/usr/sbin/sysadminctl", "-autologin", "status"),
-    "kcpassword": Call(_exists("/etc/kcpassword")),
+    "kcpassword": FunctionSource(_exists("/etc/kcpassword")),
     "console": _fixed("/usr/bin/stat", "-f", "%Su", "/dev/console"),
-    "keychain": Ask(_keychain, of_user=True),
-    "screenlock": Ask(lambda _: ("/usr/sbin/sysadminctl", "-screenLock", "status"), of_user=True),
+    "keychain": CommandSource(_keychain, of_user=True),
+    "screenlock": CommandSource(lambda _: ("/usr/sbin/sysadminctl", "-screenLock", "status"), of_user=True),
     # `sudo defaults write` of this domain lands in root's own preferences, where macOS looks for it.
     "local_network": _exported(f"/var/root/Library/Preferences/{LOCAL_NETWORK}"),
     "filevault": _fixed("/usr/bin/fdesetup", "status"),
     "csrutil": _fixed("/usr/bin/csrutil", "status"),
     "sw_vers": _fixed("/usr/bin/sw_vers"),
     "sharing": _exported(SHARING.removesuffix(".plist")),
-    "leases": Call(_text_of("/var/db/dhcpd_leases")),
+    "leases": FunctionSource(_text_of("/var/db/dhcpd_leases")),
     "sntp": _fixed("/usr/bin/sntp", "-t", "3", TIME_SERVER),
-    "diskutil": Ask(lambda subject: ("/usr/sbin/diskutil", "info", "-plist", _volume(subject)), SLOW_TIMEOUT_S),
-    "spotlight": Ask(lambda subject: ("/usr/bin/mdutil", "-s", _volume(subject))),
-    "snapshots": Ask(lambda subject: ("/usr/bin/tmutil", "listlocalsnapshots", _volume(subject)), SLOW_TIMEOUT_S),
+    "diskutil": CommandSource(
+        lambda subject: ("/usr/sbin/diskutil", "info", "-plist", _volume(subject)), SLOW_TIMEOUT_S
+    ),
+    "spotlight": CommandSource(lambda subject: ("/usr/bin/mdutil", "-s", _volume(subject))),
+    "snapshots": CommandSource(
+        lambda subject: ("/usr/bin/tmutil", "listlocalsnapshots", _volume(subject)), SLOW_TIMEOUT_S
+    ),
     "backups": _fixed("/usr/bin/tmutil", "destinationinfo"),
-    "excluded": Ask(lambda subject: ("/usr/bin/tmutil", "isexcluded", *map(str, subject.vm_dirs))),
-    "tart": Ask(lambda subject: (subject.tool, "--version")),
-    "anka": Ask(lambda subject: (subject.tool, "-j", "version")),
-    "license": Ask(lambda subject: (subject.tool, "-j", "license", "show")),
+    "excluded": CommandSource(lambda subject: ("/usr/bin/tmutil", "isexcluded", *map(str, subject.vm_dirs))),
+    "tart": CommandSource(lambda subject: (subject.tool, "--version")),
+    "anka": CommandSource(lambda subject: (subject.tool, "-j", "version")),
+    "license": CommandSource(lambda subject: (subject.tool, "-j", "license", "show")),
     "installed": _fixed("/opt/hearth/current/bin/hearth", "--version"),
-    "service": Ask(_job),
+    "service": CommandSource(_job),
     "updates": _exported(UPDATES),
     "processes": _fixed("/bin/ps", "-axo", "pid=,ppid=,etime=,command="),
     "system_files": _fixed("/usr/sbin/sysctl", "-n", "kern.maxfilesperproc"),
 }
 LINUX: Final[Mapping[str, Source]] = {
-    "kvm": Call(_kvm),
+    "kvm": FunctionSource(_kvm),
     "timedatectl": _fixed("timedatectl", "show", "-p", "NTPSynchronized", "--value"),
-    "system_files": Call(_text_of("/proc/sys/fs/nr_open")),
+    "system_files": FunctionSource(_text_of("/proc/sys/fs/nr_open")),
 }
 
 
@@ -161,36 +169,36 @@ def as_user(argv: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
     return ("/bin/launchctl", "asuser", str(subject.uid), "/usr/bin/sudo", "-n", "-u", subject.user, *argv)
 
 
-async def take(
+async def take_readings(
     names: Iterable[str], sources: Mapping[str, Source], subject: Subject, runner: CommandRunner
 ) -> Readings:
     """Take readings, a few at a time. One that cannot be taken says why; none raises."""
     gate = asyncio.Semaphore(AT_ONCE)
     wanted = sorted(set(names))
 
-    async def one(name: str) -> Reading:
+    async def take(name: str) -> Reading:
         async with gate:
-            return await _take(sources[name], subject, runner)
+            return await _take_reading(sources[name], subject, runner)
 
-    return dict(zip(wanted, await asyncio.gather(*(one(name) for name in wanted)), strict=True))
+    return dict(zip(wanted, await asyncio.gather(*(take(name) for name in wanted)), strict=True))
 
 
-async def _take(source: Source, subject: Subject, runner: CommandRunner) -> Reading:
-    if isinstance(source, Call):
+async def _take_reading(source: Source, subject: Subject, runner: CommandRunner) -> Reading:
+    if isinstance(source, FunctionSource):
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return Reading(await asyncio.to_thread(source.read, subject))
         except TimeoutError:
-            return Reading(trouble=f"no answer within {TIMEOUT_S:g} s")
+            return Reading(error=f"no answer within {TIMEOUT_S:g} s")
         except OSError as error:
-            return Reading(trouble=str(error))
+            return Reading(error=str(error))
     argv = source.argv(subject)
     if source.of_user:
         argv = as_user(argv, subject)
     try:
         result = await runner.run(Command(argv, source.timeout_s, env={"LC_ALL": "C"}), check=False)
     except CommandTimeoutError:
-        return Reading(trouble=f"`{argv[0]}` did not answer within {source.timeout_s:g} s")
+        return Reading(error=f"`{argv[0]}` did not answer within {source.timeout_s:g} s")
     except CommandError as error:
-        return Reading(trouble=error.message)
+        return Reading(error=error.message)
     return Reading(result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"), result.exit_code)

@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.host.doctor.model import ERROR, WARNING, Fix, Verdict, good, unknown
+from agent.host.doctor.model import ERROR, WARNING, CheckResult, Fix, passed, unknown
 from agent.host.service.launchctl import parse_job
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _OWNERS: Final = re.compile(r"/tart (?:--\S+ )*run |^tart run |ankahv|anka_vm|/(
 _BETA: Final = re.compile(r"[a-z]$")
 
 
-def macos(readings: Readings, _: Subject) -> Verdict | None:
+def macos(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether this macOS is one that Hearth knows, and no beta."""
     fields = dict(re.findall(r"^(\w+):\s*(.+)$", readings["sw_vers"].out, re.MULTILINE))
     version, build = fields.get("ProductVersion", ""), fields.get("BuildVersion", "")
@@ -34,84 +34,86 @@ def macos(readings: Readings, _: Subject) -> Verdict | None:
         return unknown("sw_vers tells no version")
     told = f"macOS {version} ({build})"
     if int(version.partition(".")[0]) < OLDEST_MACOS:
-        return Verdict(ERROR, f"{told} is older than {OLDEST_MACOS}", told, "drain this host and update macOS")
+        return CheckResult(ERROR, f"{told} is older than {OLDEST_MACOS}", told, "drain this host and update macOS")
     if _BETA.search(build):
-        return Verdict(WARNING, f"{told} is a beta", told, "run a released macOS on hosts that serve")
-    return good(told)
+        return CheckResult(WARNING, f"{told} is a beta", told, "run a released macOS on hosts that serve")
+    return passed(told)
 
 
-def tart(readings: Readings, subject: Subject) -> Verdict | None:
+def tart(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether Tart is there and new enough."""
     if not subject.for_tart:
         return None
-    reading, mend = readings["tart"], "run `brew install cirruslabs/cli/tart`"
-    if reading.trouble:
-        return Verdict(ERROR, "tart cannot be run", reading.trouble, mend)
+    reading, remedy = readings["tart"], "run `brew install cirruslabs/cli/tart`"
+    if reading.error:
+        return CheckResult(ERROR, "tart cannot be run", reading.error, remedy)
     return _new_enough("Tart", reading.text, OLDEST_TART, "run `brew upgrade cirruslabs/cli/tart`")
 
 
-def anka(readings: Readings, subject: Subject) -> Verdict | None:
+def anka(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether Anka is there and new enough."""
     if subject.hypervisor != "anka":
         return None
-    if readings["anka"].trouble:
-        return Verdict(ERROR, "anka cannot be run", readings["anka"].trouble, "install the Anka package")
+    if readings["anka"].error:
+        return CheckResult(ERROR, "anka cannot be run", readings["anka"].error, "install the Anka package")
     version = str(_body(readings["anka"]).get("version", ""))
     return _new_enough("Anka", version, OLDEST_ANKA, "install the newest Anka package")
 
 
-def anka_license(readings: Readings, subject: Subject) -> Verdict | None:
+def anka_license(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether Anka will go on starting VMs."""
     if subject.hypervisor != "anka":
         return None
     body = _body(readings["license"])
     status, product = body.get("status"), body.get("license_type") or body.get("product") or ""
-    mend = "run `sudo anka license accept-eula` and `sudo anka license activate KEY`"
+    remedy = "run `sudo anka license accept-eula` and `sudo anka license activate KEY`"
     if not body:
-        return Verdict(ERROR, "Anka tells no licence", readings["license"].text[:200], mend)
+        return CheckResult(ERROR, "Anka tells no licence", readings["license"].text[:200], remedy)
     if status != "valid":
-        return Verdict(ERROR, f"Anka's licence is {status}: no VM starts", f"{product} {status}", mend)
+        return CheckResult(ERROR, f"Anka's licence is {status}: no VM starts", f"{product} {status}", remedy)
     days = _days_left(str(body.get("expires", "")), subject.now_s)
     evidence = f"{product}, valid" + (f", {days} days left" if days is not None else "")
     if days is not None and days <= LICENSE_WARNING_DAYS:
-        mend = "let this host reach Anka's licence server, which renews it, or activate a new key"
-        return Verdict(WARNING, f"Anka's licence ends in {days} days", evidence, mend)
-    return good("Anka's licence is valid", evidence)
+        remedy = "let this host reach Anka's licence server, which renews it, or activate a new key"
+        return CheckResult(WARNING, f"Anka's licence ends in {days} days", evidence, remedy)
+    return passed("Anka's licence is valid", evidence)
 
 
-def hearth(readings: Readings, subject: Subject) -> Verdict | None:
+def hearth(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether the installed version is this one."""
     installed = readings["installed"]
-    if installed.trouble:
-        return good(f"Hearth {subject.version}, not installed under /opt/hearth")
+    if installed.error:
+        return passed(f"Hearth {subject.version}, not installed under /opt/hearth")
     version = installed.out.strip().removeprefix("hearth ")
     if version == subject.version:
-        return good(f"Hearth {version}")
+        return passed(f"Hearth {version}")
     message = f"/opt/hearth/current is {version}, this one is {subject.version}"
-    return Verdict(WARNING, message, installed.out.strip(), "run `hearth service restart`, or the installed hearth")
+    return CheckResult(WARNING, message, installed.out.strip(), "run `hearth service restart`, or the installed hearth")
 
 
-def service(readings: Readings, subject: Subject) -> Verdict | None:
+def service(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether launchd keeps the agent running."""
     reading = readings["service"]
     if reading.exit_code:
         if subject.in_agent:
-            return Verdict(WARNING, "this agent was not started by launchd", "", "run `hearth service install`")
-        return Verdict(WARNING, "Hearth is not loaded in launchd", reading.text[-120:], "run `hearth service install`")
+            return CheckResult(WARNING, "this agent was not started by launchd", "", "run `hearth service install`")
+        return CheckResult(
+            WARNING, "Hearth is not loaded in launchd", reading.text[-120:], "run `hearth service install`"
+        )
     job = parse_job(reading.out)
     evidence = f"{job.state}, {job.runs} runs, last exit {job.last_exit or 'unknown'}"
     if job.pid is None:
-        mend = "see launchd.err.log (`hearth service status` says where), and `hearth config check`"
-        return Verdict(ERROR, "launchd cannot keep the agent running", evidence, mend)
-    return good("launchd keeps the agent running", evidence)
+        remedy = "see launchd.err.log (`hearth service status` says where), and `hearth config check`"
+        return CheckResult(ERROR, "launchd cannot keep the agent running", evidence, remedy)
+    return passed("launchd keeps the agent running", evidence)
 
 
-def updates(readings: Readings, _: Subject) -> Verdict | None:
+def updates(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether macOS restarts the host for an update."""
     found = readings["updates"].plist()
     on = [key for key in ("AutomaticallyInstallMacOSUpdates", "AutomaticDownload") if found.get(key, True)]
     if not on:
-        return good("updates wait for you")
+        return passed("updates wait for you")
     fix = Fix(tuple(("/usr/bin/defaults", "write", UPDATES, key, "-bool", "false") for key in on))
     message = (
         "macOS updates itself, and restarts under the VMs"
@@ -119,68 +121,70 @@ def updates(readings: Readings, _: Subject) -> Verdict | None:
         else "macOS downloads updates"
     )
     severity = ERROR if on[0] != "AutomaticDownload" else WARNING
-    return Verdict(severity, message, ", ".join(f"{key} {found.get(key, 'not set')}" for key in on), "turn it off", fix)
+    return CheckResult(
+        severity, message, ", ".join(f"{key} {found.get(key, 'not set')}" for key in on), "turn it off", fix
+    )
 
 
-def leaked_vms(readings: Readings, _: Subject) -> Verdict | None:
+def leaked_vms(readings: Readings, _: Subject) -> CheckResult | None:
     """Judge whether virtual machines of nobody hold slots: they do until they are ended, or the Mac restarts."""
     lines = [line.strip() for line in readings["processes"].out.splitlines()]
     machines = [line for line in lines if _VM_PROCESS in line]
     owners = [line for line in lines if _OWNERS.search(line.split(maxsplit=3)[-1])]
     if len(machines) <= len(owners):
-        return good("no VM is without its owner", f"{len(machines)} VM processes, {len(owners)} owners")
+        return passed("no VM is without its owner", f"{len(machines)} VM processes, {len(owners)} owners")
     pids = " ".join(line.split()[0] for line in machines)
     message = f"{len(machines)} VM processes, but only {len(owners)} programs that own one: the rest hold Apple's slots"
-    mend = "drain this host; end those that remain by `sudo kill -9 PID`, or restart the Mac"
-    return Verdict(ERROR, message, f"processes {pids}", mend)
+    remedy = "drain this host; end those that remain by `sudo kill -9 PID`, or restart the Mac"
+    return CheckResult(ERROR, message, f"processes {pids}", remedy)
 
 
-def file_limits(readings: Readings, subject: Subject) -> Verdict | None:
+def file_limits(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether the agent can hold its files, sockets and pipes."""
     own, system = readings["own_files"].out.strip(), readings["system_files"].out.strip()
     if not (own.lstrip("-").isdigit() and system.isdigit()):
         return unknown("the limits of open files cannot be read")
     evidence = f"own limit {own}, of one process {system}"
     if int(system) < ENOUGH_FILES:
-        mend = f"raise the system's limit to {ENOUGH_FILES} or more"
-        return Verdict(WARNING, f"no process may open more than {system} files", evidence, mend)
+        remedy = f"raise the system's limit to {ENOUGH_FILES} or more"
+        return CheckResult(WARNING, f"no process may open more than {system} files", evidence, remedy)
     if subject.in_agent and 0 <= int(own) < ENOUGH_FILES:
-        mend = "run the agent by `hearth service install`, or with a higher `ulimit -n`"
-        return Verdict(WARNING, f"the agent may open only {own} files", evidence, mend)
-    return good("enough files can be open", evidence)
+        remedy = "run the agent by `hearth service install`, or with a higher `ulimit -n`"
+        return CheckResult(WARNING, f"the agent may open only {own} files", evidence, remedy)
+    return passed("enough files can be open", evidence)
 
 
-def kvm(readings: Readings, subject: Subject) -> Verdict | None:
+def kvm(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether VMs run at the speed of the processor."""
     if subject.hypervisor != "qemu":
         return None
     match readings["kvm"].out:
         case "rw":
-            return good("/dev/kvm can be used")
+            return passed("/dev/kvm can be used")
         case "no":
-            mend = "turn on virtualization in the firmware, or load the kvm module; without it VMs are emulated"
-            return Verdict(WARNING, "there is no /dev/kvm: VMs are many times slower", "", mend)
-    mend = "add the agent's user to the group kvm, then start it again"
-    return Verdict(WARNING, "/dev/kvm may not be used: VMs are many times slower", readings["kvm"].out, mend)
+            remedy = "turn on virtualization in the firmware, or load the kvm module; without it VMs are emulated"
+            return CheckResult(WARNING, "there is no /dev/kvm: VMs are many times slower", "", remedy)
+    remedy = "add the agent's user to the group kvm, then start it again"
+    return CheckResult(WARNING, "/dev/kvm may not be used: VMs are many times slower", readings["kvm"].out, remedy)
 
 
-def qemu(readings: Readings, subject: Subject) -> Verdict | None:
+def qemu(readings: Readings, subject: Subject) -> CheckResult | None:
     """Judge whether QEMU is there."""
     if subject.hypervisor != "qemu":
         return None
-    if readings["qemu"].trouble:
-        return Verdict(ERROR, "QEMU cannot be run", readings["qemu"].trouble, "run scripts/setup")
-    return good(readings["qemu"].out.splitlines()[0] if readings["qemu"].out else "QEMU is there")
+    if readings["qemu"].error:
+        return CheckResult(ERROR, "QEMU cannot be run", readings["qemu"].error, "run scripts/setup")
+    return passed(readings["qemu"].out.splitlines()[0] if readings["qemu"].out else "QEMU is there")
 
 
-def _new_enough(name: str, text: str, oldest: tuple[int, int], mend: str) -> Verdict:
+def _new_enough(name: str, text: str, oldest: tuple[int, int], remedy: str) -> CheckResult:
     found = re.search(r"(\d+)\.(\d+)(\S*)", text)
     if found is None:
         return unknown(f"{name} says {text[:60]!r} for a version")
     told = f"{name} {found[0]}"
     if (int(found[1]), int(found[2])) < oldest:
-        return Verdict(ERROR, f"{told} is older than {oldest[0]}.{oldest[1]}", told, mend)
-    return good(told)
+        return CheckResult(ERROR, f"{told} is older than {oldest[0]}.{oldest[1]}", told, remedy)
+    return passed(told)
 
 
 def _body(reading: Reading) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from agent.host.accounts import Account
+from agent.host.user_accounts import Account
 
 LABEL: Final = "dev.hearth.agent"
 ROOT: Final = Path("/")

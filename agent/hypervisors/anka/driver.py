@@ -90,7 +90,7 @@ class AnkaHypervisor:
     async def preflight(self) -> None:
         """See `Hypervisor`. A license that is not valid is no reason to stay away: `health` tells of it."""
         try:
-            body = (await self._anka.ask("version")).body
+            body = (await self._anka.query("version")).body
         except ProgramMissingError as error:
             raise HypervisorUnavailableError(error.message, remedy=error.remedy) from error
         except CommandError as error:
@@ -101,7 +101,7 @@ class AnkaHypervisor:
         """See `Hypervisor`: the slots, and the license, asked for at a slow period since that may go far."""
         now_s = time.monotonic()
         if now_s - self._license_at_s >= LICENSE_PERIOD_S:
-            shown = (await self._anka.ask("license", "show")).body
+            shown = (await self._anka.query("license", "show")).body
             self._license = (license_fact(shown if isinstance(shown, dict) else {}, datetime.now(UTC)),)
             self._license_at_s = now_s if not self._license[0].reason else float("-inf")
         return (*self._license, self._leak or HealthFact(SLOTS))
@@ -157,7 +157,7 @@ class AnkaHypervisor:
         if record is None or not record.made:
             raise HypervisorError(f"{spec.name} cannot be started: it is only half made", remedy="delete it")
         try:
-            await self._anka.ask("start", spec.name, timeout_s=self._config.start_timeout_s)
+            await self._anka.query("start", spec.name, timeout_s=self._config.start_timeout_s)
         except AnkaError as error:
             raise await self._refused(spec.name, error) from error
         self._leak = None
@@ -172,7 +172,7 @@ class AnkaHypervisor:
             return
         if grace_s > 0:
             with suppress(AnkaError, CommandTimeoutError):  # it has not stopped then: by force
-                await self._anka.ask("stop", name, timeout_s=grace_s)
+                await self._anka.query("stop", name, timeout_s=grace_s)
         if await self._stands(name):
             await self._force(name)
 
@@ -184,7 +184,7 @@ class AnkaHypervisor:
             raise HypervisorError(f"{name} still runs", remedy="stop it first")
         if vm is not None:
             with suppress(AnkaNotFoundError):
-                await self._anka.ask("delete", "--yes", name)
+                await self._anka.query("delete", "--yes", name)
             if await self._find(name) is not None:
                 raise HypervisorError(f"`anka delete` said that {name} is deleted, but it is still listed")
         await run_in_thread(lambda: self._records.remove(name))
@@ -235,7 +235,7 @@ class AnkaHypervisor:
         """See `StreamsExec`. Signals too go only to a VM that runs (A16)."""
         await self._running(name)
         way = Way(
-            name, self._anka.way_in(name), ENVIRONMENT, lambda short: self.execute(name, short, timeout_s=SIGNAL_S)
+            name, self._anka.exec_prefix(name), ENVIRONMENT, lambda short: self.execute(name, short, timeout_s=SIGNAL_S)
         )
         return await ShellCommand.open(way, argv, stdin=stdin)
 
@@ -295,7 +295,7 @@ class AnkaHypervisor:
     async def _ask_to_force(self, name: str) -> str:
         """Ask for a stop by force; return why it was refused, if it was."""
         try:
-            await self._anka.ask("stop", "--force", name)
+            await self._anka.query("stop", "--force", name)
         except (AnkaError, CommandTimeoutError) as error:
             return str(error)
         return ""
@@ -330,7 +330,7 @@ class AnkaHypervisor:
     async def _adopt(self, name: str) -> None:
         """Watch a VM that runs. Raises `HypervisorError` when it does not."""
         try:
-            shown = (await self._anka.ask("show", name)).body
+            shown = (await self._anka.query("show", name)).body
         except AnkaNotFoundError:
             return  # deleted since it was listed
         if not isinstance(shown, dict) or shown.get("status") != "running":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.anka.command import runs_as_root
 from agent.hypervisors.contract import HypervisorError
-from agent.processes.bounded import tail
+from agent.processes.bounded_output import read_tail
 from agent.processes.command import CommandError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def gather_evidence(anka: Anka, logs: Path, name: str, last_exit: VmExit |
     state: dict[str, object] = {"running": False}
     uuid = ""
     try:
-        shown = (await anka.ask("show", name, timeout_s=ASK_S)).body
+        shown = (await anka.query("show", name, timeout_s=ASK_S)).body
         if isinstance(shown, dict):
             state |= {"running": shown.get("status") == "running", "show": _without_secrets(shown)}
             uuid = str(shown.get("uuid") or "")
@@ -55,5 +55,5 @@ def _write(logs: Path, uuid: str, state: dict[str, object], into: Path) -> None:
     into.joinpath("state.json").write_text(json.dumps(state, indent=2, default=str))
     sources = {"console.log": f"{uuid}.log", COMMON_LOG: COMMON_LOG}
     for target, source in sources.items():
-        if uuid and (said := tail(logs / source, TAIL_BYTES)):
+        if uuid and (said := read_tail(logs / source, TAIL_BYTES)):
             into.joinpath(target).write_bytes(said)

@@ -16,7 +16,7 @@ import psutil
 import structlog
 
 from agent.hypervisors.contract import VmExit
-from agent.processes.exits import exit_watcher
+from agent.processes.exit_watcher import create_exit_watcher
 from agent.processes.process import is_alive, kill
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Fleet:
     """All running VMs of ours."""
 
     def __init__(self) -> None:
-        self._watcher = exit_watcher()
+        self._watcher = create_exit_watcher()
         self._running: dict[str, RunningVm] = {}
         self._listeners: list[Callable[[VmExit], None]] = []
         self.last_exits: dict[str, VmExit] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.anka.command import AnkaAnswerError, AnkaNameTakenError, AnkaNotFoundError
+from agent.anka.command import AnkaNameTakenError, AnkaNotFoundError, AnkaReplyError
 from agent.hypervisors.contract import HypervisorError, VmExistsError
 
 if TYPE_CHECKING:
@@ -22,27 +22,27 @@ async def make_vm(anka: Anka, spec: VmSpec, image: LocalImage) -> None:
     if not template or not tag:
         raise HypervisorError(f"the image {image.digest} is no Anka template", remedy="assign anka:TEMPLATE:TAG")
     try:
-        await anka.ask("clone", "--tag", tag, template, spec.name, timeout_s=anka.config.start_timeout_s)
+        await anka.query("clone", "--tag", tag, template, spec.name, timeout_s=anka.config.start_timeout_s)
     except AnkaNameTakenError:
         raise VmExistsError(f"a VM named {spec.name} exists") from None
     except AnkaNotFoundError as error:
         raise HypervisorError(f"{spec.name} cannot be cloned: {error}", remedy="the tag is pulled again") from error
-    await anka.ask("modify", spec.name, "cpu", str(spec.size.cpus))
-    await anka.ask("modify", spec.name, "ram", memory(spec.size.memory_mib))
+    await anka.query("modify", spec.name, "cpu", str(spec.size.cpus))
+    await anka.query("modify", spec.name, "ram", memory(spec.size.memory_mib))
     missing = set(spec.ports) - {rule["guest_port"] for rule in await port_rules(anka, spec.name)}
     for port in sorted(missing):
         # No host port is fixed: one that is in use would keep the VM from starting (A11).
-        await anka.ask("modify", spec.name, "port", f"hearth-{port}", str(port))
+        await anka.query("modify", spec.name, "port", f"hearth-{port}", str(port))
 
 
 async def port_rules(anka: Anka, name: str) -> list[dict[str, Any]]:
     """Return a VM's port rules; `host_port` stands in those of a running one. Raises `AnkaError`."""
-    body = (await anka.ask("show", name, "network")).body
+    body = (await anka.query("show", name, "network")).body
     rules = body.get("port_forwarding_rules") if isinstance(body, dict) else None
     if rules is None and isinstance(body, dict) and "mode" in body:
         return []
     if not isinstance(rules, list):
-        raise AnkaAnswerError(f"`anka show {name} network` tells no port rules")
+        raise AnkaReplyError(f"`anka show {name} network` tells no port rules")
     return [rule for rule in rules if isinstance(rule, dict) and isinstance(rule.get("guest_port"), int)]
 
 

@@ -34,7 +34,7 @@ from agent.hypervisors.qemu.layout import Layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
 from agent.hypervisors.qemu.templates import Record, Templates, machine_id
 from agent.hypervisors.qemu.toolchain import Toolchain, find_toolchain
-from agent.processes.bounded import trim
+from agent.processes.bounded_output import truncate_log
 from agent.processes.command import CommandRunner
 from agent.processes.process import kill
 from agent.processes.threads import run_in_thread
@@ -321,7 +321,7 @@ class QemuHypervisor:
         names = self._where.names()
         for name in filter(self._where.ours, names):
             for log_file in (layout.CONSOLE, layout.LOG):
-                trim(self._where.vm(name) / log_file, limit_bytes=LOG_LIMIT_BYTES)
+                truncate_log(self._where.vm(name) / log_file, limit_bytes=LOG_LIMIT_BYTES)
         return names
 
     def _images(self, names: set[str]) -> dict[str, str]:

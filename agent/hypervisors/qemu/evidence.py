@@ -12,7 +12,7 @@ import psutil
 from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.monitor import MonitorError, monitor
-from agent.processes.bounded import tail
+from agent.processes.bounded_output import read_tail
 from agent.processes.process import is_alive
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _write(directory: Path, state: dict[str, object], into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     into.joinpath(STATE).write_text(json.dumps(state, indent=2, default=str))
     for name in (layout.CONSOLE, f"{layout.CONSOLE}.1", layout.LOG):
-        if said := tail(directory / name, TAIL_BYTES):
+        if said := read_tail(directory / name, TAIL_BYTES):
             into.joinpath(name).write_bytes(said)
     screen = directory / layout.SCREEN
     if screen.exists():

@@ -15,8 +15,8 @@ from agent.hypervisors.contract import HypervisorError, VmExit
 from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.processes import running_vms
-from agent.processes.bounded import last_lines
-from agent.processes.exits import exit_watcher
+from agent.processes.bounded_output import last_lines
+from agent.processes.exit_watcher import create_exit_watcher
 from agent.processes.process import is_alive, kill
 from agent.processes.threads import run_in_thread
 
@@ -55,7 +55,7 @@ class Fleet:
 
     def __init__(self, where: Layout) -> None:
         self._where = where
-        self._watcher = exit_watcher()
+        self._watcher = create_exit_watcher()
         self._running: dict[str, RunningVm] = {}
         self._starting: set[str] = set()
         self._drafting: set[str] = set()

@@ -35,7 +35,7 @@ from agent.hypervisors.tart.launch import SlotsLeakedError, explained, spawn, wa
 from agent.hypervisors.tart.layout import LOG, Layout
 from agent.hypervisors.tart.processes import is_suspendable
 from agent.hypervisors.tart.tool import REMEDY, TartTool
-from agent.processes.bounded import trim
+from agent.processes.bounded_output import truncate_log
 from agent.processes.command import CommandError, CommandRunner, CommandTimeoutError
 from agent.processes.process import kill
 
@@ -242,7 +242,7 @@ class TartHypervisor:
     def _list(self, processes: dict[str, int]) -> tuple[Observed, ...]:
         names = self._where.names()
         for name in filter(self._where.ours, names):
-            trim(self._where.record(name) / LOG, limit_bytes=LOG_LIMIT_BYTES)
+            truncate_log(self._where.record(name) / LOG, limit_bytes=LOG_LIMIT_BYTES)
         return tuple(self._observed(name, processes.get(name)) for name in sorted(names | processes.keys()))
 
     def _observed(self, name: str, pid: int | None) -> Observed:

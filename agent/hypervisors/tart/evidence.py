@@ -11,7 +11,7 @@ import psutil
 from agent.hypervisors.contract import HypervisorError
 from agent.hypervisors.tart.layout import LOG, SOCKET
 from agent.hypervisors.tart.processes import helpers
-from agent.processes.bounded import tail
+from agent.processes.bounded_output import read_tail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,5 +59,5 @@ def _write(name: str, where: Layout, state: dict[str, object], into: Path) -> No
     except (HypervisorError, FileNotFoundError) as error:
         state["config"] = f"unreadable: {error}"
     into.joinpath("state.json").write_text(json.dumps(state, indent=2, default=str))
-    if said := tail(where.record(name) / LOG, TAIL_BYTES):
+    if said := read_tail(where.record(name) / LOG, TAIL_BYTES):
         into.joinpath(LOG).write_bytes(said)

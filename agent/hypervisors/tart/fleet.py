@@ -13,8 +13,8 @@ from agent.hypervisors.contract import HypervisorError, VmExit
 from agent.hypervisors.tart.layout import LOG
 from agent.hypervisors.tart.outcome import read_outcome
 from agent.hypervisors.tart.processes import running_vms
-from agent.processes.bounded import tail
-from agent.processes.exits import exit_watcher
+from agent.processes.bounded_output import read_tail
+from agent.processes.exit_watcher import create_exit_watcher
 from agent.processes.process import is_alive
 from agent.processes.threads import run_in_thread
 
@@ -58,7 +58,7 @@ class Fleet:
     def __init__(self, where: Layout, program: str) -> None:
         self._where = where
         self._program = program
-        self._watcher = exit_watcher()
+        self._watcher = create_exit_watcher()
         self._running: dict[str, RunningVm] = {}
         self._starting: set[str] = set()
         self._listeners: list[Callable[[VmExit], None]] = []
@@ -144,6 +144,6 @@ class Fleet:
 
     def _output(self, name: str) -> str:
         try:
-            return tail(self._where.record(name) / LOG, _READ_BYTES).decode(errors="replace")
+            return read_tail(self._where.record(name) / LOG, _READ_BYTES).decode(errors="replace")
         except OSError:
             return ""  # its files are gone too

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from agent.hypervisors.tart.layout import CONFIG
-from agent.processes.filelocks import lock_holder
+from agent.processes.posix_locks import lock_holder
 from agent.processes.process import ProcessIdentity, identify
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.anka.command import AnkaAnswerError, AnkaError, AnkaNotFoundError
+from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError
 from agent.images.anka.shelf import Held
 from agent.images.anka.strays import end_strays
 from agent.images.errors import BadImageError, DiskTooSmallError, ImageNotFoundError, TransferError
@@ -83,7 +83,7 @@ class Puller:
     async def size(self, version: Version) -> Size:
         """Ask how much is missing. An empty answer means nothing, if it says so; else nobody knows."""
         arguments = ("pull", *version.options, "--check-download-size", "--tag", version.tag)
-        answer = await self.anka.ask(*arguments, version.template, version.source, timeout_s=SIZE_S)
+        answer = await self.anka.query(*arguments, version.template, version.source, timeout_s=SIZE_S)
         body = answer.body if isinstance(answer.body, dict) else {}
         if not body and "available locally" in answer.message:
             return Size(0)
@@ -91,7 +91,7 @@ class Puller:
             missing = int(body["size"]) - int(body.get("cached", 0))
             return Size(max(0, missing), int(body["available"]) if "available" in body else None)
         except (KeyError, TypeError, ValueError) as error:
-            raise AnkaAnswerError(f"`anka pull --check-download-size` of {version.template} tells no size") from error
+            raise AnkaReplyError(f"`anka pull --check-download-size` of {version.template} tells no size") from error
 
     async def tags(self, local: str) -> frozenset[str] | None:
         """Return the tags that a template has here; None when there is no such template."""
@@ -134,7 +134,7 @@ class Puller:
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(None) as silence:
-                answer = await self.anka.ask(*arguments, timeout_s=limit_s, on_output=follow)
+                answer = await self.anka.query(*arguments, timeout_s=limit_s, on_output=follow)
         except TimeoutError:
             raise CommandTimeoutError(f"`anka pull` of {version.template} told nothing for {silence_s:g} s") from None
         log.info(
@@ -155,7 +155,7 @@ class Puller:
 
     async def _switch(self, version: Version, local: str) -> None:
         """Check the tag out, which also clears a template that failed, and make sure of it."""
-        await self.anka.ask("pull", "--local", "--tag", version.tag, local, timeout_s=SWITCH_S)
+        await self.anka.query("pull", "--local", "--tag", version.tag, local, timeout_s=SWITCH_S)
         found = next((vm for vm in await self.anka.list() if local in (vm.uuid, vm.name)), None)
         if found is None or found.version != version.tag:
             raise AnkaError(f"{version.template}:{version.tag} is here but cannot be checked out")
@@ -167,8 +167,8 @@ class Puller:
         try:
             if local:
                 with suppress(AnkaNotFoundError):
-                    await self.anka.ask("delete", "--yes", "--tag", version.tag, local, timeout_s=DELETE_S)
-            await self.anka.ask("delete", "--cache", timeout_s=DELETE_S)
+                    await self.anka.query("delete", "--yes", "--tag", version.tag, local, timeout_s=DELETE_S)
+            await self.anka.query("delete", "--cache", timeout_s=DELETE_S)
         except CommandError as error:  # the mark stands: it is tried again before the next pull
             log.warning("anka-leftover-stays", image=version.digest, error=str(error))
 

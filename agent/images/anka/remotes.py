@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.anka.command import AnkaError, listed
+from agent.anka.command import AnkaError, require_list
 from agent.images.errors import BadImageError, RegistryError
 
 if TYPE_CHECKING:
@@ -46,26 +46,26 @@ class Remotes:
             remedy = "make registry and remote under [hypervisor.anka] agree"
             raise RegistryError(f"`anka registry` knows {name} as {known[name]}, not as {url}", remedy=remedy)
         if name in known:
-            await self._anka.ask("registry", "remove", name)
+            await self._anka.query("registry", "remove", name)
         options = {
             "--cert": config.cert_file, "--key": config.key_file, "--cacert": config.ca_file,
             "--api-key-id": config.api_key_id, "--api-key": config.api_key_file,
         }  # fmt: skip
         given = [text for flag, value in options.items() if value is not None for text in (flag, str(value))]
-        await self._anka.ask("registry", *given, "add", name, url)
+        await self._anka.query("registry", *given, "add", name, url)
         log.info("anka-registry-added", remote=name, url=url)
 
     async def _known(self) -> dict[str, str]:
         """Return the URL of each remote. Releases before 3.9 list them by another command."""
         try:
-            answer = await self._anka.ask("registry", "--list")
+            answer = await self._anka.query("registry", "--list")
         except AnkaError:
-            answer = await self._anka.ask("registry", "list-repos")
-        entries = listed(answer.body, "anka registry --list")
+            answer = await self._anka.query("registry", "list-repos")
+        entries = require_list(answer.body, "anka registry --list")
         return {str(entry.get("name")): str(entry.get("url", "")).rstrip("/") for entry in entries}
 
     async def _need_oci(self) -> None:
-        body = (await self._anka.ask("version")).body
+        body = (await self._anka.query("version")).body
         told = str(body.get("version", "")) if isinstance(body, dict) else ""
         release = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
         if release < OCI_SINCE:

@@ -51,7 +51,7 @@ class Room:
         """
         if not size.missing or not (short := await self._short(size)):
             return
-        await self.anka.ask("delete", "--cache", timeout_s=CACHE_S)
+        await self.anka.query("delete", "--cache", timeout_s=CACHE_S)
         idle = await self._idle(version)
         freeable = sum(idle.values())
         if short > freeable:

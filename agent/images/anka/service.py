@@ -134,7 +134,7 @@ class AnkaImages:
         if tags is not None and held.version.tag in tags:
             last = held.owned and tags == {held.version.tag}
             which = () if last else ("--tag", held.version.tag)
-            await self._anka.ask("delete", "--yes", *which, held.local, timeout_s=DELETE_S)
+            await self._anka.query("delete", "--yes", *which, held.local, timeout_s=DELETE_S)
             tags = await self._puller.tags(held.local)
             if tags is not None and held.version.tag in tags:
                 raise TransferError(f"`anka delete` said that {held.local}:{held.version.tag} is gone, but it is here")

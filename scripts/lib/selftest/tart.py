@@ -17,7 +17,7 @@ from agent.config import TartConfig
 from agent.hypervisors.tart.layout import SOCKET
 from agent.hypervisors.tart.outcome import Ending, read_outcome
 from agent.hypervisors.tart.processes import helpers
-from agent.processes.filelocks import lock_holder
+from agent.processes.posix_locks import lock_holder
 from agent.processes.process import is_alive, kill, spawn_detached
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ def on_stderr(name: str, exit_code: int = 0) -> Reading:
 
 
 def trouble(text: str) -> Reading:
-    return Reading(trouble=text)
+    return Reading(error=text)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.domain.model import ConditionStatus
-from agent.host.doctor import readings, table
+from agent.host.doctor import checks, readings
 from agent.host.doctor.model import Check, Finding, Reading, Severity, condition_of, decide
 from tests.host.doctor.cases import ERROR, LINUX_CASES, MAC_CASES, NOW_S, OK, RECORDED, WARNING, Case, subject
 
@@ -29,7 +29,7 @@ def check_of(name: str, checks: tuple[Check, ...]) -> Check:
 
 def find(case: Case, checks: tuple[Check, ...]) -> Finding:
     check = check_of(case.check, checks)
-    assert set(case.readings) == {*check.needs, *check.may}, "a case gives what the check reads, and no more"
+    assert set(case.readings) == {*check.required, *check.optional}, "a case gives what the check reads, and no more"
     found = decide(check, case.readings, subject(**case.changes))
     assert found is not None
     return found
@@ -37,76 +37,77 @@ def find(case: Case, checks: tuple[Check, ...]) -> Finding:
 
 @pytest.mark.parametrize("case", MAC_CASES, ids=str)
 def test_a_mac(case: Case) -> None:
-    judged(case, table.MAC)
+    judged(case, checks.MAC)
 
 
 @pytest.mark.parametrize("case", LINUX_CASES, ids=str)
 def test_a_linux_host(case: Case) -> None:
-    judged(case, table.LINUX)
+    judged(case, checks.LINUX)
 
 
 def judged(case: Case, checks: tuple[Check, ...]) -> None:
     found = find(case, checks)
-    verdict = found.verdict
-    assert (verdict.severity, case.message.lower() in verdict.message.lower()) == (case.severity, True), verdict
-    if found.failing:
-        assert verdict.mend, "what is wrong has a way out"
+    result = found.result
+    assert (result.severity, case.message.lower() in result.message.lower()) == (case.severity, True), result
+    if found.is_failing:
+        assert result.remedy, "what is wrong has a way out"
     condition = condition_of(found, NOW_S)
     assert condition.problem == (case.severity is ERROR)
-    assert (condition.status is ConditionStatus.TRUE) == found.failing
+    assert (condition.status is ConditionStatus.TRUE) == found.is_failing
     assert condition.type == found.check.condition
 
 
 def test_every_check_is_seen_good_and_bad_and_every_recording_is_used() -> None:
-    for checks, cases in ((table.MAC, MAC_CASES), (table.LINUX, (*LINUX_CASES, *MAC_CASES))):
-        for check in checks:
+    for system_checks, cases in ((checks.MAC, MAC_CASES), (checks.LINUX, (*LINUX_CASES, *MAC_CASES))):
+        for check in system_checks:
             seen = {case.severity for case in cases if case.check == check.name}
             assert OK in seen, check.name
             assert seen & {WARNING, ERROR}, check.name
-    text = (Path(__file__).with_name("cases.py")).read_text() + (RECORDED.parent / "test_facts.py").read_text()
+    text = (Path(__file__).with_name("cases.py")).read_text() + (RECORDED.parent / "test_host_info.py").read_text()
     assert [path.name for path in RECORDED.iterdir() if path.name not in text] == []
 
 
-@pytest.mark.parametrize("check", [*table.MAC, *table.LINUX], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", [*checks.MAC, *checks.LINUX], ids=lambda check: check.name)
 @pytest.mark.parametrize("hypervisor", ["tart", "anka", "qemu"])
 def test_garbage_never_fails_and_a_tool_that_hangs_is_no_fault_of_the_host(check: Check, hypervisor: str) -> None:
-    names = {*check.needs, *check.may}
+    names = {*check.required, *check.optional}
     for text in GARBAGE:
         for code in (0, 1):
             decide(check, dict.fromkeys(names, Reading(text, text, code)), subject(hypervisor=hypervisor))
-    found = decide(check, dict.fromkeys(names, Reading(trouble="it hung")), subject(hypervisor=hypervisor))
+    found = decide(check, dict.fromkeys(names, Reading(error="it hung")), subject(hypervisor=hypervisor))
     own_tool = check.name in ("tart", "anka", "qemu", "keychain")
-    assert found is None or own_tool or not found.failing
-    if check.needs and found is not None:
-        assert found.verdict.severity is Severity.UNKNOWN
-        assert "it hung" in found.verdict.message
+    assert found is None or own_tool or not found.is_failing
+    if check.required and found is not None:
+        assert found.result.severity is Severity.UNKNOWN
+        assert "it hung" in found.result.message
 
 
 def test_what_no_hypervisor_here_needs_is_not_asked() -> None:
     for name in ("session", "keychain", "tart"):
-        check = check_of(name, table.MAC)
-        names = {*check.needs, *check.may}
+        check = check_of(name, checks.MAC)
+        names = {*check.required, *check.optional}
         assert decide(check, dict.fromkeys(names, Reading("x")), subject(hypervisor="anka")) is None
 
 
 def test_every_reading_has_a_source_and_every_source_a_reader() -> None:
-    for checks, own in ((table.MAC, readings.MAC), (table.LINUX, readings.LINUX)):
-        read = {name for check in checks for name in (*check.needs, *check.may)}
+    for system_checks, own in ((checks.MAC, readings.MAC), (checks.LINUX, readings.LINUX)):
+        read = {name for check in system_checks for name in (*check.required, *check.optional)}
         assert read <= {*readings.COMMON, *own}
         assert set(own) <= read
-        assert len({check.name for check in checks}) == len({check.condition for check in checks}) == len(checks)
+        names, conditions = {c.name for c in system_checks}, {c.condition for c in system_checks}
+        assert len(names) == len(conditions) == len(system_checks)
 
 
 def test_every_check_is_documented_with_its_condition() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| `([A-Za-z]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    checks = {(check.name, check.condition) for check in (*table.MAC, *table.LINUX)}
-    assert set(rows) == checks
-    assert len(rows) == len(checks)
+    documented = {(check.name, check.condition) for check in (*checks.MAC, *checks.LINUX)}
+    assert set(rows) == documented
+    assert len(rows) == len(documented)
 
 
 def test_fixes_are_of_the_safe_kind() -> None:
     """No fix ends a process, removes a file or a snapshot, or changes a password."""
-    fixes = [find(case, table.MAC).verdict.fix for case in MAC_CASES]
+    fixes = [find(case, checks.MAC).result.fix for case in MAC_CASES]
     commands = {command[:2] for fix in fixes if fix for command in fix.commands}
     assert commands == {
         ("/usr/bin/pmset", "-a"), ("/usr/bin/defaults", "write"), ("/usr/bin/mdutil", "-i"),

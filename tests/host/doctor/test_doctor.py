@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.host.doctor import doctor as module
-from agent.host.doctor.doctor import Doctor, of_this_system
-from agent.host.doctor.model import Check, Fix, Readings, Severity, Subject, Verdict, good
-from agent.host.doctor.readings import Ask, Call, as_user
+from agent.host.doctor.doctor import Doctor, build_doctor
+from agent.host.doctor.model import Check, CheckResult, Fix, Readings, Severity, Subject, passed
+from agent.host.doctor.readings import CommandSource, FunctionSource, as_user
 from agent.processes.command import CommandFailedError, CommandRunner
 from tests.host.doctor.cases import subject
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from agent.host.doctor.readings import Source
 
 
-def said(readings: Readings, _: Subject) -> Verdict:
-    return good(readings["tool"].text)
+def said(readings: Readings, _: Subject) -> CheckResult:
+    return passed(readings["tool"].text)
 
 
 CHECK = Check("tool", "Tool", "ToolBroken", ("tool",), said)
@@ -40,8 +40,8 @@ def script(folder: Path, text: str) -> tuple[str, ...]:
 
 async def test_a_tool_is_asked_and_both_its_streams_are_read(tmp_path: Path) -> None:
     argv = script(tmp_path, "echo $LC_ALL; echo err >&2; exit 3")
-    (found,) = await doctor(Ask(lambda _: argv)).look()
-    assert found.verdict.message == "C\nerr"
+    (found,) = await doctor(CommandSource(lambda _: argv)).run_checks()
+    assert found.result.message == "C\nerr"
 
 
 async def test_what_cannot_be_read_is_unknown_with_its_reason(tmp_path: Path) -> None:
@@ -50,30 +50,30 @@ async def test_what_cannot_be_read_is_unknown_with_its_reason(tmp_path: Path) ->
 
     hangs = script(tmp_path, "trap '' TERM; sleep 60")
     sources: dict[str, Source] = {
-        "did not answer within 0.2 s": Ask(lambda _: hangs, timeout_s=0.2),
-        "nosuchtool": Ask(lambda _: ("nosuchtool",)),
-        "Permission denied": Call(fails),
+        "did not answer within 0.2 s": CommandSource(lambda _: hangs, timeout_s=0.2),
+        "nosuchtool": CommandSource(lambda _: ("nosuchtool",)),
+        "Permission denied": FunctionSource(fails),
     }
     for reason, source in sources.items():
-        (found,) = await doctor(source).look()
-        assert found.verdict.severity is Severity.UNKNOWN
-        assert reason in found.verdict.message
+        (found,) = await doctor(source).run_checks()
+        assert found.result.severity is Severity.UNKNOWN
+        assert reason in found.result.message
 
 
 async def test_only_the_named_checks_are_made() -> None:
     asked = []
-    source = Call(lambda _: asked.append(1) or "x")  # type: ignore[func-returns-value]
-    assert await doctor(source).look(frozenset({"other"})) == []
+    source = FunctionSource(lambda _: asked.append(1) or "x")  # type: ignore[func-returns-value]
+    assert await doctor(source).run_checks(frozenset({"other"})) == []
     assert asked == []
 
 
 async def test_a_fix_is_run_and_one_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIX_TIMEOUT_S", 5)
-    looking = doctor(Call(lambda _: ""))
-    await looking.mend(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
+    looking = doctor(FunctionSource(lambda _: ""))
+    await looking.apply_fix(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
     with pytest.raises(CommandFailedError, match="cannot touch|No such file"):
-        await looking.mend(Fix((("touch", str(tmp_path / "no" / "such")),)))
+        await looking.apply_fix(Fix((("touch", str(tmp_path / "no" / "such")),)))
 
 
 def test_a_fix_reads_as_a_person_would_type_it() -> None:
@@ -91,7 +91,7 @@ def test_the_users_session_is_asked_also_behind_sudo() -> None:
 
 async def test_this_very_host_is_looked_at(tmp_path: Path) -> None:
     here = subject(hypervisor="qemu", data_dir=tmp_path, vm_dirs=(tmp_path,), uid=os.getuid())
-    found = await of_this_system(lambda: here, CommandRunner()).look()
+    found = await build_doctor(lambda: here, CommandRunner()).run_checks()
     room = next(finding for finding in found if finding.check.name == "disk-space")
-    assert room.verdict.severity is not Severity.UNKNOWN
-    assert "GiB free" in room.verdict.evidence
+    assert room.result.severity is not Severity.UNKNOWN
+    assert "GiB free" in room.result.evidence

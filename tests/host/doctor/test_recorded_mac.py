@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from agent.engine.conditions import ConditionBoard
-from agent.host.doctor import readings, table
+from agent.host.doctor import checks, readings
 from agent.host.doctor.doctor import Doctor
 from agent.host.doctor.model import Severity, Subject
-from agent.host.doctor.readings import Call
-from agent.host.vitals import Pulse, Vitals
-from agent.host.watch import HostWatch
+from agent.host.doctor.readings import FunctionSource
+from agent.host.host_monitor import HostMonitor
+from agent.host.vitals import Vitals, VitalsSampler
 from agent.processes.command import Command, CommandResult, CommandRunner, ProgramMissingError
 from tests.host.doctor.cases import RECORDED, leases, space, subject
 
@@ -133,33 +133,33 @@ def doctor(mac: Mac, here: Subject, *, kcpassword: str = "yes") -> Doctor:
     sources: Mapping[str, Source] = {
         **readings.COMMON, **readings.MAC, **{name: _said(text) for name, text in calls.items()},
     }  # fmt: skip
-    return Doctor(lambda: here, mac, table.MAC, sources)
+    return Doctor(lambda: here, mac, checks.MAC, sources)
 
 
-def _said(text: str) -> Call:
-    return Call(lambda _: text)
+def _said(text: str) -> FunctionSource:
+    return FunctionSource(lambda _: text)
 
 
 async def test_a_mac_that_was_set_up_as_the_readme_says_is_well() -> None:
-    found = await doctor(Mac(), subject()).look()
-    assert [(one.check.name, one.verdict) for one in found if one.verdict.severity is not Severity.OK] == []
+    found = await doctor(Mac(), subject()).run_checks()
+    assert [(one.check.name, one.result) for one in found if one.result.severity is not Severity.OK] == []
     tools = {"anka", "anka-license"}
-    assert {one.check.name for one in found} == {check.name for check in table.MAC} - tools
+    assert {one.check.name for one in found} == {check.name for check in checks.MAC} - tools
 
 
 async def test_a_mac_as_bought_is_mended_as_far_as_is_safe_and_the_rest_is_told() -> None:
     mac = Mac(**AS_BOUGHT)
     looking = doctor(mac, subject(), kcpassword="no")
-    found = await looking.look()
-    failing = {one.check.name for one in found if one.failing}
+    found = await looking.run_checks()
+    failing = {one.check.name for one in found if one.is_failing}
     assert failing == {
         "sleep", "power-loss", "low-power", "auto-login", "keychain", "screen-lock", "local-network", "filevault",
         "updates", "dhcp-lease-time", "spotlight", "service",
     }  # fmt: skip
     for one in found:
-        if one.failing and one.verdict.fix:
-            await looking.mend(one.verdict.fix)
-    left = {one.check.name: one.verdict.mend for one in await looking.look() if one.failing}
+        if one.is_failing and one.result.fix:
+            await looking.apply_fix(one.result.fix)
+    left = {one.check.name: one.result.remedy for one in await looking.run_checks() if one.is_failing}
     assert left.keys() == {"auto-login", "screen-lock", "filevault", "service"}, "these need a person or a password"
     assert "/usr/bin/pmset -a sleep 0 disksleep 0 standby 0" in mac.changed
 
@@ -177,9 +177,9 @@ async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
             return CommandResult(0, b"", b"", False, 0.0)
 
     here = replace(subject(), root=root)
-    (found,) = await doctor(mac, here).look(frozenset({"sleep"}))
-    assert found.verdict.fix is not None
-    await Doctor(lambda: here, Noting(), (), {}).mend(found.verdict.fix)
+    (found,) = await doctor(mac, here).run_checks(frozenset({"sleep"}))
+    assert found.result.fix is not None
+    await Doctor(lambda: here, Noting(), (), {}).apply_fix(found.result.fix)
     pmset = ("/usr/bin/pmset", "-a", "sleep", "0", "disksleep", "0", "standby", "0")
     assert ran == [pmset if root else ("/usr/bin/sudo", "-n", *pmset)]
 
@@ -187,8 +187,8 @@ async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
 async def test_what_fails_on_a_mac_stands_among_the_hosts_conditions() -> None:
     board, mac = ConditionBoard(), Mac(**AS_BOUGHT)
     looking = doctor(mac, subject(in_agent=True), kcpassword="no")
-    watch = HostWatch(looking, board.post, period_s=60, pulse=Pulse(Vitals))
-    await watch.look()
+    monitor = HostMonitor(looking, board.post, period_s=60, vitals=VitalsSampler(Vitals))
+    await monitor.run_checks()
     assert {one.type for one in board.all() if one.problem} == {
         "HostSleeps", "NoAutoLogin", "KeychainLocked", "LocalNetworkDenied", "FileVaultOn", "UpdatesItself",
         "DhcpLeasesLong",
@@ -197,5 +197,5 @@ async def test_what_fails_on_a_mac_stands_among_the_hosts_conditions() -> None:
         "StaysOffAfterPowerLoss", "LowPowerMode", "ScreenLocks", "SpotlightReadsVms", "ServiceNotKept",
     }  # fmt: skip
     mac.answers = dict(WELL_KEPT)
-    await watch.look()
+    await monitor.run_checks()
     assert {one.type for one in board.all() if str(one.status) == "true"} == {"NoAutoLogin"}, "its password is not kept"

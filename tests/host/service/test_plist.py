@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from agent.daemon import STOP_LIMIT_S
-from agent.host.accounts import Account
 from agent.host.service import plist
 from agent.host.service.errors import ServiceError, ServiceRefusedError
-from agent.host.service.steps import GONE_S, UP_S
+from agent.host.service.launchd_service import GONE_S, UP_S
 from agent.host.service.target import LABEL, Kind, Target, agent_of, daemon
+from agent.host.user_accounts import Account
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM, CONFIG = Path("/opt/hearth/current/bin/hearth"), Path("/etc/hearth/hearth.toml")

@@ -10,9 +10,9 @@ import pytest
 
 from agent import app
 from agent.config import load_config
+from agent.config_reload import ConfigReloader
 from agent.engine.conditions import ConditionBoard
-from agent.host.watch import HostWatch
-from agent.live import LiveConfig
+from agent.host.host_monitor import HostMonitor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ class Bench:
         self.applied: list[object] = []
         self.board = ConditionBoard()
         appliers = {"host.slots": self._slots, "log.level": self._level}
-        self.live = LiveConfig(self.path, load_config(self.path), appliers, self.board)
+        self.reloader = ConfigReloader(self.path, load_config(self.path), appliers, self.board)
 
     def _slots(self, config: Config) -> None:
         self.applied.append(config.host.slots)
@@ -39,7 +39,7 @@ class Bench:
 
     async def change(self, text: str) -> None:
         self.path.write_text(text)
-        await self.live.reload()
+        await self.reloader.reload()
 
     def problem(self, kind: str) -> str:
         return next((one.message for one in self.board.all() if one.type == kind and one.problem), "")
@@ -75,21 +75,21 @@ async def test_what_needs_a_restart_is_named_until_it_is_undone(bench: Bench) ->
 async def test_the_doctor_looks_at_a_new_pace_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: asyncio.Queue[None] = asyncio.Queue()
 
-    async def look(_: HostWatch) -> None:
+    async def look(_: HostMonitor) -> None:
         looks.put_nowait(None)
 
-    monkeypatch.setattr(HostWatch, "look", look)
+    monkeypatch.setattr(HostMonitor, "run_checks", look)
     path = tmp_path / "hearth.toml"
     text = f'data_dir = "{tmp_path}"\n[hypervisor]\nkind = "simulated"\n[host]\ndoctor_period_s = '
     path.write_text(f"{text}3600\n")
     config = load_config(path)
     async with AsyncExitStack() as stack, asyncio.timeout(10):
         built = await app.build(config, stack)
-        live = LiveConfig(path, config, built.appliers, built.board)
+        reloader = ConfigReloader(path, config, built.appliers, built.board)
         watching = asyncio.create_task(built.watch.run())
         await looks.get()
         path.write_text(f"{text}0.01\n")
-        await live.reload()
+        await reloader.reload()
         for _ in range(3):
             await looks.get()
         watching.cancel()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.processes.bounded import HeadTail, last_lines, tail, trim
+from agent.processes.bounded_output import HeadTailBuffer, last_lines, read_tail, truncate_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @given(st.lists(st.binary(max_size=40)), st.integers(2, 60))
 def test_a_sink_keeps_both_ends_of_any_sequence_of_writes(writes: list[bytes], limit: int) -> None:
-    sink = HeadTail(limit)
+    sink = HeadTailBuffer(limit)
     for data in writes:
         sink.write(data)
     whole, kept = b"".join(writes), sink.getvalue()
@@ -30,11 +30,11 @@ def test_a_sink_keeps_both_ends_of_any_sequence_of_writes(writes: list[bytes], l
 
 def test_the_tail_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    assert tail(path, 10) == b""
+    assert read_tail(path, 10) == b""
     path.write_bytes(b"0123456789abc\nlast\n\n")
-    assert tail(path, 6) == b"last\n\n"
+    assert read_tail(path, 6) == b"last\n\n"
     assert last_lines(path) == "0123456789abc | last" or last_lines(path) == "last"
-    assert tail(path, 1000) == path.read_bytes()
+    assert read_tail(path, 1000) == path.read_bytes()
     path.write_bytes(b"first\nqemu: warning: never mind\nlast\n")
     assert last_lines(path, lines=2, without=": warning: ") == "first | last"
 
@@ -44,9 +44,9 @@ def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:
     writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(writer, b"a" * 90)
-        assert not trim(path, limit_bytes=100)
+        assert not truncate_log(path, limit_bytes=100)
         os.write(writer, b"b" * 20)
-        assert trim(path, limit_bytes=100)
+        assert truncate_log(path, limit_bytes=100)
         os.write(writer, b"after")
     finally:
         os.close(writer)
@@ -55,5 +55,5 @@ def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_not_there_is_not_cut(tmp_path: Path) -> None:
-    assert not trim(tmp_path / "none", limit_bytes=1)
+    assert not truncate_log(tmp_path / "none", limit_bytes=1)
     assert list(tmp_path.iterdir()) == []

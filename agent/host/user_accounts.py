@@ -18,12 +18,12 @@ class Account:
     home: Path
 
 
-def running_account() -> Account:
+def current_user() -> Account:
     """Return the user this process runs as."""
     return _account(os.geteuid())
 
 
-def calling_account() -> Account:
+def invoking_user() -> Account:
     """Return the user who runs this command; behind sudo, the one who called it."""
     uid = os.getuid()
     return _account(int(os.environ.get("SUDO_UID", "0")) if uid == 0 else uid)

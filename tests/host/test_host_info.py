@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import facts, hardware, space, vitals
+from agent.host import hardware, host_info, vitals
 from agent.host.hardware import Hardware, of_mac, parse_ioreg, read_hardware
-from agent.host.vitals import Heat, MemoryPressure, Pulse, Vitals, measure_vitals, pressure_of_stalls
+from agent.host.vitals import Heat, MemoryPressure, Vitals, VitalsSampler, measure_vitals, pressure_of_stalls
 from agent.processes import sysctl
 from agent.processes.boot import boot_id
 from agent.processes.command import CommandRunner
@@ -71,7 +71,9 @@ async def test_this_host_is_known_and_stays_the_same_until_it_boots() -> None:
     seen = await read_hardware(CommandRunner())
     assert seen.performance_cores + seen.efficiency_cores >= 1
     one, again = [
-        await facts.identify(CommandRunner(), agent_version="1", hypervisor="qemu", hypervisor_version="7")
+        await host_info.read_host_identity(
+            CommandRunner(), agent_version="1", hypervisor="qemu", hypervisor_version="7"
+        )
         for _ in range(2)
     ]
     assert one == again
@@ -104,7 +106,7 @@ def test_what_is_purgeable_does_not_move_with_every_cache(monkeypatch: pytest.Mo
     monkeypatch.setattr(vitals, "_mac_pressure", lambda: MemoryPressure.NORMAL)
     monkeypatch.setattr(vitals, "_mac_heat", lambda: Heat.NOMINAL)
     sizes = iter((5 << 30, (5 << 30) + 1, (6 << 30) - 1, 6 << 30, None))
-    monkeypatch.setattr(space, "purgeable_bytes", lambda _: next(sizes))
+    monkeypatch.setattr(vitals, "purgeable_bytes", lambda _: next(sizes))
     seen = [measure_vitals(Path("/")).purgeable_bytes for _ in range(5)]
     assert seen == [5 << 30, 5 << 30, 5 << 30, 6 << 30, None]
 
@@ -129,18 +131,10 @@ async def test_the_pulse_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         loop.call_soon_threadsafe(beats.release)
         return Vitals(MemoryPressure.WARNING, Heat.HEAVY)
 
-    pulse = Pulse(measure)
+    pulse = VitalsSampler(measure)
     assert pulse.latest == Vitals()
     task = asyncio.create_task(pulse.run())
     for _ in range(3):
         await asyncio.wait_for(beats.acquire(), 10)
     assert pulse.latest == Vitals(MemoryPressure.WARNING, Heat.HEAVY)
     task.cancel()
-
-
-def test_space_is_what_a_program_without_privileges_gets(tmp_path: Path) -> None:
-    seen = space.measure(tmp_path / "not" / "there" / "yet")
-    figures = os.statvfs(tmp_path)
-    assert seen.total_bytes == figures.f_blocks * figures.f_frsize
-    assert 0 < seen.free_bytes <= figures.f_bfree * figures.f_frsize
-    assert (space.purgeable_bytes(tmp_path) is None) == (sys.platform != "darwin")

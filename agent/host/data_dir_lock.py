@@ -28,7 +28,7 @@ class DataDirectoryError(HearthError):
 
 
 @contextmanager
-def sole_agent(data_dir: Path) -> Iterator[None]:
+def lock_data_directory(data_dir: Path) -> Iterator[None]:
     """Hold the data directory for this process. Raises `AlreadyRunningError` naming the process that holds it."""
     path = data_dir / "agent.lock"
     try:

@@ -17,7 +17,7 @@ MOST_NOTED: Final = 512
 system calls, took as long as a fifth of a whole answer; many in a row cost next to nothing."""
 
 
-class RequestTimes(Collector):
+class RequestHistogram(Collector):
     """Fills a histogram with the labels route, method, status, and stands for it in the registry.
 
     For one thread, the event loop's.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 PERIOD_S: Final = 1.0
 
 
-async def measure_lag(observe: Callable[[float], None]) -> None:
+async def observe_event_loop_lag(observe: Callable[[float], None]) -> None:
     """Tell once a second by how many seconds the loop woke later than asked, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:

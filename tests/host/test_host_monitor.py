@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from agent.engine.conditions import ConditionBoard
 from agent.host.doctor.doctor import Doctor
-from agent.host.doctor.model import ERROR, OK, UNKNOWN, WARNING, Check, Readings, Severity, Subject, Verdict
-from agent.host.vitals import Pulse, Vitals
-from agent.host.watch import HostWatch
+from agent.host.doctor.model import ERROR, OK, UNKNOWN, WARNING, Check, CheckResult, Readings, Severity, Subject
+from agent.host.host_monitor import HostMonitor
+from agent.host.vitals import Vitals, VitalsSampler
 from agent.processes.command import CommandRunner
 from tests.host.doctor.cases import subject
 
@@ -23,17 +23,19 @@ class Host:
         self.severity: Severity = OK
         self.board = ConditionBoard()
         self.now_s = 100.0
-        check = Check("sleep", "Sleep", "HostSleeps", (), self._judge)
+        check = Check("sleep", "Sleep", "HostSleeps", (), self._evaluate)
         doctor = Doctor(subject, CommandRunner(), (check,), {})
-        self.watch = HostWatch(doctor, self.board.post, period_s=60, pulse=Pulse(Vitals), clock=lambda: self.now_s)
+        self.monitor = HostMonitor(
+            doctor, self.board.post, period_s=60, vitals=VitalsSampler(Vitals), clock=lambda: self.now_s
+        )
 
-    def _judge(self, _: Readings, __: Subject) -> Verdict:
-        return Verdict(self.severity, "it sleeps after 10 minutes", mend="let it never sleep")
+    def _evaluate(self, _: Readings, __: Subject) -> CheckResult:
+        return CheckResult(self.severity, "it sleeps after 10 minutes", remedy="let it never sleep")
 
     async def look(self, severity: Severity) -> list[tuple[str, str, bool]]:
         self.severity = severity
         self.now_s += 60
-        await self.watch.look()
+        await self.monitor.run_checks()
         return [(one.type, str(one.status), one.problem) for one in self.board.all()]
 
     def condition(self) -> Condition:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.host.service import launchctl, steps
+from agent.host.service import launchctl, launchd_service
 from agent.host.service.errors import ServiceError, ServiceMissingError
 from agent.host.service.launchctl import Launchctl, parse_job
+from agent.host.service.launchd_service import Service
 from agent.host.service.plist import newsyslog, render
-from agent.host.service.steps import Service
 from agent.processes.command import Command, CommandFailedError, CommandRunner
 from agent.processes.process import identify, is_alive
 from tests.support.processes import eventually, gone
@@ -259,7 +259,7 @@ async def test_an_agent_that_does_not_end_in_time_is_told(mac: Mac, monkeypatch:
     service = mac.service()
     await mac.install(service)
     await mac.pid("vm")
-    monkeypatch.setattr(steps, "GONE_S", 0.5)
+    monkeypatch.setattr(launchd_service, "GONE_S", 0.5)
     with pytest.raises(ServiceError, match="is still there"):
         await service.stop()
 
@@ -268,7 +268,7 @@ async def test_a_program_that_cannot_stay_up_is_told_with_its_exit_code(
     mac: Mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mac.program.write_text("#!/bin/sh\nexit 78\n")
-    monkeypatch.setattr(steps, "UP_S", 1.0)
+    monkeypatch.setattr(launchd_service, "UP_S", 1.0)
     service = mac.service()
     ended = mac.launchd.state / "jobs"
     await asyncio.gather(mac.install(service), return_exceptions=True)

@@ -81,7 +81,7 @@ if sys.platform == "linux":
             return None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
-    def exit_watcher() -> ExitWatcher:
+    def create_exit_watcher() -> ExitWatcher:
         """Return the watcher of this platform."""
         return PidfdWatcher()
 
@@ -136,6 +136,6 @@ else:
             code = os.waitstatus_to_exitcode(status) if reaped else None
         on_exit(code)
 
-    def exit_watcher() -> ExitWatcher:
+    def create_exit_watcher() -> ExitWatcher:
         """Return the watcher of this platform."""
         return KqueueWatcher()

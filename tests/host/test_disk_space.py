@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.config import Config, ImagesConfig
-from agent.host.facts import DiskFacts, measure_disk
-from agent.host.space import Space
+from agent.host.disk_space import DiskUsage, VolumeSpace, measure_disk, measure_volume, purgeable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +24,20 @@ GIB = 1 << 30
 def test_the_excess_is_what_lies_above_the_low_watermark_once_the_high_one_is_passed(
     used_percent: int, excess_percent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = Space(100 * GIB, (100 - used_percent) * GIB)
-    monkeypatch.setattr("agent.host.space.measure", lambda _: space)
+    space = VolumeSpace(100 * GIB, (100 - used_percent) * GIB)
+    monkeypatch.setattr("agent.host.disk_space.measure_volume", lambda _: space)
     found = measure_disk(tmp_path, Config(data_dir=tmp_path))
-    assert found == DiskFacts(space.total_bytes, space.free_bytes, found.reserve_bytes, excess_percent * GIB)
+    assert found == DiskUsage(space.total_bytes, space.free_bytes, found.reserve_bytes, excess_percent * GIB)
 
 
 def test_a_low_watermark_above_the_high_one_is_refused() -> None:
     with pytest.raises(ValueError, match="low_watermark_percent"):
         ImagesConfig(high_watermark_percent=50, low_watermark_percent=60)
+
+
+def test_space_is_what_a_program_without_privileges_gets(tmp_path: Path) -> None:
+    seen = measure_volume(tmp_path / "not" / "there" / "yet")
+    figures = os.statvfs(tmp_path)
+    assert seen.total_bytes == figures.f_blocks * figures.f_frsize
+    assert 0 < seen.free_bytes <= figures.f_bfree * figures.f_frsize
+    assert (purgeable_bytes(tmp_path) is None) == (sys.platform != "darwin")

@@ -1,4 +1,4 @@
-"""Output that cannot grow without bound: a byte sink that keeps head and tail, and tails and trims of log files."""
+"""Output that cannot grow without bound: a byte sink that keeps head and tail, and the tails and trims of log files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class HeadTail:
+class HeadTailBuffer:
     """A sink that keeps the first and the last bytes of what is written to it, at most `limit_bytes` in all.
 
     The head tells how a program began, the tail how it ended; what lies between is counted and dropped.
@@ -42,7 +42,7 @@ class HeadTail:
         return bytes(self._head) + bytes(self._tail[-self._tail_limit :])
 
 
-def tail(path: Path, limit_bytes: int) -> bytes:
+def read_tail(path: Path, limit_bytes: int) -> bytes:
     """Return the last bytes of a file, empty when there is no such file. Raises `OSError`."""
     try:
         with path.open("rb") as file:
@@ -58,12 +58,12 @@ def last_lines(path: Path, *, lines: int = 3, limit_bytes: int = 2048, without: 
 
     Raises `OSError`.
     """
-    said = tail(path, limit_bytes).decode(errors="replace").splitlines()
+    said = read_tail(path, limit_bytes).decode(errors="replace").splitlines()
     telling = [line.strip() for line in said if line.strip() and (without is None or without not in line)]
     return " | ".join(telling[-lines:])
 
 
-def trim(path: Path, *, limit_bytes: int) -> bool:
+def truncate_log(path: Path, *, limit_bytes: int) -> bool:
     """Cut a log that another process appends to once it is over its limit; its last half goes to `<path>.1`.
 
     The writer must have opened it with O_APPEND: its next line then lands at the new end. Lines written while the tail
@@ -74,6 +74,6 @@ def trim(path: Path, *, limit_bytes: int) -> bool:
             return False
     except FileNotFoundError:
         return False
-    path.with_name(f"{path.name}.1").write_bytes(tail(path, limit_bytes // 2))
+    path.with_name(f"{path.name}.1").write_bytes(read_tail(path, limit_bytes // 2))
     os.truncate(path, 0)
     return True

@@ -1,4 +1,4 @@
-"""Who this host is and what it has. Reads of the machine; values for everyone else."""
+"""Identity of the host, and the resources that its VMs may use together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from agent.domain.model import HostLimits
-from agent.host import space
 from agent.host.hardware import UNKNOWN_HARDWARE, Hardware, read_hardware
 from agent.processes.boot import boot_id
 
 if TYPE_CHECKING:
-    from agent.config import Config, HostConfig
+    from agent.config import HostConfig
     from agent.processes.command import CommandRunner
 
 _MIB: Final = 2**20
@@ -26,7 +25,7 @@ _DEFAULT_OVERCOMMIT: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """Who this host is and what it is made of. Sizes are totals."""
+    """The identity, system and hardware of this host. `cpus` and `memory_mib` are totals of the machine."""
 
     name: str
     machine_id: str
@@ -41,32 +40,16 @@ class HostIdentity:
     hardware: Hardware = UNKNOWN_HARDWARE
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFacts:
-    """The data volume, in bytes."""
-
-    total_bytes: int
-    free_bytes: int
-    reserve_bytes: int
-    excess_bytes: int = 0
-    """Bytes to free: down to the low watermark when above the high one, and up to the reserve. 0 when neither binds."""
-
-    @property
-    def full(self) -> bool:
-        """Whether free space has reached the reserve."""
-        return self.free_bytes < self.reserve_bytes
-
-
-async def identify(
+async def read_host_identity(
     runner: CommandRunner, *, agent_version: str, hypervisor: str, hypervisor_version: str
 ) -> HostIdentity:
-    """Read who this host is and what it is made of."""
+    """Read the identity of this host. On a Mac it runs `ioreg`; it does not fail if that fails."""
     hardware = await read_hardware(runner)
     return HostIdentity(
         name=socket.gethostname(),
         machine_id=_machine_id(hardware.uuid),
         boot_id=boot_id() or f"boot-{int(psutil.boot_time())}",
-        os=_system(),
+        os=_operating_system(),
         arch=platform.machine(),
         cpus=os.cpu_count() or 1,
         memory_mib=psutil.virtual_memory().total // _MIB,
@@ -77,19 +60,11 @@ async def identify(
     )
 
 
-def measure_disk(path: Path, config: Config) -> DiskFacts:
-    """Measure the volume that holds `path`. Blocks: a network or failing disk may take its time."""
-    seen = space.measure(path)
-    used = seen.total_bytes - seen.free_bytes
-    full = used > seen.total_bytes * config.images.high_watermark_percent / 100
-    reserve = config.host.disk_reserve_mib * _MIB
-    excess = int(used - seen.total_bytes * config.images.low_watermark_percent / 100) if full else 0
-    excess = max(0, excess, reserve - seen.free_bytes)
-    return DiskFacts(seen.total_bytes, seen.free_bytes, reserve, excess)
+def host_limits(config: HostConfig) -> HostLimits:
+    """Return what VMs may use together: the configured values, or defaults from the machine's totals.
 
-
-def limits(config: HostConfig) -> HostLimits:
-    """Return what VMs may use together: the configuration, or what the machine has less the reserve."""
+    By default memory is the total without `memory_reserve_mib`, and `cpus` is twice the number of processors.
+    """
     memory_mib = config.memory_mib
     if memory_mib is None:
         memory_mib = max(0, psutil.virtual_memory().total // _MIB - config.memory_reserve_mib)
@@ -97,13 +72,13 @@ def limits(config: HostConfig) -> HostLimits:
 
 
 def _machine_id(uuid: str) -> str:
-    """Return the machine's lasting identity: systemd's machine-id, or the platform UUID of a Mac."""
+    """Return an identity that survives restarts: systemd's machine-id, the platform UUID of a Mac, or the host name."""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return uuid or socket.gethostname()
 
 
-def _system() -> str:
+def _operating_system() -> str:
     version = platform.mac_ver()[0]
     return f"macOS {version}" if version else f"{platform.system()} {platform.release()}"

@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from agent.host import awake as module
-from agent.host.awake import Awake
+from agent.host import power_assertion as module
+from agent.host.power_assertion import PowerAssertion
 from agent.processes.command import CommandRunner
 from tests.support.processes import eventually, gone, pids_in
 
@@ -32,7 +32,7 @@ def caffeinate(folder: Path, text: str = CAFFEINATE) -> str:
 
 async def test_it_is_held_while_vms_run_and_let_go_after(tmp_path: Path) -> None:
     running = True
-    awake = Awake(CommandRunner(), lambda: running, program=caffeinate(tmp_path), look_s=0.01)
+    awake = PowerAssertion(CommandRunner(), lambda: running, program=caffeinate(tmp_path), poll_s=0.01)
     task = asyncio.create_task(awake.run())
     held = await pids_in(tmp_path / "pids", 1)
     assert (tmp_path / "arguments").read_text() == f"-i -s -w {os.getpid()}\n"
@@ -48,7 +48,7 @@ async def test_it_is_held_while_vms_run_and_let_go_after(tmp_path: Path) -> None
 
 async def test_one_that_ends_or_is_missing_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
-    awake = Awake(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), look_s=0.01)
+    awake = PowerAssertion(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), poll_s=0.01)
     task = asyncio.create_task(awake.run())
     await asyncio.sleep(0)
     caffeinate(tmp_path, "#!/bin/sh\necho $$ >>{folder}/pids\n")

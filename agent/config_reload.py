@@ -7,14 +7,13 @@ a restart can apply, by name.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from watchfiles import awatch
 
 from agent.config import ConfigError, load_config
+from agent.config.file_watch import watch_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +25,9 @@ if TYPE_CHECKING:
     from agent.engine.conditions import ConditionBoard
 
 log = structlog.get_logger()
-logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts every change aloud
-
-REWATCH_S: Final = 5.0
 
 
-class LiveConfig:
+class ConfigReloader:
     """Follows the configuration file. `appliers` holds, by key, what applies a new value while the agent runs."""
 
     def __init__(
@@ -45,16 +41,7 @@ class LiveConfig:
 
     async def watch(self) -> None:
         """Follow the file until cancelled."""
-        while True:
-            try:
-                async for changes in awatch(self._path.parent, recursive=False, debounce=50, step=200):
-                    if any(changed.endswith(self._path.name) for _, changed in changes):
-                        await self.reload()
-            except (OSError, RuntimeError) as error:  # what watchfiles raises when the folder goes away
-                log.warning("configuration-not-watched", error=str(error))
-                await asyncio.sleep(REWATCH_S)
-            else:
-                return  # cancelled, though anyio's scopes may keep that to themselves
+        await watch_file(self._path, self.reload)
 
     async def reload(self) -> None:
         """Read the file, apply what can be applied, and tell what cannot."""

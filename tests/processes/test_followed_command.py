@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.processes.command import ProgramMissingError
+from agent.processes.followed_command import FollowedCommand
 from agent.processes.process import identify
-from agent.processes.stream import FollowedCommand
 from tests.support.processes import gone
 
 

@@ -23,35 +23,37 @@ _DIGEST: Final = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 _HEAD_KEYS: Final = frozenset({"ts", "level", "event", "exception"})
 
 
-def render(line: Mapping[str, object], *, colour: bool) -> str:
+def render_line(line: Mapping[str, object], *, colour: bool) -> str:
     """Return a parsed log line as text: day and time in UTC, level, event, then `key=value` pairs.
 
     Values that hold control characters come quoted and escaped, so that no guest can drive the reader's terminal.
     """
-    time = plain(line.get("ts", ""))[5:].replace("T", " ")
-    level = plain(line.get("level", "info"))
+    time = escape_unprintable(line.get("ts", ""))[5:].replace("T", " ")
+    level = escape_unprintable(line.get("level", "info"))
     pairs = " ".join(
-        f"{plain(key)}={_value(value)}" for key, value in line.items() if key not in _HEAD_KEYS and value != ""
+        f"{escape_unprintable(key)}={_value(value)}"
+        for key, value in line.items()
+        if key not in _HEAD_KEYS and value != ""
     )
     head = (
         _paint(time, _DIM, colour=colour),
         _paint(f"{level:<7}", _LEVEL_COLOURS.get(level, ""), colour=colour),
-        _paint(plain(line.get("event", "")), _BOLD, colour=colour),
+        _paint(escape_unprintable(line.get("event", "")), _BOLD, colour=colour),
     )
     text = " ".join((*head, pairs)).rstrip()
     exception = line.get("exception")
     if exception:
-        text += "".join(f"\n    {plain(part)}" for part in str(exception).splitlines())
+        text += "".join(f"\n    {escape_unprintable(part)}" for part in str(exception).splitlines())
     return text
 
 
-def render_json(line: str, *, colour: bool) -> str:
+def render_json_line(line: str, *, colour: bool) -> str:
     """Return one raw line of the log file as text for people. What is not a JSON object comes back escaped only."""
     try:
         parsed = json.loads(line)
     except ValueError:
-        return plain(line.rstrip("\n"))
-    return render(parsed, colour=colour) if isinstance(parsed, dict) else plain(line.rstrip("\n"))
+        return escape_unprintable(line.rstrip("\n"))
+    return render_line(parsed, colour=colour) if isinstance(parsed, dict) else escape_unprintable(line.rstrip("\n"))
 
 
 def _value(value: object) -> str:
@@ -62,10 +64,10 @@ def _value(value: object) -> str:
         value = _DIGEST.sub(r"\1", value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     quote = not text or not text.isprintable() or any(mark in text for mark in ' ="')
-    return json.dumps(text) if quote and isinstance(value, str) else plain(text)
+    return json.dumps(text) if quote and isinstance(value, str) else escape_unprintable(text)
 
 
-def plain(value: object) -> str:
+def escape_unprintable(value: object) -> str:
     """Return text with control characters escaped: no guest, registry or client can drive the reader's terminal."""
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
