@@ -14,7 +14,7 @@ from agent.config import Assignment, Config, PoolDocument, ProbeDocument, Regist
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def block(title: str) -> str:
@@ -78,4 +78,4 @@ def test_the_examples_are_valid(title: str) -> None:
 
 def test_every_page_it_names_exists() -> None:
     for page in re.findall(r"\]\((docs/[^)]+)\)", README):
-        assert (Path(__file__).parents[1] / page).is_file(), page
+        assert (Path(__file__).parents[2] / page).is_file(), page
