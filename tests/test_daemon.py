@@ -53,11 +53,11 @@ AGENT_PROBE = '[[pools.{pool}.probes]]\nkind = "agent"\n'
 async def test_sigterm_ends_it_in_order(host: Host) -> None:
     host.assign("small", await an_image(host.directory), warm=2, probes=AGENT_PROBE)
     await host.start()
-    await host.until_warm(2)
+    await host.wait_until_warm(2)
     began_s = time.monotonic()
     assert await host.stop() == 0
     assert time.monotonic() - began_s < STOP_S
-    assert [line["event"] for line in host.log()][-2:] == ["agent-stopping", "agent-stopped"]
+    assert [line["event"] for line in host.read_log()][-2:] == ["agent-stopping", "agent-stopped"]
     assert not host.socket.exists()
 
 
@@ -78,7 +78,7 @@ async def test_it_tells_how_its_host_is_and_what_the_doctor_finds(host: Host) ->
     def told(document: Document, _: list[Document]) -> bool:
         return any(one["type"] == "DiskShort" for one in document["conditions"])
 
-    document = await host.until(told, timeout_s=30)
+    document = await host.wait_until(told, timeout_s=30)
     condition = next(one for one in document["conditions"] if one["type"] == "DiskShort")
     assert (condition["status"], condition["problem"], condition["reason"]) == ("true", True, "DoctorFoundError")
     assert "set images.budget_mib" in condition["message"]
@@ -102,7 +102,7 @@ async def test_who_waits_is_refused_and_what_hangs_is_cut_when_it_stops(host: Ho
     async with aiohttp.ClientSession("http://hearth", connector=aiohttp.UnixConnector(str(host.socket))) as client:
         body = {"pool": "small", "holder": "job", "wait_s": 600}
         waiting = asyncio.create_task(client.post("/v1/leases", json=body))
-        await host.until(lambda document, _: document["pools"][0]["waiting"] == 1)
+        await host.wait_until(lambda document, _: document["pools"][0]["waiting"] == 1)
         began_s = time.monotonic()
         assert await host.stop() == 0
         assert time.monotonic() - began_s < STOP_S
@@ -125,26 +125,26 @@ async def test_a_second_signal_forces_the_end(host: Host) -> None:
 async def test_the_mode_survives_kill_9(host: Host, verb: str, mode: str) -> None:
     host.assign("small", await an_image(host.directory), warm=1, probes=AGENT_PROBE)
     await host.start()
-    await host.until_warm(1)
-    await host.hearth(verb, "--reason", "new disks")
+    await host.wait_until_warm(1)
+    await host.run_hearth(verb, "--reason", "new disks")
     await host.kill()
     await host.start()
     document = await host.get("/v1/host")
     assert (document["mode"]["mode"], document["mode"]["reason"]) == (mode, "new disks")
-    code, _, err = await host.hearth("lease", "small", check=False)
+    code, _, err = await host.run_hearth("lease", "small", check=False)
     assert (code, f"this host is {mode} and gives no leases: new disks" in err) == (6, True)
-    await host.until(lambda _, vms: len([vm for vm in vms if vm["state"] == "ready"]) == (verb == "cordon"))
-    await host.hearth("uncordon")
-    await host.hearth("lease", "small", "--wait", "30s")
+    await host.wait_until(lambda _, vms: len([vm for vm in vms if vm["state"] == "ready"]) == (verb == "cordon"))
+    await host.run_hearth("uncordon")
+    await host.run_hearth("lease", "small", "--wait", "30s")
 
 
 async def test_drain_empties_the_host_when_its_leases_end(host: Host) -> None:
     host.assign("small", await an_image(host.directory), warm=2, probes=AGENT_PROBE)
     await host.start()
-    await host.until_warm(2)
+    await host.wait_until_warm(2)
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job"})
-    draining = asyncio.create_task(host.hearth("drain", "--wait"))
-    await host.until(lambda _, vms: [vm["name"] for vm in vms] == [lease["vm"]])
+    draining = asyncio.create_task(host.run_hearth("drain", "--wait"))
+    await host.wait_until(lambda _, vms: [vm["name"] for vm in vms] == [lease["vm"]])
     assert not draining.done()
     await host.call("DELETE", f"/v1/leases/{lease['id']}")
     assert (await asyncio.wait_for(draining, 30))[1] == "this host is empty\n"

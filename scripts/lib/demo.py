@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from scripts.lib.anka_ground import AnkaGround  # noqa: E402 - needs the path above
-from scripts.lib.ground import Ground, QemuGround  # noqa: E402
+from scripts.lib.anka_backend import AnkaBackend  # noqa: E402 - needs the path above
+from scripts.lib.backend import Backend, QemuBackend  # noqa: E402
 from scripts.lib.host import Host  # noqa: E402
-from scripts.lib.tart_ground import TartGround  # noqa: E402
+from scripts.lib.tart_backend import TartBackend  # noqa: E402
 
 POOL: Final = "small"
 
@@ -41,12 +41,12 @@ def tell(text: str) -> None:
 _STARTED_S: Final = time.monotonic()
 
 
-GROUNDS: Final[dict[str, Callable[[Path], Ground]]] = {"qemu": QemuGround, "tart": TartGround, "anka": AnkaGround}
+BACKENDS: Final[dict[str, Callable[[Path], Backend]]] = {"qemu": QemuBackend, "tart": TartBackend, "anka": AnkaBackend}
 
 
 async def prepare(host: Host, versions: tuple[str, ...]) -> dict[str, str]:
     """Configure a host, make images for it, and return their references by version."""
-    references = await host.ground.make_images(host, versions)
+    references = await host.backend.make_images(host, versions)
     for version, reference in references.items():
         tell(f"image version {version} can be pulled from {reference}")
     return references
@@ -76,11 +76,11 @@ class Tour:
         """Assign a pool: its image is pulled, one VM proves it, the rest follow."""
         began_s = time.monotonic()
         self.host.assign(POOL, self.references["1.0"])
-        await self.host.until(lambda host, _: any(image["state"] == "here" for image in host["images"]))
+        await self.host.wait_until(lambda host, _: any(image["state"] == "here" for image in host["images"]))
         self._took("pull_s", began_s)
-        await self.host.until(lambda _, vms: any(vm["state"] == "ready" for vm in vms))
+        await self.host.wait_until(lambda _, vms: any(vm["state"] == "ready" for vm in vms))
         self._took("first_ready_s", began_s)
-        await self.host.until_warm(2)
+        await self.host.wait_until_warm(2)
         slots = (await self.host.get("/v1/host"))["slots"]
         tell(f"two VMs are warm and proven healthy; capacity over HTTP: slots {slots}")
 
@@ -93,23 +93,23 @@ class Tour:
         tell(f"leased {lease['vm']} in {self.figures['lease_ms']} ms; its guest serves version {served}")
         assert served == "1.0", served
         await self.host.call("DELETE", f"/v1/leases/{lease['id']}")
-        await self.host.until_warm(2, without=lease["vm"])
+        await self.host.wait_until_warm(2, without=lease["vm"])
         tell("released: that VM is gone and a fresh one is warm")
 
     async def kill_a_vm(self) -> None:
         """Kill a VM's process; it is noticed at once and replaced."""
-        victim = (await self.host.until_warm(2))[0]
+        victim = (await self.host.wait_until_warm(2))[0]
         began_s = time.monotonic()
         os.kill(self.host.vm_pid(victim), signal.SIGKILL)
-        await self.host.until_warm(2, without=victim)
+        await self.host.wait_until_warm(2, without=victim)
         self._took("replaced_after_kill_s", began_s)
 
     async def hang_a_vm(self) -> None:
         """Let a VM hang without its process ending; its probes fail and it is replaced."""
-        victim = (await self.host.until_warm(2))[0]
+        victim = (await self.host.wait_until_warm(2))[0]
         began_s = time.monotonic()
-        self.host.ground.hang(victim)
-        await self.host.until_warm(2, without=victim)
+        self.host.backend.hang(victim)
+        await self.host.wait_until_warm(2, without=victim)
         self._took("replaced_after_hang_s", began_s)
 
     async def roll(self) -> None:
@@ -117,7 +117,7 @@ class Tour:
         old = (await self.host.get("/v1/vms"))["vms"][0]["image"]
         began_s = time.monotonic()
         self.host.assign(POOL, self.references["2.0"])
-        await self.host.until(
+        await self.host.wait_until(
             lambda _, vms: len(vms) == 2 and all(vm["state"] == "ready" and vm["image"] != old for vm in vms)
         )
         self._took("rolled_s", began_s)
@@ -125,15 +125,15 @@ class Tour:
         served = await self.ask_guest(lease)
         assert served == "2.0", served
         await self.host.call("DELETE", f"/v1/leases/{lease['id']}")
-        await self.host.until_warm(2, without=lease["vm"])
+        await self.host.wait_until_warm(2, without=lease["vm"])
         tell(f"the new version is rolled through the pool; a guest serves version {served}")
 
     async def crash_the_agent(self) -> None:
         """Kill the agent with -9; the next one adopts every VM, process by process."""
-        before = {name: self.host.vm_pid(name) for name in await self.host.until_warm(2)}
+        before = {name: self.host.vm_pid(name) for name in await self.host.wait_until_warm(2)}
         await self.host.kill()
         await self.host.start()
-        after = {name: self.host.vm_pid(name) for name in await self.host.until_warm(2)}
+        after = {name: self.host.vm_pid(name) for name in await self.host.wait_until_warm(2)}
         adopted = int(await self.host.metric("hearth_vms_adopted_total"))
         self.figures["adopted"] = adopted if before == after else 0
         assert before == after, (before, after)
@@ -141,7 +141,7 @@ class Tour:
 
     async def leave(self) -> None:
         """Unassign the pool; nothing is left of any VM."""
-        left = await self.host.empty()
+        left = await self.host.remove_all_vms()
         self.figures["leaked"] = len(left)
         code = await self.host.stop()
         assert not left, left
@@ -199,7 +199,7 @@ async def watch(host: Host) -> int:
             watching.send_signal(signal.SIGINT)
             await asyncio.wait_for(ended, 10)
         tell("stopping: tearing the VMs down")
-        left = await host.empty()
+        left = await host.remove_all_vms()
         code = await host.stop()
         tell("nothing is left behind" if not left else f"left behind: {left}")
         return code if not left else 1
@@ -212,10 +212,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="take the whole tour unattended and print its figures")
     what = "real VMs of QEMU, or a simulated Mac with Tart or Anka (default qemu)"
-    parser.add_argument("--hypervisor", choices=GROUNDS, default="qemu", help=what)
+    parser.add_argument("--hypervisor", choices=BACKENDS, default="qemu", help=what)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="hearth-demo-"))
-    host = Host(directory, GROUNDS[arguments.hypervisor](directory))
+    host = Host(directory, BACKENDS[arguments.hypervisor](directory))
     return asyncio.run((once if arguments.once else watch)(host))
 
 

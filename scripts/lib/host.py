@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from scripts.lib.ground import QemuGround
+from scripts.lib.backend import QemuBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from scripts.lib.ground import Ground
+    from scripts.lib.backend import Backend
 
 Document = dict[str, Any]
 
@@ -56,9 +56,9 @@ failures = 3
 class Host:
     """One host in `directory`: `configure`, `assign`, `start`, then ask; `close` leaves nothing behind."""
 
-    def __init__(self, directory: Path, ground: Ground | None = None) -> None:
+    def __init__(self, directory: Path, backend: Backend | None = None) -> None:
         self.directory = directory
-        self.ground = ground or QemuGround(directory)
+        self.backend = backend or QemuBackend(directory)
         self.data_dir = directory / "data"
         self.config = directory / "hearth.toml"
         self.assignment = directory / "assignment.toml"
@@ -118,7 +118,7 @@ class Host:
         aside.write_text(text)
         aside.rename(self.assignment)
 
-    async def hearth(self, *arguments: str, check: bool = True, timeout_s: float = 300) -> tuple[int, str, str]:
+    async def run_hearth(self, *arguments: str, check: bool = True, timeout_s: float = 300) -> tuple[int, str, str]:
         """Run the `hearth` command with this host's configuration; return exit code, stdout and stderr."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agent", *arguments,
@@ -140,9 +140,9 @@ class Host:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # a Ctrl-C at the terminal is for who runs this, not for the agent
             )  # fmt: skip
-        await self.until_ready(excused=excused)
+        await self.wait_until_ready(excused=excused)
 
-    async def until_ready(self, *, excused: frozenset[str] = CORDONED, timeout_s: float = START_TIMEOUT_S) -> None:
+    async def wait_until_ready(self, *, excused: frozenset[str] = CORDONED, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the agent says that it is ready, but for checks that are excused. Raises when it ended instead."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -164,18 +164,18 @@ class Host:
 
     async def stop(self) -> int:
         """Ask the agent to stop; return its exit code. Its VMs go on."""
-        return await self._end(signal.SIGTERM)
+        return await self._stop_process(signal.SIGTERM)
 
     async def kill(self) -> None:
         """End the agent as a crash would."""
-        await self._end(signal.SIGKILL)
+        await self._stop_process(signal.SIGKILL)
 
     async def wait(self) -> int:
         """Wait until the agent ends by itself or by a signal from elsewhere; return its exit code."""
         assert self._process is not None
         return await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
 
-    async def _end(self, number: signal.Signals) -> int:
+    async def _stop_process(self, number: signal.Signals) -> int:
         assert self._process is not None
         await self._close_http()
         self._process.send_signal(number)
@@ -194,7 +194,7 @@ class Host:
             document: Document = json.loads(text) if text else {}
             return document
 
-    async def until(self, what: Callable[[Document, list[Document]], bool], *, timeout_s: float = 120) -> Document:
+    async def wait_until(self, what: Callable[[Document, list[Document]], bool], *, timeout_s: float = 120) -> Document:
         """Wait until `what(host, vms)` holds; return the host document that satisfied it."""
         host: Document = {}
         vms: list[Document] = []
@@ -209,14 +209,16 @@ class Host:
             seen = [(vm["name"], vm["state"]) for vm in vms]
             raise TimeoutError(f"not within {timeout_s} s; VMs: {seen}, pools: {host.get('pools')}") from None
 
-    async def until_warm(self, count: int, *, without: str = "", image: str = "", timeout_s: float = 120) -> list[str]:
+    async def wait_until_warm(
+        self, count: int, *, without: str = "", image: str = "", timeout_s: float = 120
+    ) -> list[str]:
         """Wait until exactly `count` VMs stand, all ready, none named `without`, all of `image` if given."""
 
         def warm(_: Document, vms: list[Document]) -> bool:
             good = [vm for vm in vms if vm["state"] == "ready" and vm["name"] != without]
             return len(vms) == len(good) == count and all(vm["image"] == (image or vm["image"]) for vm in vms)
 
-        await self.until(warm, timeout_s=timeout_s)
+        await self.wait_until(warm, timeout_s=timeout_s)
         return [vm["name"] for vm in (await self.get("/v1/vms"))["vms"]]
 
     async def metric(self, name: str) -> float:
@@ -225,7 +227,7 @@ class Host:
             lines = (await response.text()).splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
-    def log(self) -> list[Document]:
+    def read_log(self) -> list[Document]:
         """Return the lines of the agent's log."""
         return [json.loads(line) for line in (self.data_dir / "logs" / "hearth.log").read_text().splitlines()]
 
@@ -238,18 +240,22 @@ class Host:
 
     def vm_pids(self) -> dict[str, list[int]]:
         """Return the processes of every VM of this host by its name, known to the agent or not."""
-        return {name: [process.pid for process in found] for name, found in self.ground.processes().items()}
+        return {name: [process.pid for process in found] for name, found in self.backend.processes().items()}
 
     def vm_processes(self) -> list[psutil.Process]:
         """Return the processes of VMs of this host, known to the agent or not."""
-        return [process for found in self.ground.processes().values() for process in found]
+        return [process for found in self.backend.processes().values() for process in found]
 
-    def leftovers(self) -> list[str]:
+    def list_leftovers(self) -> list[str]:
         """Return every trace of a VM: processes, files, rows of the journal."""
         processes = [f"process {process.pid}" for process in self.vm_processes()]
-        return processes + self.ground.left() + [f"row {row}" for row in self.rows("vms") + self.rows("leases")]
+        return (
+            processes
+            + self.backend.list_leftovers()
+            + [f"row {row}" for row in self.journal_keys("vms") + self.journal_keys("leases")]
+        )
 
-    def rows(self, table: str) -> list[str]:
+    def journal_keys(self, table: str) -> list[str]:
         """Return the keys of a table of the journal."""
         path = self.data_dir / "journal.sqlite"
         if not path.exists():
@@ -257,24 +263,24 @@ class Host:
         with closing(sqlite3.connect(path, timeout=10)) as connection:
             return [key for (key,) in connection.execute(f"SELECT key FROM {table}")]
 
-    async def empty(self, *, timeout_s: float = 60) -> list[str]:
+    async def remove_all_vms(self, *, timeout_s: float = 60) -> list[str]:
         """Unassign everything, wait until the last VM is gone, and return what is left behind."""
         self.unassign()
-        await self.until(lambda _, vms: not vms, timeout_s=timeout_s)
-        return self.leftovers()
+        await self.wait_until(lambda _, vms: not vms, timeout_s=timeout_s)
+        return self.list_leftovers()
 
     async def close(self) -> None:
         """End the agent and every VM of it, whatever their state, and remove the directory."""
-        await self.end()
+        await self.kill_all()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    async def end(self) -> None:
+    async def kill_all(self) -> None:
         """End the agent and every VM of it, whatever their state. Its files stay."""
         await self._close_http()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        await self.ground.close()
+        await self.backend.close()
 
     async def _close_http(self) -> None:
         if self._http is not None:

@@ -25,7 +25,7 @@ SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing 
 )
 async def test_nothing_is_lost_or_leaked(tmp_path: Path, hypervisor: str, rounds: int) -> None:
     directory = tmp_path / "chaos"
-    outcome = await Run(SEED, directory, slots=2, hypervisor=hypervisor).rounds(rounds)
+    outcome = await Run(SEED, directory, slots=2, hypervisor=hypervisor).run_rounds(rounds)
 
     assert outcome.findings == [], (directory / "chaos.log").read_text()
     figures = summary([outcome])

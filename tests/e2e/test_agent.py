@@ -25,14 +25,14 @@ async def condition(host: Host, kind: str, *, problem: bool) -> Document:
     def holds(document: Document, _: list[Document]) -> bool:
         return any(one["type"] == kind and one["problem"] == problem for one in document["conditions"])
 
-    document = await host.until(holds, timeout_s=CONDITION_TIMEOUT_S)
+    document = await host.wait_until(holds, timeout_s=CONDITION_TIMEOUT_S)
     return next(one for one in document["conditions"] if one["type"] == kind)
 
 
 async def test_killing_agent_and_vm_at_once_costs_only_that_vm(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"])
     await host.start()
-    victim, survivor = await host.until_warm(2)
+    victim, survivor = await host.wait_until_warm(2)
     pid = host.vm_pid(survivor)
 
     victims_pid = host.vm_pid(victim)
@@ -41,23 +41,23 @@ async def test_killing_agent_and_vm_at_once_costs_only_that_vm(host: Host, layou
     await host.kill()
     await host.start()
 
-    names = await host.until_warm(2, without=victim)
+    names = await host.wait_until_warm(2, without=victim)
     assert survivor in names
     assert host.vm_pid(survivor) == pid
     assert await host.metric("hearth_vms_adopted_total") == 1
-    failures = [line for line in host.log() if line["event"] == "vm-failed"]
+    failures = [line for line in host.read_log() if line["event"] == "vm-failed"]
     assert [(line["vm"], line["cause"]) for line in failures] == [(victim, "lost")]
 
 
 async def test_nothing_of_a_vm_is_left_after_its_teardown(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
-    (name,) = await host.until_warm(1)
-    assert host.rows("vms") == [name]
+    (name,) = await host.wait_until_warm(1)
+    assert host.journal_keys("vms") == [name]
     assert any((host.data_dir / "vms").rglob("*"))
     assert len(host.vm_processes()) == 1
 
-    assert await host.empty() == []
+    assert await host.remove_all_vms() == []
     assert await host.stop() == 0
     assert host.vm_processes() == []
 
@@ -65,7 +65,7 @@ async def test_nothing_of_a_vm_is_left_after_its_teardown(host: Host, layout: di
 async def test_leases_survive_a_crash_of_the_agent(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
-    await host.until_warm(1)
+    await host.wait_until_warm(1)
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     pid = host.vm_pid(lease["vm"])
 
@@ -75,7 +75,7 @@ async def test_leases_survive_a_crash_of_the_agent(host: Host, layout: dict[str,
     assert (await host.get(f"/v1/leases/{lease['id']}"))["vm"] == lease["vm"]
     assert host.vm_pid(lease["vm"]) == pid
     await host.call("DELETE", f"/v1/leases/{lease['id']}")
-    names = await host.until_warm(1, without=lease["vm"])
+    names = await host.wait_until_warm(1, without=lease["vm"])
     assert lease["vm"] not in names
 
 
@@ -83,10 +83,10 @@ async def test_a_lease_waits_for_a_vm_and_breaks_when_it_dies(host: Host, layout
     host.assign("small", layout["1.0"], warm=1, text="max = 1")
     await host.start()
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "early", "wait_s": 100})
-    refused = await host.hearth("lease", "small", "--wait", "0.2", check=False)
+    refused = await host.run_hearth("lease", "small", "--wait", "0.2", check=False)
     assert refused[0] == 5
     assert "no VM of pool 'small' turned ready within 0.2 s" in refused[2]
-    unknown = await host.hearth("lease", "nope", check=False)
+    unknown = await host.run_hearth("lease", "nope", check=False)
     assert unknown[0] == 4
     assert "there is no pool 'nope' on this host" in unknown[2]
 
@@ -102,7 +102,7 @@ async def test_a_unhealthy_version_is_rolled_back_and_the_pool_stays(host: Host,
     host.assign("small", layout["1.0"], text="min_ready = 1")
     await host.start()
     good = (await host.get("/v1/vms"))["vms"]
-    await host.until_warm(2)
+    await host.wait_until_warm(2)
     good = (await host.get("/v1/vms"))["vms"][0]["image"]
 
     text = "min_ready = 1\ncanary_attempts = 1"
@@ -114,8 +114,8 @@ async def test_a_unhealthy_version_is_rolled_back_and_the_pool_stays(host: Host,
     told = await condition(host, "RolledBack", problem=True)
     assert "startup-deadline" in told["message"]
     host.write_assignment(aside.replace("startup_deadline_s = 8", "startup_deadline_s = 120"))
-    await host.until_warm(2, image=good)
-    ready = [line for line in host.log() if line["event"] == "vm-ready"]
+    await host.wait_until_warm(2, image=good)
+    ready = [line for line in host.read_log() if line["event"] == "vm-ready"]
     assert {line["image"] for line in ready} == {good}
 
 
@@ -127,14 +127,14 @@ async def test_foreign_and_stray_vms_in_our_directory(host: Host) -> None:
         directory.mkdir(parents=True)
         (directory / "disk.qcow2").write_bytes(b"precious")
     await host.start()
-    await host.until(lambda *_: not stray.exists(), timeout_s=30)
+    await host.wait_until(lambda *_: not stray.exists(), timeout_s=30)
     assert (foreign / "disk.qcow2").read_bytes() == b"precious"
 
 
 async def test_a_bad_assignment_keeps_the_last_good_one_even_over_a_restart(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
-    names = await host.until_warm(1)
+    names = await host.wait_until_warm(1)
 
     host.write_assignment('[pools.small]\nimage = "oci-layout:/r:1"\nwarm = 3\nmax = 2\n')
     told = await condition(host, "AssignmentValid", problem=True)
@@ -145,7 +145,7 @@ async def test_a_bad_assignment_keeps_the_last_good_one_even_over_a_restart(host
     told = await condition(host, "AssignmentValid", problem=True)
     assert "assignment.toml is not valid TOML" in told["message"]
     assert "line 1" in told["message"]
-    assert await host.until_warm(1) == names
+    assert await host.wait_until_warm(1) == names
     document = await host.get("/v1/assignment")
     assert document["pools"]["small"]["warm"] == 1
 
@@ -160,7 +160,7 @@ async def test_an_unknown_image_is_told_with_the_way_out(host: Host) -> None:
 
 async def test_a_second_agent_on_the_same_data_refuses(host: Host) -> None:
     await host.start()
-    code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+    code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert f"an agent (process {host.pid}) already works on {host.data_dir}" in err
     assert (await host.get("/v1/vms"))["vms"] == []  # the first one is well
@@ -172,20 +172,20 @@ async def test_a_port_in_use_is_named(host: Host) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         host.config.write_text(host.config.read_text().replace("port = 0", f"port = {port}"))
-        code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+        code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert f"127.0.0.1:{port}" in err
 
 
 async def test_without_qemu_the_package_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(host.directory))
-    code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+    code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert "qemu-system-x86" in err
 
 
 async def test_bad_configuration_names_file_and_key(host: Host) -> None:
     host.config.write_text("[host]\nslotz = 2\n")
-    code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+    code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 78
     assert "hearth.toml: host.slotz: unknown key" in err

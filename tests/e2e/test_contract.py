@@ -80,7 +80,7 @@ async def test_the_live_agent_keeps_its_contract_with_everybody(host: Host, tmp_
     pool = {"image": reference, "warm": 3, "cpus": 1, "memory_mib": 256, "stop_grace_s": 0}
     await host.start()
     await host.call("PUT", "/v1/assignment", {"pools": {POOL: pool}})
-    await host.until_warm(3)
+    await host.wait_until_warm(3)
     (tmp_path / "schemathesis.toml").write_text(SETTINGS)
     mild = (None, Role.READ, Role.LEASE)
     complaints = await asyncio.gather(*(ask(host, tmp_path, caller, pool) for caller in mild))

@@ -30,12 +30,12 @@ async def stream(host: Host, until: str, *, after: int | None) -> list[dict[str,
 async def test_a_stream_goes_on_where_it_was_when_the_agent_was_killed(host: Host) -> None:
     simulated.configure(host)
     await host.start()
-    seen = await stream(host, "before", after=None)
+    result = await stream(host, "before", after=None)
     await host.call("POST", "/v1/host/uncordon?reason=unseen")
     await host.kill()
     await host.start()
     await host.call("POST", "/v1/host/cordon?reason=afterwards")
-    last = seen[-1]["number"]
+    last = result[-1]["number"]
     told = await stream(host, "afterwards", after=last)
     assert [event["number"] for event in told] == list(range(last + 1, last + 1 + len(told)))
     details = " ".join(event.get("detail", "") for event in told)

@@ -28,9 +28,9 @@ async def start(host: Host, *command: str) -> asyncio.subprocess.Process:
 async def test_the_guests_exit_code_comes_back_and_its_vm_is_replaced(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
-    (first,) = await host.until_warm(1)
-    assert await host.hearth("exec", "small", "--", "sh", "-c", "exit 7", check=False) == (7, "", "")
-    (second,) = await host.until_warm(1, without=first)
+    (first,) = await host.wait_until_warm(1)
+    assert await host.run_hearth("exec", "small", "--", "sh", "-c", "exit 7", check=False) == (7, "", "")
+    (second,) = await host.wait_until_warm(1, without=first)
 
     process = await start(host, "sh", "-c", "read line; echo got $line; exec sleep 1000")
     assert process.stdin is not None
@@ -41,9 +41,9 @@ async def test_the_guests_exit_code_comes_back_and_its_vm_is_replaced(host: Host
         process.send_signal(signal.SIGINT)
         _, said = await process.communicate()
     assert (process.returncode, said) == (130, b"")
-    (third,) = await host.until_warm(1, without=second)
+    (third,) = await host.wait_until_warm(1, without=second)
 
     assert len({first, second, third}) == 3
-    assert host.rows("leases") == []
-    assert host.rows("vms") == [third]
+    assert host.journal_keys("leases") == []
+    assert host.journal_keys("vms") == [third]
     assert len(host.vm_processes()) == 1

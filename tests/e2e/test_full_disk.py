@@ -45,7 +45,7 @@ async def host() -> AsyncIterator[Host]:
     try:
         yield made
     finally:
-        await made.end()
+        await made.kill_all()
         subprocess.run(["umount", str(made.data_dir)], check=True)
         await made.close()
 
@@ -79,20 +79,20 @@ def whole_lines(host: Host) -> Iterator[Document]:
 async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
     await host.start()
-    (victim,) = await host.until_warm(1)
+    (victim,) = await host.wait_until_warm(1)
     ballast = host.data_dir / "ballast"
 
     fill(ballast)
-    code, _, err = await host.hearth("lease", "small", check=False)
+    code, _, err = await host.run_hearth("lease", "small", check=False)
     assert code == 1
     assert "free space on its disk" in err
     full = {"JournalWritable", "DiskPressure"}
-    await host.until(lambda document, _: full <= problems(document), timeout_s=30)
-    assert (await host.hearth("status"))[0] == 0
+    await host.wait_until(lambda document, _: full <= problems(document), timeout_s=30)
+    assert (await host.run_hearth("status"))[0] == 0
     os.kill(host.vm_pid(victim), signal.SIGKILL)
 
     ballast.unlink()
-    await host.until(lambda document, _: not full & problems(document), timeout_s=30)
+    await host.wait_until(lambda document, _: not full & problems(document), timeout_s=30)
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
     assert lease["vm"] != victim, "a VM that died meanwhile is never handed out"
     log = list(whole_lines(host))
@@ -103,18 +103,20 @@ async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str,
 async def test_an_agent_started_on_a_full_disk_adopts_and_recovers(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
     await host.start()
-    (name,) = await host.until_warm(1)
+    (name,) = await host.wait_until_warm(1)
     pid = host.vm_pid(name)
     await host.kill()
     ballast = host.data_dir / "ballast"
     fill(ballast)
 
     await host.start(excused=frozenset({"journal"}))
-    await host.until(lambda document, _: "DiskPressure" in problems(document), timeout_s=60)
-    await host.until(lambda _, vms: [vm["state"] for vm in vms] == ["ready"])
+    await host.wait_until(lambda document, _: "DiskPressure" in problems(document), timeout_s=60)
+    await host.wait_until(lambda _, vms: [vm["state"] for vm in vms] == ["ready"])
     ballast.unlink()
-    await host.until_ready()
-    await host.until(lambda document, _: not {"JournalWritable", "DiskPressure"} & problems(document), timeout_s=30)
+    await host.wait_until_ready()
+    await host.wait_until(
+        lambda document, _: not {"JournalWritable", "DiskPressure"} & problems(document), timeout_s=30
+    )
     assert host.vm_pid(name) == pid
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     assert lease["vm"] == name

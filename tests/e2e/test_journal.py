@@ -16,7 +16,7 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
-    await host.until(lambda _, vms: sorted(vm["state"] for vm in vms) == ["leased", "ready"])
+    await host.wait_until(lambda _, vms: sorted(vm["state"] for vm in vms) == ["leased", "ready"])
     names = {vm["name"] for vm in (await host.get("/v1/vms"))["vms"]}
     images = {vm["image"] for vm in (await host.get("/v1/vms"))["vms"]}
     pids = {name: host.vm_pid(name) for name in names}
@@ -25,10 +25,10 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     journal = host.data_dir / "journal.sqlite"
     journal.with_name("journal.sqlite-wal").unlink(missing_ok=True)
     journal.write_bytes(b"\x00" * 8192)
-    code, _, err = await host.hearth("run", "--config", str(host.config), check=False)
+    code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert "hearth journal rebuild" in err
-    assert "2 VMs adopted" in (await host.hearth("journal", "rebuild"))[1]
+    assert "2 VMs adopted" in (await host.run_hearth("journal", "rebuild"))[1]
 
     await host.start()
     vms = {vm["name"]: vm for vm in (await host.get("/v1/vms"))["vms"]}
@@ -36,9 +36,9 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     # Nothing proves that either is idle, so nobody else gets one, and whoever uses one goes on.
     assert {vm["state"] for vm in vms.values()} == {"leased"}
     assert {vm["image"] for vm in vms.values()} == images
-    assert (await host.hearth("lease", "small", "--wait", "1s", check=False))[0] == 5
+    assert (await host.run_hearth("lease", "small", "--wait", "1s", check=False))[0] == 5
     for vm in vms.values():
-        await host.hearth("release", vm["lease"]["id"])
-    fresh = await host.until_warm(1)
+        await host.run_hearth("release", vm["lease"]["id"])
+    fresh = await host.wait_until_warm(1)
     assert not names & set(fresh)
-    assert await host.empty() == []
+    assert await host.remove_all_vms() == []

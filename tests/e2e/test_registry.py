@@ -20,10 +20,10 @@ async def test_an_image_goes_from_a_disk_over_a_registry_into_a_lease(host: Host
     host.configure(f'[images.registries."{registry.host}"]\ninsecure = true')
     reference = f"{registry.host}/ci/small:1.0"
     disk = build_small_image("1.0")
-    await host.hearth("image", "push", str(disk), reference, "--memory", "256", "--cpus", "1")
+    await host.run_hearth("image", "push", str(disk), reference, "--memory", "256", "--cpus", "1")
     host.assign("small", reference, warm=1)
     await host.start()
-    await host.until_warm(1)
+    await host.wait_until_warm(1)
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 30})
     assert lease["address"]["ports"]["22"] > 0
 

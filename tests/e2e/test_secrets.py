@@ -29,7 +29,7 @@ async def test_planted_secrets_come_out_nowhere(host: Host) -> None:
     token = create_token(tokens_path(host.data_dir), "controller", Role.ADMIN, now_s=time.time())
     secrets = (PASSWORD, token)
     host.assign("small", f"{REGISTRY}/small:1", probes="")
-    await host.until(lambda document, _: any(not pool["ready"] and pool["error"] for pool in document["pools"]))
+    await host.wait_until(lambda document, _: any(not pool["ready"] and pool["error"] for pool in document["pools"]))
 
     told: dict[str, str] = {"output": host.output()}
     headers = {"Authorization": f"Bearer {token}"}

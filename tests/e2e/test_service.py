@@ -26,7 +26,7 @@ async def warm(host: Host) -> str:
     """Wait for the one VM of an agent that may still be starting; return its name."""
     while True:
         try:
-            (name,) = await host.until_warm(1)
+            (name,) = await host.wait_until_warm(1)
         except aiohttp.ClientConnectionError:
             continue
         return name
@@ -57,13 +57,13 @@ async def test_an_upgrade_in_place_keeps_vms_and_leases(
         assert launchd.pids() != [agent_pid]
         while True:
             try:
-                seen = await host.get(f"/v1/leases/{lease['id']}")
+                result = await host.get(f"/v1/leases/{lease['id']}")
                 break
             except aiohttp.ClientConnectionError:
                 continue
-        assert seen["vm"] == vm
+        assert result["vm"] == vm
         assert host.vm_pid(vm) == vm_pid
-        stops = [line for line in host.log() if line["event"] == "agent-stopped"]
+        stops = [line for line in host.read_log() if line["event"] == "agent-stopped"]
         assert len(stops) == 1, "the old agent ended in order"
     finally:
         await service.uninstall()

@@ -7,15 +7,15 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from scripts.lib.anka_ground import AnkaGround
-from scripts.lib.bench.fault_seen import PERIOD_S, PROBES, Fault, Seen, asked_all_the_time
+from scripts.lib.anka_backend import AnkaBackend
+from scripts.lib.bench.fault_result import PERIOD_S, PROBES, Fault, FaultResult, poll_livez
 from scripts.lib.host import Host
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 POOL: Final = "mac"
-TOLD_S: Final = 90.0
+CAUSE_S: Final = 90.0
 """More than the longest time of a command: `anka pull --check-download-size` has 60 s."""
 RECOVER_S: Final = 150.0
 COMMAND_S: Final = 1.0
@@ -72,50 +72,50 @@ FAULTS: Final = (
 )
 
 
-async def try_fault(fault: Fault, directory: Path) -> Seen:
+async def try_fault(fault: Fault, directory: Path) -> FaultResult:
     """Run one fault on a host of its own."""
-    ground = AnkaGround(directory, timeout_s=COMMAND_S, start_timeout_s=START_S, pull_silence_s=2.0)
-    host, seen = Host(directory, ground), Seen(fault)
+    backend = AnkaBackend(directory, timeout_s=COMMAND_S, start_timeout_s=START_S, pull_silence_s=2.0)
+    host, result = Host(directory, backend), FaultResult(fault)
     try:
-        (reference,) = (await ground.make_images(host, ("0",))).values()
+        (reference,) = (await backend.make_images(host, ("0",))).values()
         host.assign(POOL, reference, warm=1, probes=PROBES)
         await host.start()
-        await host.until_warm(1)
-        async with asked_all_the_time(host, seen):
-            await _endure(fault, host, ground, seen)
-        old = (tool for tool in ground.tools() if time.time() - tool.create_time() > OUTLIVED_S)
-        seen.hung = sum(1 for _ in old)
-        seen.left = await host.empty()
+        await host.wait_until_warm(1)
+        async with poll_livez(host, result):
+            await _endure(fault, host, backend, result)
+        old = (tool for tool in backend.tool_processes() if time.time() - tool.create_time() > OUTLIVED_S)
+        result.hung = sum(1 for _ in old)
+        result.left = await host.remove_all_vms()
     finally:
         await host.close()
-    return seen
+    return result
 
 
-async def _endure(fault: Fault, host: Host, ground: AnkaGround, seen: Seen) -> None:
+async def _endure(fault: Fault, host: Host, backend: AnkaBackend, result: FaultResult) -> None:
     """Run into one fault, see its cause told where there must be one, and see the host recover."""
     since: int = (await host.get("/v1/events"))["last"]
-    (victim,) = await host.until_warm(1)
+    (victim,) = await host.wait_until_warm(1)
 
     def warm_again(_: dict[str, Any], vms: list[dict[str, Any]]) -> bool:
         return [vm["state"] for vm in vms] == ["ready"] and (fault.by == "look" or vms[0]["name"] != victim)
 
     began_s = time.monotonic()
-    ground.faults(**_named(fault, victim))
-    await _run_into(fault, host, ground, victim)
-    if fault.told:
+    backend.set_faults(**_named(fault, victim))
+    await _run_into(fault, host, backend, victim)
+    if fault.cause:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TOLD_S):
-                seen.told = await _told(fault, host, since)
-                seen.told_s = time.monotonic() - began_s
-        ground.heal()
+            async with asyncio.timeout(CAUSE_S):
+                result.reported_cause = await _told(fault, host, since)
+                result.reported_s = time.monotonic() - began_s
+        backend.clear_faults()
         began_s = time.monotonic()
     elif fault.by == "look":
-        await asyncio.to_thread(ground.used_up)
+        await asyncio.to_thread(backend.wait_for_faults_used)
     with contextlib.suppress(TimeoutError):
-        await host.until(warm_again, timeout_s=RECOVER_S)
+        await host.wait_until(warm_again, timeout_s=RECOVER_S)
         took_s = time.monotonic() - began_s
-        seen.passed_s, seen.mended_s = (None, took_s) if fault.told else (took_s, None)
-    ground.heal()
+        result.recovered_during_s, result.recovered_after_s = (None, took_s) if fault.cause else (took_s, None)
+    backend.clear_faults()
 
 
 def _named(fault: Fault, victim: str) -> dict[str, dict[str, Any]]:
@@ -127,11 +127,11 @@ def _named(fault: Fault, victim: str) -> dict[str, dict[str, Any]]:
     }
 
 
-async def _run_into(fault: Fault, host: Host, ground: AnkaGround, victim: str) -> None:
+async def _run_into(fault: Fault, host: Host, backend: AnkaBackend, victim: str) -> None:
     if fault.by == "replace":
         await host.call("DELETE", f"/v1/vms/{victim}")
     elif fault.by == "pull":
-        host.assign(POOL, ground.add_image("1"), warm=1, probes=PROBES)
+        host.assign(POOL, backend.add_image("1"), warm=1, probes=PROBES)
 
 
 async def _told(fault: Fault, host: Host, since: int) -> str:
@@ -141,6 +141,6 @@ async def _told(fault: Fault, host: Host, since: int) -> str:
         told = [f"{one['type']}: {one['message']}" for one in conditions if one["problem"]]
         events = (await host.get(f"/v1/events?after={since}"))["events"]
         told += [f"{event['kind']}: {event['detail']}" for event in events]
-        if found := next((words for words in told if fault.told in words), ""):
+        if found := next((words for words in told if fault.cause in words), ""):
             return found.replace(str(host.directory), "")
         await asyncio.sleep(PERIOD_S * 5)

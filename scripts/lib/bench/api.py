@@ -109,9 +109,9 @@ async def against_bare(host: Host, port: int, scratch: Path, rounds: int) -> dic
             turns["not_modified"].append(await turn(port, "/v1/host", etag=True))
     measured = {name: these[1:] for name, these in turns.items()}  # a process that was just started is slower
     for name, these in measured.items():
-        _tell(f"{name:>12} requests a second: {' '.join(f'{one.per_s:.0f}' for one in these)}")
+        _log(f"{name:>12} requests a second: {' '.join(f'{one.per_s:.0f}' for one in these)}")
     asked = sum(one.answers for one in measured["not_modified"])
-    _tell(f"{asked - sum(one.not_modified for one in measured['not_modified'])} of {asked} were no 304s")
+    _log(f"{asked - sum(one.not_modified for one in measured['not_modified'])} of {asked} were no 304s")
     median = {name: statistics.median(one.per_s for one in these) for name, these in measured.items()}
     return {
         "host_vs_bare": round(median["host"] / median["bare"], 2),
@@ -135,7 +135,7 @@ async def _bare(body: Path) -> AsyncIterator[int]:
 
 
 async def fan_out(host: Host, port: int) -> dict[str, float]:
-    """Subscribe many to the events, let one happen, and see when the last has heard of it and what they cost."""
+    """Subscribe many to the events, let one happen, and see when the last has event of it and what they cost."""
     agent = psutil.Process(host.pid)
     before = agent.memory_info().rss
     request = f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n".encode()
@@ -176,9 +176,7 @@ async def under_attack(port: int) -> dict[str, float]:
     for _, writer in slow:
         writer.close()
     p99 = statistics.quantiles(took_ms, n=100)[98]
-    _tell(
-        f"/livez, asked {len(took_ms)} times in {MALFORMED} malformed requests, {SLOW} slow clients: p99 {p99:.1f} ms"
-    )
+    _log(f"/livez, asked {len(took_ms)} times in {MALFORMED} malformed requests, {SLOW} slow clients: p99 {p99:.1f} ms")
     return {"attacked_livez_p99_ms": round(p99, 1)}
 
 
@@ -194,7 +192,7 @@ async def measure(scratch: Path, rounds: int) -> dict[str, float]:
             await images.push(disk, reference, hardware=Hardware(os="linux", arch="amd64", cpus=1, memory_mib=64))
         await host.start()
         host.assign(simulated.POOL, reference, warm=2, probes=simulated.AGENT_PROBE)
-        await host.until(lambda _, vms: [vm["state"] for vm in vms] == ["ready", "ready"])
+        await host.wait_until(lambda _, vms: [vm["state"] for vm in vms] == ["ready", "ready"])
         port = int((host.data_dir / "api.port").read_text())
         figures = await against_bare(host, port, scratch, rounds)
         figures |= await under_attack(port)
@@ -203,7 +201,7 @@ async def measure(scratch: Path, rounds: int) -> dict[str, float]:
         await host.close()
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
@@ -218,7 +216,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hearth-bench-") as scratch:
         figures = asyncio.run(measure(Path(scratch), options.rounds))
     for name, value in figures.items():
-        _tell(f"{name:>22} {value}")
+        _log(f"{name:>22} {value}")
     if options.json:
         sys.stdout.write(json.dumps({name: figures[name] for name in PROMISED}) + "\n")
     return 0

@@ -16,25 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scripts.lib.bench import anka_faults, tart_faults
-from scripts.lib.bench.fault_seen import p99
+from scripts.lib.bench.fault_result import p99
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from scripts.lib.bench.fault_seen import Fault, Seen
+    from scripts.lib.bench.fault_result import Fault, FaultResult
 
-MOST_MS: Final = 50.0
+LIVEZ_LIMIT_MS: Final = 50.0
 """What `/livez` may take at its 99th percentile while a tool fails."""
 HEAD: Final = "| {tool}: fault | outcome | seconds | /livez p99, ms | ok |\n|---|---|---|---|---|\n"
 
 
-async def measure(try_fault: Callable[[Fault, Path], Awaitable[Seen]], faults: Sequence[Fault]) -> list[Seen]:
+async def measure(
+    try_fault: Callable[[Fault, Path], Awaitable[FaultResult]], faults: Sequence[Fault]
+) -> list[FaultResult]:
     """Try faults one after another."""
     results = []
     for fault in faults:
-        seen = await try_fault(fault, Path(tempfile.mkdtemp(prefix="hearth-fault-")))
-        sys.stderr.write(f"{seen.row()}\n")
-        results.append(seen)
+        result = await try_fault(fault, Path(tempfile.mkdtemp(prefix="hearth-fault-")))
+        sys.stderr.write(f"{result.row()}\n")
+        results.append(result)
     return results
 
 
@@ -45,22 +47,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of faults")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout, last")
     options = parser.parse_args()
-    everything: list[Seen] = []
+    everything: list[FaultResult] = []
     for tool, module in (("tart", tart_faults), ("anka", anka_faults)):
         if options.hypervisor not in (tool, None):
             continue
         chosen = [one for one in module.FAULTS if not options.only or any(part in one.name for part in options.only)]
         results = asyncio.run(measure(module.try_fault, chosen))
-        sys.stdout.write(HEAD.format(tool=tool) + "".join(f"{seen.row()}\n" for seen in results))
+        sys.stdout.write(HEAD.format(tool=tool) + "".join(f"{result.row()}\n" for result in results))
         everything += results
-    good = all(seen.ok for seen in everything)
+    good = all(result.ok for result in everything)
     if options.json:
         figures = {
             "faults": len(everything),
             "ok": good,
-            "livez_p99_ms": p99([took for seen in everything for took in seen.livez_ms]),
-            "livez_p99_worst_row_ms": max(seen.p99_ms for seen in everything),
-            "rows_above_50_ms": [seen.fault.name for seen in everything if seen.p99_ms > MOST_MS],
+            "livez_p99_ms": p99([took for result in everything for took in result.livez_ms]),
+            "livez_p99_worst_row_ms": max(result.p99_ms for result in everything),
+            "rows_above_50_ms": [result.fault.name for result in everything if result.p99_ms > LIVEZ_LIMIT_MS],
         }
         sys.stdout.write(json.dumps(figures) + "\n")
     return 0 if good else 1

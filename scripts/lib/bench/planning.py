@@ -11,7 +11,7 @@ from agent.domain.plan import plan
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 
-VMS_A_POOL: Final = 10
+VMS_PER_POOL: Final = 10
 _NOW_S: Final = 1_000_000.0
 _DIGITS: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _STATES: Final = (VmState.LEASED, VmState.READY, VmState.READY, VmState.STARTING, VmState.READY) * 2
@@ -22,9 +22,9 @@ def world_of(count: int) -> World:
     """Return a world of `count` VMs in pools of ten, each pool one VM short of its target, freshly listed."""
     pools = [
         PoolSpec(f"pool-{number}", f"registry.example/pool-{number}:1", warm=9, size=VmSize(1, 256))
-        for number in range(count // VMS_A_POOL)
+        for number in range(count // VMS_PER_POOL)
     ]
-    vms = tuple(_vm(pool, number) for pool in pools for number in range(VMS_A_POOL))
+    vms = tuple(_vm(pool, number) for pool in pools for number in range(VMS_PER_POOL))
     names = frozenset(vm.name for vm in vms)
     return World(
         now_s=_NOW_S,

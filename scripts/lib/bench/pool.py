@@ -20,7 +20,7 @@ import structlog
 
 from agent.images.service import open_images
 from agent.images.vmconfig import Hardware
-from scripts.lib.bench import planning, real, simulated
+from scripts.lib.bench import planning, replacement, simulated
 from scripts.lib.chaos.versions import Versions, scratch_config
 from scripts.lib.host import Host
 
@@ -71,8 +71,8 @@ async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
     """Watch the agent do nothing with two real VMs, on the probes a pool has by default."""
     async with _real_host(directory) as (host, versions):
         version = await versions.push_good()
-        host.assign(real.POOL, version.reference, warm=real.WARM, probes="")
-        await host.until_warm(real.WARM)
+        host.assign(replacement.POOL, version.reference, warm=replacement.WARM, probes="")
+        await host.wait_until_warm(replacement.WARM)
         percent = await simulated.idle_cpu_pct(host, over_s=options.idle_s)
         return {"idle_cpu_pct": round(percent, 2), "idle_rss_mb": _rss_mb(host.pid)}
 
@@ -80,7 +80,7 @@ async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
 async def measure_boot(directory: Path, options: argparse.Namespace) -> Figures:
     """Kill and hang real VMs that are replaced by a boot, in turns with bare QEMU."""
     async with _real_host(directory) as (host, versions):
-        taken = await real.by_boot(host, versions, kills=options.kills, hangs=options.hangs)
+        taken = await replacement.by_boot(host, versions, kills=options.kills, hangs=options.hangs)
     floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
     hang_s = statistics.median(taken.hang_noticed_s)
     return {
@@ -90,15 +90,15 @@ async def measure_boot(directory: Path, options: argparse.Namespace) -> Figures:
         "replace_vs_boot": round(replaced_s / floor_s, 3),
         "hang_noticed_s": round(hang_s, 2),
         "hang_replaced_s": round(statistics.median(taken.hang_replaced_s), 2),
-        "hang_budget_s": real.BUDGET_S,
-        "hang_vs_budget": round(hang_s / real.BUDGET_S, 3),
+        "hang_budget_s": replacement.BUDGET_S,
+        "hang_vs_budget": round(hang_s / replacement.BUDGET_S, 3),
     }
 
 
 async def measure_resume(directory: Path, options: argparse.Namespace) -> Figures:
     """Kill real VMs that are replaced from the memory of a proven one, in turns with bare QEMU."""
     async with _real_host(directory) as (host, versions):
-        taken = await real.by_resume(host, versions, kills=options.kills)
+        taken = await replacement.by_resume(host, versions, kills=options.kills)
     floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
     return {
         NOTICED: taken.notice_s,
@@ -143,7 +143,7 @@ async def _real_host(directory: Path) -> AsyncIterator[tuple[Host, Versions]]:
         stack.push_async_callback(host.close)
         versions = Versions(directory, await stack.enter_async_context(open_images(scratch_config(directory))))
         await versions.build()
-        host.configure(slots=real.WARM)
+        host.configure(slots=replacement.WARM)
         await host.start()
         yield host, versions
 

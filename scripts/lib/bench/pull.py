@@ -32,7 +32,7 @@ from agent.images.reference import parse_reference
 from agent.images.referrers import find_attached
 from agent.images.service import ImageService, open_images
 from agent.images.vmconfig import Hardware
-from scripts.lib.bench.change import Version, changed_bytes, whole_bytes
+from scripts.lib.bench.image_diff import Version, changed_bytes, whole_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

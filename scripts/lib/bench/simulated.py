@@ -95,7 +95,7 @@ async def _until_ready(host: Host, count: int) -> None:
         states = [vm["state"] for vm in vms]
         return states.count("ready") == len(states) == count
 
-    await host.until(warm, timeout_s=120)
+    await host.wait_until(warm, timeout_s=120)
 
 
 def tiny_disk(path: Path) -> Path:

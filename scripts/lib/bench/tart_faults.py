@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from scripts.lib.bench.fault_seen import PERIOD_S, PROBES, Fault, Seen, asked_all_the_time
+from scripts.lib.bench.fault_result import PERIOD_S, PROBES, Fault, FaultResult, poll_livez
 from scripts.lib.host import Host
-from scripts.lib.tart_ground import TartGround
+from scripts.lib.tart_backend import TartBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ANSWER_S: Final = 20.0
+CAUSE_S: Final = 20.0
 """How long the agent may take to recover or to tell a cause: a command's time, and failures in a row of its probes."""
 RECOVER_S: Final = 60.0
 COMMAND_S: Final = 2.0
 HANG: Final = {"hang": True}
 STUBBORN: Final = {"hang_on_term": True}
 GARBAGE: Final = {"garbage": True}
-TOLD: Final = frozenset({"vm-failed", "vm-teardown-failed", "vm-resume-failed", "stray-removal-failed"})
+CAUSE_EVENTS: Final = frozenset({"vm-failed", "vm-teardown-failed", "vm-resume-failed", "stray-removal-failed"})
 FAULTS: Final = (
     Fault("clone hangs", {"clone": HANG}, "did not end in 2 s"),
     Fault("clone hangs on TERM too", {"clone": STUBBORN}, "did not end in 2 s"),
@@ -60,66 +60,66 @@ FAULTS: Final = (
 )
 
 
-async def try_fault(fault: Fault, directory: Path) -> Seen:
+async def try_fault(fault: Fault, directory: Path) -> FaultResult:
     """Run one fault on a host of its own."""
-    ground = TartGround(directory, command_timeout_s=COMMAND_S)
-    host, seen = Host(directory, ground), Seen(fault)
+    backend = TartBackend(directory, command_timeout_s=COMMAND_S)
+    host, result = Host(directory, backend), FaultResult(fault)
     try:
-        images = await ground.make_images(host, ("1.0",))
+        images = await backend.make_images(host, ("1.0",))
         deadline = "startup_deadline_s = 6"
         host.assign("small", images["1.0"], warm=1, probes=PROBES)
         host.write_assignment(host.assignment.read_text().replace("startup_deadline_s = 120", deadline))
         await host.start()
-        (victim,) = await host.until_warm(1)
-        async with asked_all_the_time(host, seen):
+        (victim,) = await host.wait_until_warm(1)
+        async with poll_livez(host, result):
             if "leak" in fault.commands.get("run", {}):
-                await _leak(host, ground, fault)
-                (victim,) = await host.until_warm(1)
-            ground.faults(**fault.commands)
-            for guest in ground.home.guests(victim):
+                await _leak(host, backend, fault)
+                (victim,) = await host.wait_until_warm(1)
+            backend.set_faults(**fault.commands)
+            for guest in backend.home.guests(victim):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     guest.kill()
-            await _watch(host, ground, victim, seen)
-        seen.hung = _still_there(ground)
-        seen.left = await host.empty()
+            await _watch(host, backend, victim, result)
+        result.hung = _still_there(backend)
+        result.left = await host.remove_all_vms()
     finally:
         await host.close()
-    return seen
+    return result
 
 
-async def _watch(host: Host, ground: TartGround, victim: str, seen: Seen) -> None:
+async def _watch(host: Host, backend: TartBackend, victim: str, result: FaultResult) -> None:
     """See it recover, or tell a cause; then switch the fault off and see it recover."""
     began_s = time.monotonic()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(ANSWER_S):
-            while not (seen.told and seen.fault.told in seen.told):
-                if not seen.fault.told and await _warm(host, victim):
-                    seen.passed_s = time.monotonic() - began_s
+        async with asyncio.timeout(CAUSE_S):
+            while not (result.reported_cause and result.fault.cause in result.reported_cause):
+                if not result.fault.cause and await _warm(host, victim):
+                    result.recovered_during_s = time.monotonic() - began_s
                     return
-                seen.told = _causes(host, victim, seen.fault.told) or seen.told
+                result.reported_cause = _causes(host, victim, result.fault.cause) or result.reported_cause
                 await asyncio.sleep(PERIOD_S * 5)
-    if seen.told:
-        seen.told_s = time.monotonic() - began_s
-    ground.heal()
+    if result.reported_cause:
+        result.reported_s = time.monotonic() - began_s
+    backend.clear_faults()
     began_s = time.monotonic()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(RECOVER_S):
-            while seen.mended_s is None:
+            while result.recovered_after_s is None:
                 await asyncio.sleep(PERIOD_S * 5)
                 if await _warm(host, victim):
-                    seen.mended_s = time.monotonic() - began_s
+                    result.recovered_after_s = time.monotonic() - began_s
 
 
-async def _leak(host: Host, ground: TartGround, fault: Fault) -> None:
+async def _leak(host: Host, backend: TartBackend, fault: Fault) -> None:
     """Have a slot of the two leaked by the VM that runs now; the next one takes the other."""
-    ground.faults(**fault.commands)
+    backend.set_faults(**fault.commands)
     for _ in range(2):
-        before = (await host.until_warm(1))[0]
-        for guest in ground.home.guests(before):
+        before = (await host.wait_until_warm(1))[0]
+        for guest in backend.home.guests(before):
             with contextlib.suppress(psutil.NoSuchProcess):
                 guest.kill()
-        await host.until_warm(1, without=before)
-        if ground.home.leaked():
+        await host.wait_until_warm(1, without=before)
+        if backend.home.leaked():
             return
 
 
@@ -132,14 +132,14 @@ def _causes(host: Host, victim: str, wanted: str) -> str:
     """Return the latest cause that the agent told of a VM other than the one that was killed, a wanted one before."""
     told = [
         str(line.get("detail", ""))
-        for line in host.log()
-        if line["event"] in TOLD | {"probe-not-passed"} and line.get("vm") != victim
+        for line in host.read_log()
+        if line["event"] in CAUSE_EVENTS | {"probe-not-passed"} and line.get("vm") != victim
     ]
     return next((text for text in reversed(told) if wanted and wanted in text), told[-1] if told else "")
 
 
-def _still_there(ground: TartGround) -> int:
+def _still_there(backend: TartBackend) -> int:
     """Return how many commands, but for the runs of living VMs, have not ended."""
-    running = {process.pid for found in ground.processes().values() for process in found}
-    old = [call for call in ground.home.calls() if time.time() - call["at_s"] > COMMAND_S + 6]
+    running = {process.pid for found in backend.processes().values() for process in found}
+    old = [call for call in backend.home.calls() if time.time() - call["at_s"] > COMMAND_S + 6]
     return sum(psutil.pid_exists(call["pid"]) and call["pid"] not in running for call in old)

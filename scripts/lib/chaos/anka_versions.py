@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from scripts.lib.chaos.versions import DIES_AFTER_S, Flavour, Version
 
 if TYPE_CHECKING:
-    from scripts.lib.anka_ground import AnkaGround
+    from scripts.lib.anka_backend import AnkaBackend
 
 GUESTS: Final[dict[Flavour, dict[str, object]]] = {
     Flavour.GOOD: {},
@@ -19,25 +19,25 @@ GUESTS: Final[dict[Flavour, dict[str, object]]] = {
 
 
 class AnkaVersions:
-    """Like `Versions`, in the Registry of the ground."""
+    """Like `Versions`, in the Registry of the backend."""
 
-    def __init__(self, ground: AnkaGround) -> None:
-        self._ground = ground
+    def __init__(self, backend: AnkaBackend) -> None:
+        self._backend = backend
         self._numbers = itertools.count(1)
 
     async def build(self) -> None:
         """Start the Registry; guests are made when they are pushed."""
-        await self._ground.open()
+        await self._backend.open()
 
     async def push(self, flavour: Flavour) -> Version:
         """Push a tag that nobody has seen."""
         tag = f"{flavour}-{next(self._numbers)}"
-        reference = self._ground.add_image(tag, **GUESTS[flavour])
-        return Version(reference, self._ground.digest(tag), flavour)
+        reference = self._backend.add_image(tag, **GUESTS[flavour])
+        return Version(reference, self._backend.digest(tag), flavour)
 
     async def outage(self, lasts_s: float) -> None:
         """Let the Registry hold nothing for some seconds."""
-        registry = self._ground.registry
+        registry = self._backend.registry
         held, registry.templates = registry.templates, {}
         try:
             await asyncio.sleep(lasts_s)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from scripts.lib.chaos.event_trace import Violation
 from scripts.lib.chaos.run import Outcome, Run
-from scripts.lib.chaos.story import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ async def _run(seeds: list[int], rounds: int, slots: int, hypervisor: str) -> li
     for seed in seeds:
         directory = Path(tempfile.mkdtemp(prefix=f"hearth-chaos-{seed}-"))
         try:
-            outcome = await Run(seed, directory, slots=slots, hypervisor=hypervisor).rounds(rounds)
+            outcome = await Run(seed, directory, slots=slots, hypervisor=hypervisor).run_rounds(rounds)
         except asyncio.CancelledError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -77,13 +77,13 @@ async def _run(seeds: list[int], rounds: int, slots: int, hypervisor: str) -> li
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the figures over all seeds."""
-    faults = Counter(finding.fault for outcome in outcomes for finding in outcome.findings)
-    counts: Counter[str] = sum((outcome.book.counts for outcome in outcomes), Counter())
+    faults = Counter(finding.violation for outcome in outcomes for finding in outcome.findings)
+    counts: Counter[str] = sum((outcome.expected.counts for outcome in outcomes), Counter())
     seconds = [took_s for outcome in outcomes for took_s in outcome.seconds]
     return {
         "rounds": sum(outcome.rounds for outcome in outcomes),
         "seeds": len(outcomes),
-        **{str(fault): faults[fault] for fault in Fault},
+        **{str(fault): faults[fault] for fault in Violation},
         **dict(sorted(counts.items())),
         "failed_seeds": [outcome.seed for outcome in outcomes if outcome.findings],
         "round_mean_s": round(statistics.fmean(seconds), 1),

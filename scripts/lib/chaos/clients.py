@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from scripts.lib.chaos.book import Claim, Ending
+from scripts.lib.chaos.expected_state import Claim, ClaimState
 
 if TYPE_CHECKING:
-    from scripts.lib.chaos.book import Book
+    from scripts.lib.chaos.expected_state import ExpectedState
     from scripts.lib.host import Host
 
 HOLD_TTL_S: Final = 3600.0
 RETRY_S: Final = 0.2
 PATIENCE_S: Final = 90.0
-"""How long a client goes on asking an agent that does not answer: it is started again meanwhile."""
+"""How long a client goes on asking an agent that does not answer: it is started retry meanwhile."""
 _NO_ANSWER: Final = (aiohttp.ClientError, OSError, TimeoutError)
 
 
 class Clients:
     """All clients of one host."""
 
-    def __init__(self, host: Host, book: Book) -> None:
+    def __init__(self, host: Host, expected: ExpectedState) -> None:
         self._host = host
-        self._book = book
+        self._expected = expected
 
     async def lease(
         self, pool: str, holder: str, *, wait_s: float, ttl_s: float | None = None, keyed: bool
@@ -39,37 +39,37 @@ class Clients:
         body: dict[str, Any] = {"pool": pool, "holder": holder, "wait_s": wait_s, "ttl_s": ttl_s or HOLD_TTL_S}
         if keyed:
             body["idempotency_key"] = holder
-        self._book.unanswered.add(holder)
-        self._book.deeds.asked.add(pool)
+        self._expected.unanswered.add(holder)
+        self._expected.round.pools_requested.add(pool)
         try:
-            status, answer = await self._ask("POST", "/v1/leases", body, again=keyed)
+            status, answer = await self._request("POST", "/v1/leases", body, retry=keyed)
         except _NO_ANSWER:
-            self._book.deeds.gave_up.add(pool)
-            self._book.counts["leases_unanswered"] += 1
+            self._expected.round.pools_refused.add(pool)
+            self._expected.counts["leases_unanswered"] += 1
             return None
-        self._book.unanswered.discard(holder)
+        self._expected.unanswered.discard(holder)
         if status >= 400:
-            self._book.deeds.gave_up.add(pool)
-            self._book.counts["leases_refused"] += 1
+            self._expected.round.pools_refused.add(pool)
+            self._expected.counts["leases_refused"] += 1
             return None
-        if keyed and any(claim.lease == answer["id"] for claim in self._book.claims):
+        if keyed and any(claim.lease == answer["id"] for claim in self._expected.claims):
             raise AssertionError(f"{holder} was given the lease of somebody else")
-        self._book.counts["leases"] += 1
+        self._expected.counts["leases"] += 1
         expires_at_s = datetime.fromisoformat(answer["expires_at"]).timestamp() if ttl_s else None
-        claim = Claim(answer["id"], answer["vm"], pool, holder, self._book.deeds.number, expires_at_s)
-        self._book.claims.append(claim)
+        claim = Claim(answer["id"], answer["vm"], pool, holder, self._expected.round.number, expires_at_s)
+        self._expected.claims.append(claim)
         return claim
 
     async def release(self, claim: Claim) -> None:
         """Give a lease back, however often that takes."""
-        claim.ending = Ending.RELEASED
-        await self._ask("DELETE", f"/v1/leases/{claim.lease}", None, again=True)
+        claim.state = ClaimState.RELEASED
+        await self._request("DELETE", f"/v1/leases/{claim.lease}", None, retry=True)
 
     async def release_unanswered(self, lease_id: str) -> None:
         """Give back a lease whose answer never came."""
-        await self._ask("DELETE", f"/v1/leases/{lease_id}", None, again=True)
+        await self._request("DELETE", f"/v1/leases/{lease_id}", None, retry=True)
 
-    async def _ask(self, method: str, path: str, body: object, *, again: bool) -> tuple[int, Any]:
+    async def _request(self, method: str, path: str, body: object, *, retry: bool) -> tuple[int, Any]:
         """Return status and document. Server errors count as no answer, since a full disk is one and passes.
 
         But for a new lease 503 is an answer: no VM is free.
@@ -77,17 +77,17 @@ class Clients:
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             try:
-                status, document = await self._once(method, path, body)
-                if status < 500 or not again or (method == "POST" and status == 503):
+                status, document = await self._send(method, path, body)
+                if status < 500 or not retry or (method == "POST" and status == 503):
                     return status, document
             except _NO_ANSWER:
-                if not again or time.monotonic() > deadline_s:
+                if not retry or time.monotonic() > deadline_s:
                     raise
             if time.monotonic() > deadline_s:
                 raise TimeoutError(f"{method} {path} was not answered for {PATIENCE_S:g} s")
             await asyncio.sleep(RETRY_S)
 
-    async def _once(self, method: str, path: str, body: object) -> tuple[int, Any]:
+    async def _send(self, method: str, path: str, body: object) -> tuple[int, Any]:
         connector = aiohttp.UnixConnector(str(self._host.socket))
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with (

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from agent.images.service import open_images
-from scripts.lib.anka_ground import AnkaGround
+from scripts.lib.anka_backend import AnkaBackend
+from scripts.lib.backend import list_names
+from scripts.lib.chaos.actions import MAIN, Actions
+from scripts.lib.chaos.agent_control import AgentControl, AgentEndedError
 from scripts.lib.chaos.anka_versions import AnkaVersions
-from scripts.lib.chaos.book import PATIENT_S, Book, Deeds, Wish
+from scripts.lib.chaos.checker import FINAL_PHASES, RUNNING, HostSnapshot, check_host, unsettled_reasons
 from scripts.lib.chaos.clients import Clients
-from scripts.lib.chaos.hands import MAIN, Hands
-from scripts.lib.chaos.judge import FINAL_PHASES, RUNNING, Scene, judge, not_settled
-from scripts.lib.chaos.keeper import AgentEndedError, Keeper
-from scripts.lib.chaos.record import Document, Record, Snapshot
+from scripts.lib.chaos.event_trace import EventTrace, Finding, Violation
+from scripts.lib.chaos.expected_state import LONG_DEADLINE_S, AssignedPool, ExpectedState, RoundActions
+from scripts.lib.chaos.journal_reader import Document, JournalReader, Snapshot
 from scripts.lib.chaos.steps import draw_round
-from scripts.lib.chaos.story import Fault, Finding, Story
 from scripts.lib.chaos.tart_versions import TartVersions
 from scripts.lib.chaos.tool_faults import ANKA, TART, TOOL_S, draw_fault
 from scripts.lib.chaos.versions import Flavour, Versions, scratch_config
 from scripts.lib.chaos.volume import Volume, can_mount
-from scripts.lib.ground import names_in
 from scripts.lib.host import Host
-from scripts.lib.tart_ground import TartGround
+from scripts.lib.tart_backend import TartBackend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -45,9 +45,9 @@ LONGEST_SETTLE_S: Final = 300.0
 QUIET_S: Final = 0.4
 """A host that is as desired, and where nothing happened for so long, is settled."""
 POLL_S: Final = 0.1
-TOLD_S: Final = 30.0
+CONDITION_S: Final = 30.0
 """A condition may be as late as the agent's slow look around."""
-HARMS_A_VERSION: Final = 2
+HARMS_PER_VERSION: Final = 2
 """VMs of one version that are harmed before it is followed by another: the agent cannot tell our harm from a bad
 image, and would rightly slow down."""
 
@@ -60,16 +60,16 @@ class Outcome:
     rounds: int = 0
     findings: list[Finding] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    book: Book = field(default_factory=Book)
+    expected: ExpectedState = field(default_factory=ExpectedState)
 
 
-def _ground(hypervisor: str, host: Path) -> TartGround | AnkaGround | None:
+def _backend(hypervisor: str, host: Path) -> TartBackend | AnkaBackend | None:
     """Return what the VMs of a host run on; None: QEMU's own."""
     match hypervisor:
         case "tart":
-            return TartGround(host, home=host / "data" / "tart", command_timeout_s=TOOL_S)
+            return TartBackend(host, home=host / "data" / "tart", command_timeout_s=TOOL_S)
         case "anka":
-            return AnkaGround(host, timeout_s=TOOL_S, start_timeout_s=TOOL_S)
+            return AnkaBackend(host, timeout_s=TOOL_S, start_timeout_s=TOOL_S)
     return None
 
 
@@ -82,114 +82,114 @@ class Run:
         self._directory = directory
         self._began_s = time.monotonic()
         host = directory / "host"
-        self._ground = _ground(hypervisor, host)
-        self._host = Host(host, self._ground)
-        self._record = Record(self._host.data_dir / "journal.sqlite")
+        self._backend = _backend(hypervisor, host)
+        self._host = Host(host, self._backend)
+        self._journal = JournalReader(self._host.data_dir / "journal.sqlite")
         self.outcome = Outcome(seed)
-        self._book = self.outcome.book
-        self._story = Story(self._book)
-        self._keeper = Keeper(self._host, self._book, self._tell)
-        self._clients = Clients(self._host, self._book)
+        self._expected = self.outcome.expected
+        self._trace = EventTrace(self._expected)
+        self._agent_control = AgentControl(self._host, self._expected, self._log)
+        self._clients = Clients(self._host, self._expected)
         self._rolling: set[str] = set()  # pools whose rollout had no slot to go on in when the last round ended
 
-    async def rounds(self, count: int) -> Outcome:
+    async def run_rounds(self, count: int) -> Outcome:
         """Run rounds until one finds a fault. Whatever happens, no process and no mount is left behind."""
         self._directory.mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
             volume = await self._mount(stack)
-            stack.push_async_callback(self._end)
-            versions = await self._versions(stack)
+            stack.push_async_callback(self._clean_up)
+            versions = await self._open_versions(stack)
             await versions.build()
-            self._hands = Hands(self._host, self._book, self._clients, self._keeper, versions, volume)
-            self._host.configure(self._host.ground.config, slots=self._slots)
+            self._actions = Actions(self._host, self._expected, self._clients, self._agent_control, versions, volume)
+            self._host.configure(self._host.backend.config, slots=self._slots)
             await self._host.start()
-            await self._guarded(self._warm_up())
+            await self._collect_findings(self._warm_up())
             for number in range(1, count + 1):
                 began_s = time.monotonic()
-                found = await self._guarded(self._round(number))
+                found = await self._collect_findings(self._run_round(number))
                 self.outcome.rounds = number
                 self.outcome.seconds.append(time.monotonic() - began_s)
                 if found:
                     break
             else:
-                await self._guarded(self._leave())
+                await self._collect_findings(self._release_everything())
         return self.outcome
 
-    async def _versions(self, stack: AsyncExitStack) -> VersionSource:
-        if isinstance(self._ground, TartGround):
-            return TartVersions(self._ground)
-        if isinstance(self._ground, AnkaGround):
-            return AnkaVersions(self._ground)
+    async def _open_versions(self, stack: AsyncExitStack) -> VersionSource:
+        if isinstance(self._backend, TartBackend):
+            return TartVersions(self._backend)
+        if isinstance(self._backend, AnkaBackend):
+            return AnkaVersions(self._backend)
         images = await stack.enter_async_context(open_images(scratch_config(self._directory)))
         return Versions(self._directory, images)
 
     async def _mount(self, stack: AsyncExitStack) -> Volume | None:
         if not can_mount():
-            self._tell("no right to mount a file system: rounds leave out the full disk")
+            self._log("no right to mount a file system: rounds leave out the full disk")
             return None
         volume = Volume(self._directory / "volume.img", self._host.data_dir)
         await asyncio.to_thread(volume.mount)
         stack.push_async_callback(asyncio.to_thread, volume.unmount)
         return volume
 
-    async def _guarded(self, work: Awaitable[list[Finding]]) -> list[Finding]:
+    async def _collect_findings(self, work: Awaitable[list[Finding]]) -> list[Finding]:
         """Do a round; what breaks it is a finding too."""
         found: list[Finding] = []
         try:
             found = await work
         except* AgentEndedError as errors:
-            found = [Finding(Fault.AGENT_ENDED, str(error)) for error in errors.exceptions]
+            found = [Finding(Violation.AGENT_ENDED, str(error)) for error in errors.exceptions]
         except* (TimeoutError, aiohttp.ClientError, RuntimeError, sqlite3.Error) as errors:
-            found = [Finding(Fault.UNSETTLED, repr(error)) for error in errors.exceptions]
+            found = [Finding(Violation.UNSETTLED, repr(error)) for error in errors.exceptions]
         for finding in found:
-            self._tell(f"FOUND {finding}")
+            self._log(f"FOUND {finding}")
         self.outcome.findings += found
         return found
 
     async def _warm_up(self) -> list[Finding]:
         """Fill the first pool, so that the first round finds something to harm."""
-        await self._mend()
+        await self._prepare_pools()
         return await self._settle()
 
-    async def _round(self, number: int) -> list[Finding]:
+    async def _run_round(self, number: int) -> list[Finding]:
         steps = draw_round(self._rng)
-        self._book.deeds = Deeds(number, wishes_changed=set(self._rolling))
-        await self._mend()
+        self._expected.round = RoundActions(number, pools_changed=set(self._rolling))
+        await self._prepare_pools()
         for step in steps:
-            self._tell(f"round {number}: {step}")
-        if self._ground is not None:
-            await self._break_tool(self._ground, number)
-        await self._hands.do(steps)
-        if self._ground is not None:
-            await asyncio.to_thread(self._ground.heal)
+            self._log(f"round {number}: {step}")
+        if self._backend is not None:
+            await self._break_tool(self._backend, number)
+        await self._actions.run(steps)
+        if self._backend is not None:
+            await asyncio.to_thread(self._backend.clear_faults)
         findings = await self._settle()
-        findings += await self._look()
-        pids, snapshot = await self._processes(), self._record.snapshot()
-        self._book.standing = {name: pids[name][0] for name in snapshot.vms if name in pids}
+        findings += await self._check()
+        pids, snapshot = await self._processes(), self._journal.snapshot()
+        self._expected.last_pids = {name: pids[name][0] for name in snapshot.vms if name in pids}
         self._rolling = {pool for pool, rollout in snapshot.rollouts.items() if rollout["phase"] not in FINAL_PHASES}
-        self._tell(f"round {number} is over: {len(pids)} VMs stand, {len(self._book.held())} leases are held")
+        self._log(f"round {number} is over: {len(pids)} VMs stand, {len(self._expected.held())} leases are held")
         return findings
 
-    async def _break_tool(self, ground: TartGround | AnkaGround, number: int) -> None:
+    async def _break_tool(self, backend: TartBackend | AnkaBackend, number: int) -> None:
         """Let the hypervisor's own program fail in this round, once or a few times."""
-        fault = draw_fault(self.outcome.seed, number, TART if isinstance(ground, TartGround) else ANKA)
+        fault = draw_fault(self.outcome.seed, number, TART if isinstance(backend, TartBackend) else ANKA)
         switches = fault.on(sorted(await self._processes()))
-        await asyncio.to_thread(lambda: ground.faults(**switches))
-        self._book.deeds.tool_failed = True
-        self._book.counts["tool_faults"] += 1
-        self._tell(f"round {number}: {fault}")
+        await asyncio.to_thread(lambda: backend.set_faults(**switches))
+        self._expected.round.tool_failed = True
+        self._expected.counts["tool_faults"] += 1
+        self._log(f"round {number}: {fault}")
 
-    async def _mend(self) -> None:
+    async def _prepare_pools(self) -> None:
         """Do what an operator would before the next round: a pool to work with, on a version that is not worn out."""
-        wish = self._book.wishes.get(MAIN)
-        if wish is None:
-            await self._hands.wish(MAIN, Wish(await self._hands.new_version(Flavour.GOOD), 2))
+        assigned = self._expected.pools.get(MAIN)
+        if assigned is None:
+            await self._actions.assign(MAIN, AssignedPool(await self._actions.new_version(Flavour.GOOD), 2))
             return
-        for pool, wish in tuple(self._book.wishes.items()):
-            worn = self._book.harms_of[wish.version.digest] >= HARMS_A_VERSION
-            if worn or wish.version.flavour is not Flavour.GOOD:
-                version = await self._hands.new_version(Flavour.GOOD)
-                await self._hands.wish(pool, replace(wish, version=version, deadline_s=PATIENT_S))
+        for pool, assigned in tuple(self._expected.pools.items()):
+            worn = self._expected.harms_of[assigned.version.digest] >= HARMS_PER_VERSION
+            if worn or assigned.version.flavour is not Flavour.GOOD:
+                version = await self._actions.new_version(Flavour.GOOD)
+                await self._actions.assign(pool, replace(assigned, version=version, deadline_s=LONG_DEADLINE_S))
 
     async def _settle(self) -> list[Finding]:
         """Wait until the host is as desired and quiet."""
@@ -198,40 +198,40 @@ class Run:
             await asyncio.sleep(POLL_S)
             now_s = time.monotonic()
             try:
-                snapshot = self._record.snapshot()
-                findings += self._story.tell(self._record.events(after=self._story.last_event))
+                snapshot = self._journal.snapshot()
+                findings += self._trace.add_events(self._journal.events(after=self._trace.last_event))
             except sqlite3.Error:
                 continue  # the agent is starting just now
-            await self._tidy(snapshot)
-            reasons = self._unfinished(snapshot) or not_settled(snapshot, self._book, slots=self._slots)
-            if reasons or snapshot.last_event != last or self._keeper.at_work:
+            await self._act_as_operator(snapshot)
+            reasons = self._pending_reasons(snapshot) or unsettled_reasons(snapshot, self._expected, slots=self._slots)
+            if reasons or snapshot.last_event != last or self._agent_control.is_busy:
                 quiet_since_s, last = now_s, snapshot.last_event
             elif now_s - quiet_since_s > QUIET_S:
-                await self._hands.disarm()
-                reasons = await self._unnoticed(snapshot)
-                if not reasons and self._record.snapshot().last_event == last and self._host.running:
+                await self._actions.cancel_pending_crashes()
+                reasons = await self._unrecorded_ends(snapshot)
+                if not reasons and self._journal.snapshot().last_event == last and self._host.running:
                     return findings
             if now_s - began_s > self._patience_s(snapshot):
-                await self._hands.disarm()
-                return [*findings, Finding(Fault.UNSETTLED, "; ".join(reasons))]
+                await self._actions.cancel_pending_crashes()
+                return [*findings, Finding(Violation.UNSETTLED, "; ".join(reasons))]
 
     def _patience_s(self, snapshot: Snapshot) -> float:
         """How long settling may take: longer by what open breakers ask for."""
         open_s = [float(breaker["open_until_s"]) - time.time() for breaker in snapshot.breakers.values()]
         return min(LONGEST_SETTLE_S, SETTLE_S + max([0.0, *open_s]))
 
-    def _unfinished(self, snapshot: Snapshot) -> list[str]:
+    def _pending_reasons(self, snapshot: Snapshot) -> list[str]:
         """Return what must come by itself before a judgement is fair: ends of leases, and the agent's next look."""
         now_s = time.time()
         leases = [
             f"lease {claim.lease} has yet to expire"
-            for claim in self._book.held()
+            for claim in self._expected.held()
             if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
         ]
-        gone = snapshot.vms.keys() - self._host.ground.with_files()
+        gone = snapshot.vms.keys() - self._host.backend.list_vms_with_files()
         return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
 
-    async def _unnoticed(self, snapshot: Snapshot) -> list[str]:
+    async def _unrecorded_ends(self, snapshot: Snapshot) -> list[str]:
         """Return the VMs whose end is not written down yet: on a full disk that is tried every second."""
         pids = await asyncio.to_thread(self._host.vm_pids)
         gone = (name for name, row in snapshot.vms.items() if row["state"] in RUNNING and name not in pids)
@@ -242,98 +242,100 @@ class Run:
 
         While a template is made of a VM, a second process parts its memory: nothing tells when that begins or ends.
         """
-        deadline_s = time.monotonic() + TOLD_S
+        deadline_s = time.monotonic() + CONDITION_S
         while True:
             pids = await asyncio.to_thread(self._host.vm_pids)
             if all(len(found) == 1 for found in pids.values()) or time.monotonic() > deadline_s:
                 return pids
             await asyncio.sleep(POLL_S)
 
-    async def _tidy(self, snapshot: Snapshot) -> None:
-        """Do what holders and operators do meanwhile: give back what is unhealthy, and leave versions that die."""
-        for claim in self._book.held():
-            unhealthy = self._story.unhealthy_while_leased(claim.vm)
+    async def _act_as_operator(self, snapshot: Snapshot) -> None:
+        """Do what holders and operators do while_down: give back what is unhealthy, and leave versions that die."""
+        for claim in self._expected.held():
+            unhealthy = self._trace.was_unhealthy_while_leased(claim.vm)
             if unhealthy and claim.lease in snapshot.leases:
                 await self._clients.release(claim)
         for lease_id, lease in snapshot.leases.items():
-            if lease["holder"] in self._book.unanswered:
+            if lease["holder"] in self._expected.unanswered:
                 await self._clients.release_unanswered(lease_id)
-        for pool, wish in tuple(self._book.wishes.items()):
+        for pool, assigned in tuple(self._expected.pools.items()):
             rollout = snapshot.rollouts.get(pool)
             phase = rollout["phase"] if rollout else ""
-            if wish.version.flavour is Flavour.DYING and phase == "serving":
-                await self._hands.wish(pool, replace(wish, version=await self._hands.new_version(Flavour.GOOD)))
-            if wish.deadline_s < PATIENT_S and phase == "rolled-back":
-                await self._hands.wish(pool, replace(wish, deadline_s=PATIENT_S))
+            if assigned.version.flavour is Flavour.DYING and phase == "serving":
+                await self._actions.assign(
+                    pool, replace(assigned, version=await self._actions.new_version(Flavour.GOOD))
+                )
+            if assigned.deadline_s < LONG_DEADLINE_S and phase == "rolled-back":
+                await self._actions.assign(pool, replace(assigned, deadline_s=LONG_DEADLINE_S))
 
-    async def _look(self) -> list[Finding]:
+    async def _check(self) -> list[Finding]:
         """Judge the host as it stands."""
-        await self._keeper.check()
+        await self._agent_control.check()
         processes = await self._processes()
         served = {vm["name"]: vm["state"] for vm in (await self._host.get("/v1/vms"))["vms"]}
-        scene = Scene(
-            snapshot=self._record.snapshot(),
+        host = HostSnapshot(
+            snapshot=self._journal.snapshot(),
             processes=processes,
-            files=_records(self._host.data_dir / "vms"),
-            evidence=names_in(self._host.data_dir / "evidence"),
+            files=_list_records(self._host.data_dir / "vms"),
+            evidence=list_names(self._host.data_dir / "evidence"),
             served=served,
             now_s=time.time(),
         )
-        findings = self._story.tell(self._record.events(after=self._story.last_event))
-        findings += judge(scene, self._book, self._story)
-        return findings + await self._look_at_the_file()
+        findings = self._trace.add_events(self._journal.events(after=self._trace.last_event))
+        findings += check_host(host, self._expected, self._trace)
+        return findings + await self._check_assignment_condition()
 
-    async def _look_at_the_file(self) -> list[Finding]:
+    async def _check_assignment_condition(self) -> list[Finding]:
         """Find a bad file that no condition tells of, or a good one that is told to be bad. A full disk delays it."""
 
         def told(host: Document, _: object) -> bool:
             problem = next(one["problem"] for one in host["conditions"] if one["type"] == "AssignmentValid")
-            return bool(problem) != self._book.file_is_good
+            return bool(problem) != self._expected.file_is_good
 
         try:
-            await self._host.until(told, timeout_s=TOLD_S)
+            await self._host.wait_until(told, timeout_s=CONDITION_S)
         except TimeoutError:
-            return [Finding(Fault.UNEXPLAINED, "the condition AssignmentValid does not tell how the file is")]
+            return [Finding(Violation.UNEXPLAINED, "the condition AssignmentValid does not tell how the file is")]
         return []
 
-    async def _leave(self) -> list[Finding]:
+    async def _release_everything(self) -> list[Finding]:
         """Give everything back: nothing may be left of any VM."""
-        self._book.deeds = Deeds(self.outcome.rounds + 1)
-        for claim in self._book.held():
+        self._expected.round = RoundActions(self.outcome.rounds + 1)
+        for claim in self._expected.held():
             await self._clients.release(claim)
-        left = await self._host.empty()
-        left += await self._templates_left()
+        left = await self._host.remove_all_vms()
+        left += await self._leftover_templates()
         code = await self._host.stop()
-        findings = [Finding(Fault.LEAKED, f"at the end: {one}") for one in left]
+        findings = [Finding(Violation.LEAKED, f"at the end: {one}") for one in left]
         if code:
-            findings.append(Finding(Fault.AGENT_ENDED, f"with exit code {code} when it was asked to stop"))
+            findings.append(Finding(Violation.AGENT_ENDED, f"with exit code {code} when it was asked to stop"))
         return findings
 
-    async def _templates_left(self) -> list[str]:
+    async def _leftover_templates(self) -> list[str]:
         """Return the saved memories that stay though no pool wants them."""
         folder = self._host.data_dir / "templates"
         try:
-            await self._host.until(lambda *_: not names_in(folder), timeout_s=TOLD_S)
+            await self._host.wait_until(lambda *_: not list_names(folder), timeout_s=CONDITION_S)
         except TimeoutError:
-            return sorted(f"template {name}" for name in names_in(folder))
+            return sorted(f"template {name}" for name in list_names(folder))
         return []
 
-    async def _end(self) -> None:
+    async def _clean_up(self) -> None:
         """End every process; of a run with faults keep what explains them."""
-        await self._host.end()
+        await self._host.kill_all()
         if self.outcome.findings or sys.exc_info()[0] is not None:
             ignore = shutil.ignore_patterns("images", "vms", "tart", "*.sock", "filler", "lost+found")
             await asyncio.to_thread(
                 shutil.copytree, self._host.data_dir, self._directory / "kept", ignore=ignore, dirs_exist_ok=True
             )
 
-    def _tell(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         line = f"[seed {self.outcome.seed} {time.monotonic() - self._began_s:7.1f} s] {text}\n"
         sys.stderr.write(line)
         with (self._directory / "chaos.log").open("a") as file:
             file.write(f"{time.time():.3f} {line}")
 
 
-def _records(directory: Path) -> frozenset[str]:
+def _list_records(directory: Path) -> frozenset[str]:
     """Return whose files the agent keeps there. What it keeps of an Anka VM is one file of its name."""
-    return frozenset(entry.removesuffix(".new").removesuffix(".json") for entry in names_in(directory))
+    return frozenset(entry.removesuffix(".new").removesuffix(".json") for entry in list_names(directory))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from scripts.lib.chaos.versions import DIES_AFTER_S, Flavour, Version
 
 if TYPE_CHECKING:
-    from scripts.lib.tart_ground import TartGround
+    from scripts.lib.tart_backend import TartBackend
 
 GUESTS: Final[dict[Flavour, dict[str, object]]] = {
     Flavour.GOOD: {},
@@ -19,25 +19,25 @@ GUESTS: Final[dict[Flavour, dict[str, object]]] = {
 
 
 class TartVersions:
-    """Like `Versions`, in the registry of the ground."""
+    """Like `Versions`, in the registry of the backend."""
 
-    def __init__(self, ground: TartGround) -> None:
-        self._ground = ground
+    def __init__(self, backend: TartBackend) -> None:
+        self._backend = backend
         self._numbers = itertools.count(1)
 
     async def build(self) -> None:
         """Start the registry; guests are made when they are pushed."""
-        await self._ground.open()
+        await self._backend.open()
 
     async def push(self, flavour: Flavour) -> Version:
         """Push a version that nobody has seen."""
         tag = f"{flavour}-{next(self._numbers)}"
-        reference, digest = self._ground.add_image(tag, **GUESTS[flavour])
+        reference, digest = self._backend.add_image(tag, **GUESTS[flavour])
         return Version(reference, digest, flavour)
 
     async def outage(self, lasts_s: float) -> None:
         """Let the registry hold nothing for some seconds."""
-        registry = self._ground.registry
+        registry = self._backend.registry
         held, registry.manifests = registry.manifests, {}
         try:
             await asyncio.sleep(lasts_s)

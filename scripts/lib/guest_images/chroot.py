@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.guest_images.host import require, run
+from scripts.lib.guest_images.build_tools import require, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

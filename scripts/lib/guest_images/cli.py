@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scripts.lib.guest_images import debian, small
-from scripts.lib.guest_images.host import BuildError, check_host
+from scripts.lib.guest_images.build_tools import BuildError, check_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

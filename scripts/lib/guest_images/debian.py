@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.guest_images import become, isolation
+from scripts.lib.guest_images import isolation, reinitialize
+from scripts.lib.guest_images.build_tools import BuildError, aside, cache_lock, copy_sparse, fingerprint, require, run
 from scripts.lib.guest_images.chroot import PARTITION_START_BYTES, inside, install, mounted, runnable
-from scripts.lib.guest_images.host import BuildError, aside, cache_lock, copy_sparse, fingerprint, require, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ def _make_base(disk: Path) -> None:
         mirror = sources[0].split()[1]
         run(["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", release, root, mirror])
         shutil.copytree(GUEST_FILES, root, dirs_exist_ok=True)
-        become.build(root / "usr/local/sbin/become")
+        reinitialize.build(root / "usr/local/sbin/become")
         (root / "etc/apt/sources.list").write_text("".join(f"{source}\n" for source in sources))
         with runnable(root):
             install(root, *KERNEL_PACKAGES)

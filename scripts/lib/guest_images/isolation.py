@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Final
 
-from scripts.lib.guest_images.host import BuildError, program
+from scripts.lib.guest_images.build_tools import BuildError, program
 
 MARKER: Final = "HEARTH_BUILD_ISOLATED"
 

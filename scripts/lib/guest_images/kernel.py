@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.guest_images.host import BuildError, require, run
+from scripts.lib.guest_images.build_tools import BuildError, require, run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts.lib.guest_images import become, kernel
+from scripts.lib.guest_images import kernel, reinitialize
+from scripts.lib.guest_images.build_tools import aside, cache_lock, copy_sparse, fingerprint, program, require, run
 from scripts.lib.guest_images.cpio import Archive
-from scripts.lib.guest_images.host import aside, cache_lock, copy_sparse, fingerprint, program, require, run
 
 DISK_BYTES: Final = 64 * 1024 * 1024
 EPOCH_S: Final = 1_700_000_000
@@ -90,7 +90,7 @@ def _make_base(work: Path, package: Path, disk: Path) -> None:
     linux = kernel.unpack(package, work / "kernel")
     initrd = work / "initrd.gz"
     hook = work / "become"
-    become.build(hook)
+    reinitialize.build(hook)
     initrd.write_bytes(gzip.compress(_initramfs(linux, hook).to_bytes(), compresslevel=6, mtime=0))
     image = linux.image.rename(work / "vmlinuz")
     with disk.open("wb") as handle:

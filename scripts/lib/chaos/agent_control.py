@@ -6,12 +6,12 @@ import asyncio
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-from scripts.lib.chaos.record import Record
+from scripts.lib.chaos.journal_reader import JournalReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scripts.lib.chaos.book import Book
+    from scripts.lib.chaos.expected_state import ExpectedState
     from scripts.lib.host import Host
 
 POLL_S: Final = 0.002
@@ -24,51 +24,51 @@ class AgentEndedError(Exception):
     """The agent ended though nobody killed it, or does not start again."""
 
 
-class Keeper:
+class AgentControl:
     """The one who kills and starts the agent."""
 
-    def __init__(self, host: Host, book: Book, tell: Callable[[str], None]) -> None:
+    def __init__(self, host: Host, expected: ExpectedState, log: Callable[[str], None]) -> None:
         self._host = host
-        self._book = book
-        self._tell = tell
-        self._record = Record(host.data_dir / "journal.sqlite")
-        self._turn = asyncio.Lock()
+        self._expected = expected
+        self._log = log
+        self._journal = JournalReader(host.data_dir / "journal.sqlite")
+        self._lock = asyncio.Lock()
 
     @property
-    def at_work(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether the agent is being killed or started."""
-        return self._turn.locked()
+        return self._lock.locked()
 
-    async def crash(self, *, down_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+    async def crash(self, *, down_s: float, while_down: Callable[[], None] = lambda: None) -> None:
         """Kill the agent with -9, do what is to be done while it is dead, and start it again."""
-        async with self._turn:
+        async with self._lock:
             self._check()
-            self._book.deeds.crashed = True
-            self._book.counts["agent_kills"] += 1
+            self._expected.round.crashed = True
+            self._expected.counts["agent_kills"] += 1
             await self._host.kill()
-            meanwhile()
+            while_down()
             await asyncio.sleep(down_s)
             await self._start()
 
     async def crash_at(self, kind: str, *, delay_s: float, down_s: float) -> None:
         """Wait for the next event of a kind, and kill the agent a moment after it."""
-        seen = await asyncio.to_thread(self._last)
+        seen = await asyncio.to_thread(self._last_event)
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                events = self._record.events(after=seen)
+                events = self._journal.events(after=seen)
             except sqlite3.Error:
                 continue  # the agent is just opening it
             if any(event["kind"] == kind for event in events):
                 break
             seen = events[-1]["sequence"] if events else seen
         await asyncio.sleep(delay_s)
-        self._tell(f"the agent is killed {delay_s * 1000:.0f} ms after {kind}")
+        self._log(f"the agent is killed {delay_s * 1000:.0f} ms after {kind}")
         await self.crash(down_s=down_s)
 
     async def check(self) -> None:
         """Raise `AgentEndedError` when the agent does not run."""
-        async with self._turn:
+        async with self._lock:
             self._check()
 
     def _check(self) -> None:
@@ -83,14 +83,14 @@ class Keeper:
                     try:
                         await self._host.start()
                     except RuntimeError:
-                        if not self._book.deeds.disk_was_full:
+                        if not self._expected.round.disk_was_full:
                             raise
-                        self._book.counts["starts_refused"] += 1
+                        self._expected.counts["starts_refused"] += 1
                         await asyncio.sleep(THROTTLE_S)
                     else:
                         return
         except (TimeoutError, RuntimeError) as error:
             raise AgentEndedError(f"the agent does not start: {error}") from error
 
-    def _last(self) -> int:
-        return self._record.snapshot().last_event
+    def _last_event(self) -> int:
+        return self._journal.snapshot().last_event

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """One event, and when it was heard (monotonic seconds)."""
+class ReceivedEvent:
+    """One event, and when it was event (monotonic seconds)."""
 
     document: dict[str, Any]
     at_s: float
@@ -29,7 +29,7 @@ class EventWatch:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._heard: list[Heard] = []
+        self._received: list[ReceivedEvent] = []
         self._news = asyncio.Condition()
         self._listening = asyncio.Event()
 
@@ -42,13 +42,15 @@ class EventWatch:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def first(self, what: Callable[[dict[str, Any]], bool], *, since_s: float, timeout_s: float = 120) -> Heard:
-        """Return the first event heard after `since_s` for which `what` holds, waiting for it."""
+    async def first(
+        self, what: Callable[[dict[str, Any]], bool], *, since_s: float, timeout_s: float = 120
+    ) -> ReceivedEvent:
+        """Return the first event event after `since_s` for which `what` holds, waiting for it."""
         async with asyncio.timeout(timeout_s), self._news:
             while True:
-                for heard in self._heard:
-                    if heard.at_s >= since_s and what(heard.document):
-                        return heard
+                for event in self._received:
+                    if event.at_s >= since_s and what(event.document):
+                        return event
                 await self._news.wait()
 
     async def _listen(self) -> None:
@@ -63,5 +65,5 @@ class EventWatch:
             async for line in response.content:
                 if line.startswith(b"data: "):
                     async with self._news:
-                        self._heard.append(Heard(json.loads(line[6:]), time.monotonic()))
+                        self._received.append(ReceivedEvent(json.loads(line[6:]), time.monotonic()))
                         self._news.notify_all()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from agent.images.anka.version import identity
-from scripts.lib.ground import commands, paths_below
+from scripts.lib.backend import list_paths, running_commands
 from tests.simulators.anka.faults import Switches, read_faults, set_faults
 from tests.simulators.anka.install import install
 from tests.simulators.anka.registry import AnkaRegistry
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TEMPLATE = "macos"
 
 
-class AnkaGround:
+class AnkaBackend:
     """A simulated Mac with Anka and two slots, and an Anka Registry."""
 
     def __init__(self, directory: Path, **anka: str | float) -> None:
@@ -59,16 +59,16 @@ class AnkaGround:
         return identity(template.id, version, tuple(tag.images))
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-        """See `Ground`."""
+        """See `Backend`."""
         await self.open()
         host.configure(self.config)
         return {version: self.add_image(version) for version in versions}
 
-    def faults(self, **switches: Switches) -> None:
+    def set_faults(self, **switches: Switches) -> None:
         """Let `anka` misbehave, or behave again."""
         set_faults(self.home.root, **switches)
 
-    def used_up(self) -> None:
+    def wait_for_faults_used(self) -> None:
         """Wait until the faults that happen a number of times have happened. Raises `TimeoutError`."""
         deadline_s = time.monotonic() + 30
         while any(switches.get("times", 1) > 0 for switches in read_faults(self.home.root).values()):
@@ -76,47 +76,47 @@ class AnkaGround:
                 raise TimeoutError("the faults did not come to pass")
             time.sleep(0.05)
 
-    def heal(self) -> None:
+    def clear_faults(self) -> None:
         """Let `anka` behave again, and the Mac have the slots back that leaked."""
-        self.faults()
+        self.set_faults()
         self.home.give_slots_back()
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """See `Ground`: the hypervisor processes, whose last argument is their VM's name."""
+        """See `Backend`: the hypervisor processes, whose last argument is their VM's name."""
         found: dict[str, list[psutil.Process]] = {}
-        for process, command in commands():
+        for process, command in running_commands():
             if str(self.home.root) in command:
                 found.setdefault(command[-1], []).append(process)
         return found
 
-    def tools(self) -> list[psutil.Process]:
+    def tool_processes(self) -> list[psutil.Process]:
         """Return the calls of `anka` that are under way."""
         program = str(self.home.root / "bin" / "anka")
-        return [process for process, command in commands() if program in command]
+        return [process for process, command in running_commands() if program in command]
 
     def hang(self, name: str) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         (process,) = self.processes()[name]
         process.send_signal(signal.SIGSTOP)
 
     def delete_files(self, name: str) -> None:
-        """See `Ground`. Anka's: the agent's own record of them stays."""
+        """See `Backend`. Anka's: the agent's own record of them stays."""
         for vm in self.home.all():
             if vm.name == name:
                 shutil.rmtree(self.home.vms / vm.uuid, ignore_errors=True)
 
-    def with_files(self) -> frozenset[str]:
-        """See `Ground`. Anka's own: templates too."""
+    def list_vms_with_files(self) -> frozenset[str]:
+        """See `Backend`. Anka's own: templates too."""
         return frozenset(vm.name for vm in self.home.all())
 
-    def left(self) -> list[str]:
-        """See `Ground`. A template stays, as every image does."""
+    def list_leftovers(self) -> list[str]:
+        """See `Backend`. A template stays, as every image does."""
         vms = [f"VM {vm.name}" for vm in self.home.all() if not vm.tags] if self.home.vms.exists() else []
-        return vms + paths_below(self._directory / "data" / "vms")
+        return vms + list_paths(self._directory / "data" / "vms")
 
     async def close(self) -> None:
-        """See `Ground`."""
-        for process in [*self.tools(), *(one for several in self.processes().values() for one in several)]:
+        """See `Backend`."""
+        for process in [*self.tool_processes(), *(one for several in self.processes().values() for one in several)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         await self._stack.aclose()

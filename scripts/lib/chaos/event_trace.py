@@ -1,6 +1,6 @@
 """What the events tell of every VM and lease, and whether it can be true. Pure.
 
-A VM's life only goes forward, is granted to one lease at most, and every failure names a cause that chaos knows of.
+A VM's vm_trace only goes forward, is granted to one lease at most, and every failure names a cause that chaos knows of.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from scripts.lib.chaos.book import Book
-    from scripts.lib.chaos.record import Document
+    from scripts.lib.chaos.expected_state import ExpectedState
+    from scripts.lib.chaos.journal_reader import Document
 
 
-class Fault(StrEnum):
+class Violation(StrEnum):
     """What the agent can be found guilty of."""
 
     LOST = "lost"  # a lease, or a VM without a word
     LEAKED = "leaked"  # a process, file or row without an owner
     DOUBLE_LEASED = "double_leased"
     HEALTHY_RESTARTED = "healthy_restarted"
-    UNEXPLAINED = "unexplained"  # events that tell no cause, or an impossible story
+    UNEXPLAINED = "unexplained"  # events that tell no cause, or an impossible trace
     UNSETTLED = "unsettled"  # desired and actual state stay apart
     AGENT_ENDED = "agent_ended"  # by itself
 
@@ -33,11 +33,11 @@ class Fault(StrEnum):
 class Finding:
     """One fault, and what it is about."""
 
-    fault: Fault
+    violation: Violation
     about: str
 
     def __str__(self) -> str:
-        return f"{self.fault}: {self.about}"
+        return f"{self.violation}: {self.about}"
 
 
 _ORDER: Final = {
@@ -52,7 +52,7 @@ _DISK_CAUSES: Final = frozenset({"clone-failed", "start-failed", "exited", "prob
 
 
 @dataclass(slots=True)
-class Life:
+class VmTrace:
     """What was told of one VM."""
 
     pool: str = ""
@@ -67,74 +67,74 @@ class Life:
         return self.seen["vm-ready"] > 0
 
 
-class Story:
-    """All lives, told by events in order."""
+class EventTrace:
+    """All vms, told by events in order."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
-        self.lives: dict[str, Life] = {}
+    def __init__(self, expected: ExpectedState) -> None:
+        self._expected = expected
+        self.vms: dict[str, VmTrace] = {}
         self.lease_ends: dict[str, str] = {}  # lease: the event that ended it
         self._unhealthy: set[str] = set()
         self.last_event = 0
 
-    def tell(self, events: Iterable[Document]) -> list[Finding]:
+    def add_events(self, events: Iterable[Document]) -> list[Finding]:
         """Take in what happened since; return what cannot be true or should not be."""
         findings: list[Finding] = []
         for event in events:
             self.last_event = event["sequence"]
             if event.get("lease") and event["kind"].startswith("lease-") and event["kind"] in _ORDER:
-                findings += self._lease(event)
+                findings += self._add_lease_event(event)
             if event.get("vm") and event["kind"] in _ORDER:
-                findings += self._step(event)
+                findings += self._add_vm_event(event)
             if event["kind"] == "vm-unhealthy-while-leased":
                 self._unhealthy.add(event["vm"])
         return findings
 
-    def unhealthy_while_leased(self, vm: str) -> bool:
+    def was_unhealthy_while_leased(self, vm: str) -> bool:
         """Whether the holder of a VM was told that it is unhealthy."""
         return vm in self._unhealthy
 
-    def _lease(self, event: Document) -> Iterator[Finding]:
+    def _add_lease_event(self, event: Document) -> Iterator[Finding]:
         if event["kind"] == "lease-granted":
             return
         if event["lease"] in self.lease_ends:
-            yield Finding(Fault.UNEXPLAINED, f"lease {event['lease']} ended twice")
+            yield Finding(Violation.UNEXPLAINED, f"lease {event['lease']} ended twice")
         self.lease_ends[event["lease"]] = event["kind"]
 
-    def _step(self, event: Document) -> Iterator[Finding]:
+    def _add_vm_event(self, event: Document) -> Iterator[Finding]:
         vm, kind = event["vm"], event["kind"]
-        life = self.lives.setdefault(vm, Life(pool=event.get("pool") or ""))
-        life.image = event.get("image") or life.image
-        if not life.seen and kind != "vm-creating":
-            yield Finding(Fault.UNEXPLAINED, f"{vm}: {kind} without ever being created")
-        if life.last and _ORDER[kind] < _ORDER[life.last]:
-            yield Finding(Fault.UNEXPLAINED, f"{vm}: {kind} after {life.last}")
-        life.seen[kind] += 1
-        life.last = kind
-        if kind in _ONCE and life.seen[kind] > 1:
-            fault = Fault.DOUBLE_LEASED if kind == "lease-granted" else Fault.UNEXPLAINED
-            yield Finding(fault, f"{vm}: {kind} {life.seen[kind]} times")
+        vm_trace = self.vms.setdefault(vm, VmTrace(pool=event.get("pool") or ""))
+        vm_trace.image = event.get("image") or vm_trace.image
+        if not vm_trace.seen and kind != "vm-creating":
+            yield Finding(Violation.UNEXPLAINED, f"{vm}: {kind} without ever being created")
+        if vm_trace.last and _ORDER[kind] < _ORDER[vm_trace.last]:
+            yield Finding(Violation.UNEXPLAINED, f"{vm}: {kind} after {vm_trace.last}")
+        vm_trace.seen[kind] += 1
+        vm_trace.last = kind
+        if kind in _ONCE and vm_trace.seen[kind] > 1:
+            fault = Violation.DOUBLE_LEASED if kind == "lease-granted" else Violation.UNEXPLAINED
+            yield Finding(fault, f"{vm}: {kind} {vm_trace.seen[kind]} times")
         if kind == "vm-ready" and event.get("duration_s"):
-            self._book.boots_s.append(event["duration_s"])
+            self._expected.boots_s.append(event["duration_s"])
         if kind == "vm-failed":
-            yield from self._failure(vm, life, event)
+            yield from self._check_failure(vm, vm_trace, event)
 
-    def _failure(self, vm: str, life: Life, event: Document) -> Iterator[Finding]:
+    def _check_failure(self, vm: str, vm_trace: VmTrace, event: Document) -> Iterator[Finding]:
         cause, detail = event.get("cause") or "", event.get("detail") or ""
         if not cause or not detail:
-            yield Finding(Fault.UNEXPLAINED, f"{vm} failed without cause or detail")
-        if not self._expected(vm, life, cause):
-            fault = Fault.HEALTHY_RESTARTED if life.was_ready else Fault.UNEXPLAINED
+            yield Finding(Violation.UNEXPLAINED, f"{vm} failed without cause or detail")
+        if not self._is_failure_expected(vm, vm_trace, cause):
+            fault = Violation.HEALTHY_RESTARTED if vm_trace.was_ready else Violation.UNEXPLAINED
             yield Finding(fault, f"{vm}, which nobody harmed, failed: {cause}: {detail}")
 
-    def _expected(self, vm: str, life: Life, cause: str) -> bool:
-        book = self._book
-        if vm in book.harmed or book.is_doomed(life.image):
+    def _is_failure_expected(self, vm: str, vm_trace: VmTrace, cause: str) -> bool:
+        expected = self._expected
+        if vm in expected.harmed or expected.is_bad_version(vm_trace.image):
             return True
-        if life.was_ready:
+        if vm_trace.was_ready:
             return False
-        if book.deeds.crashed and cause in _CRASH_CAUSES:
+        if expected.round.crashed and cause in _CRASH_CAUSES:
             return True
-        if (book.deeds.disk_was_full or book.deeds.tool_failed) and cause in _DISK_CAUSES:
+        if (expected.round.disk_was_full or expected.round.tool_failed) and cause in _DISK_CAUSES:
             return True
-        return cause == "startup-deadline" and life.pool in book.impatient
+        return cause == "startup-deadline" and vm_trace.pool in expected.short_deadline_pools

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 LIMIT_S: Final = 120.0
-ASK_AGAIN_S: Final = 0.002
-PING_AGAIN_S: Final = 0.05
+POLL_S: Final = 0.002
+PING_PERIOD_S: Final = 0.05
 """A ping to a guest that has not booted yet is lost."""
 SETTLE_S: Final = 2.0
 """What a guest has yet to do when its agent answers first."""
@@ -51,10 +51,10 @@ class BareGuest:
         await asyncio.to_thread(_prepare, *self._base, self._scratch)
         async with _running(self._command, self._scratch) as monitor:
             await asyncio.sleep(SETTLE_S)
-            await monitor.ask("stop")
-            await monitor.ask("migrate", uri=f"exec:cat >{self._scratch / 'memory'}")
-            await monitor.until("query-migrate", "completed")
-            await monitor.ask("quit")
+            await monitor.execute("stop")
+            await monitor.execute("migrate", uri=f"exec:cat >{self._scratch / 'memory'}")
+            await monitor.wait_until("query-migrate", "completed")
+            await monitor.execute("quit")
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         await asyncio.to_thread(self._scratch.rename, folder)
 
@@ -77,7 +77,7 @@ class _Monitor:
         self._reader = reader
         self._writer = writer
 
-    async def ask(self, command: str, **arguments: object) -> dict[str, Any]:
+    async def execute(self, command: str, **arguments: object) -> dict[str, Any]:
         message = {"execute": command, "arguments": arguments}
         self._writer.write(json.dumps(message).encode() + b"\n")
         while not {"return", "error"} & (answer := json.loads(await self._reader.readline())).keys():
@@ -85,14 +85,14 @@ class _Monitor:
         found: dict[str, Any] = answer
         return found
 
-    async def until(self, command: str, status: str, *, urging: str = "") -> None:
-        """Ask until the answer is that status, and say `urging` before each time."""
+    async def wait_until(self, command: str, status: str, *, resend: str = "") -> None:
+        """Ask until the answer is that status, and say `resend` before each time."""
         while True:
-            if urging:
-                await self.ask(urging)
-            if (await self.ask(command)).get("return", {}).get("status") == status:
+            if resend:
+                await self.execute(resend)
+            if (await self.execute(command)).get("return", {}).get("status") == status:
                 return
-            await asyncio.sleep(ASK_AGAIN_S)
+            await asyncio.sleep(POLL_S)
 
 
 @contextlib.asynccontextmanager
@@ -105,10 +105,10 @@ async def _running(command: list[str], scratch: Path) -> AsyncIterator[_Monitor]
     try:
         async with asyncio.timeout(LIMIT_S), _connected(scratch / "monitor.sock") as streams:
             monitor = _Monitor(*streams)
-            await monitor.ask("qmp_capabilities")
+            await monitor.execute("qmp_capabilities")
             # A guest that was saved while it was paused goes on when it is told to once it is loaded, and not before.
-            await monitor.until("query-status", "running", urging="cont")
-            await _until_it_answers(scratch / "agent.sock")
+            await monitor.wait_until("query-status", "running", resend="cont")
+            await _wait_for_guest_agent(scratch / "agent.sock")
             yield monitor
     finally:
         if process.returncode is None:
@@ -116,13 +116,13 @@ async def _running(command: list[str], scratch: Path) -> AsyncIterator[_Monitor]
         await process.wait()
 
 
-async def _until_it_answers(socket: Path) -> None:
+async def _wait_for_guest_agent(socket: Path) -> None:
     async with _connected(socket) as (reader, writer):
         answer = asyncio.ensure_future(reader.readline())
         try:
             while not answer.done():
                 writer.write(b'{"execute": "guest-ping"}\n')
-                await asyncio.wait([answer], timeout=PING_AGAIN_S)
+                await asyncio.wait([answer], timeout=PING_PERIOD_S)
         finally:
             answer.cancel()
 
@@ -134,7 +134,7 @@ async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, 
             reader, writer = await asyncio.open_unix_connection(str(socket))
             break
         except OSError:
-            await asyncio.sleep(ASK_AGAIN_S)
+            await asyncio.sleep(POLL_S)
     try:
         yield reader, writer
     finally:

@@ -1,4 +1,4 @@
-"""Compiles `become.c`, by which a guest that goes on from the memory of another becomes a machine of its own.
+"""Compiles `reinitialize.c`, by which a guest that goes on from the memory of another becomes a machine of its own.
 
 No tool of busybox makes the calls that reseed the kernel's random numbers at once (random(4)), and Debian's cloud
 kernel has no driver for QEMU's vmgenid device.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from scripts.lib.guest_images.host import require, run
+from scripts.lib.guest_images.build_tools import require, run
 
-SOURCE: Final = Path(__file__).with_name("become.c")
+SOURCE: Final = Path(__file__).with_name("reinitialize.c")
 FLAGS: Final = (
     *("-static", "-nostdlib", "-ffreestanding", "-Os", "-s"),
     *("-fno-pie", "-no-pie", "-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables"),

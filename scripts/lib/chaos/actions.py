@@ -1,4 +1,4 @@
-"""Does the steps of a round to a host, and writes each deed into the book before it is done."""
+"""Does the steps of a round to a host, and writes each deed into the expected before it is done."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.names import parse
-from scripts.lib.chaos.book import PATIENT_S, Wish
-from scripts.lib.chaos.record import Record
+from scripts.lib.chaos.expected_state import LONG_DEADLINE_S, AssignedPool
+from scripts.lib.chaos.journal_reader import JournalReader
 from scripts.lib.chaos.steps import Kind
 from scripts.lib.chaos.versions import Flavour
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from scripts.lib.chaos.book import Book
+    from scripts.lib.chaos.agent_control import AgentControl
     from scripts.lib.chaos.clients import Clients
-    from scripts.lib.chaos.keeper import Keeper
+    from scripts.lib.chaos.expected_state import ExpectedState
     from scripts.lib.chaos.steps import Step
     from scripts.lib.chaos.versions import Version, VersionSource
     from scripts.lib.chaos.volume import Volume
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAIN, SIDE = "main", "side"
 EXPIRES_S: Final = 2.0
-TAKEN_UP_S: Final = 5.0
+APPLIED_S: Final = 5.0
 POLL_S: Final = 0.05
 FLAVOURS: Final = {
     Kind.BUMP_GOOD: Flavour.GOOD, Kind.BUMP_UNHEALTHY: Flavour.UNHEALTHY, Kind.BUMP_DYING: Flavour.DYING,
@@ -62,20 +62,26 @@ canary_attempts = 1
 """
 
 
-class Hands:
+class Actions:
     """What harms and uses a host."""
 
     def __init__(
-        self, host: Host, book: Book, clients: Clients, keeper: Keeper, versions: VersionSource, volume: Volume | None
+        self,
+        host: Host,
+        expected: ExpectedState,
+        clients: Clients,
+        agent_control: AgentControl,
+        versions: VersionSource,
+        volume: Volume | None,
     ) -> None:
         self._host = host
-        self._book = book
+        self._expected = expected
         self._clients = clients
-        self._keeper = keeper
+        self._agent_control = agent_control
         self._versions = versions
         self._volume = volume
-        self._record = Record(host.data_dir / "journal.sqlite")
-        self._traps: list[asyncio.Task[None]] = []
+        self._journal = JournalReader(host.data_dir / "journal.sqlite")
+        self._pending_crashes: list[asyncio.Task[None]] = []
         self._kinds: dict[Kind, Callable[[Step], Awaitable[None]]] = {
             Kind.LEASE: self._lease,
             Kind.LEASE_AND_HOLD: self._lease,
@@ -98,62 +104,62 @@ class Hands:
             Kind.FULL_DISK: self._full_disk,
         }
 
-    async def do(self, steps: Sequence[Step]) -> None:
+    async def run(self, steps: Sequence[Step]) -> None:
         """Do all steps, each at its moment, and return when all are done."""
         async with asyncio.TaskGroup() as group:
             for step in steps:
-                group.create_task(self._at_its_moment(step))
+                group.create_task(self._run_step(step))
 
-    async def disarm(self) -> None:
+    async def cancel_pending_crashes(self) -> None:
         """Give up on events that did not come; see a crash that has begun to its end. Raises what went wrong in it."""
-        traps, self._traps = self._traps, []
-        for trap in traps:
-            if not self._keeper.at_work:
-                trap.cancel()
-        for ended in await asyncio.gather(*traps, return_exceptions=True):
+        pending, self._pending_crashes = self._pending_crashes, []
+        for crash in pending:
+            if not self._agent_control.is_busy:
+                crash.cancel()
+        for ended in await asyncio.gather(*pending, return_exceptions=True):
             if isinstance(ended, Exception):
                 raise ended
 
-    async def wish(self, pool: str, wish: Wish | None) -> None:
+    async def assign(self, pool: str, assigned: AssignedPool | None) -> None:
         """Change one pool of the assignment, or take it out."""
-        self._book.deeds.wishes_changed.add(pool)
-        if wish is None:
-            self._book.wishes.pop(pool, None)
+        self._expected.round.pools_changed.add(pool)
+        if assigned is None:
+            self._expected.pools.pop(pool, None)
         else:
-            self._book.wishes[pool] = wish
-            if wish.deadline_s < PATIENT_S:
-                self._book.impatient.add(pool)
+            self._expected.pools[pool] = assigned
+            if assigned.deadline_s < LONG_DEADLINE_S:
+                self._expected.short_deadline_pools.add(pool)
         text = "".join(
             (POOL + PROBES).format(
                 pool=name, image=one.version.reference, warm=one.warm, priority=one.priority, deadline_s=one.deadline_s
             )
-            for name, one in self._book.wishes.items()
+            for name, one in self._expected.pools.items()
         )
-        self._book.file_is_good = True
+        self._expected.file_is_good = True
         self._host.write_assignment(text)
 
     async def new_version(self, flavour: Flavour) -> Version:
-        """Push a version and write it into the book."""
+        """Push a version and write it into the expected."""
         version = await self._versions.push(flavour)
-        self._book.versions[version.digest] = version
+        self._expected.versions[version.digest] = version
         return version
 
-    def harm(self, name: str, deed: str) -> None:
+    def record_harm(self, name: str, harm: str) -> None:
         """Write down that a VM is about to be harmed."""
-        self._book.harmed.setdefault(name, deed)
-        self._book.counts["vms_harmed"] += 1
+        self._expected.harmed.setdefault(name, harm)
+        self._expected.counts["vms_harmed"] += 1
         parts = parse(name)
-        if parts is not None and parts.pool in self._book.wishes:
-            self._book.harms_of[self._book.wishes[parts.pool].version.digest] += 1
+        if parts is not None and parts.pool in self._expected.pools:
+            self._expected.harms_of[self._expected.pools[parts.pool].version.digest] += 1
 
-    async def _at_its_moment(self, step: Step) -> None:
+    async def _run_step(self, step: Step) -> None:
         await asyncio.sleep(step.at_s)
         await self._kinds[step.kind](step)
 
     async def _lease(self, step: Step) -> None:
-        pools = sorted(self._book.wishes) or [MAIN]
+        pools = sorted(self._expected.pools) or [MAIN]
         pool = pools[int(step.pick * len(pools))]
-        holder = f"{step.kind}-{self._book.deeds.number}-{step.pick:.6f}"
+        holder = f"{step.kind}-{self._expected.round.number}-{step.pick:.6f}"
         forget = step.kind is Kind.LEASE_AND_FORGET
         claim = await self._clients.lease(
             pool, holder, wait_s=3 * step.lasts_s, ttl_s=EXPIRES_S if forget else None, keyed=step.pick * 7 % 1 < 0.5
@@ -163,93 +169,100 @@ class Hands:
             await self._clients.release(claim)
 
     async def _release(self, step: Step) -> None:
-        held = [claim for claim in self._book.held() if claim.expires_at_s is None]
+        held = [claim for claim in self._expected.held() if claim.expires_at_s is None]
         if held:
             await self._clients.release(held[int(step.pick * len(held))])
 
     async def _resize(self, step: Step) -> None:
         pool = MAIN if step.pick < 0.7 else SIDE
-        if wish := self._book.wishes.get(pool):
-            await self.wish(pool, replace(wish, warm=1 + wish.warm % 2, priority=int(step.pick * 100) % 2))
+        if assigned := self._expected.pools.get(pool):
+            await self.assign(pool, replace(assigned, warm=1 + assigned.warm % 2, priority=int(step.pick * 100) % 2))
 
     async def _side_pool(self, step: Step) -> None:
-        if SIDE in self._book.wishes:
-            await self.wish(SIDE, None)
+        if SIDE in self._expected.pools:
+            await self.assign(SIDE, None)
         else:
-            await self.wish(SIDE, Wish(await self.new_version(Flavour.GOOD), 1, priority=int(step.pick * 100) % 2))
+            await self.assign(
+                SIDE, AssignedPool(await self.new_version(Flavour.GOOD), 1, priority=int(step.pick * 100) % 2)
+            )
 
     async def _unassign(self, step: Step) -> None:
-        for pool in tuple(self._book.wishes):
-            await self.wish(pool, None)
+        for pool in tuple(self._expected.pools):
+            await self.assign(pool, None)
 
     async def _malformed(self, step: Step) -> None:
-        if not await self._taken_up():
+        if not await self._is_assignment_applied():
             return  # nobody could say which of the two files the agent should hold on to
-        self._book.file_is_good = False
+        self._expected.file_is_good = False
         bad = ("[pools.main\n", "[pools.main]\nimage = 3\n", '[pools.main]\nimage = "x"\nwarm = 3\nmax = 2\n')
         self._host.write_assignment(bad[int(step.pick * len(bad))])
 
-    async def _taken_up(self) -> bool:
-        """Return whether the assignment as wished is the agent's, now or a little later."""
-        wished = {pool: (wish.version.reference, wish.warm, wish.priority) for pool, wish in self._book.wishes.items()}
-        for _ in range(round(TAKEN_UP_S / POLL_S)):
+    async def _is_assignment_applied(self) -> bool:
+        """Return whether the assignment as wanted is the agent's, now or a little later."""
+        wanted = {
+            pool: (assigned.version.reference, assigned.warm, assigned.priority)
+            for pool, assigned in self._expected.pools.items()
+        }
+        for _ in range(round(APPLIED_S / POLL_S)):
             with contextlib.suppress(sqlite3.Error):
-                assigned = self._record.assigned()
-                if wished == {pool: (one["image"], one["warm"], one["priority"]) for pool, one in assigned.items()}:
+                assigned = self._journal.assigned()
+                if wanted == {pool: (one["image"], one["warm"], one["priority"]) for pool, one in assigned.items()}:
                     return True
             await asyncio.sleep(POLL_S)
         return False
 
     async def _bump(self, step: Step) -> None:
         flavour = FLAVOURS[step.kind]
-        pool = SIDE if SIDE in self._book.wishes and step.pick < 0.3 else MAIN
-        wish = self._book.wishes.get(pool)
+        pool = SIDE if SIDE in self._expected.pools and step.pick < 0.3 else MAIN
+        assigned = self._expected.pools.get(pool)
         version = await self.new_version(flavour)
-        deadline_s = self._book.short_deadline_s() if flavour is Flavour.UNHEALTHY else PATIENT_S
-        warm = wish.warm if wish else 1 + int(step.pick * 100) % 2
-        await self.wish(pool, Wish(version, warm, priority=wish.priority if wish else 0, deadline_s=deadline_s))
+        deadline_s = self._expected.short_deadline_s() if flavour is Flavour.UNHEALTHY else LONG_DEADLINE_S
+        warm = assigned.warm if assigned else 1 + int(step.pick * 100) % 2
+        await self.assign(
+            pool, AssignedPool(version, warm, priority=assigned.priority if assigned else 0, deadline_s=deadline_s)
+        )
 
     async def _kill_vm(self, step: Step) -> None:
         if victim := self._victim(step.pick):
             name, pid = victim
-            self.harm(name, "killed")
+            self.record_harm(name, "killed")
             _signal(pid, signal.SIGKILL)
 
     async def _stop_vm(self, step: Step) -> None:
         if victim := self._victim(step.pick):
             name, pid = victim
-            self.harm(name, "stopped")
+            self.record_harm(name, "stopped")
             _signal(pid, signal.SIGSTOP)
 
     async def _delete_files(self, step: Step) -> None:
         if victim := self._victim(step.pick):
-            self.harm(victim[0], "files deleted")
-            await asyncio.to_thread(self._host.ground.delete_files, victim[0])
+            self.record_harm(victim[0], "files deleted")
+            await asyncio.to_thread(self._host.backend.delete_files, victim[0])
 
     async def _crash(self, step: Step) -> None:
-        await self._keeper.crash(down_s=step.lasts_s / 2)
+        await self._agent_control.crash(down_s=step.lasts_s / 2)
 
     async def _crash_at_event(self, step: Step) -> None:
-        trap = self._keeper.crash_at(step.event, delay_s=step.pick**3 * 0.2, down_s=step.lasts_s / 4)
-        self._traps.append(asyncio.create_task(trap, name=str(step)))
+        crash = self._agent_control.crash_at(step.event, delay_s=step.pick**3 * 0.2, down_s=step.lasts_s / 4)
+        self._pending_crashes.append(asyncio.create_task(crash, name=str(step)))
 
     async def _crash_with_vm(self, step: Step) -> None:
         def kill() -> None:
             if victim := self._victim(step.pick):
-                self.harm(victim[0], "killed")
+                self.record_harm(victim[0], "killed")
                 _signal(victim[1], signal.SIGKILL)
 
-        await self._keeper.crash(down_s=step.lasts_s / 2, meanwhile=kill)
+        await self._agent_control.crash(down_s=step.lasts_s / 2, while_down=kill)
 
     async def _outage(self, step: Step) -> None:
-        self._book.counts["outages"] += 1
+        self._expected.counts["outages"] += 1
         await self._versions.outage(step.lasts_s)
 
     async def _full_disk(self, step: Step) -> None:
         if self._volume is None:
             return
-        self._book.deeds.disk_was_full = True
-        self._book.counts["full_disks"] += 1
+        self._expected.round.disk_was_full = True
+        self._expected.counts["full_disks"] += 1
         await asyncio.to_thread(self._volume.fill)
         try:
             await asyncio.sleep(2 * step.lasts_s)

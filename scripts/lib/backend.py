@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
-class Ground(Protocol):
+class Backend(Protocol):
     """One kind of hypervisor under one host."""
 
     config: str
@@ -38,17 +38,17 @@ class Ground(Protocol):
     def delete_files(self, name: str) -> None:
         """Remove the files of a VM behind the agent's back."""
 
-    def with_files(self) -> frozenset[str]:
+    def list_vms_with_files(self) -> frozenset[str]:
         """Return the names of VMs whose files stand, known to the agent or not."""
 
-    def left(self) -> list[str]:
+    def list_leftovers(self) -> list[str]:
         """Return what is left of VMs beside those processes: files, above all."""
 
     async def close(self) -> None:
         """End every VM left, and what else was started for them."""
 
 
-class QemuGround:
+class QemuBackend:
     """Real VMs of QEMU below a data directory, from images in an OCI layout beside it."""
 
     config = ""
@@ -58,7 +58,7 @@ class QemuGround:
         self._data_dir = directory / "data"
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-        """See `Ground`. Built from Debian packages."""
+        """See `Backend`. Built from Debian packages."""
         host.configure()
         references = {}
         for version in versions:
@@ -66,43 +66,43 @@ class QemuGround:
             command = [str(REPOSITORY / "scripts" / "demo-image"), "small", "--version", version, str(disk)]
             subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: ASYNC221 - nothing else runs yet
             references[version] = f"oci-layout:{self._directory}/registry:{version}"
-            await host.hearth("image", "push", str(disk), references[version], "--memory", "256", "--cpus", "1")
+            await host.run_hearth("image", "push", str(disk), references[version], "--memory", "256", "--cpus", "1")
             disk.unlink()
         return references
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """See `Ground`."""
+        """See `Backend`."""
         found: dict[str, list[psutil.Process]] = {}
-        for process, command in commands():
+        for process, command in running_commands():
             if "qemu-system" in command[0] and "-name" in command and str(self._data_dir) in " ".join(command):
                 found.setdefault(command[command.index("-name") + 1], []).append(process)
         return found
 
     def hang(self, name: str) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         (process,) = self.processes()[name]
         process.send_signal(signal.SIGSTOP)
 
     def delete_files(self, name: str) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         shutil.rmtree(self._data_dir / "vms" / name, ignore_errors=True)
 
-    def with_files(self) -> frozenset[str]:
-        """See `Ground`."""
-        return names_in(self._data_dir / "vms")
+    def list_vms_with_files(self) -> frozenset[str]:
+        """See `Backend`."""
+        return list_names(self._data_dir / "vms")
 
-    def left(self) -> list[str]:
-        """See `Ground`."""
-        return paths_below(self._data_dir / "vms")
+    def list_leftovers(self) -> list[str]:
+        """See `Backend`."""
+        return list_paths(self._data_dir / "vms")
 
     async def close(self) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         for process in [one for several in self.processes().values() for one in several]:
             process.kill()
             process.wait(10)
 
 
-def names_in(folder: Path) -> frozenset[str]:
+def list_names(folder: Path) -> frozenset[str]:
     """Return the names of what stands in a folder, however far it is made. A folder that is not there has nothing."""
     try:
         return frozenset(entry.removesuffix(".partial") for entry in os.listdir(folder))
@@ -110,12 +110,12 @@ def names_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def paths_below(*folders: Path) -> list[str]:
+def list_paths(*folders: Path) -> list[str]:
     """Return every path below some folders."""
     return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
 
 
-def commands() -> Iterator[tuple[psutil.Process, list[str]]]:
+def running_commands() -> Iterator[tuple[psutil.Process, list[str]]]:
     """Yield every process of this machine with its command line."""
     for process in psutil.process_iter():
         try:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from scripts.lib.chaos.book import Book, Claim, Ending, Wish
-from scripts.lib.chaos.judge import Scene, judge, not_settled
-from scripts.lib.chaos.record import Snapshot
+from scripts.lib.chaos.checker import HostSnapshot, check_host, unsettled_reasons
+from scripts.lib.chaos.event_trace import EventTrace, Violation
+from scripts.lib.chaos.expected_state import AssignedPool, Claim, ClaimState, ExpectedState
+from scripts.lib.chaos.journal_reader import Snapshot
 from scripts.lib.chaos.steps import Kind, draw_round
-from scripts.lib.chaos.story import Fault, Story
 from scripts.lib.chaos.versions import Flavour, Version
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ class Case:
     """A host with one ready VM, about which everything is well until a test says otherwise."""
 
     def __init__(self) -> None:
-        self.book = Book(wishes={"main": Wish(GOOD, 1)}, versions={one.digest: one for one in (GOOD, UNHEALTHY)})
-        self.story = Story(self.book)
+        self.expected = ExpectedState(
+            pools={"main": AssignedPool(GOOD, 1)}, versions={one.digest: one for one in (GOOD, UNHEALTHY)}
+        )
+        self.trace = EventTrace(self.expected)
         self.rows = {VM: row(VM)}
         self.leases: dict[str, Any] = {}
         self.processes = {VM: [7]}
@@ -39,12 +41,12 @@ class Case:
 
     def happens(self, *kinds: str, **about: Any) -> None:
         for kind in kinds:
-            self.told += self.story.tell(
-                [{"kind": kind, "sequence": self.story.last_event + 1, "image": GOOD.digest, "pool": "main", **about}]
+            self.told += self.trace.add_events(
+                [{"kind": kind, "sequence": self.trace.last_event + 1, "image": GOOD.digest, "pool": "main", **about}]
             )
 
     def lease(self, claim: Claim) -> None:
-        self.book.claims.append(claim)
+        self.expected.claims.append(claim)
         self.happens("lease-granted", vm=claim.vm, lease=claim.lease)
         self.rows[claim.vm] = {**row(claim.vm), "state": "leased", "lease_id": claim.lease}
         self.leases[claim.lease] = {"vm": claim.vm, "holder": claim.holder}
@@ -53,10 +55,10 @@ class Case:
         rollout = {"target": GOOD.digest, "serving": GOOD.digest, "phase": "serving"}
         return Snapshot(self.rows, self.leases, {"main": rollout})
 
-    def faults(self) -> list[Fault]:
+    def faults(self) -> list[Violation]:
         served = {name: one["state"] for name, one in self.rows.items()}
-        scene = Scene(self.snapshot(), self.processes, self.files, frozenset(), served, NOW_S)
-        return [finding.fault for finding in (*self.told, *judge(scene, self.book, self.story))]
+        host = HostSnapshot(self.snapshot(), self.processes, self.files, frozenset(), served, NOW_S)
+        return [finding.violation for finding in (*self.told, *check_host(host, self.expected, self.trace))]
 
 
 def row(name: str) -> dict[str, Any]:
@@ -84,12 +86,12 @@ def files_without_row(case: Case) -> None:
 
 
 def released_lease_stays(case: Case) -> None:
-    case.lease(replace(claim(), ending=Ending.RELEASED))
+    case.lease(replace(claim(), state=ClaimState.RELEASED))
 
 
 def lease_nobody_was_told_of(case: Case) -> None:
     case.lease(claim())
-    case.book.claims.clear()
+    case.expected.claims.clear()
 
 
 def lease_vanishes(case: Case) -> None:
@@ -122,17 +124,17 @@ def healthy_vm_fails(case: Case) -> None:
 
 
 def healthy_vm_has_another_process(case: Case) -> None:
-    case.book.standing = {VM: 6}
+    case.expected.last_pids = {VM: 6}
 
 
 def healthy_vm_is_replaced(case: Case) -> None:
-    case.book.standing = {VM: 7}
+    case.expected.last_pids = {VM: 7}
     case.happens("vm-stopping", "vm-gone", vm=VM)
     vm_vanishes(case)
 
 
 def failure_without_cause(case: Case) -> None:
-    case.book.harmed[VM] = "killed"
+    case.expected.harmed[VM] = "killed"
     case.happens("vm-failed", vm=VM)
 
 
@@ -143,24 +145,24 @@ def ready_after_its_end(case: Case) -> None:
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (process_without_row, Fault.LEAKED),
-        (row_without_process, Fault.LEAKED),
-        (row_without_files, Fault.LEAKED),
-        (files_without_row, Fault.LEAKED),
-        (released_lease_stays, Fault.LEAKED),
-        (lease_nobody_was_told_of, Fault.LEAKED),
-        (lease_vanishes, Fault.LOST),
-        (lease_expires_too_soon, Fault.LOST),
-        (vm_vanishes, Fault.LOST),
-        (vm_is_leased_twice, Fault.DOUBLE_LEASED),
-        (healthy_vm_fails, Fault.HEALTHY_RESTARTED),
-        (healthy_vm_has_another_process, Fault.HEALTHY_RESTARTED),
-        (healthy_vm_is_replaced, Fault.HEALTHY_RESTARTED),
-        (failure_without_cause, Fault.UNEXPLAINED),
-        (ready_after_its_end, Fault.UNEXPLAINED),
+        (process_without_row, Violation.LEAKED),
+        (row_without_process, Violation.LEAKED),
+        (row_without_files, Violation.LEAKED),
+        (files_without_row, Violation.LEAKED),
+        (released_lease_stays, Violation.LEAKED),
+        (lease_nobody_was_told_of, Violation.LEAKED),
+        (lease_vanishes, Violation.LOST),
+        (lease_expires_too_soon, Violation.LOST),
+        (vm_vanishes, Violation.LOST),
+        (vm_is_leased_twice, Violation.DOUBLE_LEASED),
+        (healthy_vm_fails, Violation.HEALTHY_RESTARTED),
+        (healthy_vm_has_another_process, Violation.HEALTHY_RESTARTED),
+        (healthy_vm_is_replaced, Violation.HEALTHY_RESTARTED),
+        (failure_without_cause, Violation.UNEXPLAINED),
+        (ready_after_its_end, Violation.UNEXPLAINED),
     ],
 )
-def test_each_fault_is_found(spoil: Callable[[Case], None], fault: Fault) -> None:
+def test_each_fault_is_found(spoil: Callable[[Case], None], fault: Violation) -> None:
     case = Case()
     assert case.faults() == []
     spoil(case)
@@ -170,10 +172,10 @@ def test_each_fault_is_found(spoil: Callable[[Case], None], fault: Fault) -> Non
 def test_harm_and_wishes_excuse_what_they_cause() -> None:
     killed, resized = Case(), Case()
     for case in (killed, resized):
-        case.book.standing = {VM: 7}
-    killed.book.harmed[VM] = "killed"
+        case.expected.last_pids = {VM: 7}
+    killed.expected.harmed[VM] = "killed"
     killed.happens("vm-failed", vm=VM, cause="exited", detail="its process ended")
-    resized.book.deeds.wishes_changed.add("main")
+    resized.expected.round.pools_changed.add("main")
     for case in (killed, resized):
         case.happens("vm-stopping", "vm-gone", vm=VM)
         vm_vanishes(case)
@@ -183,15 +185,15 @@ def test_harm_and_wishes_excuse_what_they_cause() -> None:
 @pytest.mark.parametrize("state", ["creating", "starting", "stopping", "failed"])
 def test_a_host_settles_only_when_every_vm_has(state: str) -> None:
     case = Case()
-    assert not_settled(case.snapshot(), case.book, slots=2) == []
+    assert unsettled_reasons(case.snapshot(), case.expected, slots=2) == []
     case.rows[OTHER] = {**row(OTHER), "state": state}
-    assert not_settled(case.snapshot(), case.book, slots=2) == [f"{OTHER} is {state}"]
+    assert unsettled_reasons(case.snapshot(), case.expected, slots=2) == [f"{OTHER} is {state}"]
 
 
 def test_a_host_settles_only_on_the_wished_number_and_version() -> None:
     case = Case()
-    case.book.wishes["main"] = Wish(UNHEALTHY, 2)
-    reasons = not_settled(case.snapshot(), case.book, slots=2)
+    case.expected.pools["main"] = AssignedPool(UNHEALTHY, 2)
+    reasons = unsettled_reasons(case.snapshot(), case.expected, slots=2)
     assert reasons == [
         "main is not told of its version yet",
         "main has 1 ready VMs and wants 2",

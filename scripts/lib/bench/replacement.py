@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from scripts.lib.bench.bare import BareGuest
-from scripts.lib.bench.watch import EventWatch
+from scripts.lib.bench.bare_qemu import BareGuest
+from scripts.lib.bench.event_watch import EventWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,13 +35,13 @@ failures = {FAILURES}
 
 
 SETTLE_S: Final = 3.0
-"""After a template is kept, until the agent has seen it and its disk has taken it in."""
-FAILURES_A_VERSION: Final = 2
+"""After a template is kept, until the agent has result it and its disk has taken it in."""
+FAILURES_PER_VERSION: Final = 2
 """Failures of one version that are answered at once; later ones are answered slower, as they should be."""
 
 
 @dataclass(slots=True)
-class Taken:
+class Durations:
     """Seconds taken, one of each kind per trial. The floor is the bare command's share of the work."""
 
     notice_s: list[float] = field(default_factory=list)
@@ -51,25 +51,25 @@ class Taken:
     hang_replaced_s: list[float] = field(default_factory=list)
 
 
-async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> Taken:
+async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> Durations:
     """Kill VMs, hang VMs and boot bare ones in turns."""
-    taken = Taken()
+    taken = Durations()
     for number, trial in enumerate(_trials(kills, hangs)):
-        if number % FAILURES_A_VERSION == 0:
+        if number % FAILURES_PER_VERSION == 0:
             await _assign_new_version(host, versions, use_templates=False)
-        taken.floor_s.append(await _bare(host, (await host.until_warm(WARM))[0]).boot_s())
+        taken.floor_s.append(await _bare(host, (await host.wait_until_warm(WARM))[0]).boot_s())
         await _harm(host, trial, taken)
     return taken
 
 
-async def by_resume(host: Host, versions: Versions, *, kills: int) -> Taken:
+async def by_resume(host: Host, versions: Versions, *, kills: int) -> Durations:
     """Kill VMs and resume bare ones in turns, where new VMs start from the memory of a proven one."""
-    taken, saved = Taken(), host.directory / "saved"
+    taken, saved = Durations(), host.directory / "saved"
     await _assign_new_version(host, versions, use_templates=True)
-    guest = _bare(host, (await host.until_warm(WARM))[0])
+    guest = _bare(host, (await host.wait_until_warm(WARM))[0])
     await guest.save(saved)
     for number in range(kills):
-        if number and number % FAILURES_A_VERSION == 0:
+        if number and number % FAILURES_PER_VERSION == 0:
             await _assign_new_version(host, versions, use_templates=True)
         await _until_a_template_is_kept(host)
         taken.floor_s.append(await guest.resume_s(saved))
@@ -94,7 +94,7 @@ async def _assign_new_version(host: Host, versions: Versions, *, use_templates: 
     """Roll a version through the pool that no VM failed yet: the third failure of one would be answered slower."""
     version = await versions.push_good()
     host.assign(POOL, version.reference, warm=WARM, probes=PROBE, text=f"use_templates = {str(use_templates).lower()}")
-    await host.until_warm(WARM, image=version.digest)
+    await host.wait_until_warm(WARM, image=version.digest)
 
 
 async def _until_a_template_is_kept(host: Host) -> None:
@@ -105,13 +105,13 @@ async def _until_a_template_is_kept(host: Host) -> None:
     def kept(*_: object) -> bool:
         return any(not path.name.endswith(".partial") for path in folder.glob(f"{serving}-*"))
 
-    await host.until(kept, timeout_s=120)
+    await host.wait_until(kept, timeout_s=120)
     await asyncio.sleep(SETTLE_S)
 
 
-async def _harm(host: Host, number: signal.Signals, taken: Taken) -> None:
+async def _harm(host: Host, number: signal.Signals, taken: Durations) -> None:
     """Send a VM a signal; note the seconds until its failure was told, and until another was ready."""
-    name = (await host.until_warm(WARM))[0]
+    name = (await host.wait_until_warm(WARM))[0]
     pid = host.vm_pid(name)
     async with EventWatch(host) as watch:
         began_s = time.monotonic()

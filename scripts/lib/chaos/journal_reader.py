@@ -31,7 +31,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class JournalReader:
     """A journal file. Each read is consistent in itself and never writes; raises `sqlite3.Error` when it cannot."""
 
     path: Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from scripts.lib.ground import names_in, paths_below
+from scripts.lib.backend import list_names, list_paths
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 from tests.images.tartlike import write_tart_layout
 from tests.support.tart import MACOS, SIMULATOR, TartHome, guest_disk
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 1 << 20
 
 
-class TartGround:
+class TartBackend:
     """A simulated Mac with Tart and two slots."""
 
     def __init__(self, directory: Path, *, home: Path | None = None, **tart: str | float) -> None:
@@ -55,16 +55,16 @@ class TartGround:
         return self.registry.reference(version), digest
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-        """See `Ground`."""
+        """See `Backend`."""
         await self.open()
         host.configure(self.config)
         return {version: self.add_image(version)[0] for version in versions}
 
-    def faults(self, **switches: object) -> None:
+    def set_faults(self, **switches: object) -> None:
         """Let `tart` misbehave; see `tests.simulators.tartsim.faults`."""
         self.home.set_faults(**switches)
 
-    def heal(self) -> None:
+    def clear_faults(self) -> None:
         """Let `tart` behave again, and the Mac have the slots back that leaked."""
         self.home.set_faults()
         for process in self.home.leaked():
@@ -72,7 +72,7 @@ class TartGround:
                 process.kill()
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """See `Ground`."""
+        """See `Backend`."""
         found: dict[str, list[psutil.Process]] = {}
         for process in self.home.runs():
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
@@ -80,27 +80,27 @@ class TartGround:
         return found
 
     def hang(self, name: str) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         (guest,) = self.home.guests(name)
         guest.suspend()
 
     def delete_files(self, name: str) -> None:
-        """See `Ground`. Tart's, and the agent's record of them."""
+        """See `Backend`. Tart's, and the agent's record of them."""
         for folder in (self.home.root / "vms" / name, self._directory / "data" / "vms" / name):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def with_files(self) -> frozenset[str]:
-        """See `Ground`: by the agent's records."""
-        return names_in(self._directory / "data" / "vms")
+    def list_vms_with_files(self) -> frozenset[str]:
+        """See `Backend`: by the agent's records."""
+        return list_names(self._directory / "data" / "vms")
 
-    def left(self) -> list[str]:
-        """See `Ground`."""
+    def list_leftovers(self) -> list[str]:
+        """See `Backend`."""
         home = self.home.root
         guests = [f"process {guest.pid}" for guest in self.home.guests()]
-        return guests + paths_below(home / "vms", home / "tmp", self._directory / "data" / "vms")
+        return guests + list_paths(home / "vms", home / "tmp", self._directory / "data" / "vms")
 
     async def close(self) -> None:
-        """See `Ground`."""
+        """See `Backend`."""
         self.home.clean_up()
         await self._stack.aclose()
 

@@ -1,4 +1,4 @@
-"""What chaos knows because it did it: what is wished for, what was harmed, which leases were answered. No I/O."""
+"""What chaos knows because it did it: what is wanted for, what was harmed, which leases were answered. No I/O."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from scripts.lib.chaos.versions import Flavour
 if TYPE_CHECKING:
     from scripts.lib.chaos.versions import Version
 
-PATIENT_S = 60.0
+LONG_DEADLINE_S = 60.0
 """Startup deadline of pools that run good versions: far beyond what a guest takes on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AssignedPool:
     """One pool of the assignment, as written to the file."""
 
     version: Version
     warm: int
     priority: int = 0
-    deadline_s: float = PATIENT_S
+    deadline_s: float = LONG_DEADLINE_S
 
 
-class Ending(StrEnum):
+class ClaimState(StrEnum):
     """How far a claim is."""
 
     HELD = "held"
     RELEASED = "released"
-    OVER = "over"  # it expired or broke, and that was explained
+    ENDED = "ended"  # it expired or broke, and that was explained
 
 
 @dataclass(slots=True)
@@ -44,40 +44,40 @@ class Claim:
     holder: str
     granted_in_round: int
     expires_at_s: float | None  # when it must end by itself; None: it is held
-    ending: Ending = Ending.HELD
+    state: ClaimState = ClaimState.HELD
 
 
 @dataclass(slots=True)
-class Deeds:
+class RoundActions:
     """What was done in one round, and so what may have changed in it."""
 
     number: int
-    wishes_changed: set[str] = field(default_factory=set)  # pools
-    asked: set[str] = field(default_factory=set)  # pools of requests for a lease
-    gave_up: set[str] = field(default_factory=set)  # of those, pools of requests that waited in vain
+    pools_changed: set[str] = field(default_factory=set)  # pools
+    pools_requested: set[str] = field(default_factory=set)  # pools of requests for a lease
+    pools_refused: set[str] = field(default_factory=set)  # of those, pools of requests that waited in vain
     crashed: bool = False
     disk_was_full: bool = False
     tool_failed: bool = False  # the hypervisor's own program did
 
 
 @dataclass(slots=True)
-class Book:
+class ExpectedState:
     """The whole truth of one seed's run, as far as chaos made it."""
 
-    wishes: dict[str, Wish] = field(default_factory=dict)
+    pools: dict[str, AssignedPool] = field(default_factory=dict)
     file_is_good: bool = True
     versions: dict[str, Version] = field(default_factory=dict)  # every one ever pushed, by digest
-    impatient: set[str] = field(default_factory=set)  # pools that ever had a short deadline
+    short_deadline_pools: set[str] = field(default_factory=set)  # pools that ever had a short deadline
     harmed: dict[str, str] = field(default_factory=dict)  # VM: what was done to it
     harms_of: Counter[str] = field(default_factory=Counter)  # by digest: VMs harmed
     claims: list[Claim] = field(default_factory=list)
     unanswered: set[str] = field(default_factory=set)  # holders whose request may have been granted or not
-    standing: dict[str, int] = field(default_factory=dict)  # ready and leased VMs when the last round ended: process
-    deeds: Deeds = field(default_factory=lambda: Deeds(0))
+    last_pids: dict[str, int] = field(default_factory=dict)  # ready and leased VMs when the last round ended: process
+    round: RoundActions = field(default_factory=lambda: RoundActions(0))
     boots_s: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # what the latest boots took
     counts: Counter[str] = field(default_factory=Counter)
 
-    def is_doomed(self, digest: str) -> bool:
+    def is_bad_version(self, digest: str) -> bool:
         """Whether VMs of a version fail by themselves."""
         version = self.versions.get(digest)
         return version is not None and version.flavour is not Flavour.GOOD
@@ -88,4 +88,4 @@ class Book:
 
     def held(self) -> list[Claim]:
         """Return the claims whose leases must be alive: answered, not released, not about to expire."""
-        return [claim for claim in self.claims if claim.ending is Ending.HELD]
+        return [claim for claim in self.claims if claim.state is ClaimState.HELD]

@@ -40,28 +40,28 @@ class Fault:
 
     name: str
     commands: Mapping[str, Mapping[str, Any]]
-    told: str = ""
+    cause: str = ""
     by: str = "replace"
 
 
 @dataclass
-class Seen:
+class FaultResult:
     """What one fault did."""
 
     fault: Fault
     livez_ms: list[float] = field(default_factory=list)
-    told: str = ""
-    told_s: float | None = None  # until a cause was told
-    passed_s: float | None = None  # recovered with the fault still on
-    mended_s: float | None = None  # recovered once it was off
+    reported_cause: str = ""
+    reported_s: float | None = None  # until a cause was told
+    recovered_during_s: float | None = None  # recovered with the fault still on
+    recovered_after_s: float | None = None  # recovered once it was off
     hung: int = 0  # processes of commands that outlived their time
     left: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether it recovered, told what it had to, and left nothing."""
-        recovered = self.passed_s is not None or self.mended_s is not None
-        return recovered and self.fault.told in self.told and not self.hung and not self.left
+        recovered = self.recovered_during_s is not None or self.recovered_after_s is not None
+        return recovered and self.fault.cause in self.reported_cause and not self.hung and not self.left
 
     @property
     def p99_ms(self) -> float:
@@ -70,18 +70,18 @@ class Seen:
 
     def row(self) -> str:
         """Return it as a row of a table."""
-        if self.passed_s is not None:
-            outcome, took = "recovered", f"{self.passed_s:.1f}"
+        if self.recovered_during_s is not None:
+            outcome, took = "recovered", f"{self.recovered_during_s:.1f}"
         else:
-            outcome = f"told: {self._words()}" if self.told else "TOLD NOTHING"
-            mended = "never" if self.mended_s is None else f"{self.mended_s:.1f}"
-            took = f"{self.told_s or -1:.1f}, then {mended}"
+            outcome = f"told: {self._words()}" if self.reported_cause else "NO CAUSE"
+            mended = "never" if self.recovered_after_s is None else f"{self.recovered_after_s:.1f}"
+            took = f"{self.reported_s or -1:.1f}, then {mended}"
         return f"| {self.fault.name} | {outcome} | {took} | {self.p99_ms} | {'yes' if self.ok else 'NO'} |"
 
     def _words(self) -> str:
         """Return what was told, from shortly before what it had to tell, in one line."""
-        said = "".join(char if char.isprintable() else " " for char in self.told).replace("|", "/")
-        at = max(0, said.find(self.fault.told) - 50)
+        said = "".join(char if char.isprintable() else " " for char in self.reported_cause).replace("|", "/")
+        at = max(0, said.find(self.fault.cause) - 50)
         return ("…" if at else "") + said[at : at + 130]
 
 
@@ -91,9 +91,9 @@ def p99(took_ms: list[float]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def asked_all_the_time(host: Host, seen: Seen) -> AsyncIterator[None]:
+async def poll_livez(host: Host, result: FaultResult) -> AsyncIterator[None]:
     """Ask `/livez` again and again while the block runs."""
-    asking = asyncio.create_task(_ask(host, seen))
+    asking = asyncio.create_task(_ask(host, result))
     try:
         yield
     finally:
@@ -102,10 +102,10 @@ async def asked_all_the_time(host: Host, seen: Seen) -> AsyncIterator[None]:
             await asking  # raises what kept the agent from answering
 
 
-async def _ask(host: Host, seen: Seen) -> None:
+async def _ask(host: Host, result: FaultResult) -> None:
     while True:
         began_s = time.monotonic()
         async with host.http.get("/livez") as response:
             await response.read()
-        seen.livez_ms.append((time.monotonic() - began_s) * 1000)
+        result.livez_ms.append((time.monotonic() - began_s) * 1000)
         await asyncio.sleep(PERIOD_S)
