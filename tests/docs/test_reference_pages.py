@@ -1,4 +1,4 @@
-"""The pages under docs/ agree with the code they describe."""
+"""The reference tables of docs/api.md, docs/configuration.md and docs/logs.md have a row for everything in the code."""
 
 from __future__ import annotations
 
@@ -146,11 +146,59 @@ def test_every_key_is_documented_with_its_default_and_no_other_is(page: str) -> 
 def test_choices_are_all_named(page: str) -> None:
     for key, field in (*fields(Config), *fields(Assignment)):
         choices = [part for part in parts(field.annotation) if isinstance(part, str)]
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{key}`"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` | "))
         assert [choice for choice in choices if choice not in row] == []
 
 
-def test_the_examples_are_valid(page: str) -> None:
-    config, assignment = (tomllib.loads(block) for block in blocks(page))
+def test_examples_are_valid(page: str) -> None:
+    config, assignment = (tomllib.loads(block) for block in blocks(page)[:2])
     assert Config.model_validate(config).host.slots == 4
     assert [pool.name for pool in Assignment.model_validate(assignment).specs()] == ["lint", "xcode"]
+
+
+def full_listing(page: str, index: int, *, optional_keys: bool) -> dict[str, Any]:
+    """Return a listing of all keys as a document, with the keys that are shown as comments if they are wanted."""
+    text = blocks(page)[2 + index]
+    return tomllib.loads(re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE) if optional_keys else text)
+
+
+def listed_keys(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in document.items():
+        key = f'{prefix}."HOST:PORT"' if prefix == "images.registries" else f"{prefix}.{name}".lstrip(".")
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield key
+            yield from listed_keys(value[0], f"{key}[]")
+        elif isinstance(value, dict):
+            yield from listed_keys(value, key)
+        else:
+            yield key
+
+
+@pytest.mark.parametrize(("index", "model"), [(0, Config), (1, Assignment)])
+def test_full_listing_has_every_key(page: str, index: int, model: type[BaseModel]) -> None:
+    document = full_listing(page, index, optional_keys=True)
+    assert sorted(listed_keys(document)) == sorted(key for key, _ in fields(model))
+
+
+def test_full_listing_of_the_configuration_shows_the_defaults(page: str) -> None:
+    Config.model_validate(full_listing(page, 0, optional_keys=True))
+    shown = Config.model_validate(full_listing(page, 0, optional_keys=False))
+    shown = shown.model_copy(update={"images": shown.images.model_copy(update={"registries": {}})})
+    assert shown == Config()
+
+
+def test_full_listing_of_the_assignment_shows_the_defaults(page: str) -> None:
+    pool = full_listing(page, 1, optional_keys=False)["pools"]["NAME"]
+    (probe,) = pool.pop("probes")
+    assert PoolDocument.model_validate(pool) == PoolDocument(image=pool["image"])
+    expected = ProbeDocument(kind="http", port=22)
+    assert ProbeDocument.model_validate(probe).model_dump() == expected.model_dump()
+
+
+def test_live_keys_are_listed(page: str) -> None:
+    sources = [(DOCS.parent / "agent" / name).read_text(encoding="utf-8") for name in ("app.py", "daemon.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    named = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    live = named & {key for key, _ in fields(Config)}
+    assert len(live) > 5
+    assert [key for (key,) in column("configuration.md", "key applied without a restart")] == sorted(live)
