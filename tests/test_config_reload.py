@@ -50,13 +50,13 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path, "[host]\nslots = 2\n")
 
 
-async def test_a_changed_key_is_applied_once(bench: Bench) -> None:
+async def test_changed_key_is_applied_once(bench: Bench) -> None:
     await bench.change("[host]\nslots = 3\n")
     await bench.change('[host]\nslots = 3\n[log]\nlevel = "debug"\n')
     assert bench.applied == [3, "debug"]
 
 
-async def test_a_bad_file_leaves_the_configuration_in_force_and_says_so(bench: Bench) -> None:
+async def test_invalid_file_keeps_the_configuration_in_force(bench: Bench) -> None:
     await bench.change("[host]\nslots = many\n")
     assert bench.applied == []
     assert "hearth.toml is not valid TOML" in bench.problem("ConfigurationValid")
@@ -65,14 +65,14 @@ async def test_a_bad_file_leaves_the_configuration_in_force_and_says_so(bench: B
     assert bench.problem("ConfigurationValid") == ""
 
 
-async def test_what_needs_a_restart_is_named_until_it_is_undone(bench: Bench) -> None:
+async def test_keys_that_need_a_restart_are_named_until_reverted(bench: Bench) -> None:
     await bench.change('data_dir = "elsewhere"\n[host]\nslots = 2\n[images]\nstreams = 4\n')
     assert "data_dir, images.streams" in bench.problem("ConfigurationApplied")
     await bench.change("[host]\nslots = 2\n")
     assert bench.problem("ConfigurationApplied") == ""
 
 
-async def test_the_doctor_looks_at_a_new_pace_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_doctor_period_is_applied_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: asyncio.Queue[None] = asyncio.Queue()
 
     async def look(_: HostMonitor) -> None:

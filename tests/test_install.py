@@ -24,7 +24,7 @@ def output_of(*command: object) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
 
 
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
+def test_dry_run_prints_its_steps_and_changes_nothing(tmp_path: Path) -> None:
     prefix = tmp_path / "opt"
     done = install("--prefix", prefix, "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> Non
     assert not prefix.exists()
 
 
-def test_a_version_that_stands_is_only_turned_to_and_old_ones_are_dropped(tmp_path: Path) -> None:
+def test_installed_version_is_activated_and_old_ones_removed(tmp_path: Path) -> None:
     """The costly part, setting a version up, is left out: it stands already, as after an earlier run."""
     release = tmp_path / "hearth-9.1.0-py3-none-any.whl"
     release.write_bytes(b"a wheel")
@@ -59,14 +59,14 @@ def test_a_version_that_stands_is_only_turned_to_and_old_ones_are_dropped(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "told"), [(("--from", "/nothing.whl"), "there is no"), (("--wrong",), "--prefix")]
 )
-def test_a_wrong_call_is_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
     done = install(*arguments)
     assert done.returncode == 2
     assert told in done.stderr
 
 
 @pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="fetches every dependency; set HEARTH_SLOW=1")
-def test_a_checkout_is_installed_whole_and_an_interrupted_run_is_made_good(tmp_path: Path) -> None:
+def test_checkout_install_is_complete_after_an_interruption(tmp_path: Path) -> None:
     done = install("--prefix", tmp_path)
     assert done.returncode == 0, done.stderr
     hearth = tmp_path / "current" / "bin" / "hearth"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.processes.command import CommandRunner, ignore
+from agent.processes.command import CommandRunner, ignore_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agent.processes.command import CommandReport
 
 
-def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore) -> Hypervisor:
+def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore_report) -> Hypervisor:
     """Return the configured driver, not yet proven to work; `observer` is told of every command it runs."""
     match config.hypervisor.driver:
         case "simulated":

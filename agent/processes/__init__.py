@@ -1,1 +1,1 @@
-"""External commands and processes: run with a deadline, started detached, told apart, and watched for their end."""
+"""Child processes: commands with a deadline, detached processes, process identity, and exit watching."""

@@ -1,4 +1,4 @@
-"""Which run of the machine this is."""
+"""Identity of the current boot of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINUX: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """Return what changes with every boot of the host and with nothing else; empty where that cannot be told."""
+    """Return an identifier that changes with each boot of the host and only then; empty if the system has none."""
     try:
         return _LINUX.read_text(encoding="ascii").strip()
     except OSError:

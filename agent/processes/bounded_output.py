@@ -1,4 +1,4 @@
-"""Output that cannot grow without bound: a byte sink that keeps head and tail, and the tails and trims of log files."""
+"""Bounded output: a buffer that keeps the head and tail of a stream, and reading and truncating of log files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 class HeadTailBuffer:
-    """A sink that keeps the first and the last bytes of what is written to it, at most `limit_bytes` in all.
+    """A buffer that keeps the first and the last bytes written to it, at most `limit_bytes` in total.
 
-    The head tells how a program began, the tail how it ended; what lies between is counted and dropped.
+    The head shows how a program started, the tail how it ended. The bytes between them are dropped.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -23,18 +23,18 @@ class HeadTailBuffer:
         self._written = 0
 
     def write(self, data: bytes) -> None:
-        """Add `data`, dropping from the middle what does not fit."""
+        """Add `data`. Drop bytes from the middle if the limit is exceeded."""
         self._written += len(data)
-        room = self._head_limit - len(self._head)
-        self._head += data[:room]
-        self._tail += data[room:][-self._tail_limit :]
-        # Cut in strides, so that a flood of small writes does not move the whole tail each time.
+        head_left = self._head_limit - len(self._head)
+        self._head += data[:head_left]
+        self._tail += data[head_left:][-self._tail_limit :]
+        # Cutting only at twice the limit avoids moving the whole tail at each of many small writes.
         if len(self._tail) > 2 * self._tail_limit:
             del self._tail[: -self._tail_limit]
 
     @property
     def truncated(self) -> bool:
-        """Whether some of what was written is not kept."""
+        """Whether bytes were dropped."""
         return self._written > self._head_limit + self._tail_limit
 
     def getvalue(self) -> bytes:
@@ -43,7 +43,7 @@ class HeadTailBuffer:
 
 
 def read_tail(path: Path, limit_bytes: int) -> bytes:
-    """Return the last bytes of a file, empty when there is no such file. Raises `OSError`."""
+    """Return the last bytes of a file; empty if the file does not exist. Raises `OSError`."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -54,20 +54,21 @@ def read_tail(path: Path, limit_bytes: int) -> bytes:
 
 
 def last_lines(path: Path, *, lines: int = 3, limit_bytes: int = 2048, without: str | None = None) -> str:
-    """Return the last lines of a log as one line of text for an error message, but for those with a text in them.
+    """Return the last lines of a log, joined by ` | `, for an error message. Raises `OSError`.
 
-    Raises `OSError`.
+    Empty lines and lines that contain `without` are skipped.
     """
-    said = read_tail(path, limit_bytes).decode(errors="replace").splitlines()
-    telling = [line.strip() for line in said if line.strip() and (without is None or without not in line)]
-    return " | ".join(telling[-lines:])
+    text = read_tail(path, limit_bytes).decode(errors="replace")
+    kept = [line.strip() for line in text.splitlines() if line.strip() and (without is None or without not in line)]
+    return " | ".join(kept[-lines:])
 
 
 def truncate_log(path: Path, *, limit_bytes: int) -> bool:
-    """Cut a log that another process appends to once it is over its limit; its last half goes to `<path>.1`.
+    """Empty a log that another process appends to if it is over its limit. Return whether it did so.
 
-    The writer must have opened it with O_APPEND: its next line then lands at the new end. Lines written while the tail
-    is copied are lost, which a bounded disk is worth. Returns whether it cut. Raises `OSError`.
+    The last `limit_bytes` / 2 are kept in `<path>.1`. The writer must have opened the log with O_APPEND, so that its
+    next line goes to the new end. Lines written while the tail is copied are lost; bounding the disk space is more
+    important. Raises `OSError`.
     """
     try:
         if path.stat().st_size <= limit_bytes:

@@ -1,6 +1,7 @@
-"""The one way an external command is run: bounded in time and output, in a process group that never outlives it.
+"""Runs external commands to their end, with limits on time and output, each in its own process group.
 
-Tools hang, flood, ignore SIGTERM and leave children behind that hold their pipes; none of it may reach a caller.
+A tool can hang, print without end, ignore SIGTERM, or leave children that keep its pipes open. The runner handles all
+of these: no caller waits longer than the limits below, and no process of the group outlives the command.
 """
 
 from __future__ import annotations
@@ -27,34 +28,34 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TERM_GRACE_S: Final = 2.0
-"""How long a command that overran its time may take to end after SIGTERM."""
+"""Time that a command gets to end after SIGTERM, when its timeout is over."""
 DRAIN_S: Final = 1.0
-"""How long pipes may stay open after the command ended: only a process that left its group can hold them then."""
+"""Time that pipes may stay open after the command ended. Only a process that left the group can keep them open."""
 REAP_S: Final = 5.0
-"""How long a killed command may take to vanish. Longer means the kernel holds it, and waiting would not help."""
+"""Time that a killed command gets to end. After that the kernel blocks its end, and waiting does not help."""
 OUTPUT_LIMIT_BYTES: Final = 1 << 20
 
 
 class CommandError(HearthError):
-    """An external command could not be run as asked; the message holds the tool's own words."""
+    """An external command failed. The message contains the output of the tool."""
 
     code = "command-error"
 
 
 class ProgramMissingError(CommandError):
-    """The program is not installed, or may not be executed."""
+    """The program is not installed or not executable."""
 
     code = "program-missing"
 
 
 class CommandTimeoutError(CommandError):
-    """The command did not end in its time and was killed."""
+    """The command did not end within its timeout and was killed."""
 
     code = "command-timeout"
 
 
 class CommandFailedError(CommandError):
-    """The command ended with an exit code other than 0. Holds what it printed."""
+    """The command ended with an exit code other than 0. `result` contains its output."""
 
     code = "command-failed"
 
@@ -65,19 +66,19 @@ class CommandFailedError(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. `remedy` tells a person how to install the program; secrets never belong in `argv`."""
+    """A command to run. `remedy` describes how to install the program. Never put a secret into `argv`."""
 
     argv: tuple[str, ...]
     timeout_s: float
     stdin: bytes = b""
-    env: Mapping[str, str] | None = None  # added to the agent's own
+    env: Mapping[str, str] | None = None  # added to the environment of the agent
     cwd: Path | None = None
     remedy: str = ""
-    output_limit_bytes: int = OUTPUT_LIMIT_BYTES  # each of stdout and stderr
+    output_limit_bytes: int = OUTPUT_LIMIT_BYTES  # for each of stdout and stderr
 
     @property
     def program(self) -> str:
-        """The program's bare name."""
+        """The name of the program without its path."""
         return os.path.basename(self.argv[0])
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """How a command ended. A negative `exit_code` is the signal that ended it; `truncated`: some output was cut."""
+    """Result of a command. A negative `exit_code` is the signal that ended it. `truncated`: output was dropped."""
 
     exit_code: int
     stdout: bytes
@@ -97,7 +98,7 @@ class CommandResult:
 
 
 class CommandOutcome(StrEnum):
-    """How a command went: a closed set, used as a metric label."""
+    """Outcome of a command; a closed set, because it is a metric label."""
 
     OK = "ok"
     FAILED = "failed"
@@ -108,30 +109,30 @@ class CommandOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandReport:
-    """What an observer is told of every command that ended."""
+    """Summary of an ended command, for the observer."""
 
     program: str
     outcome: CommandOutcome
     duration_s: float
 
 
-def ignore(_report: CommandReport) -> None:
-    """Observe nothing."""
+def ignore_report(_report: CommandReport) -> None:
+    """Do nothing: the default observer."""
 
 
 class CommandRunner:
-    """Runs external commands, logs each and tells `observer` of it."""
+    """Runs external commands, logs each one, and reports it to `observer`."""
 
-    def __init__(self, observer: Callable[[CommandReport], None] = ignore) -> None:
+    def __init__(self, observer: Callable[[CommandReport], None] = ignore_report) -> None:
         self._observer = observer
 
     async def run(
         self, command: Command, *, check: bool = True, on_output: Callable[[bytes], None] | None = None
     ) -> CommandResult:
-        """Run a command to its end and return what it printed. `on_output` is shown all output as it comes.
+        """Run a command to its end and return its output. `on_output` gets all output as it arrives.
 
-        Whatever happens, neither the command nor a process of its group is left. Raises `ProgramMissingError`,
-        `CommandTimeoutError` and, with `check`, `CommandFailedError`.
+        On every exit, also on cancellation, no process of the command's group is left. Raises `ProgramMissingError`,
+        `CommandTimeoutError`, another `CommandError` and, with `check`, `CommandFailedError`.
         """
         started_s = time.monotonic()
         outcome = CommandOutcome.CANCELLED
@@ -162,8 +163,9 @@ async def _run(command: Command, started_s: float, on_output: Callable[[bytes], 
     except TimeoutError:
         if process is not None:
             await process.terminate()
-        said = process.last_words() if process else ""
-        raise CommandTimeoutError(f"`{command}` did not end in {command.timeout_s:g} s and was killed{said}") from None
+        output = process.last_output() if process else ""
+        message = f"`{command}` did not end in {command.timeout_s:g} s and was killed{output}"
+        raise CommandTimeoutError(message) from None
     finally:
         if process is not None:
             await process.clean_up()
@@ -178,12 +180,12 @@ async def _run(command: Command, started_s: float, on_output: Callable[[bytes], 
 
 def _failure(command: Command, result: CommandResult) -> str:
     how = f"exit code {result.exit_code}" if result.exit_code > 0 else signal.Signals(-result.exit_code).name
-    said = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-500:]
-    return f"`{command}` ended with {how}: {said or 'it said nothing'}"
+    output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-500:]
+    return f"`{command}` ended with {how}: {output or 'no output'}"
 
 
 async def _spawn(command: Command, on_output: Callable[[bytes], None] | None) -> _Process:
-    """Start the command in its own session. One that is cancelled while it starts is killed once it stands."""
+    """Start the command in its own session. If cancelled during the start, wait for it and kill the command."""
     loop = asyncio.get_running_loop()
     starting = loop.create_task(
         loop.subprocess_exec(
@@ -204,17 +206,17 @@ async def _spawn(command: Command, on_output: Callable[[bytes], None] | None) ->
         raise
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if command.cwd is not None and not command.cwd.is_dir():
-            raise CommandError(f"`{command}` has no folder to run in: {command.cwd} does not exist") from error
-        reason = "may not be executed" if isinstance(error, PermissionError) else "was not found"
-        raise ProgramMissingError(f"the program {command.argv[0]} {reason}", remedy=command.remedy) from error
+            raise CommandError(f"`{command}` cannot be started: its folder {command.cwd} does not exist") from error
+        reason = "is not executable" if isinstance(error, PermissionError) else "was not found"
+        raise ProgramMissingError(f"program {command.argv[0]} {reason}", remedy=command.remedy) from error
     except OSError as error:
-        raise CommandError(f"`{command}` could not be started: {error}") from error
+        raise CommandError(f"`{command}` cannot be started: {error}") from error
     process.feed(command.stdin)
     return process
 
 
 class _Process(asyncio.SubprocessProtocol):
-    """One running command: what it prints, when it ends, and how to end it with its whole group."""
+    """One running command: its output, its exit, and the signals to its process group."""
 
     def __init__(self, limit_bytes: int, on_output: Callable[[bytes], None] | None) -> None:
         self._on_output = on_output
@@ -244,10 +246,10 @@ class _Process(asyncio.SubprocessProtocol):
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process that ended."""
+        """The exit code of the ended process. Raises `CommandError` if it still runs."""
         code = self._transport.get_returncode()
         if code is None:
-            raise CommandError(f"process {self._transport.get_pid()} was killed but does not end")
+            raise CommandError(f"process {self._transport.get_pid()} was killed, but has not ended within {REAP_S:g} s")
         return code
 
     def feed(self, data: bytes) -> None:
@@ -258,25 +260,25 @@ class _Process(asyncio.SubprocessProtocol):
             pipe.write(data)
             pipe.close()
 
-    def last_words(self) -> str:
-        """The end of what was printed, for an error message."""
-        said = (self.stderr.getvalue().strip() or self.stdout.getvalue().strip()).decode(errors="replace")
-        return f"; it last said: {said[-300:]}" if said else ""
+    def last_output(self) -> str:
+        """Return the end of the output, for an error message."""
+        output = (self.stderr.getvalue().strip() or self.stdout.getvalue().strip()).decode(errors="replace")
+        return f"; its last output: {output[-300:]}" if output else ""
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Signal every process of the group; none left is fine. (macOS answers EPERM for a group of zombies.)"""
+        """Signal every process of the group, if any is left. macOS reports EPERM for a group of zombies."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._transport.get_pid(), number)
 
     async def terminate(self) -> None:
-        """Ask the group to end, giving it `TERM_GRACE_S`."""
+        """Send SIGTERM to the group, and wait up to `TERM_GRACE_S` for the command to end."""
         self.signal_group(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TERM_GRACE_S):
                 await self.exited.wait()
 
     async def clean_up(self) -> None:
-        """Kill what is left of the group, reap the command, take what is still in its pipes, and close them."""
+        """Kill the rest of the group, reap the command, read the rest of its output, and close the pipes."""
         self.signal_group(signal.SIGKILL)
         try:
             with contextlib.suppress(TimeoutError):
@@ -288,5 +290,4 @@ class _Process(asyncio.SubprocessProtocol):
             self.close()
 
     def close(self) -> None:
-        """Close the pipes."""
         self._transport.close()

@@ -1,6 +1,7 @@
-"""Who ended, told by the kernel at once: pidfds on Linux, kqueue on macOS; for children and adopted processes alike.
+"""Notification of process exits by the kernel: pidfds on Linux, kqueue on macOS.
 
-asyncio's own child watching knows only children that asyncio started; VMs are neither.
+It works for children and for adopted processes. The child watchers of asyncio know only children that asyncio started;
+VMs are not started by asyncio.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 
 
 class ExitWatcher(Protocol):
-    """Calls back on the event loop when a process ends. Used on that loop only."""
+    """Calls back on the event loop when a process ends. Use it only on that loop."""
 
     def watch(self, process: ProcessIdentity, on_exit: ExitCallback) -> None:
-        """Call `on_exit` once, as soon as `process` ends; soon, when it has ended already.
+        """Call `on_exit` once when `process` ends, or in the next pass of the event loop if it has ended already.
 
-        It is given the exit code (negative: the signal), or None when the process is not our child. Children are
-        reaped.
+        `on_exit` gets the exit code (negative: the signal), or None if the process is not a child of the agent.
+        Children are reaped.
         """
 
     def close(self) -> None:
-        """Forget every process. None is touched."""
+        """Stop watching. The processes continue."""
 
 
 if sys.platform == "linux":
 
     class PidfdWatcher:
-        """Watches by pidfd: readable once its process ends, whoever its parent is (pidfd_open(2))."""
+        """Watches with pidfds: a pidfd is readable when its process has ended, child or not (pidfd_open(2))."""
 
         def __init__(self) -> None:
             self._fds: set[int] = set()
@@ -51,17 +52,17 @@ if sys.platform == "linux":
             except ProcessLookupError:
                 loop.call_soon(on_exit, None)
                 return
-            if identify(process.pid) != process:  # asked with the pid pinned: it had been handed on before
+            if identify(process.pid) != process:  # the pidfd keeps the pid from reuse: this pid was reused before
                 os.close(fd)
                 loop.call_soon(on_exit, None)
                 return
             self._fds.add(fd)
-            # In a context of its own: whoever started the VM has long ended when its exit is logged.
+            # An empty context: otherwise the log line of the exit has the context variables of the VM's start.
             contextvars.Context().run(loop.add_reader, fd, self._ended, fd, on_exit)
 
         def _ended(self, fd: int, on_exit: ExitCallback) -> None:
             code = None
-            with contextlib.suppress(ChildProcessError):  # not our child: its code is told to its parent
+            with contextlib.suppress(ChildProcessError):  # not a child of the agent: only its parent gets the code
                 code = _code(os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG))
             self._forget(fd)
             on_exit(code)
@@ -82,7 +83,7 @@ if sys.platform == "linux":
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def create_exit_watcher() -> ExitWatcher:
-        """Return the watcher of this platform."""
+        """Return the exit watcher for this platform."""
         return PidfdWatcher()
 
 else:
@@ -99,7 +100,7 @@ else:
             loop = asyncio.get_running_loop()
             if self._queue is None:
                 self._queue = select.kqueue()
-                # In a context of its own: whoever started the first VM has long ended when an exit is logged.
+                # An empty context: otherwise each exit is logged with the context variables of the first VM.
                 contextvars.Context().run(loop.add_reader, self._queue.fileno(), self._ended)
             event = select.kevent(
                 process.pid,
@@ -112,14 +113,16 @@ else:
                 if identify(process.pid) == process:
                     self._watched[process.pid] = on_exit
                     return
-            loop.call_soon(_tell, process.pid, on_exit, os.WNOHANG)  # it was gone before it was watched
+            loop.call_soon(_reap_and_notify, process.pid, on_exit, os.WNOHANG)  # it had ended before it was watched
 
         def _ended(self) -> None:
             assert self._queue is not None
             for event in self._queue.control(None, 64, 0):
                 on_exit = self._watched.pop(event.ident, None)
                 if on_exit is not None:
-                    _tell(event.ident, on_exit, 0)  # NOTE_EXIT comes moments before a child can be reaped: wait for it
+                    _reap_and_notify(
+                        event.ident, on_exit, 0
+                    )  # blocks: NOTE_EXIT comes shortly before the child can be reaped
 
         def close(self) -> None:
             """See `ExitWatcher`."""
@@ -129,13 +132,13 @@ else:
                 self._queue.close()
                 self._queue = None
 
-    def _tell(pid: int, on_exit: ExitCallback, options: int) -> None:
+    def _reap_and_notify(pid: int, on_exit: ExitCallback, options: int) -> None:
         code = None
-        with contextlib.suppress(ChildProcessError):  # not our child: its code is told to its parent
+        with contextlib.suppress(ChildProcessError):  # not a child of the agent: only its parent gets the code
             reaped, status = os.waitpid(pid, options)
             code = os.waitstatus_to_exitcode(status) if reaped else None
         on_exit(code)
 
     def create_exit_watcher() -> ExitWatcher:
-        """Return the watcher of this platform."""
+        """Return the exit watcher for this platform."""
         return KqueueWatcher()

@@ -1,6 +1,6 @@
-"""An external command that is followed while it runs: output as it comes, input as given, its group ended with it.
+"""An external command whose output is streamed while it runs, and which takes input.
 
-Where `command.py` runs a command to its end within a time, this one lives as long as whoever follows it.
+Unlike a command of `command.py`, it has no timeout: it runs until its caller closes it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 64 << 10
 END_S: Final = 5.0
-"""How long a killed command may take to vanish."""
+"""Time that a killed command gets to end."""
 
 Stream = Literal["stdout", "stderr"]
 
 
 class FollowedCommand:
-    """One running command. Made by `start`; `close` leaves nothing of its process group."""
+    """One running command. Create it with `start`; `close` kills its whole process group."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -32,7 +32,10 @@ class FollowedCommand:
 
     @classmethod
     async def start(cls, argv: tuple[str, ...], *, stdin: bool, env: Mapping[str, str]) -> FollowedCommand:
-        """Start a command in a session of its own; `env` is added to the agent's. Raises `ProgramMissingError`."""
+        """Start a command in its own session. `env` is added to the environment of the agent.
+
+        Raises `ProgramMissingError`.
+        """
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -43,11 +46,14 @@ class FollowedCommand:
                 start_new_session=True,
             )
         except OSError as error:
-            raise ProgramMissingError(f"the program {argv[0]} cannot be started: {error}") from error
+            raise ProgramMissingError(f"program {argv[0]} cannot be started: {error}") from error
         return cls(process)
 
     async def output(self) -> AsyncGenerator[tuple[Stream, bytes], None]:
-        """Tell what it writes as it comes, until it has closed both streams and ended. Reads no further than asked."""
+        """Yield the output as it arrives, until both streams are closed and the command has ended.
+
+        The amount that is read ahead is limited, so that a slow consumer slows the command.
+        """
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         readers: dict[Stream, asyncio.StreamReader] = {"stdout": self._process.stdout, "stderr": self._process.stderr}
@@ -62,19 +68,19 @@ class FollowedCommand:
         await self._process.wait()
 
     async def write(self, data: bytes) -> None:
-        """Give it input, as fast as it takes it. What it does not read any more is dropped."""
+        """Write input, and wait while the pipe is full. Input is dropped if the command has closed its stdin."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._process.stdin.write(data)
             await self._process.stdin.drain()
 
     def end_input(self) -> None:
-        """Let it read the end of its input."""
+        """Close the input of the command."""
         if self._process.stdin is not None:
             self._process.stdin.close()
 
     async def close(self) -> None:
-        """Kill what is left of its group, and wait for it."""
+        """Kill the rest of the process group, and wait up to `END_S` for the command to end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for read in self._reads:

@@ -1,7 +1,7 @@
-"""Processes that outlive the agent: started apart from it, told apart by pid and start time, killed without a doubt.
+"""Processes that outlive the agent: starting them detached, identifying them, and signalling them.
 
-A pid alone names nobody: the kernel hands it out again. A pid with its start time names one process for as long as
-the host is up.
+A pid alone does not identify a process, because the kernel reuses it. A pid with the start time of its process is
+unique until the host reboots.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process of this boot. `started` is the kernel's own mark of its start, only good for comparing."""
+    """One process of this boot. `started` is the start time in a unit of the kernel; use it only for comparison."""
 
     pid: int
     started: int
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return the identity of the process that has `pid` now, a zombie included, or None when there is none."""
-    seen = _look(pid)
-    return ProcessIdentity(pid, seen[0]) if seen else None
+    """Return the identity of the process that has `pid` now, also of a zombie; None if there is none."""
+    status = _read_status(pid)
+    return ProcessIdentity(pid, status[0]) if status else None
 
 
 def is_alive(process: ProcessIdentity) -> bool:
-    """Whether that very process still runs. A zombie does not."""
-    return _look(process.pid) == (process.started, True)
+    """Whether exactly this process still runs. A zombie does not run."""
+    return _read_status(process.pid) == (process.started, True)
 
 
 if sys.platform == "linux":
 
-    def _look(pid: int) -> tuple[int, bool] | None:
-        """Return start mark and whether it runs. Field 22 of /proc/PID/stat counts ticks since boot: unlike psutil's
-        wall-clock time, it does not move when the clock is set."""
+    def _read_status(pid: int) -> tuple[int, bool] | None:
+        """Return the start time and whether the process runs. Field 22 of /proc/PID/stat counts ticks since boot:
+        unlike the wall-clock time of psutil, it does not change when the clock is set."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The name in parentheses may hold anything, so fields are counted from its end.
+        # The name in parentheses can contain spaces and parentheses, so the fields after its end are counted.
         fields = stat[stat.rindex(b")") + 2 :].split()
         return int(fields[19]), fields[0] not in b"ZX"
 
     def kill(process: ProcessIdentity, number: signal.Signals) -> bool:
-        """Signal that very process, never a later one with its pid. Returns False when it is gone."""
+        """Signal exactly this process, never a later one with its pid. Return False if it has ended."""
         try:
             fd = os.pidfd_open(process.pid)
         except ProcessLookupError:
@@ -71,8 +71,8 @@ if sys.platform == "linux":
 
 else:
 
-    def _look(pid: int) -> tuple[int, bool] | None:
-        """Return start mark (microseconds) and whether it runs."""
+    def _read_status(pid: int) -> tuple[int, bool] | None:
+        """Return the start time (microseconds) and whether the process runs."""
         try:
             process = psutil.Process(pid)
             return int(process.create_time() * 1e6), process.status() != psutil.STATUS_ZOMBIE
@@ -80,7 +80,7 @@ else:
             return None
 
     def kill(process: ProcessIdentity, number: signal.Signals) -> bool:
-        """Signal that process, having checked that its pid was not handed on. Returns False when it is gone."""
+        """Signal this process if its pid was not reused. Return False if it has ended."""
         if not is_alive(process):
             return False
         try:
@@ -91,10 +91,10 @@ else:
 
 
 class _Detached(subprocess.Popen[bytes]):
-    """A child that is meant to outlive this object, and this agent. Its exit is waited for elsewhere (exits.py)."""
+    """A child that outlives this object and the agent. An `ExitWatcher` waits for its exit."""
 
     def __del__(self) -> None:
-        """Neither warn that it still runs, nor list it for subprocess to reap before its watcher does."""
+        """Do nothing. `Popen` would warn that the child still runs, and reap it before its exit watcher does."""
 
 
 def spawn_detached(
@@ -105,10 +105,10 @@ def spawn_detached(
     pass_fds: Collection[int] = (),
     env: Mapping[str, str] | None = None,
 ) -> ProcessIdentity:
-    """Start a program that shares nothing with the agent: own session, no stdin, output appended to a file.
+    """Start a program that does not depend on the agent: own session, no stdin, output appended to a file.
 
-    `env` is added to the agent's own environment. Neither a signal to the agent's process group nor the agent's death
-    reaches it, and no pipe ties the two. Blocks for the fork: call it in a thread. Raises `OSError` when it cannot be
+    Signals to the agent's process group and the end of the agent do not reach it, and no pipe connects the two. `env`
+    is added to the environment of the agent. Blocks for the fork: call it in a thread. Raises `OSError` if it cannot be
     started.
     """
     with output.open("ab") as sink:
@@ -123,6 +123,6 @@ def spawn_detached(
             start_new_session=True,
         )
     identity = identify(child.pid)
-    if identity is None:  # reaped by someone else within microseconds: it ended at once
-        raise ChildProcessError(f"{argv[0]} ended as soon as it was started")
+    if identity is None:  # it ended within microseconds, and an exit watcher has reaped it
+        raise ChildProcessError(f"{argv[0]} ended immediately after its start")
     return identity

@@ -1,4 +1,4 @@
-"""What the kernel of macOS tells by name, asked without a process of its own (sysctlbyname(3))."""
+"""Kernel values of macOS by name, read without starting a process (sysctlbyname(3))."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 
 
 def text(name: str) -> str:
-    """Return a string. Raises `OSError`, also where there is no sysctlbyname."""
+    """Return a string value. Raises `OSError`, also on systems without sysctlbyname."""
     return _read(name).split(b"\0", 1)[0].decode(errors="replace")
 
 
 def integer(name: str) -> int:
-    """Return a number of whatever width the kernel has it. Raises `OSError`."""
+    """Return an integer value of any width. Raises `OSError`, also on systems without sysctlbyname."""
     return int.from_bytes(_read(name), "little")
 
 

@@ -1,4 +1,4 @@
-"""How late the event loop is: what every request, probe and turn pays on top of its own work."""
+"""Measurement of the event loop's delay, which adds to the time of each request, probe and reconcile pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PERIOD_S: Final = 1.0
 
 
 async def observe_event_loop_lag(observe: Callable[[float], None]) -> None:
-    """Tell once a second by how many seconds the loop woke later than asked, until cancelled."""
+    """Report once a second by how many seconds the loop woke up late, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
-        asked_s = loop.time() + PERIOD_S
+        due_s = loop.time() + PERIOD_S
         await asyncio.sleep(PERIOD_S)
-        observe(max(0.0, loop.time() - asked_s))
+        observe(max(0.0, loop.time() - due_s))

@@ -1,9 +1,9 @@
-"""Structured logs: one JSON object a line, stable keys, written by a thread of its own.
+"""Structured logs: one JSON object per line with stable keys, written by a separate thread.
 
-Every line has `ts` (ISO 8601, UTC, milliseconds), `level` and `event` (kebab-case), in that order, then the keys of the
-event and whatever is bound in structlog's context variables. Lines of libraries that log by the standard library come
-out the same, with their logger's name under `logger`. A line is rendered and redacted where it is logged; only finished
-text crosses to the thread that writes it, so a slow disk never stops the event loop.
+Each line has `ts` (ISO 8601, UTC, milliseconds), `level` and `event` (kebab-case), in that order, then the keys of the
+event and of structlog's context variables. Lines of libraries that use the standard library's logging have the same
+format, with the name of their logger in `logger`. A line is rendered and redacted in the thread that logs it; the
+writing thread gets only finished text. Therefore a slow disk does not block the event loop.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 MAX_QUEUED_LINES: Final = 20_000
-"""Lines that may wait for the disk. Beyond that lines are dropped and counted: memory is worth more than a log."""
+"""Lines that can wait for the disk. More lines are dropped and counted, to limit the memory that the log uses."""
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """The running log. `close` writes what is queued and puts the process's logging back as it was."""
+    """The active log. `close` writes the queued lines and restores the previous logging of the process."""
 
     _handler: _BoundedQueueHandler
     _listener: QueueListener
     _previous_level: int
 
     def set_level(self, level: str) -> None:
-        """Log from this level on: one of `LEVELS`."""
+        """Set the lowest level that is logged: one of `LEVELS`."""
         _set_level(LEVELS[level])
 
     def close(self) -> None:
-        """Flush and stop the writing thread, and detach from the standard library's root logger. Once is enough."""
+        """Flush and stop the writing thread, and detach from the root logger. Further calls do nothing."""
         root = logging.getLogger()
         if self._handler not in root.handlers:
             return
@@ -63,8 +63,8 @@ def configure(
 ) -> Logs:
     """Start logging: to the rotating file `path`, to the stream `terminal`, or to both.
 
-    A terminal gets lines for people; any other stream gets the same JSON as the file. Raises OSError when the folder of
-    the log cannot be made.
+    If the stream is a terminal, its lines are rendered as text; otherwise they are the same JSON as in the file. Raises
+    `OSError` if the folder of the log cannot be created.
     """
     queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
     handler = _BoundedQueueHandler(queue)
@@ -86,7 +86,7 @@ def configure(
     structlog.configure(
         processors=[*_context(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # Bound anew for each line, so that a change of level takes hold in loggers made before it.
+        # Without the cache, a change of the level also affects loggers that exist already.
         cache_logger_on_first_use=False,
     )
     _set_level(LEVELS[level])
@@ -132,7 +132,7 @@ def _lost_lines(count: int) -> str:
 
 
 class _BoundedQueueHandler(QueueHandler):
-    """Hands finished lines to the writing thread, up to `MAX_QUEUED_LINES`; then drops and, later, says so."""
+    """Queues finished lines for the writing thread, up to `MAX_QUEUED_LINES`. Later it logs how many were dropped."""
 
     queue: SimpleQueue[logging.LogRecord]
 
@@ -152,12 +152,12 @@ class _BoundedQueueHandler(QueueHandler):
 
 
 class _Terminal(logging.StreamHandler[Any]):
-    """Shows lines on a stream: for people when it is a terminal, as JSON otherwise."""
+    """Writes lines to a stream: as text if it is a terminal, otherwise as JSON."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._people = stream.isatty()
+        self._is_terminal = stream.isatty()
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line as this stream wants it."""
-        return render_json_line(record.getMessage(), colour=True) if self._people else record.getMessage()
+        """Return the line in the format for this stream."""
+        return render_json_line(record.getMessage(), colour=True) if self._is_terminal else record.getMessage()

@@ -1,8 +1,8 @@
-"""The log on disk: one current file and its rotated predecessors, bounded in size, in age, and all together.
+"""The log file and its rotated predecessors, with limits on size, age and total size.
 
-The current file is rotated when the next line would make it too large, or when its first line is too old; so at most
-one file is written to at any time, and `hearth.log.1` is always what came before. Rotated files go, oldest first, when
-all files together would pass the budget once the current one is full, or when their last line is too old.
+The current file is rotated when the next line would exceed its size limit, or when its first line is too old.
+`hearth.log.1` is always its direct predecessor. Rotated files are deleted, oldest first, when their last line is too
+old, or when all files together with a full current file would exceed the budget.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
 
 _FIRST_LINE_BYTES: Final = 4096
-"""Enough of a file's first line to hold its time, which comes first in every line."""
+"""Bytes to read for the time of the first line. The time is at the start of each line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """When the log is rotated, and what is kept of it. Sizes in bytes, ages in seconds."""
+    """Limits for rotation and deletion of log files. Sizes in bytes, ages in seconds."""
 
     max_bytes: int = 32 << 20
     max_age_s: float = 86400.0
@@ -39,18 +39,18 @@ class Retention:
 
 
 def log_path(data_dir: Path) -> Path:
-    """Return where the agent with this data directory writes its log; rotated files are beside it as `.1`, `.2`, …"""
+    """Return the log file of the agent with this data directory. Rotated files have the suffixes `.1`, `.2`, …"""
     return data_dir / "logs" / "hearth.log"
 
 
 def rotated(path: Path) -> list[Path]:
-    """Return the rotated predecessors of a log file, newest first, as far as they exist without a gap."""
+    """Return the rotated predecessors of a log file, newest first, up to the first missing number."""
     names = (path.with_name(f"{path.name}.{number}") for number in count(1))
     return list(takewhile(Path.exists, names))
 
 
 class LogFile(BaseRotatingHandler):
-    """The log file. When it cannot be written it says so once on stderr, counts, and goes on when it can again."""
+    """The log file. If it is not writable, the handler reports it once on stderr, counts lost lines, and retries."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class LogFile(BaseRotatingHandler):
         self._retention = retention
         self._lost_lines = lost_lines
         self._clock = clock
-        self._began_s: float | None = None
+        self._first_line_s: float | None = None
         self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; after lines that could not be written, first one that tells how many."""
+        """Write one line. If lines were lost before, first write a line with their number."""
         lost = self._lost
         if lost:
             super().emit(logging.makeLogRecord({"msg": self._lost_lines(lost)}))
@@ -79,7 +79,7 @@ class LogFile(BaseRotatingHandler):
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Tell the first failure in a row; the agent works on without its log. The file is opened anew for each try."""
+        """Report the first of consecutive failures on stderr. The next line opens the file again."""
         if not self._lost and sys.stderr is not None:
             sys.stderr.write(f"hearth: cannot write the log {self.baseFilename}: {sys.exc_info()[1]}\n")
         self._lost += 1
@@ -89,49 +89,49 @@ class LogFile(BaseRotatingHandler):
                 stream.close()
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        """Whether the current file is full with this line, or too old for it. An empty file is neither."""
+        """Whether this line would exceed the size limit of the current file, or the file is too old. False if empty."""
         if self.stream is None:
             self.stream = self._open()
         size = self.stream.seek(0, os.SEEK_END)
         if size == 0 or not os.path.isfile(self.baseFilename):  # a device or a pipe is never full
-            self._began_s = None
+            self._first_line_s = None
             return False
-        if self._began_s is None:
-            self._began_s = _first_time_s(self._path) or self._clock()
+        if self._first_line_s is None:
+            self._first_line_s = _first_time_s(self._path) or self._clock()
         too_large = size + len(f"{self.format(record)}\n".encode()) > self._retention.max_bytes
-        return too_large or self._clock() - self._began_s >= self._retention.max_age_s
+        return too_large or self._clock() - self._first_line_s >= self._retention.max_age_s
 
     def doRollover(self) -> None:
-        """Move every file one number up, and let go of what the retention does not hold."""
+        """Increase the number of each file by one, and delete the files that exceed the limits."""
         if self.stream is not None:
             self.stream.close()
             self.stream = None  # opened by the next line
-        self._began_s = None
+        self._first_line_s = None
         for number, file in reversed(list(enumerate(rotated(self._path), start=2))):
             file.rename(self._path.with_name(f"{self._path.name}.{number}"))
         self._path.rename(self._path.with_name(f"{self._path.name}.1"))
         self._prune()
 
     def _prune(self) -> None:
-        """Delete the rotated files from the first one on that does not fit the budget or is too old."""
+        """Delete the first rotated file that exceeds the budget or is too old, and all older ones."""
         left_bytes = self._retention.budget_bytes - self._retention.max_bytes
         for file in (files := rotated(self._path)):
-            about = file.stat()
-            left_bytes -= about.st_size
-            if left_bytes < 0 or self._clock() - about.st_mtime > self._retention.keep_s:
+            stat = file.stat()
+            left_bytes -= stat.st_size
+            if left_bytes < 0 or self._clock() - stat.st_mtime > self._retention.keep_s:
                 for older in reversed(files[files.index(file) :]):
                     older.unlink(missing_ok=True)
                 return
 
     def _open(self) -> TextIOWrapper:
-        """Open the file at the beginning of a line: the last one may have been cut short."""
+        """Open the file, and end its last line if a crash left it incomplete."""
         stream = super()._open()
         try:
             with open(self.baseFilename, "rb") as written:
                 size = written.seek(0, os.SEEK_END)
                 written.seek(max(0, size - 1))
-                cut_short = written.read(1) not in (b"", b"\n")
-            if cut_short:
+                incomplete = written.read(1) not in (b"", b"\n")
+            if incomplete:
                 stream.write("\n")
         except OSError:
             stream.close()
@@ -140,7 +140,7 @@ class LogFile(BaseRotatingHandler):
 
 
 def _first_time_s(path: Path) -> float | None:
-    """Return when the first line of a log was written, or None where that cannot be told."""
+    """Return the time of the first line of a log, or None if it has no valid time."""
     with path.open("rb") as file:
         line = file.readline(_FIRST_LINE_BYTES).decode("utf-8", "replace")
     try:

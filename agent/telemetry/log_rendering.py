@@ -1,4 +1,4 @@
-"""One log line for people: used on the terminal of a running agent and by `hearth logs`."""
+"""Rendering of log lines as text, for the terminal of a running agent and for `hearth logs`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEAD_KEYS: Final = frozenset({"ts", "level", "event", "exception"})
 def render_line(line: Mapping[str, object], *, colour: bool) -> str:
     """Return a parsed log line as text: day and time in UTC, level, event, then `key=value` pairs.
 
-    Values that hold control characters come quoted and escaped, so that no guest can drive the reader's terminal.
+    Values with control characters are quoted and escaped, so that a guest cannot control the reader's terminal.
     """
     time = escape_unprintable(line.get("ts", ""))[5:].replace("T", " ")
     level = escape_unprintable(line.get("level", "info"))
@@ -48,7 +48,7 @@ def render_line(line: Mapping[str, object], *, colour: bool) -> str:
 
 
 def render_json_line(line: str, *, colour: bool) -> str:
-    """Return one raw line of the log file as text for people. What is not a JSON object comes back escaped only."""
+    """Return one raw line of the log file as text. A line that is not a JSON object is only escaped."""
     try:
         parsed = json.loads(line)
     except ValueError:
@@ -57,7 +57,7 @@ def render_json_line(line: str, *, colour: bool) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a value as short as people want it: three decimals, and of a digest what tells versions apart."""
+    """Return a value in short form: three decimals, and the first 12 digits of a digest."""
     if isinstance(value, float):
         value = f"{value:.3f}".rstrip("0").rstrip(".")
     elif isinstance(value, str):
@@ -68,7 +68,10 @@ def _value(value: object) -> str:
 
 
 def escape_unprintable(value: object) -> str:
-    """Return text with control characters escaped: no guest, registry or client can drive the reader's terminal."""
+    """Return text with control characters escaped.
+
+    Without this, a guest, registry or client could control the reader's terminal.
+    """
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -1,8 +1,8 @@
-"""Keeping secrets out of logs: by type, by key, and by shape as the last net.
+"""Redaction of secrets in logs: by type, by key, and by pattern.
 
-A secret is never recognised by its value. `SecretStr` masks itself wherever it goes, a key that names a credential
-loses its value, and inside free text the two shapes in which credentials travel (an Authorization header, a password
-in a URL) are cut out.
+A secret is not recognised by its value. A `SecretStr` is always masked, and so is the value of a key that names a
+credential. In free text, the two common forms of credentials are masked: an Authorization header, and a password in a
+URL.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def redact_text(text: str) -> str:
     return _URL_PASSWORD.sub(MASK, _HEADER.sub(rf"\1 {MASK}", text))
 
 
-def redact(value: object, *, key: str = "") -> Any:  # noqa: ANN401 - the same shape comes back
-    """Return `value` ready for JSON with every secret in it masked. `key` is the name it is logged under."""
+def redact(value: object, *, key: str = "") -> Any:  # noqa: ANN401 - the result has the same shape
+    """Return `value` for JSON with every secret in it masked. `key` is its key in the log line."""
     if isinstance(value, SecretStr | SecretBytes) or (_SECRET_KEY.search(key) and value not in (None, "")):
         return MASK
     if isinstance(value, bool | int | float) or value is None:

@@ -1,8 +1,8 @@
-"""A thread that ends the process when its event loop is stuck, and says where.
+"""A thread that ends the process when its event loop is blocked, after it logged the stacks.
 
-A blocked loop answers nobody and handles no signal, so nothing on the loop can mend it. The service manager starts the
-agent anew, and the VMs, which outlive it, are adopted. What every task and thread was doing is written into the log
-first, as one line.
+A blocked event loop handles no request and no signal, so the loop itself cannot recover. The service manager restarts
+the agent, which adopts the VMs, because they outlive it. Before the process ends, one log line records the stacks of
+all tasks and threads.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EX_SOFTWARE: Final = 70
-"""Exit code of a stuck agent, after sysexits(3)."""
+"""Exit code of an agent with a blocked event loop, from sysexits(3)."""
 _TICK_S: Final = 1.0
 _REPORT_S: Final = 5.0
-"""A disk that hangs as well must not keep the process alive."""
+"""Time limit for writing the report: a disk that hangs must not keep the process alive."""
 
 
 class Watchdog:
-    """Watches while it is entered. `beat` returns something that changes while the loop works.
+    """Watches the event loop while this context manager is active.
 
-    Silence is counted in the watchdog's own ticks and not by the clock: when the whole process was stopped or the
-    machine slept, nothing was stuck.
+    `beat` returns a value that changes while the loop works. The time without a change is counted in ticks of the
+    watchdog and not by a clock: while the process was stopped or the machine slept, the loop was not blocked.
     """
 
     def __init__(self, beat: Callable[[], float], *, limit_s: float, report: Path) -> None:
         self._beat = beat
         self._limit_s = limit_s
         self._report_path = report
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -49,31 +49,31 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join(_TICK_S)
 
     def _watch(self) -> None:
         tick_s = min(_TICK_S, self._limit_s / 4)
-        last, silent_s = self._beat(), 0.0
-        while not self._over.wait(tick_s):
+        last, unchanged_s = self._beat(), 0.0
+        while not self._stopped.wait(tick_s):
             beat = self._beat()
-            silent_s = silent_s + tick_s if beat == last else 0.0
+            unchanged_s = unchanged_s + tick_s if beat == last else 0.0
             last = beat
-            if silent_s >= self._limit_s:
-                self._end(silent_s)
+            if unchanged_s >= self._limit_s:
+                self._end(unchanged_s)
 
-    def _end(self, silent_s: float) -> None:
-        reporting = threading.Thread(target=self._report, args=[silent_s], daemon=True)
+    def _end(self, unchanged_s: float) -> None:
+        reporting = threading.Thread(target=self._report, args=[unchanged_s], daemon=True)
         reporting.start()
         reporting.join(_REPORT_S)
         os._exit(EX_SOFTWARE)
 
-    def _report(self, silent_s: float) -> None:
+    def _report(self, unchanged_s: float) -> None:
         line = {
             "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": "critical",
             "event": "loop-stuck",
-            "duration_s": silent_s,
+            "duration_s": unchanged_s,
             "threads": _threads(),
             "tasks": _tasks(self._loop) if self._loop else {},
         }

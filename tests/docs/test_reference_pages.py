@@ -20,8 +20,7 @@ from agent.cli.exits import Exit
 from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig, TlsConfig
 from agent.domain.events import EventKind
-from agent.telemetry.metrics import Metrics
-from agent.telemetry.request_histogram import RequestHistogram
+from agent.telemetry.metrics import Metrics, RequestHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ GIB = 1 << 30
     ("used_percent", "excess_percent"),
     [(0, 0), (79, 0), (85, 0), (90, 0), (91, 11), (100, 20)],
 )
-def test_the_excess_is_what_lies_above_the_low_watermark_once_the_high_one_is_passed(
+def test_disk_excess_reaches_down_to_the_low_watermark(
     used_percent: int, excess_percent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = VolumeSpace(100 * GIB, (100 - used_percent) * GIB)
@@ -30,12 +30,12 @@ def test_the_excess_is_what_lies_above_the_low_watermark_once_the_high_one_is_pa
     assert found == DiskUsage(space.total_bytes, space.free_bytes, found.reserve_bytes, excess_percent * GIB)
 
 
-def test_a_low_watermark_above_the_high_one_is_refused() -> None:
+def test_low_watermark_above_the_high_one_is_refused() -> None:
     with pytest.raises(ValueError, match="low_watermark_percent"):
         ImagesConfig(high_watermark_percent=50, low_watermark_percent=60)
 
 
-def test_space_is_what_a_program_without_privileges_gets(tmp_path: Path) -> None:
+def test_volume_space_excludes_blocks_reserved_for_root(tmp_path: Path) -> None:
     seen = measure_volume(tmp_path / "not" / "there" / "yet")
     figures = os.statvfs(tmp_path)
     assert seen.total_bytes == figures.f_blocks * figures.f_frsize

@@ -41,7 +41,7 @@ class Kernel:
         return self.values[name]
 
 
-def test_a_mac_mini() -> None:
+def test_hardware_of_a_mac_mini() -> None:
     kernel = Kernel(
         hw__model="Mac16,10", machdep__cpu__brand_string="Apple M4", hw__perflevel0__physicalcpu=4,
         hw__perflevel1__physicalcpu=6,
@@ -53,12 +53,12 @@ def test_a_mac_mini() -> None:
     )  # fmt: skip
 
 
-def test_a_mac_that_tells_little() -> None:
+def test_hardware_is_empty_when_a_mac_reports_little() -> None:
     kernel = Kernel(hw__physicalcpu=6)
     assert of_mac(parse_ioreg("garbage"), kernel.text, kernel.integer) == Hardware(performance_cores=6)
 
 
-def test_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> None:
+def test_hardware_of_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> None:
     for kind, cpus in {"cpu_core": "0-7,16", "cpu_atom": "8-15"}.items():
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "cpus").write_text(f"{cpus}\n")
@@ -67,7 +67,7 @@ def test_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> None:
     assert seen == Hardware("Rack 1", "Some CPU", "", "", 9, 8)
 
 
-async def test_this_host_is_known_and_stays_the_same_until_it_boots() -> None:
+async def test_host_identity_is_stable_on_this_host() -> None:
     seen = await read_hardware(CommandRunner())
     assert seen.performance_cores + seen.efficiency_cores >= 1
     one, again = [
@@ -85,13 +85,13 @@ async def test_this_host_is_known_and_stays_the_same_until_it_boots() -> None:
 
 
 @LINUX_ONLY
-def test_a_system_without_sysctlbyname_says_so() -> None:
+def test_sysctl_raises_on_systems_without_it() -> None:
     with pytest.raises(OSError, match="no sysctl"):
         sysctl.text("hw.model")
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="of macOS")
-def test_the_kernel_of_a_mac_answers_by_name() -> None:
+def test_sysctl_and_vitals_on_this_mac() -> None:
     assert sysctl.text("hw.model")
     assert sysctl.integer("hw.memsize") > 1 << 30
     seen = measure_vitals(Path("/"))
@@ -101,7 +101,7 @@ def test_the_kernel_of_a_mac_answers_by_name() -> None:
     assert seen.purgeable_bytes % vitals.GIB == 0
 
 
-def test_what_is_purgeable_does_not_move_with_every_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purgeable_space_is_rounded_to_whole_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "_ON_MAC", True)
     monkeypatch.setattr(vitals, "_mac_pressure", lambda: MemoryPressure.NORMAL)
     monkeypatch.setattr(vitals, "_mac_heat", lambda: Heat.NOMINAL)
@@ -111,7 +111,7 @@ def test_what_is_purgeable_does_not_move_with_every_cache(monkeypatch: pytest.Mo
     assert seen == [5 << 30, 5 << 30, 5 << 30, 6 << 30, None]
 
 
-def test_memory_is_judged_by_how_long_tasks_wait_for_it() -> None:
+def test_memory_pressure_follows_the_stalls_of_linux() -> None:
     line = "{} avg10={} avg60=0.00 avg300=0.00 total=0\n"
     for some, full, expected in (
         ("0.00", "0.00", MemoryPressure.NORMAL),
@@ -122,7 +122,7 @@ def test_memory_is_judged_by_how_long_tasks_wait_for_it() -> None:
     assert pressure_of_stalls("") is MemoryPressure.UNKNOWN
 
 
-async def test_the_pulse_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vitals_sampler_measures_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "PERIOD_S", 0.0)
     beats = asyncio.Semaphore(0)
     loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ class Host:
         return self.board.as_mapping()["HostSleeps"]
 
 
-async def test_a_failing_check_is_a_condition_until_it_is_mended() -> None:
+async def test_failing_check_is_a_condition_until_it_passes() -> None:
     host = Host()
     assert await host.look(OK) == []
     assert await host.look(UNKNOWN) == []

@@ -30,7 +30,7 @@ def caffeinate(folder: Path, text: str = CAFFEINATE) -> str:
     return str(path)
 
 
-async def test_it_is_held_while_vms_run_and_let_go_after(tmp_path: Path) -> None:
+async def test_caffeinate_runs_only_while_vms_run(tmp_path: Path) -> None:
     running = True
     awake = PowerAssertion(CommandRunner(), lambda: running, program=caffeinate(tmp_path), poll_s=0.01)
     task = asyncio.create_task(awake.run())
@@ -46,7 +46,7 @@ async def test_it_is_held_while_vms_run_and_let_go_after(tmp_path: Path) -> None
     assert (tmp_path / "pids").read_text().count("\n") == 2
 
 
-async def test_one_that_ends_or_is_missing_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_caffeinate_is_retried_when_missing_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     awake = PowerAssertion(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), poll_s=0.01)
     task = asyncio.create_task(awake.run())

@@ -13,7 +13,7 @@ BURN = "import sys; sum(range(5_000_000)); print('burnt', flush=True); sys.stdin
 NAME = "hearth-small-01jx4c8h2m9v3k5n7p1q0r2s4t"
 
 
-def test_a_vms_processes_are_added_up_and_a_persons_are_not() -> None:
+def test_usage_sums_vm_processes_without_those_on_terminals() -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-c", BURN, f"/vms/{NAME}/disk"]
     piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}

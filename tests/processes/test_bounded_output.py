@@ -1,4 +1,4 @@
-"""Output stays bounded, keeps both ends, and says when some was cut."""
+"""Bounded output buffers, and tails and truncation of log files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(2, 60))
-def test_a_sink_keeps_both_ends_of_any_sequence_of_writes(writes: list[bytes], limit: int) -> None:
-    sink = HeadTailBuffer(limit)
+def test_buffer_keeps_head_and_tail_of_any_writes(writes: list[bytes], limit: int) -> None:
+    buffer = HeadTailBuffer(limit)
     for data in writes:
-        sink.write(data)
-    whole, kept = b"".join(writes), sink.getvalue()
-    assert sink.truncated == (len(whole) > limit)
-    if sink.truncated:
+        buffer.write(data)
+    whole, kept = b"".join(writes), buffer.getvalue()
+    assert buffer.truncated == (len(whole) > limit)
+    if buffer.truncated:
         half = limit // 2
         assert kept == whole[:half] + whole[len(whole) - (limit - half) :]
     else:
         assert kept == whole
 
 
-def test_the_tail_of_a_file(tmp_path: Path) -> None:
+def test_tail_and_last_lines_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert read_tail(path, 10) == b""
     path.write_bytes(b"0123456789abc\nlast\n\n")
@@ -39,7 +39,7 @@ def test_the_tail_of_a_file(tmp_path: Path) -> None:
     assert last_lines(path, lines=2, without=": warning: ") == "first | last"
 
 
-def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:
+def test_log_over_its_limit_is_truncated_under_its_writer(tmp_path: Path) -> None:
     path = tmp_path / "log"
     writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -54,6 +54,6 @@ def test_a_log_over_its_limit_is_cut_under_its_writer(tmp_path: Path) -> None:
     assert (tmp_path / "log.1").read_bytes() == b"a" * 30 + b"b" * 20
 
 
-def test_a_log_that_is_not_there_is_not_cut(tmp_path: Path) -> None:
+def test_truncate_ignores_a_missing_log(tmp_path: Path) -> None:
     assert not truncate_log(tmp_path / "none", limit_bytes=1)
     assert list(tmp_path.iterdir()) == []

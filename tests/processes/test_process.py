@@ -1,4 +1,4 @@
-"""Detached processes: they outlive who started them, are known by start time, and their exit is an event."""
+"""Detached processes: they outlive their parent, are identified by start time, and are watched for their exit."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ async def exit_of(watcher: ExitWatcher, process: ProcessIdentity) -> asyncio.Fut
     return exited
 
 
-def test_identity_is_of_one_process_only(sleeper: ProcessIdentity) -> None:
+def test_identity_differs_when_a_pid_is_reused(sleeper: ProcessIdentity) -> None:
     assert identify(sleeper.pid) == sleeper
     assert is_alive(sleeper)
     recycled = ProcessIdentity(sleeper.pid, sleeper.started - 1)
     assert not is_alive(recycled)
     assert not kill(recycled, signal.SIGKILL)
-    assert is_alive(sleeper), "a process that merely got the pid is never killed"
+    assert is_alive(sleeper), "another process with the same pid is never killed"
 
 
-async def test_a_zombie_is_not_alive_and_cannot_be_killed(watcher: ExitWatcher, tmp_path: Path) -> None:
+async def test_zombie_is_not_alive_and_not_signalled(watcher: ExitWatcher, tmp_path: Path) -> None:
     process = spawn_detached(["true"], output=tmp_path / "out", cwd=tmp_path)
     await gone([process])
-    assert identify(process.pid) == process, "still a zombie: nobody reaped it"
+    assert identify(process.pid) == process, "still a zombie: it was not reaped"
     assert not is_alive(process)
     assert not kill(process, signal.SIGKILL)
     assert await asyncio.wait_for(await exit_of(watcher, process), 5) == 0
@@ -87,8 +87,8 @@ async def test_a_zombie_is_not_alive_and_cannot_be_killed(watcher: ExitWatcher, 
     assert not kill(process, signal.SIGKILL)
 
 
-async def test_a_detached_process_shares_nothing_with_us(tmp_path: Path) -> None:
-    ready = ["sh", "-c", "echo ready; kill -STOP $$"]  # what the loader opens for itself is closed by then
+async def test_detached_process_has_its_own_session_and_files(tmp_path: Path) -> None:
+    ready = ["sh", "-c", "echo ready; kill -STOP $$"]  # by then the loader has closed its own files
     process = spawn_detached(ready, output=tmp_path / "out", cwd=tmp_path)
     try:
         await eventually((tmp_path / "out").read_text)
@@ -100,10 +100,10 @@ async def test_a_detached_process_shares_nothing_with_us(tmp_path: Path) -> None
         kill(process, signal.SIGKILL)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors of another process under /proc")
-def test_inherited_descriptors_stay_with_us_but_for_those_passed(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="reads descriptors of another process under /proc")
+def test_detached_process_gets_only_passed_descriptors(tmp_path: Path) -> None:
     read, write = os.pipe()
-    os.set_inheritable(read, True)  # as a shell or a CI runner hands them down
+    os.set_inheritable(read, True)  # as under a shell or a CI runner
     process = spawn_detached(["sleep", "60"], output=tmp_path / "out", cwd=tmp_path, pass_fds=[write])
     os.close(write)
     try:
@@ -114,7 +114,7 @@ def test_inherited_descriptors_stay_with_us_but_for_those_passed(tmp_path: Path)
         os.close(read)
 
 
-async def test_output_is_appended_to_the_file(watcher: ExitWatcher, tmp_path: Path) -> None:
+async def test_detached_output_is_appended_to_the_file(watcher: ExitWatcher, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("before\n")
     script = "echo out; echo err >&2; pwd; read line || echo no input"
     process = spawn_detached(["sh", "-c", script], output=tmp_path / "out", cwd=tmp_path)
@@ -122,18 +122,20 @@ async def test_output_is_appended_to_the_file(watcher: ExitWatcher, tmp_path: Pa
     assert (tmp_path / "out").read_text() == f"before\nout\nerr\n{tmp_path}\nno input\n"
 
 
-def test_a_program_that_cannot_start_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_spawn_raises_oserror_for_a_missing_program(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         spawn_detached(["no-such-tool"], output=tmp_path / "out", cwd=tmp_path)
 
 
-async def test_the_exit_code_of_a_child_is_told_and_the_child_reaped(watcher: ExitWatcher, tmp_path: Path) -> None:
+async def test_watcher_reports_the_exit_code_and_reaps_a_child(watcher: ExitWatcher, tmp_path: Path) -> None:
     process = spawn_detached(["sh", "-c", "exit 7"], output=tmp_path / "out", cwd=tmp_path)
     assert await asyncio.wait_for(await exit_of(watcher, process), 5) == 7
     assert identify(process.pid) is None
 
 
-async def test_a_killed_child_is_noticed_at_once(watcher: ExitWatcher, sleeper: ProcessIdentity) -> None:
+async def test_watcher_reports_a_killed_child_within_half_a_second(
+    watcher: ExitWatcher, sleeper: ProcessIdentity
+) -> None:
     exited = await exit_of(watcher, sleeper)
     started = time.monotonic()
     assert kill(sleeper, signal.SIGKILL)
@@ -142,16 +144,16 @@ async def test_a_killed_child_is_noticed_at_once(watcher: ExitWatcher, sleeper: 
     assert identify(sleeper.pid) is None
 
 
-async def test_a_process_outlives_its_starter_and_is_watched_by_another(watcher: ExitWatcher, tmp_path: Path) -> None:
+async def test_watcher_reports_the_end_of_an_adopted_process(watcher: ExitWatcher, tmp_path: Path) -> None:
     process = orphan(tmp_path, ["sh", "-c", "echo still here; exec sleep 60"])
     await eventually(lambda: (tmp_path / "out").read_text() == "still here\n")
     assert is_alive(process)
     exited = await exit_of(watcher, process)
     assert kill(process, signal.SIGKILL)
-    assert await asyncio.wait_for(exited, 5) is None, "not our child: its code is not ours to know"
+    assert await asyncio.wait_for(exited, 5) is None, "not a child of this process: its exit code is unknown"
 
 
-async def test_watching_what_has_ended_calls_back_all_the_same(watcher: ExitWatcher, sleeper: ProcessIdentity) -> None:
+async def test_watcher_reports_a_process_that_has_already_ended(watcher: ExitWatcher, sleeper: ProcessIdentity) -> None:
     recycled = ProcessIdentity(sleeper.pid, sleeper.started - 1)
     assert await asyncio.wait_for(await exit_of(watcher, recycled), 5) is None
     kill(sleeper, signal.SIGKILL)
@@ -159,7 +161,7 @@ async def test_watching_what_has_ended_calls_back_all_the_same(watcher: ExitWatc
     assert await asyncio.wait_for(await exit_of(watcher, sleeper), 5) is None
 
 
-async def test_a_closed_watcher_calls_nobody_back(tmp_path: Path, sleeper: ProcessIdentity) -> None:
+async def test_closed_watcher_reports_nothing(tmp_path: Path, sleeper: ProcessIdentity) -> None:
     watcher = create_exit_watcher()
     exited = await exit_of(watcher, sleeper)
     watcher.close()
@@ -170,16 +172,14 @@ async def test_a_closed_watcher_calls_nobody_back(tmp_path: Path, sleeper: Proce
     assert not exited.done()
 
 
-async def test_asyncio_children_and_watched_ones_do_not_disturb_each_other(
-    watcher: ExitWatcher, tmp_path: Path
-) -> None:
+async def test_watcher_and_asyncio_children_do_not_interfere(watcher: ExitWatcher, tmp_path: Path) -> None:
     async def of_asyncio(code: int) -> int:
         return await (await asyncio.create_subprocess_exec("sh", "-c", f"exit {code}")).wait()
 
-    async def of_ours(code: int) -> int | None:
+    async def of_watcher(code: int) -> int | None:
         argv = ["sh", "-c", f"exit {code}"]
         process = await asyncio.to_thread(spawn_detached, argv, output=tmp_path / "out", cwd=tmp_path)
         return await asyncio.wait_for(await exit_of(watcher, process), 10)
 
-    codes = await asyncio.gather(*(of(code) for code in range(1, 21) for of in (of_asyncio, of_ours)))
+    codes = await asyncio.gather(*(of(code) for code in range(1, 21) for of in (of_asyncio, of_watcher)))
     assert codes == [code for code in range(1, 21) for _ in range(2)]

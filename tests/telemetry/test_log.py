@@ -1,4 +1,4 @@
-"""The log file as others read it: keys, redaction, rotation, library loggers, a clean end."""
+"""The log file: keys, redaction, rotation, lines of libraries, and close."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CANARY = "c4n4ry-Kx81vTq9"
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -54,7 +54,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_line_has_its_stable_keys_first_and_the_bound_context(logs: Logs, path: Path) -> None:
+def test_line_has_stable_keys_first_and_bound_context(logs: Logs, path: Path) -> None:
     with structlog.contextvars.bound_contextvars(vm="hearth-small-1"):
         structlog.get_logger().info("vm-started", pid=7, path=Path("/x"))
     logs.close()
@@ -71,7 +71,7 @@ def test_a_line_has_its_stable_keys_first_and_the_bound_context(logs: Logs, path
     )
 
 
-def test_lines_of_libraries_come_out_the_same_way(logs: Logs, path: Path) -> None:
+def test_library_lines_have_the_same_format(logs: Logs, path: Path) -> None:
     logging.getLogger("aiohttp.server").warning("odd request from %s", "127.0.0.1")
     logs.close()
     (line,) = lines(path)
@@ -82,7 +82,7 @@ def test_lines_of_libraries_come_out_the_same_way(logs: Logs, path: Path) -> Non
     )
 
 
-def test_an_exception_is_logged_with_its_traceback_and_without_secrets(logs: Logs, path: Path) -> None:
+def test_traceback_is_logged_without_secrets(logs: Logs, path: Path) -> None:
     try:
         int(f"GET https://bob:{CANARY}@registry/v2/ with Authorization: Bearer {CANARY}")
     except ValueError:
@@ -94,7 +94,7 @@ def test_an_exception_is_logged_with_its_traceback_and_without_secrets(logs: Log
     assert CANARY not in path.read_text(encoding="utf-8")
 
 
-def test_no_planted_secret_reaches_the_file(logs: Logs, path: Path) -> None:
+def test_planted_secrets_do_not_reach_the_file(logs: Logs, path: Path) -> None:
     log = structlog.get_logger()
     log.info("a", value=SecretStr(CANARY))
     log.info("b", headers={"Authorization": f"Bearer {CANARY}", "Accept": "*/*"})
@@ -112,7 +112,7 @@ def test_no_planted_secret_reaches_the_file(logs: Logs, path: Path) -> None:
     assert "*/*" in text
 
 
-def test_the_level_can_change_while_loggers_live(path: Path) -> None:
+def test_level_change_affects_existing_loggers(path: Path) -> None:
     logs = configure(path=path, terminal=None, level="warning")
     log = structlog.get_logger()
     log.info("before")
@@ -122,7 +122,7 @@ def test_the_level_can_change_while_loggers_live(path: Path) -> None:
     assert [line["event"] for line in lines(path)] == ["after"]
 
 
-def test_the_file_is_rotated_by_size_within_a_budget_for_all(path: Path) -> None:
+def test_log_is_rotated_by_size_within_its_budget(path: Path) -> None:
     logs = configure(path=path, terminal=None, retention=Retention(max_bytes=2000, budget_bytes=6500))
     for number in range(200):
         structlog.get_logger().info("filler", number=number, text="x" * 50)
@@ -135,7 +135,7 @@ def test_the_file_is_rotated_by_size_within_a_budget_for_all(path: Path) -> None
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = time.time()
@@ -154,7 +154,7 @@ def written(path: Path, clock: Clock, *events: str) -> None:
     file.close()
 
 
-def test_the_file_is_rotated_by_the_age_of_its_first_line_over_restarts(tmp_path: Path) -> None:
+def test_log_is_rotated_by_age_across_restarts(tmp_path: Path) -> None:
     path, clock = tmp_path / "hearth.log", Clock()
     written(path, clock, "a")
     clock.now_s += 3500
@@ -165,7 +165,7 @@ def test_the_file_is_rotated_by_the_age_of_its_first_line_over_restarts(tmp_path
     assert [line["event"] for line in lines(path.with_name("hearth.log.1"))] == ["a", "b"]
 
 
-def test_rotated_files_that_are_too_old_go(tmp_path: Path) -> None:
+def test_old_rotated_files_are_deleted(tmp_path: Path) -> None:
     path, clock = tmp_path / "hearth.log", Clock()
     for event in "abc":
         written(path, clock, event)
@@ -177,7 +177,7 @@ def test_rotated_files_that_are_too_old_go(tmp_path: Path) -> None:
     assert [[line["event"] for line in lines(file)] for file in (path, *rotated(path))] == [["d"], ["c"]]
 
 
-def test_a_stream_gets_json_and_a_terminal_gets_text_for_people() -> None:
+def test_stream_gets_json_and_terminal_gets_text() -> None:
     stream, terminal = io.StringIO(), Terminal()
     for target in (stream, terminal):
         logs = configure(terminal=target)
@@ -191,7 +191,7 @@ def test_a_stream_gets_json_and_a_terminal_gets_text_for_people() -> None:
     assert "\x1b[2J" not in shown
 
 
-def test_lines_beyond_the_queue_are_dropped_and_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_beyond_the_queue_limit_are_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearth_log, "MAX_QUEUED_LINES", 3)
     logs = configure(path=path, terminal=None)
     logs._listener.stop()
@@ -208,7 +208,7 @@ def test_lines_beyond_the_queue_are_dropped_and_counted(path: Path, monkeypatch:
                       ("calm", None, None)]  # fmt: skip
 
 
-def test_a_log_that_cannot_be_written_is_told_once(path: Path, capsys: pytest.CaptureFixture[str], logs: Logs) -> None:
+def test_unwritable_log_is_reported_once(path: Path, capsys: pytest.CaptureFixture[str], logs: Logs) -> None:
     path.mkdir()
     structlog.get_logger().info("one")
     structlog.get_logger().info("two")
@@ -218,19 +218,19 @@ def test_a_log_that_cannot_be_written_is_told_once(path: Path, capsys: pytest.Ca
     assert str(path) in said
 
 
-def test_closing_puts_the_process_back_as_it_was(path: Path) -> None:
+def test_close_restores_the_logging_of_the_process(path: Path) -> None:
     root = logging.getLogger()
     before = (root.level, list(root.handlers))
     configure(path=path, terminal=None, level="debug").close()
     assert (root.level, root.handlers) == before
 
 
-def test_people_get_short_digests_and_figures() -> None:
+def test_rendered_line_shortens_digests_and_numbers() -> None:
     line = {"event": "image-pulled", "image": f"sha256:{'ab' * 32}", "duration_s": 0.7317027090002739, "detail": ""}
     assert render_line(line, colour=False).split()[-2:] == ["image=sha256:abababababab", "duration_s=0.732"]
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_loses_only_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "hearth.log"
     path.symlink_to("/dev/full")
     logs = configure(path=path, terminal=None)
@@ -239,7 +239,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capfd: pytest.
         log.info("while-full", number=number)
     until_lost(logs, 5)
     path.unlink()
-    path.write_text('{"ts": "2026", "event": "cut sh')  # what a disk that fills up leaves
+    path.write_text('{"ts": "2026", "event": "cut sh')  # as on a disk that becomes full
     log.info("after")
     log.info("and-on")
     logs.close()
@@ -251,7 +251,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capfd: pytest.
 
 
 def until_lost(logs: Logs, count: int) -> None:
-    """Wait until the writing thread has given up that many lines."""
+    """Wait until the writing thread has counted that many lost lines."""
     (file,) = logs._listener.handlers
     deadline_s = time.monotonic() + 10
     while getattr(file, "_lost", 0) < count:

@@ -1,4 +1,4 @@
-"""What a scrape sees: names, labels, outcomes; and that two agents in one process do not share figures."""
+"""Names, units and help texts of the metrics, and independence of two instances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def test_every_name_is_ours_with_a_base_unit_and_a_help_text() -> None:
+def test_metrics_have_prefix_base_unit_and_help_text() -> None:
     families = list(text_string_to_metric_families(generate_latest(Metrics().registry).decode()))
     ours = [family for family in families if not family.name.startswith("process_")]
     assert ours
@@ -25,7 +25,7 @@ def test_every_name_is_ours_with_a_base_unit_and_a_help_text() -> None:
             assert family.name.endswith("_seconds")
 
 
-def test_two_objects_share_nothing() -> None:
+def test_two_metrics_objects_are_independent() -> None:
     one, two = Metrics(), Metrics()
     one.adopted.inc()
     assert sample(two, "hearth_vms_adopted_total") == 0

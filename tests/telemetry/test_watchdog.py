@@ -1,4 +1,4 @@
-"""The watchdog on real processes: one whose loop hangs, one that works, one that was stopped for a while."""
+"""The watchdog in real processes: with a blocked loop, a working loop, and after a stop of the process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def start(report: Path, what: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_stuck_loop_ends_the_process_and_says_where(tmp_path: Path) -> None:
+def test_watchdog_ends_a_stuck_process_with_its_stacks(tmp_path: Path) -> None:
     report = tmp_path / "hearth.log"
     report.write_text('{"event": "before"}\n')
     process = start(report, "hang")
@@ -67,7 +67,7 @@ def test_a_stuck_loop_ends_the_process_and_says_where(tmp_path: Path) -> None:
     assert "in work" in line["tasks"]["reconciler"]
 
 
-def test_a_process_that_was_stopped_for_a_while_is_left_alone(tmp_path: Path) -> None:
+def test_watchdog_tolerates_a_stopped_process(tmp_path: Path) -> None:
     report = tmp_path / "hearth.log"
     with start(report, "work") as process:
         assert process.stdout is not None
@@ -84,7 +84,7 @@ def test_a_process_that_was_stopped_for_a_while_is_left_alone(tmp_path: Path) ->
     assert not report.exists()
 
 
-async def test_a_blocked_loop_shows_in_the_lag() -> None:
+async def test_blocked_event_loop_is_observed_as_lag() -> None:
     lags: asyncio.Queue[float] = asyncio.Queue()
     measuring = asyncio.create_task(observe_event_loop_lag(lags.put_nowait))
     await asyncio.sleep(0)

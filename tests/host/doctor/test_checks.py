@@ -36,12 +36,12 @@ def find(case: Case, checks: tuple[Check, ...]) -> Finding:
 
 
 @pytest.mark.parametrize("case", MAC_CASES, ids=str)
-def test_a_mac(case: Case) -> None:
+def test_check_of_a_mac(case: Case) -> None:
     judged(case, checks.MAC)
 
 
 @pytest.mark.parametrize("case", LINUX_CASES, ids=str)
-def test_a_linux_host(case: Case) -> None:
+def test_check_of_a_linux_host(case: Case) -> None:
     judged(case, checks.LINUX)
 
 
@@ -57,7 +57,7 @@ def judged(case: Case, checks: tuple[Check, ...]) -> None:
     assert condition.type == found.check.condition
 
 
-def test_every_check_is_seen_good_and_bad_and_every_recording_is_used() -> None:
+def test_cases_cover_each_check_and_each_recording() -> None:
     for system_checks, cases in ((checks.MAC, MAC_CASES), (checks.LINUX, (*LINUX_CASES, *MAC_CASES))):
         for check in system_checks:
             seen = {case.severity for case in cases if case.check == check.name}
@@ -69,7 +69,7 @@ def test_every_check_is_seen_good_and_bad_and_every_recording_is_used() -> None:
 
 @pytest.mark.parametrize("check", [*checks.MAC, *checks.LINUX], ids=lambda check: check.name)
 @pytest.mark.parametrize("hypervisor", ["tart", "anka", "qemu"])
-def test_garbage_never_fails_and_a_tool_that_hangs_is_no_fault_of_the_host(check: Check, hypervisor: str) -> None:
+def test_check_survives_garbage_and_is_unknown_on_a_read_error(check: Check, hypervisor: str) -> None:
     names = {*check.required, *check.optional}
     for text in GARBAGE:
         for code in (0, 1):
@@ -82,14 +82,14 @@ def test_garbage_never_fails_and_a_tool_that_hangs_is_no_fault_of_the_host(check
         assert "it hung" in found.result.message
 
 
-def test_what_no_hypervisor_here_needs_is_not_asked() -> None:
+def test_check_is_skipped_for_other_hypervisors() -> None:
     for name in ("session", "keychain", "tart"):
         check = check_of(name, checks.MAC)
         names = {*check.required, *check.optional}
         assert decide(check, dict.fromkeys(names, Reading("x")), subject(hypervisor="anka")) is None
 
 
-def test_every_reading_has_a_source_and_every_source_a_reader() -> None:
+def test_readings_and_sources_match() -> None:
     for system_checks, own in ((checks.MAC, readings.MAC), (checks.LINUX, readings.LINUX)):
         read = {name for check in system_checks for name in (*check.required, *check.optional)}
         assert read <= {*readings.COMMON, *own}
@@ -98,14 +98,14 @@ def test_every_reading_has_a_source_and_every_source_a_reader() -> None:
         assert len(names) == len(conditions) == len(system_checks)
 
 
-def test_every_check_is_documented_with_its_condition() -> None:
+def test_checks_are_documented_with_their_conditions() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| `([A-Za-z]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     documented = {(check.name, check.condition) for check in (*checks.MAC, *checks.LINUX)}
     assert set(rows) == documented
     assert len(rows) == len(documented)
 
 
-def test_fixes_are_of_the_safe_kind() -> None:
+def test_fixes_run_only_harmless_commands() -> None:
     """No fix ends a process, removes a file or a snapshot, or changes a password."""
     fixes = [find(case, checks.MAC).result.fix for case in MAC_CASES]
     commands = {command[:2] for fix in fixes if fix for command in fix.commands}

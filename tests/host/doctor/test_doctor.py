@@ -38,13 +38,13 @@ def script(folder: Path, text: str) -> tuple[str, ...]:
     return (str(path),)
 
 
-async def test_a_tool_is_asked_and_both_its_streams_are_read(tmp_path: Path) -> None:
+async def test_reading_contains_both_streams_of_a_tool(tmp_path: Path) -> None:
     argv = script(tmp_path, "echo $LC_ALL; echo err >&2; exit 3")
     (found,) = await doctor(CommandSource(lambda _: argv)).run_checks()
     assert found.result.message == "C\nerr"
 
 
-async def test_what_cannot_be_read_is_unknown_with_its_reason(tmp_path: Path) -> None:
+async def test_result_is_unknown_when_a_reading_fails(tmp_path: Path) -> None:
     def fails(_: Subject) -> str:
         raise PermissionError(13, "Permission denied", "/var/db/dhcpd_leases")
 
@@ -60,14 +60,14 @@ async def test_what_cannot_be_read_is_unknown_with_its_reason(tmp_path: Path) ->
         assert reason in found.result.message
 
 
-async def test_only_the_named_checks_are_made() -> None:
+async def test_doctor_runs_only_the_named_checks() -> None:
     asked = []
     source = FunctionSource(lambda _: asked.append(1) or "x")  # type: ignore[func-returns-value]
     assert await doctor(source).run_checks(frozenset({"other"})) == []
     assert asked == []
 
 
-async def test_a_fix_is_run_and_one_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fix_runs_its_commands_and_reports_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIX_TIMEOUT_S", 5)
     looking = doctor(FunctionSource(lambda _: ""))
     await looking.apply_fix(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
@@ -76,20 +76,20 @@ async def test_a_fix_is_run_and_one_that_fails_says_why(tmp_path: Path, monkeypa
         await looking.apply_fix(Fix((("touch", str(tmp_path / "no" / "such")),)))
 
 
-def test_a_fix_reads_as_a_person_would_type_it() -> None:
+def test_fix_is_shown_as_a_shell_command() -> None:
     fix = Fix((("pmset", "-a", "sleep", "0"), ("defaults", "write", "x y", "k")))
     assert str(fix) == "sudo pmset -a sleep 0 && sudo defaults write 'x y' k"
     assert str(Fix((("security", "x"),), root=False)) == "security x"
 
 
-def test_the_users_session_is_asked_also_behind_sudo() -> None:
+def test_command_runs_in_the_users_session_under_sudo() -> None:
     assert as_user(("security", "x"), subject(root=False)) == ("security", "x")
     assert as_user(("security", "x"), subject(root=True, uid=0)) == ("security", "x")
     behind_sudo = as_user(("security", "x"), subject(root=True))
     assert behind_sudo == ("/bin/launchctl", "asuser", "501", "/usr/bin/sudo", "-n", "-u", "ci", "security", "x")
 
 
-async def test_this_very_host_is_looked_at(tmp_path: Path) -> None:
+async def test_doctor_runs_on_this_host(tmp_path: Path) -> None:
     here = subject(hypervisor="qemu", data_dir=tmp_path, vm_dirs=(tmp_path,), uid=os.getuid())
     found = await build_doctor(lambda: here, CommandRunner()).run_checks()
     room = next(finding for finding in found if finding.check.name == "disk-space")

@@ -140,14 +140,14 @@ def _said(text: str) -> FunctionSource:
     return FunctionSource(lambda _: text)
 
 
-async def test_a_mac_that_was_set_up_as_the_readme_says_is_well() -> None:
+async def test_all_checks_pass_on_a_mac_set_up_by_the_docs() -> None:
     found = await doctor(Mac(), subject()).run_checks()
     assert [(one.check.name, one.result) for one in found if one.result.severity is not Severity.OK] == []
     tools = {"anka", "anka-license"}
     assert {one.check.name for one in found} == {check.name for check in checks.MAC} - tools
 
 
-async def test_a_mac_as_bought_is_mended_as_far_as_is_safe_and_the_rest_is_told() -> None:
+async def test_fixes_leave_only_manual_steps_on_a_new_mac() -> None:
     mac = Mac(**AS_BOUGHT)
     looking = doctor(mac, subject(), kcpassword="no")
     found = await looking.run_checks()
@@ -165,7 +165,7 @@ async def test_a_mac_as_bought_is_mended_as_far_as_is_safe_and_the_rest_is_told(
 
 
 @pytest.mark.parametrize("root", [True, False])
-async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
+async def test_fix_uses_sudo_only_when_not_root(root: bool) -> None:
     mac = Mac(**{"/usr/bin/pmset -g custom": ("pmset_factory.txt", 0)})
     ran: list[tuple[str, ...]] = []
 
@@ -184,7 +184,7 @@ async def test_a_fix_asks_for_root_only_where_it_needs_it(root: bool) -> None:
     assert ran == [pmset if root else ("/usr/bin/sudo", "-n", *pmset)]
 
 
-async def test_what_fails_on_a_mac_stands_among_the_hosts_conditions() -> None:
+async def test_failing_checks_of_a_new_mac_become_conditions() -> None:
     board, mac = ConditionBoard(), Mac(**AS_BOUGHT)
     looking = doctor(mac, subject(in_agent=True), kcpassword="no")
     monitor = HostMonitor(looking, board.post, period_s=60, vitals=VitalsSampler(Vitals))

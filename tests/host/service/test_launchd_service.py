@@ -91,7 +91,7 @@ def mac(launchd: Launchd, tmp_path: Path) -> object:
     made.close()
 
 
-async def test_install_starts_the_job_as_its_plist_says_and_again_changes_nothing(mac: Mac) -> None:
+async def test_install_starts_the_job_and_is_idempotent(mac: Mac) -> None:
     service = mac.service()
     assert await mac.install(service) == (True, [])
     job = await service.look()
@@ -111,7 +111,7 @@ async def test_install_starts_the_job_as_its_plist_says_and_again_changes_nothin
     assert [call[0] for call in mac.launchd.calls()] == ["enable", "bootstrap"]
 
 
-async def test_an_upgrade_waits_for_the_old_agent_and_keeps_the_vms(mac: Mac) -> None:
+async def test_upgrade_waits_for_the_old_agent_and_keeps_vms(mac: Mac) -> None:
     service = mac.service()
     await mac.install(service)
     vm, (old,) = await mac.pid("vm"), mac.launchd.pids()
@@ -126,7 +126,7 @@ async def test_an_upgrade_waits_for_the_old_agent_and_keeps_the_vms(mac: Mac) ->
     assert [call[0] for call in mac.launchd.calls()] == ["enable", "bootstrap", "bootout", "enable", "bootstrap"]
 
 
-async def test_an_upgrade_that_launchd_refuses_puts_the_old_job_back(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upgrade_restores_the_old_job_when_launchd_refuses(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     service = mac.service()
     await mac.install(service)
     before = service.target.plist.read_bytes()
@@ -147,7 +147,7 @@ async def test_an_upgrade_that_launchd_refuses_puts_the_old_job_back(mac: Mac, m
     assert len(mac.launchd.pids()) == 1
 
 
-async def test_what_an_agent_left_in_its_group_lives_on_when_it_is_killed(mac: Mac) -> None:
+async def test_process_group_survives_a_killed_agent(mac: Mac) -> None:
     service = mac.service()
     await mac.install(service)
     helper, (agent,) = await mac.pid("helper"), mac.launchd.pids()
@@ -162,7 +162,7 @@ async def test_what_an_agent_left_in_its_group_lives_on_when_it_is_killed(mac: M
     assert ["kickstart", service.target.service] in mac.launchd.calls()
 
 
-async def test_stop_start_restart_uninstall(mac: Mac) -> None:
+async def test_service_stops_starts_restarts_and_uninstalls(mac: Mac) -> None:
     service = mac.service()
     with pytest.raises(ServiceMissingError):
         await service.start()
@@ -185,7 +185,7 @@ async def test_stop_start_restart_uninstall(mac: Mac) -> None:
 
 
 @pytest.mark.parametrize("answer", ["5", "17", "37"])
-async def test_a_job_that_is_loaded_already_is_no_error_whatever_launchd_calls_it(mac: Mac, answer: str) -> None:
+async def test_loaded_job_is_not_an_error_for_any_launchd_code(mac: Mac, answer: str) -> None:
     mac.launchd.set("loaded-answer", answer)
     service = mac.service()
     await mac.install(service)
@@ -194,14 +194,14 @@ async def test_a_job_that_is_loaded_already_is_no_error_whatever_launchd_calls_i
     assert mac.launchd.pids() == [running]
 
 
-async def test_a_service_left_disabled_is_enabled(mac: Mac) -> None:
+async def test_install_enables_a_disabled_service(mac: Mac) -> None:
     service = mac.service()
     runner = CommandRunner()
     await runner.run(Command(("launchctl", "disable", service.target.service), 5))
     assert await mac.install(service) == (True, [])
 
 
-async def test_a_user_needs_a_session_at_the_screen(mac: Mac) -> None:
+async def test_user_service_needs_a_login_session(mac: Mac) -> None:
     target = mac.launchd.user()
     service = mac.service(target)
     with pytest.raises(ServiceError, match="125") as caught:
@@ -212,9 +212,7 @@ async def test_a_user_needs_a_session_at_the_screen(mac: Mac) -> None:
     assert (await service.look()) is not None
 
 
-async def test_a_user_who_may_not_write_the_rule_of_the_rotation_is_told(
-    mac: Mac, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_install_notes_a_missing_rotation_rule_without_root(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     mac.launchd.log_in()
     service = mac.service(mac.launchd.user())
     write_text = Path.write_text
@@ -231,7 +229,7 @@ async def test_a_user_who_may_not_write_the_rule_of_the_rotation_is_told(
     assert (await mac.install(service))[0] is False
 
 
-async def test_without_root_the_way_out_is_told(mac: Mac) -> None:
+async def test_daemon_errors_have_a_remedy_without_root(mac: Mac) -> None:
     service = mac.service()
     mac.launchd.set("unprivileged")
     with pytest.raises(ServiceError, match="Try re-running the command as root") as caught:
@@ -245,7 +243,7 @@ async def test_without_root_the_way_out_is_told(mac: Mac) -> None:
     assert caught.value.remedy == "run it with sudo"
 
 
-async def test_a_bootout_that_does_not_answer_is_not_waited_for(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_does_not_wait_for_a_blocked_bootout(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     service = mac.service()
     await mac.install(service)
     mac.launchd.set("bootout-waits")
@@ -254,7 +252,7 @@ async def test_a_bootout_that_does_not_answer_is_not_waited_for(mac: Mac, monkey
     assert await service.look() is None
 
 
-async def test_an_agent_that_does_not_end_in_time_is_told(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_fails_when_the_agent_does_not_end(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     mac.write_program(stop_s=60)
     service = mac.service()
     await mac.install(service)
@@ -264,9 +262,7 @@ async def test_an_agent_that_does_not_end_in_time_is_told(mac: Mac, monkeypatch:
         await service.stop()
 
 
-async def test_a_program_that_cannot_stay_up_is_told_with_its_exit_code(
-    mac: Mac, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_start_reports_the_exit_code_of_a_crashing_program(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     mac.program.write_text("#!/bin/sh\nexit 78\n")
     monkeypatch.setattr(launchd_service, "UP_S", 1.0)
     service = mac.service()
@@ -280,7 +276,7 @@ async def test_a_program_that_cannot_stay_up_is_told_with_its_exit_code(
         await service._until_up()
 
 
-async def test_a_plist_that_plutil_refuses_is_not_put_in_place(
+async def test_install_writes_no_plist_that_plutil_refuses(
     mac: Mac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = tmp_path / "tools"
@@ -294,12 +290,12 @@ async def test_a_plist_that_plutil_refuses_is_not_put_in_place(
     assert not service.target.plist.exists()
 
 
-def test_a_listing_of_another_layout_reads_as_unknown() -> None:
+def test_parse_job_accepts_an_unknown_layout() -> None:
     job = parse_job("system/x = {\n\tstate = running\n\tpid = many\n}\n")
     assert (job.state, job.pid, job.runs, job.last_exit) == ("running", None, 0, "")
 
 
-async def test_ended_jobs_leave_nothing(mac: Mac) -> None:
+async def test_uninstall_ends_the_agent_process(mac: Mac) -> None:
     service = mac.service()
     await mac.install(service)
     (pid,) = mac.launchd.pids()

@@ -28,7 +28,7 @@ def job(target: Target, **environment: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", [daemon(), USER], ids=lambda target: target.kind)
-def test_a_job_is_kept_alive_and_ends_in_order_without_its_vms(target: Target) -> None:
+def test_job_is_kept_alive_and_abandons_its_vms(target: Target) -> None:
     made = job(target)
     assert made["Label"] == LABEL
     assert made["ProgramArguments"] == [str(PROGRAM), "run", "--config", str(CONFIG)]
@@ -46,7 +46,7 @@ def test_a_job_is_kept_alive_and_ends_in_order_without_its_vms(target: Target) -
     assert environment["HOME"] == str(target.account.home)
 
 
-def test_a_daemon_is_roots_and_an_agent_is_of_the_session_at_the_screen() -> None:
+def test_daemon_and_user_jobs_differ_in_owner_and_session() -> None:
     system, session = job(daemon()), job(USER)
     assert (system["UserName"], system["LimitLoadToSessionType"]) == ("root", "System")
     assert "UserName" not in session
@@ -56,7 +56,7 @@ def test_a_daemon_is_roots_and_an_agent_is_of_the_session_at_the_screen() -> Non
     assert USER.plist == Path(f"/Users/ci/Library/LaunchAgents/{LABEL}.plist")
 
 
-def test_variables_are_added_but_no_secrets() -> None:
+def test_plist_has_added_variables_but_no_secrets() -> None:
     assert job(USER, TART_HOME="/Volumes/VMs")["EnvironmentVariables"]["TART_HOME"] == "/Volumes/VMs"
     for name, value in {
         "HEARTH_TOKEN": "x", "registry_password": "x", "AWS_SECRET_ACCESS_KEY": "x", "API_KEY": "x",
@@ -68,14 +68,14 @@ def test_variables_are_added_but_no_secrets() -> None:
         job(USER, **{"A B": "x"})
 
 
-def test_a_broken_template_is_told_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_template_error_names_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "daemon.plist").write_text("<plist><dict>")
     monkeypatch.setattr(plist, "templates", lambda: tmp_path)
     with pytest.raises(ServiceError, match=f"template {tmp_path}/daemon.plist cannot be used"):
         job(daemon())
 
 
-def test_launchds_own_output_is_rotated() -> None:
+def test_newsyslog_rotates_the_output_of_launchd() -> None:
     rules = [line.split() for line in plist.newsyslog(USER).splitlines() if not line.startswith("#")]
     assert [rule[0] for rule in rules] == [f"{USER.logs}/launchd.{stream}.log" for stream in ("out", "err")]
     for rule in rules:
@@ -83,14 +83,14 @@ def test_launchds_own_output_is_rotated() -> None:
     assert " root:wheel " in plist.newsyslog(daemon())
 
 
-def test_each_key_is_explained_and_no_other() -> None:
+def test_each_plist_key_is_documented() -> None:
     page = (REPOSITORY / "docs" / "launchd.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([A-Z][A-Za-z]+|[A-Z_]+)` \|", page, re.MULTILINE))
     jobs = [job(daemon()), job(USER)]
     assert explained == {key for made in jobs for key in (*made, *made["EnvironmentVariables"])}
 
 
-def test_the_wheel_holds_the_templates_where_the_installed_package_looks() -> None:
+def test_wheel_contains_the_plist_templates() -> None:
     wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"launchd": "agent/launchd"}
     assert {path.name for path in plist.templates().iterdir()} == {
