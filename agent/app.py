@@ -1,6 +1,6 @@
-"""The composition root: builds every object of a running agent from its configuration, and holds no logic.
+"""The composition root: builds every object of a running agent from its configuration. It holds no logic.
 
-What needs an end is ended by the exit stack it is built on, in the reverse order.
+The exit stack closes what needs closing, in reverse order.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from agent.api.application import build_application
 from agent.api.auth import Role, TokenGate, tokens_path
 from agent.api.limits import Rate, RateLimiter
 from agent.api.server import Server
-from agent.domain.capacity import startable
 from agent.domain.rules import images_in_use
 from agent.engine.assignments import Assignments
 from agent.engine.conditions import ConditionBoard
 from agent.engine.database import Database
 from agent.engine.effect_context import EffectContext
-from agent.engine.effects import Effects
+from agent.engine.effects import perform
 from agent.engine.engine import Engine, Parts
 from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
 from agent.engine.history import History
-from agent.engine.leases import LeaseDesk
+from agent.engine.leases import LeaseDesk, LeaseQueue
 from agent.engine.metering import Metering
 from agent.engine.observer import Observer
 from agent.engine.operator_commands import OperatorCommands
 from agent.engine.probe_runner import ProbeRunner
-from agent.engine.prober import Prober
+from agent.engine.prober import Prober, ProbeResults
 from agent.engine.reconciler import Reconciler
 from agent.engine.state_store import StateStore
 from agent.engine.vm_updates import VmUpdates
@@ -59,8 +58,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from agent.config import Config
-    from agent.domain.health import ProbeResult
-    from agent.domain.model import HostLimits, PoolSpec, World
+    from agent.domain.model import HostLimits
+    from agent.domain.world import World
     from agent.host.host_info import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
@@ -72,7 +71,7 @@ _ANONYMOUS: Final = {"read": Role.READ, "token": Role.NONE, "open": Role.ADMIN}
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A built agent: the engine, and the server that speaks for it."""
+    """A built agent: its engine, its API server, and what the daemon runs beside them."""
 
     engine: Engine
     api: Server
@@ -83,26 +82,29 @@ class App:
 
 
 @dataclass(slots=True)
-class _Settings:
-    """What the engine reads of the configuration again and again, since it may change while the agent runs."""
+class _LiveSettings:
+    """Settings that can change while the agent runs, for the engine to read on each use."""
 
     limits: HostLimits
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
-    """What an engine is built on."""
+class _Foundation:
+    """What the engine, the API and the host monitor are built on."""
 
-    settings: _Settings
+    config: Config
+    settings: _LiveSettings
     board: ConditionBoard
     hypervisor: Hypervisor
     images: Images
     database: Database
     http: aiohttp.ClientSession
+    metrics: Metrics
     metering: Metering
+    runner: CommandRunner
     jitter: Callable[[], float]
     identity: HostIdentity
-    pulse: VitalsSampler
+    vitals: VitalsSampler
 
 
 async def build(
@@ -112,53 +114,122 @@ async def build(
     hypervisor: Hypervisor | None = None,
     jitter: Callable[[], float] | None = None,
 ) -> App:
-    """Build an agent and prove its hypervisor: the configured one, unless one is given.
+    """Build an agent and check its hypervisor: the configured one, unless one is given.
 
-    Raises `HearthError` when the agent cannot work here.
+    Raises `HearthError` when the agent cannot work on this host.
     """
+    foundation = await _build_foundation(config, stack, hypervisor, jitter or random.SystemRandom().random)
+    store = build_store(foundation)
+    engine = build_engine(foundation, store)
+    limiter = RateLimiter(Rate(config.api.rate_per_s, config.api.rate_burst))
+    server = build_api(foundation, engine, limiter)
+    monitor = _build_host_monitor(foundation, store)
+    appliers = _appliers(foundation.settings, foundation.images, limiter, monitor)
+    return App(engine, server, foundation.metrics, foundation.board, monitor, appliers)
+
+
+async def _build_foundation(
+    config: Config, stack: AsyncExitStack, hypervisor: Hypervisor | None, jitter: Callable[[], float]
+) -> _Foundation:
     metrics = Metrics()
     metering = Metering(metrics)
-    hypervisor = hypervisor or build_hypervisor(config, metering.command)
+    runner = CommandRunner(metering.count_command)
+    hypervisor = hypervisor or build_hypervisor(config, metering.count_command)
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
-    images = await stack.enter_async_context(choose_images(config, hypervisor.name, CommandRunner(metering.command)))
+    images = await stack.enter_async_context(choose_images(config, hypervisor.name, runner))
     database = await Database.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(database.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())
-    settings, board = _Settings(host_limits(config.host)), ConditionBoard()
-    jitter = jitter or random.SystemRandom().random
-    runner, pulse = CommandRunner(metering.command), VitalsSampler(partial(measure_vitals, config.data_dir))
     identity = await read_host_identity(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
-    ground = _Ground(settings, board, hypervisor, images, database, http, metering, jitter, identity, pulse)
-    engine = _engine(config, ground)
+    return _Foundation(
+        config=config, settings=_LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
+        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, jitter=jitter,
+        identity=identity, vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
+    )  # fmt: skip
+
+
+def build_store(base: _Foundation) -> StateStore:
+    """Build the state store, with images in use protected from eviction by pulls."""
+    store = StateStore(base.database, clock=time.time, jitter=base.jitter)
+    store.on_change(base.metering.count)
+    # Called in threads: the state is immutable.
+    base.images.protect(lambda: images_in_use(store.state.vms.values(), store.state.rollouts.values()))
+    return store
+
+
+def build_engine(base: _Foundation, store: StateStore) -> Engine:
+    """Build the engine: the parts first, then those that use them."""
+    config, clock, awake = base.config, time.time, asyncio.Event()
+    observer = Observer(base.hypervisor, base.images, partial(measure_disk, config.data_dir, config))
+    history, results, queue = History(store, base.database), ProbeResults(), LeaseQueue()
+    evidence = Evidence(
+        config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
+        events=history.of_vm, probes=results.recent,
+    )  # fmt: skip
+    context = EffectContext(base.hypervisor, base.images, store, evidence)
+    executor = Executor(partial(perform, context, observer.observe_storage), awake.set)
+    assignments = Assignments(store, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
+    updates = VmUpdates(store, wake=awake.set)
+    builder = WorldBuilder(
+        store, queue, executor, updates, observer, base.hypervisor.capabilities,
+        limits=lambda: base.settings.limits, resolve_period_s=config.images.resolve_period_s,
+        pools=lambda: assignments.held.pools, jitter=base.jitter, clock=clock,
+    )  # fmt: skip
+    desk = LeaseDesk(
+        store, queue, builder.world,
+        new_id=lambda: str(ULID()).lower(), on_refused=base.metering.count_refusal, wake=awake.set,
+    )  # fmt: skip
+    probe_runner = ProbeRunner(base.hypervisor, base.http, clock=clock)
+    prober = Prober(probe_runner, updates, results, on_result=base.metering.count_probe, clock=clock)
+
+    def after_pass(world: World) -> None:
+        prober.sync(world.vms, world.pool, world.busy)
+        base.board.post([assignments.condition(world.now_s)])
+
+    return Engine(
+        Parts(
+            store=store, history=history, evidence=evidence, hypervisor=base.hypervisor, images=base.images,
+            observer=observer, assignments=assignments, leases=desk,
+            operations=OperatorCommands(store, desk, wake=awake.set), executor=executor, board=base.board,
+            prober=prober, probe_results=results, updates=updates,
+            reconciler=Reconciler(store, executor, observer, base.board, builder, after_pass=after_pass, awake=awake),
+            view=builder, identity=base.identity, awake=awake, vitals=lambda: base.vitals.latest,
+        )
+    )  # fmt: skip
+
+
+def build_api(base: _Foundation, engine: Engine, limiter: RateLimiter) -> Server:
+    """Build the API server."""
+    config = base.config
     gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
-    limiter = RateLimiter(Rate(config.api.rate_per_s, config.api.rate_burst))
-    server = Server(
-        build_application(engine, metrics, gate, limiter),
+    return Server(
+        build_application(engine, base.metrics, gate, limiter),
         host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip
-    watch = _watch(config, engine, board, runner, pulse)
-    return App(engine, server, metrics, board, watch, _appliers(settings, images, limiter, watch))
 
 
-def _watch(
-    config: Config, engine: Engine, board: ConditionBoard, runner: CommandRunner, pulse: VitalsSampler
-) -> HostMonitor:
-    account, hypervisor = current_user(), engine.identity().hypervisor
-    doctor = build_doctor(lambda: build_subject(config, account, hypervisor, in_agent=True), runner)
-    awake = (
-        PowerAssertion(runner, lambda: any(vm.alive for vm in engine.world().vms)) if sys.platform == "darwin" else None
+def _build_host_monitor(base: _Foundation, store: StateStore) -> HostMonitor:
+    account, hypervisor = current_user(), base.identity.hypervisor
+    doctor = build_doctor(lambda: build_subject(base.config, account, hypervisor, in_agent=True), base.runner)
+    assertion = (
+        PowerAssertion(base.runner, lambda: any(vm.is_alive for vm in store.state.vms.values()))
+        if sys.platform == "darwin"
+        else None
     )
-    return HostMonitor(doctor, board.post, period_s=config.host.doctor_period_s, vitals=pulse, power_assertion=awake)
+    return HostMonitor(
+        doctor, base.board.post,
+        period_s=base.config.host.doctor_period_s, vitals=base.vitals, power_assertion=assertion,
+    )  # fmt: skip
 
 
 def _appliers(
-    settings: _Settings, images: Images, limiter: RateLimiter, watch: HostMonitor
+    settings: _LiveSettings, images: Images, limiter: RateLimiter, monitor: HostMonitor
 ) -> Mapping[str, Callable[[Config], None]]:
-    """Return what applies each key that needs no restart."""
+    """Return the function that applies each configuration key that needs no restart."""
 
     def apply_limits(config: Config) -> None:
         settings.limits = host_limits(config.host)
@@ -171,7 +242,7 @@ def _appliers(
         limiter.rate = Rate(config.api.rate_per_s, config.api.rate_burst)
 
     def apply_period(config: Config) -> None:
-        watch.set_period(config.host.doctor_period_s)
+        monitor.set_period(config.host.doctor_period_s)
 
     rate = ("api.rate_per_s", "api.rate_burst")
     limits = ("host.slots", "host.cpus", "host.memory_mib", "host.memory_reserve_mib")
@@ -181,76 +252,3 @@ def _appliers(
         "host.doctor_period_s": apply_period,
         "images.bandwidth_mib_per_s": apply_bandwidth,
     }
-
-
-def _engine(config: Config, ground: _Ground) -> Engine:
-    hypervisor, images, database, jitter = ground.hypervisor, ground.images, ground.database, ground.jitter
-    clock, awake = time.time, asyncio.Event()
-    metering = ground.metering
-    store = StateStore(database, clock=clock)
-    store.on_change(metering.count)
-    measure = partial(measure_disk, config.data_dir, config)
-    observer = Observer(hypervisor, images, measure)
-    history = History(store, database)
-
-    def last_answers(vm: str) -> tuple[ProbeResult, ...]:
-        return prober.recent(vm)
-
-    evidence = Evidence(
-        config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
-        events=history.of_vm, probes=last_answers,
-    )  # fmt: skip
-    context = EffectContext(hypervisor, images, store, evidence, jitter)
-    effects = Effects(context, observer.look_at_stock)
-    executor = Executor(effects.perform, awake.set)
-    assignments = Assignments(store, source=config.assignment.source, file=config.assignment_path, on_change=awake.set)
-
-    def pools() -> tuple[PoolSpec, ...]:
-        return assignments.held.document.specs()
-
-    def pool(name: str) -> PoolSpec | None:
-        return next((spec for spec in pools() if spec.name == name), None)
-
-    looked = False  # whether a turn has seen what became of the VMs while no agent ran
-
-    def busy() -> frozenset[str]:
-        return executor.busy | updates.ended if looked else frozenset(store.vms)
-
-    def why_none(spec: PoolSpec) -> str:
-        count, limit = startable(view.world(), spec)
-        return "one is being started" if count else f"no other fits, {limit} bind"
-
-    desk = LeaseDesk(
-        store, pool=pool, busy=busy, why_none=why_none, on_refused=metering.refusal,
-        new_id=lambda: str(ULID()).lower(), clock=clock, wake=awake.set,
-    )  # fmt: skip
-    view = WorldBuilder(
-        store, desk, executor, observer, hypervisor.capabilities, lambda: ground.settings.limits,
-        config.images.resolve_period_s, pools=pools, jitter=jitter, clock=clock,
-    )  # fmt: skip
-    operations = OperatorCommands(store, desk, wake=awake.set)
-    updates = VmUpdates(store, jitter=jitter, awake=awake)
-    probe_runner = ProbeRunner(hypervisor, ground.http, clock=clock)
-    prober = Prober(probe_runner, updates, on_answer=metering.answer, clock=clock)
-
-    in_use: frozenset[str] = frozenset()
-    images.protect(lambda: in_use)
-
-    def after_turn(world: World) -> None:
-        nonlocal in_use, looked
-        in_use = images_in_use(world)
-        if not looked:
-            looked = True
-            awake.set()  # for the requests that came before
-        prober.sync(world.vms, world.pool, world.busy)
-        ground.board.post([assignments.condition(world.now_s)])
-
-    reconciler = Reconciler(store, desk, executor, observer, ground.board, view, after_turn=after_turn, awake=awake)
-    return Engine(
-        Parts(
-            store=store, history=history, evidence=evidence, hypervisor=hypervisor, images=images,
-            observer=observer, assignments=assignments, leases=desk, operations=operations, executor=executor,
-            board=ground.board, prober=prober, updates=updates, reconciler=reconciler, view=view,
-            identity=ground.identity, awake=awake, vitals=lambda: ground.pulse.latest,
-        )
-    )  # fmt: skip

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from agent.api import operator_schemas, schemas
 from agent.domain import capacity
+from agent.domain.breaker import Scope
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, Failure, HostMode, Image, Lease, PoolSpec, Vm, World
+    from agent.domain.model import Condition, Failure, HostMode, Image, Lease, PoolSpec, Vm
     from agent.domain.rollout import Rollout
+    from agent.domain.world import World
     from agent.engine.evidence import EvidenceFile
     from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
@@ -94,7 +96,7 @@ def host_document(engine: Engine) -> schemas.HostDocument:
             hypervisor_version=identity.hypervisor_version,
         ),
         mode=mode_document(world.mode),
-        draining=world.draining,
+        draining=world.is_draining,
         slots=slots(world),
         cpus=_amounts(identity.cpus, world.limits.cpus, used.cpus, free.cpus),
         memory_mib=_amounts(identity.memory_mib, world.limits.memory_mib, used.memory_mib, free.memory_mib),
@@ -150,7 +152,7 @@ def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
         starting=held["starting"],
         stopping=held["stopping"],
         standby=held["standby"],
-        waiting=sum(waiter.pool == pool.name for waiter in world.waiters),
+        waiting=sum(request.pool == pool.name for request in world.requests),
         startable=schemas.Startable(count=count, limit=limit),
         rollout=_rollout(rollout) if rollout else None,
         error=resolution.error if resolution else "",
@@ -161,7 +163,9 @@ def image_list(world: World, pulls: tuple[PullProgress, ...]) -> schemas.ImageLi
     """Return the image versions that are here, on their way, or failed to come."""
     here = {image.digest: image for image in world.images}
     coming = {pull.digest: pull for pull in pulls}
-    failed = {key: breaker for key, breaker in world.breakers.items() if key.startswith("sha256:") and breaker.failures}
+    failed = {
+        key.name: breaker for key, breaker in world.breakers.items() if key.scope is Scope.IMAGE and breaker.failures
+    }
     digests = sorted(here.keys() | coming.keys() | failed.keys())
     return schemas.ImageList(
         images=tuple(

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from agent.config import Assignment
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, HostMode, Lease, Mode, World
+    from agent.domain.model import Condition, HostMode, Lease, Mode
     from agent.domain.rollout import Rollout
+    from agent.domain.world import World
     from agent.engine.evidence import EvidenceFile
     from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult

@@ -81,12 +81,12 @@ def export(config: options.Config = None) -> None:
 def check(config: options.Config = None, as_json: options.Json = False) -> int:
     """Check that the journal can be read whole and agrees with itself. No agent may be running."""
     with _journal(config) as (_, path):
-        faults = _read(path).faults
+        errors = _read(path).errors
     if as_json:
-        print_json({"ok": not faults, "faults": faults})
+        print_json({"ok": not errors, "errors": errors})
     else:
-        say("\n".join(faults) if faults else f"{path} is good")
-    return Exit.FAILURE if faults else Exit.OK
+        say("\n".join(errors) if errors else f"{path} is good")
+    return Exit.FAILURE if errors else Exit.OK
 
 
 @app.command()
@@ -108,7 +108,7 @@ def rebuild(
 
     with _journal(config) as (loaded, path):
         contents = _read(path)
-        if not contents.faults and not force:
+        if not contents.errors and not force:
             raise JournalHealthyError(f"nothing is wrong with {path}", remedy="use --force to rebuild it all the same")
         now_s = time.time()
         seen = asyncio.run(_running(loaded))
@@ -164,7 +164,7 @@ def _summary(path: Path, contents: Contents) -> dict[str, Any]:
         "events": len(contents.events),
         "last_event": last,
         "last_event_at": at,
-        "faults": contents.faults,
+        "faults": contents.errors,
     }
 
 
@@ -181,7 +181,7 @@ async def _running(config: Config) -> tuple[Observed, ...]:
 def _sizes(config: Config, contents: Contents) -> dict[str, VmSize]:
     """Return the size of each pool's VMs: from the last good assignment, else from the file."""
     from agent.config import Assignment, ConfigError, load_assignment  # noqa: PLC0415 - pydantic is slow to import
-    from agent.engine.database import StoredAssignment  # noqa: PLC0415
+    from agent.domain.model import StoredAssignment  # noqa: PLC0415
 
     stored = contents.records[StoredAssignment].get("current")
     try:

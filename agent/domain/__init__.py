@@ -1,1 +1,1 @@
-"""The pure core: words, states, rules and decisions. No I/O, no clock, no randomness; imports nothing of ours."""
+"""The pure core: values, states, rules and decisions. No I/O, no clock, no randomness; imports only itself."""

@@ -1,208 +1,147 @@
-"""What a plan can ask for. Each action names the one resource it works on; two never work on the same at once."""
+"""What a plan consists of: decisions, which are only written, and effects, which are started after they are written.
+
+Each action works on one resource, a VM, an image version, a reference or a template; two actions never work on the same
+resource at the same time.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from agent.domain.model import Failure, PoolSpec
+    from agent.domain.model import Failure, LeaseRequest, PoolSpec
 
 
-@dataclass(frozen=True, slots=True)
-class MarkFailed:
-    """Record that a VM is no longer what the journal says."""
+class Action:
+    """Base of everything a plan can contain. `RESOURCE` names the field that holds the resource."""
+
+    RESOURCE: ClassVar[str] = "vm"
+
+    @property
+    def resource(self) -> str:
+        """The name of the resource: a VM name, a digest, a reference or a template."""
+        return str(getattr(self, self.RESOURCE))
+
+
+class Decision(Action):
+    """An action that is complete once it is written to the journal."""
+
+
+class Effect(Action):
+    """An action that changes the hypervisor or the image store: written first, then started."""
+
+
+@dataclass(frozen=True)
+class MarkFailed(Decision):
+    """Record that a VM failed, because the host differs from the journal."""
 
     vm: str
     failure: Failure
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
 
-
-@dataclass(frozen=True, slots=True)
-class NotifyHolder:
-    """Tell the holder of a leased VM what is wrong with it: what to do about it is the holder's to judge."""
+@dataclass(frozen=True)
+class NotifyHolder(Decision):
+    """Notify the holder of a leased VM of a failure. The holder decides whether to continue."""
 
     vm: str
     failure: Failure
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
+
+@dataclass(frozen=True)
+class ExpireLease(Decision):
+    """End a lease whose time is over."""
+
+    vm: str
+    lease: str
 
 
-@dataclass(frozen=True, slots=True)
-class DestroyVm:
-    """Tear a VM down until it is proven gone; `evidence` first when it failed."""
+@dataclass(frozen=True)
+class GrantLease(Decision):
+    """Lease a ready VM to a waiting request."""
+
+    vm: str
+    request: LeaseRequest
+
+
+@dataclass(frozen=True)
+class DestroyVm(Effect):
+    """Stop and delete a VM until the hypervisor does not list it any more; collect `evidence` first if it failed."""
 
     vm: str
     reason: str
     evidence: bool = False
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
 
-
-@dataclass(frozen=True, slots=True)
-class RemoveStray:
-    """Remove a VM that carries our name but that the journal does not know."""
+@dataclass(frozen=True)
+class RemoveStray(Effect):
+    """Remove a VM that has a name of ours but is not in the journal."""
 
     vm: str
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
 
-
-@dataclass(frozen=True, slots=True)
-class ExpireLease:
-    """End a lease whose time is over."""
-
-    lease: str
-    vm: str
-
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
-
-
-@dataclass(frozen=True, slots=True)
-class GrantLease:
-    """Give a ready VM to the request that waits longest for it."""
-
-    waiter: str
-    vm: str
-
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
-
-
-@dataclass(frozen=True, slots=True)
-class CreateVm:
+@dataclass(frozen=True)
+class CreateVm(Effect):
     """Clone and start a new VM of an image version."""
 
     vm: str
     pool: PoolSpec
     image: str
-    template: str | None = None  # start from this memory instead of booting
-
-    @property
-    def resource(self) -> str:
-        """The VM to be."""
-        return self.vm
+    template: str | None = None  # start from this template instead of booting
 
 
-@dataclass(frozen=True, slots=True)
-class SuspendVm:
-    """Put a ready VM on standby; `replacement_due` when it was no spare, so that its pool is owed a new one."""
+@dataclass(frozen=True)
+class SuspendVm(Effect):
+    """Suspend a ready VM to standby. `replacement_due`: it is one of the warm VMs, so its pool needs another."""
 
     vm: str
     replacement_due: bool = False
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
 
-
-@dataclass(frozen=True, slots=True)
-class ResumeVm:
-    """Bring a standby VM back."""
+@dataclass(frozen=True)
+class ResumeVm(Effect):
+    """Resume a standby VM."""
 
     vm: str
     pool: PoolSpec
 
-    @property
-    def resource(self) -> str:
-        """The VM."""
-        return self.vm
 
-
-@dataclass(frozen=True, slots=True)
-class SaveTemplate:
-    """Keep the memory of a proven VM, to start others from."""
+@dataclass(frozen=True)
+class SaveTemplate(Effect):
+    """Save a snapshot of a ready VM, which pauses during the save, to start other VMs from."""
 
     vm: str
     template: str
 
-    @property
-    def resource(self) -> str:
-        """The VM, which pauses meanwhile."""
-        return self.vm
 
+@dataclass(frozen=True)
+class DropTemplate(Effect):
+    """Remove a template that no pool uses."""
 
-@dataclass(frozen=True, slots=True)
-class DropTemplate:
-    """Remove a memory that no pool starts VMs from."""
-
+    RESOURCE = "template"
     template: str
 
-    @property
-    def resource(self) -> str:
-        """The template."""
-        return self.template
 
+@dataclass(frozen=True)
+class ResolveImage(Effect):
+    """Query the registry for the digest of a reference."""
 
-@dataclass(frozen=True, slots=True)
-class ResolveImage:
-    """Ask the registry what a reference means now."""
-
+    RESOURCE = "reference"
     reference: str
 
-    @property
-    def resource(self) -> str:
-        """The reference."""
-        return self.reference
 
+@dataclass(frozen=True)
+class PullImage(Effect):
+    """Pull an image version."""
 
-@dataclass(frozen=True, slots=True)
-class PullImage:
-    """Make an image version whole on this host."""
-
+    RESOURCE = "digest"
     reference: str
     digest: str
 
-    @property
-    def resource(self) -> str:
-        """The image version."""
-        return self.digest
 
+@dataclass(frozen=True)
+class EvictImage(Effect):
+    """Remove an unused image version to free disk space."""
 
-@dataclass(frozen=True, slots=True)
-class EvictImage:
-    """Remove an image version nobody needs."""
-
+    RESOURCE = "digest"
     digest: str
-
-    @property
-    def resource(self) -> str:
-        """The image version."""
-        return self.digest
-
-
-Action: TypeAlias = (
-    MarkFailed
-    | NotifyHolder
-    | DestroyVm
-    | RemoveStray
-    | ExpireLease
-    | GrantLease
-    | CreateVm
-    | SuspendVm
-    | ResumeVm
-    | SaveTemplate
-    | DropTemplate
-    | ResolveImage
-    | PullImage
-    | EvictImage
-)

@@ -1,4 +1,4 @@
-"""The one base of every error this project raises on purpose, and who is to blame for it."""
+"""The base of every error that this project raises on purpose, and the refusals of requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class ErrorOrigin(StrEnum):
-    """Whose fault a failure is. It decides which breaker opens and what the operator is told."""
+    """What a failure is attributed to. It decides the HTTP status and the advice."""
 
     HOST = "host"
     IMAGE = "image"
@@ -17,9 +17,9 @@ class ErrorOrigin(StrEnum):
 
 
 class HearthError(Exception):
-    """An expected failure, with a message for people that names the thing at fault and, in `remedy`, the way out.
+    """An expected failure: what failed, on which object, and in `remedy` one imperative sentence that fixes it.
 
-    Subclasses set `code` (stable, kebab-case, seen by API clients and in logs) and `blame`.
+    Subclasses set `code` (stable, kebab-case, visible to API clients and in logs) and `origin`.
     """
 
     code: ClassVar[str] = "error"
@@ -32,3 +32,45 @@ class HearthError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class RefusedError(HearthError):
+    """A request that cannot be met as it is."""
+
+    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
+
+
+class PoolUnknownError(RefusedError):
+    """The assignment has no such pool."""
+
+    code = "pool-unknown"
+
+
+class LeaseNotFoundError(RefusedError):
+    """The journal holds no such lease."""
+
+    code = "lease-not-found"
+
+
+class VmUnknownError(RefusedError):
+    """The journal holds no VM of that name."""
+
+    code = "vm-not-found"
+
+
+class VmLeasedError(RefusedError):
+    """The VM is leased, and a leased VM is not touched while its lease lives."""
+
+    code = "vm-leased"
+
+
+class NothingToRetryError(RefusedError):
+    """The pool serves its target, and no breaker delays it."""
+
+    code = "nothing-to-retry"
+
+
+class NothingToUndoError(RefusedError):
+    """The pool has no version to return to, or it serves that version already."""
+
+    code = "nothing-to-undo"

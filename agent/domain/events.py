@@ -1,4 +1,4 @@
-"""What happened, for people and for the record: every transition the engine makes has one event here."""
+"""Events: the closed set of what the agent reports in its log, its journal and its API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class EventKind(StrEnum):
-    """The closed set of events. The value is the event's name in logs, journal and API."""
+    """The kinds of events. The value is the event's name in logs, journal and API."""
 
     VM_CREATING = "vm-creating"
     VM_STARTING = "vm-starting"
@@ -35,7 +35,7 @@ class EventKind(StrEnum):
     LEASE_BROKEN = "lease-broken"  # its VM died under it
     IMAGE_RESOLVED = "image-resolved"
     IMAGE_RESOLVE_FAILED = "image-resolve-failed"
-    IMAGE_PULLING = "image-pulling"  # how far a pull is, from time to time
+    IMAGE_PULLING = "image-pulling"  # progress of a pull, every 15 s
     IMAGE_PULLED = "image-pulled"
     IMAGE_PULL_FAILED = "image-pull-failed"
     IMAGE_EVICTED = "image-evicted"
@@ -49,7 +49,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened, at one moment, to the things it names."""
+    """One event at one moment, with the objects it is about."""
 
     kind: EventKind
     at_s: float

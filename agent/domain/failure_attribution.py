@@ -1,81 +1,94 @@
-"""Whose fault a failure is: the image's, the memory's it was started from, or the host's own. Pure.
+"""Attribution of failures: to an image version, to a template, or to this host. It decides which breaker counts them.
 
-One version that fails is that version's fault. Proven versions of different images that fail within the same minutes,
-clones that cannot be made, and VMs that cannot be torn down one after the other, are the host's: its disk, its memory,
-its hypervisor. The difference decides which breaker opens, and what the operator is told.
+One version whose VMs fail is attributed to that version. When serving versions of different images fail within the same
+minutes, the cause is this host: its disk, its memory, its hypervisor. The same holds for clones that cannot be made and
+for several VMs that cannot be torn down.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from agent.domain import names
-from agent.domain.breaker import HOST_BREAKER, STABLE_S
+from agent.domain.breaker import HOST_KEY, BreakerKey, Scope
 from agent.domain.model import Cause
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from agent.domain.breaker import Breaker
     from agent.domain.model import Failure, Vm
-    from agent.domain.rollout import Rollout
 
 YOUNG_S: Final = 60.0
-"""A VM that fails sooner than this after it was proven counts against its image, as one that was never proven does."""
+"""A VM that fails sooner than this after it became ready counts against its image, as one that never became ready."""
 FREE_FAILURES: Final = 2
-"""Failures of one image, or of the host, that are answered at once before the breaker slows the retries."""
-_NOT_THE_IMAGES_FAULT: Final = frozenset(
-    {
-        Cause.REQUESTED,
-        Cause.INTERRUPTED,
-        Cause.CLONE_FAILED,
-        Cause.SUSPEND_FAILED,
-        Cause.RESUME_FAILED,
-        Cause.LOST,
-        Cause.DAMAGED,
-        Cause.SLOTS_TAKEN,
-    }
-)
-_THE_HOSTS_FAULT: Final = frozenset({Cause.CLONE_FAILED, Cause.SLOTS_TAKEN})
+"""Failures of one image, or of the host, that are retried without a delay."""
 
 
-def blamed_for_failure(
-    vm: Vm, failure: Failure, rollouts: Iterable[Rollout], breakers: Iterable[Breaker]
-) -> tuple[str, ...]:
-    """Return the keys of the breakers that the failure of `vm` counts against."""
+class Attribution(StrEnum):
+    """What a failed VM says something about."""
+
+    IMAGE = "image"  # its image version: counts for the version's breaker and its rollout
+    ROLLOUT = "rollout"  # counts for the rollout of its version only: the true cause was not observed
+    HOST = "host"  # this host
+    NONE = "none"  # neither
+
+
+CAUSES: Final[dict[Cause, Attribution]] = {
+    Cause.CLONE_FAILED: Attribution.HOST,
+    Cause.IMAGE_UNFIT: Attribution.IMAGE,
+    Cause.START_FAILED: Attribution.IMAGE,
+    Cause.SUSPEND_FAILED: Attribution.NONE,
+    Cause.RESUME_FAILED: Attribution.NONE,
+    Cause.STARTUP_DEADLINE: Attribution.IMAGE,
+    Cause.EXITED: Attribution.IMAGE,
+    Cause.PROBE_FAILED: Attribution.IMAGE,
+    Cause.PROBE_ERROR: Attribution.IMAGE,
+    Cause.LOST: Attribution.ROLLOUT,
+    Cause.DAMAGED: Attribution.NONE,
+    Cause.SLOTS_TAKEN: Attribution.HOST,
+    Cause.INTERRUPTED: Attribution.NONE,
+    Cause.REQUESTED: Attribution.NONE,
+}
+COUNTS_FOR_ROLLOUT: Final = frozenset({Attribution.IMAGE, Attribution.ROLLOUT})
+
+
+def breakers_to_trip(
+    vm: Vm, failure: Failure, serving: Collection[str], breakers: Iterable[Breaker]
+) -> tuple[BreakerKey, ...]:
+    """Return the keys of the breakers that count the failure of `vm`. `serving` are the digests that pools serve."""
     if vm.template is not None and vm.ready_at_s is None:
-        # It never got to be healthy from a memory that was: the memory is the first suspect, and the next VM boots.
-        return (vm.template,)
-    if failure.cause in _THE_HOSTS_FAULT:
-        return (HOST_BREAKER,)
-    young = vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
-    if not young or failure.cause in _NOT_THE_IMAGES_FAULT:
+        # A VM that never became ready from a template: suspect the template first. The next VM boots instead.
+        return (BreakerKey(Scope.TEMPLATE, vm.template),)
+    attribution = CAUSES[failure.cause]
+    if attribution is Attribution.HOST:
+        return (HOST_KEY,)
+    is_young = vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
+    if not is_young or attribution is not Attribution.IMAGE:
         return ()
-    proven = {rollout.serving for rollout in rollouts}
-    failing = {breaker.key for breaker in breakers if _failed_lately(breaker, failure.at_s)}
-    if vm.image in proven and failing & proven - {vm.image}:
-        return (vm.image, HOST_BREAKER)
-    return (vm.image,)
+    image = BreakerKey(Scope.IMAGE, vm.image)
+    other_versions = {BreakerKey(Scope.IMAGE, digest) for digest in serving} - {image}
+    failing = {breaker.key for breaker in breakers if breaker.failed_recently(failure.at_s)}
+    if vm.image in serving and failing & other_versions:
+        return (image, HOST_KEY)
+    return (image,)
 
 
-def blamed_for_leak(vm: str, breakers: Iterable[Breaker], now_s: float) -> tuple[str, ...]:
-    """Return the keys of the breakers that count a teardown of `vm` that failed: the host's from the second VM on."""
-    stuck = {breaker.key for breaker in breakers if names.parse(breaker.key) and _failed_lately(breaker, now_s)}
-    return (vm, HOST_BREAKER) if stuck - {vm} else (vm,)
+def breakers_to_trip_for_leak(vm: str, breakers: Iterable[Breaker], now_s: float) -> tuple[BreakerKey, ...]:
+    """Return the keys of the breakers that count a failed teardown of `vm`: from the second VM on also the host's."""
+    key = BreakerKey(Scope.VM, vm)
+    leaked = {breaker.key for breaker in breakers if breaker.key.scope is Scope.VM and breaker.failed_recently(now_s)}
+    return (key, HOST_KEY) if leaked - {key} else (key,)
 
 
-def free_failures(key: str, vm: Vm) -> int:
-    """Return how many failures of what is blamed are answered at once: none of a memory, since a boot is at hand."""
-    return 0 if key == vm.template else FREE_FAILURES
+def free_failures(key: BreakerKey) -> int:
+    """Return how many failures cause no delay. None of a template: a boot replaces it."""
+    return FREE_FAILURES if key.scope in (Scope.IMAGE, Scope.HOST) else 0
 
 
 def is_failing(breaker: Breaker, vms: Iterable[Vm], now_s: float) -> bool:
-    """Whether what a breaker counts still fails: more often than is free, and no VM was proven since."""
-    if breaker.failures <= FREE_FAILURES or not _failed_lately(breaker, now_s):
+    """Whether a thing failed more often than is free, and no VM of it became ready after its last failure."""
+    if breaker.failures <= FREE_FAILURES or not breaker.failed_recently(now_s):
         return False
-    proven = (vm.ready_at_s for vm in vms if breaker.key in (HOST_BREAKER, vm.image))
-    return not any(at_s is not None and at_s > breaker.last_failure_at_s for at_s in proven)
-
-
-def _failed_lately(breaker: Breaker, now_s: float) -> bool:
-    return breaker.failures > 0 and now_s - breaker.last_failure_at_s <= STABLE_S
+    ready_at = (vm.ready_at_s for vm in vms if breaker.key in (HOST_KEY, BreakerKey(Scope.IMAGE, vm.image)))
+    return not any(at_s is not None and at_s > breaker.last_failure_at_s for at_s in ready_at)

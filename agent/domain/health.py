@@ -1,4 +1,4 @@
-"""What probe answers mean. Pure: the engine asks the questions and feeds the answers in."""
+"""Health of live VMs: when failed probe results make a VM unhealthy. Pure: the engine runs the probes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from agent.domain.model import ProbeSpec
 
 ERROR_BUDGET: Final = 3
-"""A probe that cannot be asked is given this many times the patience of one that answers wrong: the tool may be at
-fault and not the guest, but a VM nobody can ask about cannot stay in a warm pool for ever."""
+"""A probe that cannot be run is repeated this many times as often as one that fails: the cause may be the tool and not
+the guest, but a VM that cannot be probed must not stay in a warm pool."""
 
 
 class Outcome(StrEnum):
-    """One answer to one probe."""
+    """How one run of a probe ended."""
 
     PASS = "pass"
-    FAIL = "fail"  # the guest answered wrong or not at all
-    ERROR = "error"  # the question could not be put: the tool hung, access was denied
+    FAIL = "fail"  # the guest gave a wrong answer or none
+    ERROR = "error"  # the probe could not be run: the tool hung, access was denied
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One answer, with the detail a person needs to believe it."""
+    """One run of a probe, with the detail that explains its outcome."""
 
     probe: str
     outcome: Outcome
@@ -39,7 +39,7 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Unhealthy:
-    """The verdict that a live VM must be replaced."""
+    """Why a live VM must be replaced."""
 
     cause: Cause
     reason: str
@@ -47,7 +47,7 @@ class Unhealthy:
 
 @dataclass(frozen=True, slots=True)
 class Streak:
-    """Answers in a row of one probe that were not a pass."""
+    """Consecutive runs of one probe that did not pass."""
 
     fails: int = 0
     errors: int = 0
@@ -60,11 +60,11 @@ class Health:
     streaks: Mapping[str, Streak] = field(default_factory=dict)
 
 
-def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Health, Unhealthy | None]:
-    """Return the health after one liveness answer, and the verdict if that answer was one too many.
+def add_result(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Health, Unhealthy | None]:
+    """Return the health after one liveness result, and why the VM is unhealthy if that result was one too many.
 
-    A fail counts towards `probe.failures`; an error counts apart, towards `ERROR_BUDGET` times as many; a pass clears
-    both. A VM that goes on failing is judged again each time its patience is used up anew.
+    A fail counts towards `probe.failures`; an error counts separately, towards `ERROR_BUDGET` times as many; a pass
+    resets both. A VM that continues to fail is reported again after each further `probe.failures` fails.
     """
     before = health.streaks.get(probe.name, Streak())
     match result.outcome:
@@ -75,12 +75,12 @@ def observe(health: Health, probe: ProbeSpec, result: ProbeResult) -> tuple[Heal
         case Outcome.ERROR:
             streak = replace(before, errors=before.errors + 1)
     after = Health({**health.streaks, probe.name: streak})
-    return after, _verdict(probe, streak, result)
+    return after, _unhealthy_after(probe, streak, result)
 
 
-def _verdict(probe: ProbeSpec, streak: Streak, result: ProbeResult) -> Unhealthy | None:
+def _unhealthy_after(probe: ProbeSpec, streak: Streak, result: ProbeResult) -> Unhealthy | None:
     if streak.fails and streak.fails % probe.failures == 0:
         return Unhealthy(Cause.PROBE_FAILED, f"{probe.name} failed {streak.fails} times in a row: {result.detail}")
     if streak.errors and streak.errors % (probe.failures * ERROR_BUDGET) == 0:
-        return Unhealthy(Cause.PROBE_ERROR, f"{probe.name} could not be asked {streak.errors} times: {result.detail}")
+        return Unhealthy(Cause.PROBE_ERROR, f"{probe.name} could not be run {streak.errors} times: {result.detail}")
     return None

@@ -1,8 +1,7 @@
 """VM names that carry identity: `<prefix>-<pool>-<ulid>`, parsable back.
 
-A listing of a hypervisor alone tells ours from foreign VMs, and which pool each of ours belongs to. The idea is seen in
-Orchard's self-parsing on-disk names (cirruslabs/orchard, internal/worker/ondiskname.go).
-"""
+A hypervisor's list alone separates our VMs from those of other owners, and gives the pool of each. Orchard's on-disk
+names work in the same way (cirruslabs/orchard, internal/worker/ondiskname.go)."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def vm_name(pool: str, ulid: str, *, prefix: str = PREFIX) -> str:
 
 
 def parse(name: str, *, prefix: str = PREFIX) -> VmName | None:
-    """Return the parts of `name`, or None when it is not ours: another prefix, or no pool or ULID in it."""
+    """Return the parts of `name`, or None if it is not ours: another prefix, or no pool or ULID in it."""
     head = f"{prefix}-"
     if not name.startswith(head):
         return None

@@ -1,7 +1,7 @@
-"""The planner: what to do now, given the world. A pure function, and every rule of the product by name.
+"""The planner: what to do now, given the world, and when to plan again. Pure.
 
-The rules run in this order, so that what frees a slot comes before what takes one. A resource that an earlier rule
-works on, or that has an action under way, is left alone by the later ones.
+The rules run in the order of `RULES`: those that free a slot come before those that take one. A rule never plans on a
+resource that an earlier rule planned on or that an effect works on.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from agent.domain import fill, preemption, rules, standby
+from agent.domain import allocation, preemption, rules, snapshots
+from agent.domain.actions import Decision, Effect
 from agent.domain.conditions import conditions
-from agent.domain.fairness import note_shortages
 from agent.domain.rollout import advance
+from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.domain.actions import Action
-    from agent.domain.model import Condition, World
+    from agent.domain.model import Condition
     from agent.domain.rollout import Rollout
+    from agent.domain.world import World
 
 RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.remove_strays,
@@ -33,11 +35,11 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.retire_surplus,
     rules.retire_aged,
     preemption.preempt,
-    standby.retire_standby,
-    fill.fill,
-    standby.suspend_spares,
-    standby.save_templates,
-    standby.drop_templates,
+    snapshots.retire_standby,
+    allocation.fill_pools,
+    snapshots.suspend_spares,
+    snapshots.save_templates,
+    snapshots.drop_templates,
     rules.resolve_references,
     rules.prefetch_images,
     rules.evict_images,
@@ -46,15 +48,25 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions to start now, the rollouts as they stand after this look, and the facts to tell."""
+    """Actions in order, the rollouts after them, and the host's conditions."""
 
     actions: tuple[Action, ...]
     rollouts: tuple[Rollout, ...]
     conditions: tuple[Condition, ...]
 
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The actions that are complete once they are written."""
+        return tuple(action for action in self.actions if isinstance(action, Decision))
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """The actions to start."""
+        return tuple(action for action in self.actions if isinstance(action, Effect))
+
 
 def plan(world: World) -> Plan:
-    """Return what to do now. Calling it again on a world that did not change and has nothing busy plans the same."""
+    """Return what to do now. The same world without busy resources gives the same plan again."""
     world = replace(world, rollouts=advance_rollouts(world))
     actions: list[Action] = []
     for rule in RULES:
@@ -62,15 +74,36 @@ def plan(world: World) -> Plan:
             if action.resource not in world.busy:
                 actions.append(action)
                 world = replace(world, busy=world.busy | {action.resource})
-    rollouts = note_shortages(world, actions)
+    rollouts = allocation.record_shortages(world, actions)
     return Plan(tuple(actions), tuple(rollouts.values()), conditions(world))
 
 
 def advance_rollouts(world: World) -> dict[str, Rollout]:
-    """Return the rollout of every assigned pool after one look; records of pools no longer assigned are dropped."""
+    """Return the rollout of every assigned pool, advanced by what the world shows. Other pools have none."""
     rollouts = {}
     for pool in world.pools:
         resolution = world.resolutions.get(pool.image)
-        wanted = resolution.digest if resolution else None
-        rollouts[pool.name] = advance(world.rollouts.get(pool.name), pool, wanted, world)
+        digest = resolution.digest if resolution else None
+        rollouts[pool.name] = advance(
+            world.rollouts.get(pool.name), pool, digest, vms=world.vms, has_image=world.has_image, now_s=world.now_s
+        )
     return rollouts
+
+
+def next_due_s(world: World) -> float | None:
+    """Return the next moment after now at which a lease, a breaker, a resolution or a VM's age limit ends, if any."""
+    return min((due_s for due_s in _due_moments(world) if due_s > world.now_s), default=None)
+
+
+def _due_moments(world: World) -> Iterator[float]:
+    for lease in world.leases:
+        yield lease.expires_at_s
+    for breaker in world.breakers.values():
+        yield breaker.open_until_s
+    for vm in world.vms:
+        pool = world.pool(vm.pool)
+        if pool is not None and vm.ready_at_s is not None and vm.state is VmState.READY:
+            yield from (vm.created_at_s + pool.max_age_s,) if pool.max_age_s else ()
+            yield from (vm.ready_at_s + pool.max_idle_s,) if pool.max_idle_s else ()
+    for resolution in world.resolutions.values():
+        yield resolution.at_s + world.resolve_period_s

@@ -1,4 +1,4 @@
-"""What each pool needs: which image versions it may run, how many VMs, and which of them are for whom. Pure."""
+"""Views of the assigned pools: the VMs of each by use, its waiting requests, and how many VMs it needs."""
 
 from __future__ import annotations
 
@@ -6,67 +6,63 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.domain.breaker import held_back
+from agent.domain.breaker import BreakerKey, Scope
 from agent.domain.rollout import Phase
-from agent.domain.states import UNPROVEN, VmState
+from agent.domain.states import AWAITS_PROBES, VmState
 
 if TYPE_CHECKING:
-    from agent.domain.model import PoolSpec, Vm, Waiter, World
+    from agent.domain.model import LeaseRequest, PoolSpec, Vm
     from agent.domain.rollout import Rollout
+    from agent.domain.world import World
 
-_IDLE = UNPROVEN | {VmState.CREATING, VmState.READY}
+_IDLE = AWAITS_PROBES | {VmState.CREATING, VmState.READY}
 
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """One assigned pool with its VMs sorted by what they are for."""
+    """One assigned pool with its VMs and requests."""
 
     spec: PoolSpec
     rollout: Rollout
-    waiters: tuple[Waiter, ...]  # the requests that wait for one of its VMs, longest waiting first
+    requests: tuple[LeaseRequest, ...]  # the lease requests that wait for one of its VMs, longest waiting first
     idle: tuple[Vm, ...]  # alive and not leased, of any version, oldest first
-    standby: tuple[Vm, ...]  # suspended, or about to be, of any version, oldest first
-    held: int  # VMs that hold a slot, leased and stopping ones included
+    standby: tuple[Vm, ...]  # suspended or suspending, of any version, oldest first
+    slots_held: int  # VMs that hold a slot, leased and stopping ones included
 
-    def of(self, digest: str | None) -> tuple[Vm, ...]:
+    def idle_of(self, digest: str | None) -> tuple[Vm, ...]:
         """Return the idle VMs of one version."""
         return tuple(vm for vm in self.idle if vm.image == digest)
 
     @property
-    def waiting(self) -> int:
-        """How many requests wait."""
-        return len(self.waiters)
-
-    @property
     def ready(self) -> tuple[Vm, ...]:
-        """The VMs that could be leased now."""
+        """The idle VMs that passed their startup probes."""
         return tuple(vm for vm in self.idle if vm.state is VmState.READY)
 
     @property
     def outdated(self) -> tuple[Vm, ...]:
-        """Idle VMs of versions the pool should not run any more."""
+        """Idle VMs of versions that the pool neither serves nor tries."""
         wanted = {self.rollout.serving, self.canary_image}
         return tuple(vm for vm in self.idle if vm.image not in wanted)
 
     @property
     def canary_image(self) -> str | None:
-        """The version that one VM has to prove, while a rollout is at that point."""
+        """The version that one VM tries, while the rollout is in its canary phase."""
         return self.rollout.target if self.rollout.phase is Phase.CANARY else None
 
     @property
     def needs_canary(self) -> bool:
-        """Whether a VM to prove the new version must still be created."""
-        return self.canary_image is not None and not self.of(self.canary_image)
+        """Whether a canary VM must be created."""
+        return self.canary_image is not None and not self.idle_of(self.canary_image)
 
     @property
     def wanted(self) -> int:
-        """Idle VMs the pool should have: its warm target, and one for each request that waits."""
-        return self.spec.warm + self.waiting
+        """Idle VMs the pool should have: its warm target, and one for each waiting request."""
+        return self.spec.warm + len(self.requests)
 
     @property
-    def room_under_max(self) -> int:
-        """VMs that may still be added before the pool's own maximum."""
-        return max(0, self.spec.max - self.held) if self.spec.max else 2**31
+    def free_under_max(self) -> int:
+        """VMs that may be added before the pool's own maximum."""
+        return max(0, self.spec.max - self.slots_held) if self.spec.max else 2**31
 
 
 def pool_views(world: World) -> tuple[PoolView, ...]:
@@ -74,41 +70,58 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
     vms_of: defaultdict[str, list[Vm]] = defaultdict(list)
     for vm in sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name)):
         vms_of[vm.pool].append(vm)
-    waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
-    for waiter in sorted(world.waiters, key=lambda waiter: (waiter.since_s, waiter.id)):
-        waiters[waiter.pool].append(waiter)
-    views = []
-    for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name)):
-        rollout = world.rollouts.get(spec.name)
-        if rollout is None:
-            continue
-        vms = vms_of[spec.name]
-        views.append(
-            PoolView(
-                spec=spec,
-                rollout=rollout,
-                waiters=tuple(waiters[spec.name]),
-                idle=tuple(vm for vm in vms if vm.state in _IDLE),
-                standby=tuple(vm for vm in vms if vm.state in (VmState.SUSPENDING, VmState.STANDBY)),
-                held=sum(vm.holds_slot for vm in vms),
-            )
+    requests: defaultdict[str, list[LeaseRequest]] = defaultdict(list)
+    for request in by_waiting_time(world):
+        requests[request.pool].append(request)
+    pools = sorted(world.pools, key=lambda pool: (-pool.priority, pool.name))
+    return tuple(
+        PoolView(
+            spec=spec,
+            rollout=world.rollouts[spec.name],
+            requests=tuple(requests[spec.name]),
+            idle=tuple(vm for vm in vms_of[spec.name] if vm.state in _IDLE),
+            standby=tuple(vm for vm in vms_of[spec.name] if vm.state in (VmState.SUSPENDING, VmState.STANDBY)),
+            slots_held=sum(vm.holds_slot for vm in vms_of[spec.name]),
         )
-    return tuple(views)
+        for spec in pools
+        if spec.name in world.rollouts
+    )
 
 
-def pick_ready(vms: tuple[Vm, ...], pool: str, serving: str | None, busy: frozenset[str]) -> Vm | None:
-    """Return the VM a new lease of `pool` gets, or None: the serving version first, then the longest ready."""
-    ready = [vm for vm in vms if vm.pool == pool and vm.state is VmState.READY and vm.name not in busy]
+def by_waiting_time(world: World) -> list[LeaseRequest]:
+    """Return the waiting requests, longest waiting first."""
+    return sorted(world.requests, key=lambda request: (request.since_s, request.id))
+
+
+def pick_ready_vm(world: World, pool: str, taken: frozenset[str] = frozenset()) -> Vm | None:
+    """Return the VM that the next lease of `pool` gets, or None: of the serving version first, then longest ready.
+
+    VMs in `taken` are left out.
+    """
+    rollout = world.rollouts.get(pool)
+    serving = rollout.serving if rollout else None
+    ready = [vm for vm in world.vms if vm.pool == pool and vm.name not in taken and world.can_lease(vm)]
     return min(ready, key=lambda vm: (vm.image != serving, vm.ready_at_s or 0.0, vm.name), default=None)
 
 
 def shortage(view: PoolView) -> int:
-    """Return how many idle VMs the pool lacks that it could run: none while it has no proven version."""
+    """Return how many idle VMs the pool lacks. Before it has a serving version it can lack only its canary."""
     if view.rollout.serving is None:
         return int(view.needs_canary)
     return max(0, view.wanted - len(view.idle))
 
 
-def usable(world: World, digest: str) -> bool:
-    """Whether VMs of an image version can be started now: it is here, and nothing holds it back."""
-    return world.has_image(digest) and not held_back(world, digest)
+def can_start(world: World, digest: str) -> bool:
+    """Whether VMs of an image version can be started now: it is present locally and not blocked."""
+    return world.has_image(digest) and not world.is_blocked(BreakerKey(Scope.IMAGE, digest))
+
+
+def unserved_requests(world: World, view: PoolView) -> tuple[LeaseRequest, ...]:
+    """Return the requests of a pool that need a new VM, longest waiting first.
+
+    Idle VMs serve the others. A pool without a version it can start now may only start its canary, for one request.
+    """
+    if view.rollout.serving is not None and can_start(world, view.rollout.serving):
+        return view.requests[len(view.idle) :]
+    has_canary = view.needs_canary and view.canary_image is not None and can_start(world, view.canary_image)
+    return view.requests[:1] if has_canary else ()

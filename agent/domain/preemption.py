@@ -1,7 +1,7 @@
-"""The rule that frees slots for what is wanted more: requests that wait before idle VMs, higher pools before lower.
+"""Preemption: which idle VMs are torn down to free slots for other pools.
 
-Only VMs that nobody waits for are given up, and only one for each request, so a slot that changes hands has a use.
-"""
+A waiting lease request preempts idle VMs of any other pool; a pool of higher priority that is short of VMs preempts
+idle VMs of lower priority. Leased VMs and idle VMs that a request waits for are never preempted."""
 
 from __future__ import annotations
 
@@ -9,68 +9,74 @@ from typing import TYPE_CHECKING
 
 from agent.domain import capacity
 from agent.domain.actions import DestroyVm
-from agent.domain.fairness import unserved
-from agent.domain.pool_view import pool_views, shortage, usable
+from agent.domain.pool_view import can_start, pool_views, shortage, unserved_requests
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agent.domain.model import Vm, World
+    from agent.domain.model import Vm
     from agent.domain.pool_view import PoolView
+    from agent.domain.world import World
 
 
 def preempt(world: World) -> Iterator[DestroyVm]:
-    """Give up idle VMs for requests of other pools that find no room, else one for a pool of higher priority."""
-    if world.draining or world.disk_full:
+    """Tear down one idle VM for each request that no slot is free for, else one for a pool of higher priority.
+
+    A VM that is failed or being torn down frees a slot already: one request less needs another.
+    """
+    if world.is_draining or world.disk_full:
         return
-    views, room = pool_views(world), capacity.free(world)
-    starved = [view for view in views if _finds_no_room(world, view, room)]
-    freeing = sum(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
+    views, free = pool_views(world), capacity.free(world)
+    blocked = [view for view in views if _lacks_slot(world, view, free)]
+    slots_to_come = sum(vm.state in (VmState.FAILED, VmState.STOPPING) for vm in world.vms)
     requests = [
-        (-view.spec.priority, waiter.since_s, waiter.id, view.spec.name)
-        for view in starved
-        for waiter in unserved(world, view)[: view.room_under_max]
+        (-view.spec.priority, request.since_s, request.id, view.spec.name)
+        for view in blocked
+        for request in unserved_requests(world, view)[: view.free_under_max]
     ]
     if requests:
-        yield from _for_requests([pool for *_, pool in sorted(requests)[freeing:]], _given_up(world, views))
-    elif not freeing:
-        yield from _for_pools(world, views, starved)
+        pools = [pool for *_, pool in sorted(requests)[slots_to_come:]]
+        yield from _preempt_for_requests(pools, _preemptible(world, views))
+    elif not slots_to_come:
+        yield from _preempt_for_priority(world, views, blocked)
 
 
-def _for_requests(pools: Sequence[str], idle: list[Vm]) -> Iterator[DestroyVm]:
+def _preempt_for_requests(pools: Sequence[str], idle: list[Vm]) -> Iterator[DestroyVm]:
+    """Yield one VM of another pool for each request; `pools` names the pool of each."""
     for pool in pools:
         victim = next((vm for vm in idle if vm.pool != pool), None)
         if victim is not None:
             idle.remove(victim)
-            yield DestroyVm(victim.name, f"a request for a VM of pool {pool} waits for its room")
+            yield DestroyVm(victim.name, f"a lease request for pool {pool} needs its slot")
 
 
-def _for_pools(world: World, views: Sequence[PoolView], starved: Sequence[PoolView]) -> Iterator[DestroyVm]:
-    for view in starved:
-        if shortage(view) > 0 and view.room_under_max > 0:
+def _preempt_for_priority(world: World, views: Sequence[PoolView], blocked: Sequence[PoolView]) -> Iterator[DestroyVm]:
+    """Yield one VM of lower priority for the first pool that is short of VMs."""
+    for view in blocked:
+        if shortage(view) > 0 and view.free_under_max > 0:
             lower = [other for other in views if other.spec.priority < view.spec.priority]
-            reason = f"pool {view.spec.name} of higher priority needs its room"
-            yield from (DestroyVm(vm.name, reason) for vm in _given_up(world, lower)[:1])
+            reason = f"pool {view.spec.name} of higher priority needs its slot"
+            yield from (DestroyVm(vm.name, reason) for vm in _preemptible(world, lower)[:1])
             return
 
 
-def _given_up(world: World, views: Sequence[PoolView]) -> list[Vm]:
-    """Return the idle VMs nobody waits for, in the order they are given up.
+def _preemptible(world: World, views: Sequence[PoolView]) -> list[Vm]:
+    """Return the idle VMs that no request waits for, in the order of preemption.
 
-    The lowest pool's first, of equals that with the most; in a pool those that still boot first, then the oldest.
-    """
+    The pool of lowest priority comes first, of equals the one with the most idle VMs. Within a pool booting VMs come
+    first, then the oldest."""
     order: list[Vm] = []
     for view in sorted(views, key=lambda view: (view.spec.priority, -len(view.idle), view.spec.name)):
         idle = [vm for vm in view.idle if vm.state is not VmState.CREATING and vm.name not in world.busy]
         idle.sort(key=lambda vm: (vm.state is VmState.READY, vm.created_at_s))
-        order += idle[: max(0, len(view.idle) - view.waiting)]
+        order += idle[: max(0, len(view.idle) - len(view.requests))]
     return order
 
 
-def _finds_no_room(world: World, view: PoolView, room: capacity.Resources) -> bool:
-    """Whether a pool that could run VMs lacks only the room that others hold."""
+def _lacks_slot(world: World, view: PoolView, free: capacity.Resources) -> bool:
+    """Whether a pool could start VMs if others did not hold the resources."""
     images = filter(None, (view.rollout.serving, view.canary_image))
-    runnable = any(usable(world, image) for image in images)
+    has_image = any(can_start(world, image) for image in images)
     size = view.spec.size
-    return runnable and capacity.could_fit(world, size) and room.lacking_for(size) is not None
+    return has_image and capacity.could_fit(world, size) and free.lacking_for(size) is not None

@@ -1,8 +1,8 @@
-"""How a new image version takes over a pool: pulled, proven on one VM, then rolled through, or rolled back.
+"""Rollouts: how a new image version is pulled, tried on one canary VM, and promoted through its pool, or rolled back.
 
-Pure: the planner advances the rollout record from what it sees; the record is kept in the journal. The version that
-serves changes only once one VM of the new version is proven, so a bad version can never empty a pool.
-"""
+Pure: the planner advances the rollout record of each pool; the record is stored in the journal. The serving version
+changes only after one VM of the new version is ready, so a bad version never empties a pool. If the canary fails
+`canary_attempts` times, the version is quarantined and the last good one serves on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from agent.domain.model import Cause
+from agent.domain.failure_attribution import CAUSES, COUNTS_FOR_ROLLOUT
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
-    from agent.domain.model import PoolSpec, Vm, World
+    from collections.abc import Callable, Iterable
+
+    from agent.domain.model import PoolSpec, Vm
 
 
 class Phase(StrEnum):
-    """Where a rollout is."""
+    """The phase of a rollout."""
 
     PULLING = "pulling"
     CANARY = "canary"
@@ -31,10 +33,10 @@ class Phase(StrEnum):
 class Rollout:
     """The versions of one pool, as digests.
 
-    `target` is what the assignment asks for, `serving` the last proven version, `previous` the one that served before
-    it and is kept for rolling back. `quarantined` versions failed here and are not tried again. `without_since_s` is
-    `fairness`'s: since when the pool lacks VMs it wants without being given one; None while it does not.
-    """
+    `target` is the version the assignment names, `serving` the last one that passed, `previous` the one that served
+    before it and is kept for a rollback. `quarantined` versions failed here and are not tried again. `short_since_s`
+    belongs to `agent.domain.allocation`: since when the pool lacks VMs without being given one; None while it lacks
+    none."""
 
     pool: str
     target: str | None
@@ -45,57 +47,54 @@ class Rollout:
     failures: int = 0  # VMs of the target that failed since the rollout began
     reason: str = ""
     quarantined: tuple[str, ...] = ()
-    without_since_s: float | None = None
+    short_since_s: float | None = None
 
 
-JUDGED_PHASES: Final = frozenset({Phase.CANARY, Phase.PROMOTING})
-_BLAMELESS: Final = frozenset(
-    {
-        Cause.REQUESTED,
-        Cause.INTERRUPTED,
-        Cause.CLONE_FAILED,
-        Cause.SUSPEND_FAILED,
-        Cause.RESUME_FAILED,
-        Cause.DAMAGED,
-        Cause.SLOTS_TAKEN,
-    }
-)
-"""Causes that say nothing about the image."""
+TRIAL_PHASES: Final = frozenset({Phase.CANARY, Phase.PROMOTING})
+"""Phases in which failed VMs of the target count against it."""
 
 
-def advance(rollout: Rollout | None, pool: PoolSpec, wanted: str | None, world: World) -> Rollout:
-    """Return the rollout of `pool` after one look. `wanted` is the digest its reference means, if that is known."""
+def advance(
+    rollout: Rollout | None,
+    pool: PoolSpec,
+    digest: str | None,
+    *,
+    vms: Iterable[Vm],
+    has_image: Callable[[str], bool],
+    now_s: float,
+) -> Rollout:
+    """Return the next record of a pool's rollout. `digest` is that of the pool's reference, if it is known."""
     if rollout is None:
-        rollout = Rollout(pool.name, wanted, None, Phase.PULLING, world.now_s)
-    elif wanted is not None and wanted != rollout.target:
-        rollout = _retarget(rollout, wanted, world.now_s)
-    vms = (vm for vm in world.vms if vm.pool == pool.name)  # looked at in few phases only
+        rollout = Rollout(pool.name, digest, None, Phase.PULLING, now_s)
+    elif digest is not None and digest != rollout.target:
+        rollout = _retarget(rollout, digest, now_s)
+    own_vms = (vm for vm in vms if vm.pool == pool.name)  # lazy: only two phases need them
     match rollout.phase:
-        case Phase.PULLING if rollout.target and world.has_image(rollout.target):
-            proven_before = rollout.target in (rollout.serving, rollout.previous)
-            return _enter(rollout, Phase.PROMOTING if proven_before else Phase.CANARY, world.now_s)
+        case Phase.PULLING if rollout.target and has_image(rollout.target):
+            served_before = rollout.target in (rollout.serving, rollout.previous)
+            return _enter(rollout, Phase.PROMOTING if served_before else Phase.CANARY, now_s)
         case Phase.CANARY if rollout.failures >= pool.canary_attempts:
-            return _roll_back(rollout, rollout.serving, world.now_s)
+            return _roll_back(rollout, rollout.serving, now_s)
         case Phase.PROMOTING if rollout.failures >= pool.canary_attempts and rollout.previous:
-            # With nothing to go back to, the breaker slows the retries instead: some VMs beat none.
-            return _roll_back(rollout, rollout.previous, world.now_s)
-        case Phase.CANARY if any(_proven(vm, rollout.target) for vm in vms):
-            return _enter(rollout, Phase.PROMOTING, world.now_s)
-        case Phase.PROMOTING if not any(_outdated(vm, rollout.target) for vm in vms):
-            return _enter(rollout, Phase.SERVING, world.now_s)
+            # Without a previous version the image's breaker delays the retries instead: some VMs are better than none.
+            return _roll_back(rollout, rollout.previous, now_s)
+        case Phase.CANARY if any(_passed(vm, rollout.target) for vm in own_vms):
+            return _enter(rollout, Phase.PROMOTING, now_s)
+        case Phase.PROMOTING if not any(_is_outdated(vm, rollout.target) for vm in own_vms):
+            return _enter(rollout, Phase.SERVING, now_s)
     return rollout
 
 
-def record_failure(rollout: Rollout, vm: Vm) -> Rollout:
-    """Return the rollout after `vm` failed: a failure of the version on trial counts against it."""
-    on_trial = rollout.phase in JUDGED_PHASES and vm.image == rollout.target
-    if not on_trial or vm.failure is None or vm.failure.cause in _BLAMELESS:
+def count_version_failure(rollout: Rollout, vm: Vm) -> Rollout:
+    """Return the rollout after `vm` failed: in a trial phase the failure of a target VM counts against the target."""
+    is_on_trial = rollout.phase in TRIAL_PHASES and vm.image == rollout.target
+    if not is_on_trial or vm.failure is None or CAUSES[vm.failure.cause] not in COUNTS_FOR_ROLLOUT:
         return rollout
     return replace(rollout, failures=rollout.failures + 1, reason=f"{vm.failure.cause}: {vm.failure.reason}")
 
 
 def retry(rollout: Rollout, now_s: float) -> Rollout:
-    """Return the rollout with its target on trial anew: no longer quarantined, its failures forgotten."""
+    """Return the rollout with a new trial of its target: not quarantined, without failures."""
     if rollout.phase is Phase.SERVING:
         return rollout
     fresh = replace(rollout, failures=0, reason="", since_s=now_s)
@@ -106,11 +105,10 @@ def retry(rollout: Rollout, now_s: float) -> Rollout:
 
 
 def undo(rollout: Rollout, *, reason: str, now_s: float) -> Rollout | None:
-    """Return the rollout with the version before the target serving again and the target quarantined.
+    """Return the rollout with the version before the target serving, and the target quarantined.
 
-    That is the one that still serves while the target is not proven, and the previous one after. None when there is
-    no such version, or it serves already.
-    """
+    Before the target passed, that is the serving version; afterwards the previous one. None when there is no such
+    version, or it serves already."""
     last_good = rollout.previous if rollout.serving == rollout.target else rollout.serving
     if last_good is None or rollout.phase is Phase.ROLLED_BACK:
         return None
@@ -122,9 +120,9 @@ def needed_images(rollout: Rollout) -> frozenset[str]:
     return frozenset(digest for digest in (rollout.target, rollout.serving, rollout.previous) if digest)
 
 
-def _retarget(rollout: Rollout, wanted: str, now_s: float) -> Rollout:
-    fresh = replace(rollout, target=wanted, failures=0, reason="", since_s=now_s)
-    if wanted in rollout.quarantined:
+def _retarget(rollout: Rollout, digest: str, now_s: float) -> Rollout:
+    fresh = replace(rollout, target=digest, failures=0, reason="", since_s=now_s)
+    if digest in rollout.quarantined:
         return replace(fresh, phase=Phase.ROLLED_BACK, reason="this version failed here before and is quarantined")
     return replace(fresh, phase=Phase.PULLING)
 
@@ -137,7 +135,7 @@ def _enter(rollout: Rollout, phase: Phase, now_s: float) -> Rollout:
 
 
 def _roll_back(rollout: Rollout, last_good: str | None, now_s: float) -> Rollout:
-    """Serve the last good version again and quarantine the target."""
+    """Return to the last good version and quarantine the target."""
     return replace(
         rollout,
         phase=Phase.ROLLED_BACK,
@@ -148,10 +146,10 @@ def _roll_back(rollout: Rollout, last_good: str | None, now_s: float) -> Rollout
     )
 
 
-def _proven(vm: Vm, target: str | None) -> bool:
+def _passed(vm: Vm, target: str | None) -> bool:
     return vm.image == target and vm.state in (VmState.READY, VmState.LEASED)
 
 
-def _outdated(vm: Vm, target: str | None) -> bool:
-    """Whether a VM of another version still has to make way. A leased one ends with its lease, in its own time."""
+def _is_outdated(vm: Vm, target: str | None) -> bool:
+    """Whether a VM of another version must still end. A leased one ends with its lease and delays nothing."""
     return vm.image != target and vm.holds_slot and vm.state is not VmState.LEASED

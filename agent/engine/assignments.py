@@ -1,60 +1,59 @@
-"""The assignment in force: from a watched file or from the API, whichever the configuration names, never both.
+"""The assignment in force: from a watched file or from the API, as the configuration says, never from both.
 
-The last good assignment is in the journal. A bad file keeps it in force, now and after a restart, and a condition
-tells why the newer one was refused.
-"""
+The last valid assignment is in the journal. It stays in force while a newer file is invalid, also after a restart, and
+the condition `AssignmentValid` has the reason."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from agent.config import Assignment, ConfigError, load_assignment
 from agent.config.file_watch import watch_file
-from agent.domain.errors import ErrorOrigin, HearthError
-from agent.domain.events import EventKind
-from agent.domain.model import Condition, ConditionStatus
-from agent.engine.database import JournalError, StoredAssignment
+from agent.domain.errors import RefusedError
+from agent.domain.facts import AssignmentAccepted, AssignmentRefused
+from agent.domain.model import Condition, ConditionStatus, StoredAssignment
+from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from agent.domain.model import PoolSpec
     from agent.engine.state_store import StateStore
 
 log = structlog.get_logger()
 
 
-class AssignmentReadOnlyError(HearthError):
-    """The assignment was written through the door that the configuration does not name."""
+class AssignmentReadOnlyError(RefusedError):
+    """The assignment was sent to the API, but the configuration names a file as its source."""
 
     code = "assignment-read-only"
-    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
-class AssignmentConflictError(HearthError):
-    """Somebody else changed the assignment since the caller read it."""
+class AssignmentConflictError(RefusedError):
+    """The assignment changed since the caller read it."""
 
     code = "assignment-conflict"
-    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 @dataclass(frozen=True, slots=True)
 class HeldAssignment:
-    """The assignment in force, with its entity tag and where it came from (`file` or `api`)."""
+    """The assignment in force, with its pools, its entity tag and its source (`file` or `api`)."""
 
     document: Assignment
+    pools: tuple[PoolSpec, ...]
     etag: str
     source: str
-    error: str = ""  # why a newer one was refused, if it was
+    error: str = ""  # why a newer assignment was refused, if it was
 
 
 class Assignments:
-    """Holds the assignment in force and lets it change through one door."""
+    """Holds the assignment in force and changes it from its one source."""
 
     def __init__(
         self, store: StateStore, *, source: Literal["file", "api"], file: Path, on_change: Callable[[], None]
@@ -63,13 +62,13 @@ class Assignments:
         self._source = source
         self._file = file
         self._on_change = on_change
-        self.held = HeldAssignment(Assignment(), etag_of(Assignment()), source)
+        self.held = _hold(Assignment(), source)
 
     async def load(self) -> None:
-        """Take up the last good assignment, then the file if that is the source."""
-        stored = self._store.assignment
+        """Load the last valid assignment, then the file if that is the source."""
+        stored = self._store.state.assignment
         if stored is not None:
-            self.held = HeldAssignment(Assignment.model_validate_json(stored.document), stored.etag, self._source)
+            self.held = _hold(Assignment.model_validate_json(stored.document), self._source)
         if self._source == "file":
             await self._reload_or_log()
 
@@ -80,21 +79,21 @@ class Assignments:
         await watch_file(self._file, self._reload_or_log)
 
     async def reload(self) -> None:
-        """Read the file; keep the assignment in force when the file cannot be used."""
+        """Read the file; keep the assignment in force if the file is invalid."""
         try:
             document = await asyncio.to_thread(load_assignment, self._file)
         except ConfigError as error:
-            told = str(error) == self.held.error
-            self.held = HeldAssignment(self.held.document, self.held.etag, self.held.source, str(error))
+            is_reported = str(error) == self.held.error
+            self.held = replace(self.held, error=str(error))
             self._on_change()
-            if not told:
-                async with self._store.transaction() as transaction:
-                    transaction.event(EventKind.ASSIGNMENT_REFUSED, detail=str(error))
+            if not is_reported:
+                await self._store.record(AssignmentRefused(str(error)))
         else:
             await self._accept(document)
 
     async def check_file(self) -> None:
-        """Read the file again if that is the source: a change whose notice was lost, or could not be written down."""
+        """Read the file again if that is the source: its change notification may be lost, or the journal unwritable
+        then."""
         if self._source == "file":
             await self._reload_or_log()
 
@@ -117,9 +116,9 @@ class Assignments:
         return self.held
 
     def condition(self, now_s: float) -> Condition:
-        """Tell whether the newest assignment offered is the one in force."""
+        """Return whether the newest assignment is the one in force."""
         if self.held.error:
-            message = f"{self.held.error}. The last good assignment stays in force"
+            message = f"{self.held.error}. The last valid assignment stays in force"
             return Condition("AssignmentValid", ConditionStatus.FALSE, "Refused", message, now_s, problem=True)
         return Condition("AssignmentValid", ConditionStatus.TRUE, "AsExpected", "", now_s)
 
@@ -127,19 +126,21 @@ class Assignments:
         try:
             await self.reload()
         except JournalError as error:
-            log.error("assignment-not-written", error=str(error))  # noqa: TRY400 - the message says it all
+            log.error("assignment-not-written", error=str(error))  # noqa: TRY400 - the message is complete
 
     async def _accept(self, document: Assignment) -> None:
-        etag = etag_of(document)
-        stored = StoredAssignment(self._source, etag, document.model_dump_json())
-        if self._store.assignment != stored:
-            async with self._store.transaction() as transaction:
-                transaction.put(stored)
-                transaction.event(EventKind.ASSIGNMENT_CHANGED, detail=", ".join(sorted(document.pools)) or "no pools")
-        changed = self.held.etag != etag or bool(self.held.error)
-        self.held = HeldAssignment(document, etag, self._source)
-        if changed:
+        accepted = _hold(document, self._source)
+        stored = StoredAssignment(self._source, accepted.etag, document.model_dump_json())
+        if self._store.state.assignment != stored:
+            await self._store.record(AssignmentAccepted(stored, tuple(document.pools)))
+        is_changed = accepted != self.held
+        self.held = accepted
+        if is_changed:
             self._on_change()
+
+
+def _hold(document: Assignment, source: str) -> HeldAssignment:
+    return HeldAssignment(document, document.specs(), etag_of(document), source)
 
 
 def etag_of(document: Assignment) -> str:

@@ -1,4 +1,4 @@
-"""The board of conditions: keeps since when each has been as it is, and logs each change once."""
+"""The condition board: the latest condition of each type, since when it holds, with each change logged once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConditionBoard:
         self._conditions: dict[str, Condition] = {}
 
     def post(self, conditions: Iterable[Condition]) -> None:
-        """Take new readings; `since_s` moves only when status or reason changes."""
+        """Replace conditions; `since_s` changes only with status or reason."""
         for new in conditions:
             old = self._conditions.get(new.type)
             if old is not None and (old.status, old.reason) == (new.status, new.reason):
@@ -35,7 +35,7 @@ class ConditionBoard:
                 )
 
     def post_problem(self, kind: str, now_s: float, *, reason: str = "", message: str = "") -> None:
-        """Post whether something works that only the engine can know: a `reason` means that it does not."""
+        """Post a condition that is true unless there is a `reason` why not."""
         status = ConditionStatus.FALSE if reason else ConditionStatus.TRUE
         self.post([Condition(kind, status, reason or "AsExpected", message, now_s, problem=bool(reason))])
 

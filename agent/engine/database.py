@@ -1,9 +1,8 @@
-"""The journal: one SQLite file that says what the agent intends and knows. Intent is durable before its effect.
+"""The database: the journal file, in SQLite. An intent is durable in it before its effect starts.
 
-Records are domain values kept as JSON, one table a kind; SQLite itself forbids two leases on one VM. One thread owns
-the connection, so nothing here blocks the event loop and every `write` is one transaction, synced to disk (WAL with
-synchronous=FULL) when it returns.
-"""
+Records are domain values stored as JSON, one table per kind; SQLite itself forbids two leases on one VM. One thread
+owns the connection, so nothing here blocks the event loop. Every `write` is one transaction, synced to disk (WAL with
+synchronous=FULL) when it returns."""
 
 from __future__ import annotations
 
@@ -17,26 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.breaker import Breaker
 from agent.domain.events import Event
-from agent.domain.model import HostMode, Lease, Resolution, Vm
+from agent.domain.model import HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
+from agent.domain.stored_state import Drop, Put, key_of
 from agent.engine.schema import VERSION, JournalError, connect, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = [
-    "EVENT",
-    "TABLES",
-    "Change",
-    "Database",
-    "Drop",
-    "JournalError",
-    "Put",
-    "Record",
-    "StoredAssignment",
-    "key_of",
-]
+    from agent.domain.stored_state import Change, Key, Record
 
 T = TypeVar("T")
 
@@ -45,61 +34,23 @@ KEPT_EVENTS: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAssignment:
-    """The last good assignment, kept so that a bad file after a restart does not empty the pools."""
-
-    source: str
-    etag: str
-    document: str  # JSON
-
-    key: str = "current"
-
-
-Record = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment | HostMode
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """How one kind of record is kept."""
+class Table:
+    """The table of one kind of record."""
 
     name: str
-    key: Callable[[Any], str]
     adapter: TypeAdapter[Any]
 
 
-TABLES: Final[dict[type[Record], _Table]] = {
-    Vm: _Table("vms", lambda vm: vm.name, TypeAdapter(Vm)),
-    Lease: _Table("leases", lambda lease: lease.id, TypeAdapter(Lease)),
-    Rollout: _Table("rollouts", lambda rollout: rollout.pool, TypeAdapter(Rollout)),
-    Breaker: _Table("breakers", lambda breaker: breaker.key, TypeAdapter(Breaker)),
-    Resolution: _Table("resolutions", lambda resolution: resolution.reference, TypeAdapter(Resolution)),
-    StoredAssignment: _Table("assignments", lambda stored: stored.key, TypeAdapter(StoredAssignment)),
-    HostMode: _Table("modes", lambda mode: mode.key, TypeAdapter(HostMode)),
+TABLES: Final[dict[type[Record], Table]] = {
+    Vm: Table("vms", TypeAdapter(Vm)),
+    Lease: Table("leases", TypeAdapter(Lease)),
+    Rollout: Table("rollouts", TypeAdapter(Rollout)),
+    Breaker: Table("breakers", TypeAdapter(Breaker)),
+    Resolution: Table("resolutions", TypeAdapter(Resolution)),
+    StoredAssignment: Table("assignments", TypeAdapter(StoredAssignment)),
+    HostMode: Table("modes", TypeAdapter(HostMode)),
 }
 EVENT: Final = TypeAdapter(Event)
-
-
-def key_of(record: Record) -> str:
-    """Return the key a record is kept under."""
-    return TABLES[type(record)].key(record)
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Write a record, new or changed."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Remove a record. Removing what is not there succeeds."""
-
-    kind: type[Record]
-    key: str
-
-
-Change = Put | Drop
 
 
 class Database:
@@ -112,7 +63,7 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path) -> Database:
-        """Open the journal, making it when there is none. Raises `JournalError` for one that is corrupt or newer."""
+        """Open the journal, or create it. Raises `JournalError` if it is corrupt or newer than this agent."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
@@ -122,18 +73,19 @@ class Database:
             raise
         return cls(connection, thread, path)
 
-    async def load(self, kind: type[T]) -> dict[str, T]:
+    async def load(self, kind: type[T]) -> dict[Key, T]:
         """Return every record of a kind by its key."""
         table = TABLES[kind]  # type: ignore[index]
 
-        def read() -> dict[str, T]:
-            rows = self._connection.execute(f"SELECT key, doc FROM {table.name}").fetchall()
-            return {key: table.adapter.validate_json(doc) for key, doc in rows}
+        def read() -> dict[Key, T]:
+            rows = self._connection.execute(f"SELECT doc FROM {table.name}").fetchall()
+            records = [table.adapter.validate_json(doc) for (doc,) in rows]
+            return {key_of(record): record for record in records}
 
         return await self._run(read)
 
     async def write(self, changes: Sequence[Change], events: Sequence[Event] = ()) -> None:
-        """Make all changes and events durable together, or none of them."""
+        """Commit all changes and events, or none of them. Raises `JournalError`."""
 
         def transact() -> None:
             with self._connection:
@@ -148,7 +100,7 @@ class Database:
         await self._run(transact)
 
     async def touch(self) -> None:
-        """Write without changing anything. Raises `JournalError` when that cannot be done."""
+        """Write without changing anything. Raises `JournalError` if that fails."""
 
         def write() -> None:
             self._connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -156,7 +108,8 @@ class Database:
         await self._run(write)
 
     async def events(self, *, vm: str | None = None, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
-        """Return events in order with their sequence numbers: those after `after`, of one VM if named."""
+        """Return at most `limit` events with their sequence numbers, in order: those after `after`, of one VM if
+        named."""
 
         def read() -> list[tuple[int, Event]]:
             where, values = ("AND vm = ?", [vm]) if vm else ("", [])
@@ -178,7 +131,7 @@ class Database:
         return await self._run(read)
 
     async def last_of_lease(self, lease_id: str) -> Event | None:
-        """Return the latest event of a lease, or None when none is kept."""
+        """Return the latest event of a lease, or None if no event of it is stored."""
 
         def read() -> Event | None:
             query = "SELECT doc FROM events WHERE lease = ? ORDER BY sequence DESC LIMIT 1"
@@ -188,7 +141,7 @@ class Database:
         return await self._run(read)
 
     async def trim(self) -> None:
-        """Forget the oldest events beyond `KEPT_EVENTS`."""
+        """Delete the oldest events beyond `KEPT_EVENTS`."""
 
         def delete() -> None:
             with self._connection:
@@ -209,20 +162,20 @@ class Database:
                 table = TABLES[type(record)]
                 self._connection.execute(
                     f"INSERT INTO {table.name} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET doc = excluded.doc",
-                    [table.key(record), table.adapter.dump_json(record).decode()],
+                    [str(key_of(record)), table.adapter.dump_json(record).decode()],
                 )
             case Drop(kind, key):
-                self._connection.execute(f"DELETE FROM {TABLES[kind].name} WHERE key = ?", [key])
+                self._connection.execute(f"DELETE FROM {TABLES[kind].name} WHERE key = ?", [str(key)])
 
     async def _run(self, work: Callable[[], T]) -> T:
-        """Run `work` on the journal's thread. A timeout leaves it running there: later work waits behind it."""
+        """Run `work` on the journal's thread. After a timeout it continues there, and later work waits for it."""
         try:
             future = asyncio.get_running_loop().run_in_executor(self._thread, work)
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 return await asyncio.shield(future)
         except TimeoutError:
             raise JournalError(
-                f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check the disk it lies on"
+                f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check its disk"
             ) from None
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}", remedy="free space on its disk, or check the disk") from error

@@ -1,4 +1,4 @@
-"""The world context, as effects reach it: hypervisor and images, with a bound on everything that is waited for."""
+"""The context of effects: hypervisor, images and state store, with a time limit on every external call."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 
 from agent.domain.errors import HearthError
-from agent.engine.database import JournalError
+from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
+    from agent.domain.facts import Fact
+    from agent.domain.stored_state import StoredState
     from agent.engine.evidence import Evidence
-    from agent.engine.state_store import StateStore, Transaction
+    from agent.engine.state_store import StateStore
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
 
@@ -26,40 +28,40 @@ RETRY_S: Final = 1.0
 
 
 class TooSlowError(HearthError):
-    """The context world did not answer in time."""
+    """An external call exceeded its time limit."""
 
     code = "too-slow"
 
 
 @dataclass(frozen=True, slots=True)
 class EffectContext:
-    """What effects work on, and the store they write their ends into. `jitter` gives numbers from 0 to 1."""
+    """What effects work with."""
 
     hypervisor: Hypervisor
     images: Images
     store: StateStore
     evidence: Evidence
-    jitter: Callable[[], float]
 
-    async def record(self, write: Callable[[Transaction], T]) -> T:
-        """Write how an effect ended, and return what `write` does.
+    async def record(self, fact: Fact) -> StoredState:
+        """Record how an effect ended; return the state after it.
 
-        While the journal cannot be written, as on a full disk, it is tried again and again: what was done stays known,
-        and its resource busy, so that nothing is planned on a world that is not as it is written.
+        While the journal cannot be written, for example on a full disk, this retries: the effect's resource stays busy,
+        so nothing is planned on a record that is out of date.
         """
         while True:
             try:
-                async with self.store.transaction() as transaction:
-                    return write(transaction)
+                return await self.store.record(fact)
             except JournalError as error:
-                log.error("end-not-written", error=str(error))  # noqa: TRY400 - the message says it all
+                log.error("end-not-written", error=str(error))  # noqa: TRY400 - the message is complete
             await asyncio.sleep(RETRY_S)
 
 
-async def bounded(awaitable: Awaitable[T], limit_s: float, what: str) -> T:
-    """Await at most `limit_s`. Raises `TooSlowError` that says what was waited for."""
+async def bounded(awaitable: Awaitable[T], limit_s: float, operation: str) -> T:
+    """Await at most `limit_s`. Raises `TooSlowError` that names `operation`."""
     try:
         async with asyncio.timeout(limit_s):
             return await awaitable
     except TimeoutError:
-        raise TooSlowError(f"{what} took longer than {limit_s:g} s", remedy="it was ended and is retried") from None
+        raise TooSlowError(
+            f"{operation} took longer than {limit_s:g} s and was cancelled", remedy="the agent retries automatically"
+        ) from None

@@ -1,72 +1,44 @@
-"""What actions do to the world context: each step bounded in time, each end in the journal.
+"""The dispatch table from planned effects to the functions that carry them out.
 
-An effect never raises for what it is prepared for: it writes down what happened, and the next plan decides.
+An effect never raises an expected failure: it records a fact, and the next plan decides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from agent.domain.actions import (
-    CreateVm,
-    DestroyVm,
-    DropTemplate,
-    EvictImage,
-    PullImage,
-    RemoveStray,
-    ResolveImage,
-    ResumeVm,
-    SaveTemplate,
-    SuspendVm,
-)
-from agent.engine import image_effects, standby_effects, vm_effects
+from agent.domain import actions
+from agent.engine import image_effects, snapshot_effects, vm_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from agent.domain.actions import Action
+    from agent.domain.actions import Effect
     from agent.engine.effect_context import EffectContext
 
+    EffectFunction = Callable[[EffectContext, Any], Awaitable[None]]
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """Performs actions. `look_at_stock` is awaited after those that change which images and templates stand here."""
+EFFECTS: Final[Mapping[type[Effect], EffectFunction]] = MappingProxyType(
+    {
+        actions.CreateVm: vm_effects.create,
+        actions.DestroyVm: vm_effects.destroy,
+        actions.RemoveStray: vm_effects.remove_stray,
+        actions.SuspendVm: snapshot_effects.suspend,
+        actions.ResumeVm: snapshot_effects.resume,
+        actions.SaveTemplate: snapshot_effects.save_template,
+        actions.DropTemplate: snapshot_effects.drop_template,
+        actions.ResolveImage: image_effects.resolve,
+        actions.PullImage: image_effects.pull,
+        actions.EvictImage: image_effects.evict,
+    }
+)
+CHANGES_STORAGE: Final = frozenset({actions.SaveTemplate, actions.DropTemplate, actions.PullImage, actions.EvictImage})
+"""Effects that change the local images, the templates or the free space."""
 
-    context: EffectContext
-    look_at_stock: Callable[[], Awaitable[None]]
 
-    async def perform(self, action: Action) -> None:
-        """Do what an action asks. Actions that were wholly intent have nothing left to do."""
-        match action:
-            case CreateVm() | DestroyVm() | RemoveStray() | SuspendVm() | ResumeVm():
-                await self._work_on_vm(action)
-            case ResolveImage(reference):
-                await image_effects.resolve(self.context, reference)
-            case PullImage() | EvictImage() | SaveTemplate() | DropTemplate():
-                await self._work_on_stock(action)
-                await self.look_at_stock()
-
-    async def _work_on_vm(self, action: CreateVm | DestroyVm | RemoveStray | SuspendVm | ResumeVm) -> None:
-        match action:
-            case CreateVm():
-                await vm_effects.create(self.context, action)
-            case DestroyVm(name, _, evidence):
-                await vm_effects.destroy(self.context, name, evidence=evidence)
-            case RemoveStray(name):
-                await vm_effects.reap(self.context, name)
-            case SuspendVm(name):
-                await standby_effects.suspend(self.context, name)
-            case ResumeVm():
-                await standby_effects.resume(self.context, action)
-
-    async def _work_on_stock(self, action: PullImage | EvictImage | SaveTemplate | DropTemplate) -> None:
-        match action:
-            case PullImage(reference, digest):
-                await image_effects.pull(self.context, reference, digest)
-            case EvictImage(digest):
-                await image_effects.evict(self.context, digest)
-            case SaveTemplate():
-                await standby_effects.save_template(self.context, action)
-            case DropTemplate(template):
-                await standby_effects.drop_template(self.context, template)
+async def perform(context: EffectContext, observe_storage: Callable[[], Awaitable[None]], effect: Effect) -> None:
+    """Carry out an effect, and refresh the observed storage if the effect changes it."""
+    await EFFECTS[type(effect)](context, effect)
+    if type(effect) in CHANGES_STORAGE:
+        await observe_storage()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.domain.events import EventKind
+from agent.domain.facts import VmAdopted
 from agent.domain.model import Cause, Check
-from agent.domain.states import RUNNING
-from agent.engine.database import JournalError
-from agent.engine.housekeeping import keep_house
+from agent.engine.housekeeping import run_housekeeping
+from agent.engine.schema import JournalError
 from agent.hypervisors.sessions import open_exec
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from agent.config import Assignment
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, World
+    from agent.domain.model import Condition
+    from agent.domain.world import World
     from agent.engine.assignments import Assignments, HeldAssignment
     from agent.engine.conditions import ConditionBoard
     from agent.engine.evidence import Evidence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from agent.engine.leases import LeaseDesk
     from agent.engine.observer import Observer
     from agent.engine.operator_commands import OperatorCommands
-    from agent.engine.prober import Prober
+    from agent.engine.prober import Prober, ProbeResults
     from agent.engine.reconciler import Reconciler
     from agent.engine.state_store import StateStore
     from agent.engine.vm_updates import VmUpdates
@@ -67,6 +68,7 @@ class Parts:
     executor: Executor
     board: ConditionBoard
     prober: Prober
+    probe_results: ProbeResults
     updates: VmUpdates
     reconciler: Reconciler
     view: WorldBuilder
@@ -89,7 +91,7 @@ class Engine:
         parts = self._parts
         await parts.store.load()
         await parts.assignments.load()
-        parts.hypervisor.on_exit(parts.updates.note_exit)
+        parts.hypervisor.on_exit(parts.updates.queue_exit)
         await self._look()
         await self._adopt()
         self._started = True
@@ -102,7 +104,7 @@ class Engine:
             group.create_task(parts.updates.follow_exits(), name="exits")
             group.create_task(parts.assignments.watch(), name="assignment")
             group.create_task(self._look_around(), name="observer")
-            group.create_task(keep_house(parts.history.trim, parts.evidence.trim), name="housekeeping")
+            group.create_task(run_housekeeping(parts.history.trim, parts.evidence.trim), name="housekeeping")
 
     async def stop(self) -> None:
         """Stop working and leave every VM running."""
@@ -157,7 +159,7 @@ class Engine:
 
     def probes(self, vm: str) -> tuple[ProbeResult, ...]:
         """Return the latest answer of each probe of a VM."""
-        return self._parts.prober.latest(vm)
+        return self._parts.probe_results.latest(vm)
 
     def pulls(self) -> tuple[PullProgress, ...]:
         """Return the pulls under way."""
@@ -170,18 +172,18 @@ class Engine:
 
     def heartbeat(self) -> float:
         """Return what changes with every turn of the loop."""
-        return self._parts.reconciler.beat_s
+        return self._parts.reconciler.last_pass_s
 
     def heartbeat_age_s(self) -> float:
         """Seconds since the loop last finished a turn."""
-        return time.monotonic() - self._parts.reconciler.beat_s
+        return time.monotonic() - self._parts.reconciler.last_pass_s
 
     def readiness(self) -> tuple[Check, ...]:
         """Return the named readiness checks: can this agent do its job now?"""
         problems = self._parts.observer.problems
         conditions = self._parts.board.as_mapping()
         journal = conditions.get("JournalWritable")
-        mode = self._parts.store.mode
+        mode = self._parts.store.state.mode
         age_s = self.heartbeat_age_s()
         hypervisor = problems.get("HypervisorResponding", "")
         return (
@@ -230,7 +232,7 @@ class Engine:
 
     async def _look(self) -> None:
         parts = self._parts
-        await parts.observer.look(lambda: frozenset(parts.store.vms), lambda: parts.executor.busy)
+        await parts.observer.observe(lambda: frozenset(parts.store.state.vms), lambda: parts.executor.busy)
         now_s = time.time()
         for fact in parts.observer.health:
             parts.board.post_problem(fact.condition, now_s, reason=fact.reason, message=fact.message)
@@ -241,7 +243,7 @@ class Engine:
     async def _adopt(self) -> None:
         """Record which VMs of an earlier life of the agent were found running."""
         listing = self._parts.observer.take_listing()
-        self._parts.observer.put_back(listing)
+        self._parts.observer.restore_listing(listing)
         running = {seen.name: seen.pid for seen in listing.seen if seen.running} if listing else {}
         try:
             await self._record_adopted(running)
@@ -250,9 +252,5 @@ class Engine:
 
     async def _record_adopted(self, running: Mapping[str, int | None]) -> None:
         async with self._parts.store.transaction() as transaction:
-            for vm in self._parts.store.vms.values():
-                if vm.state in RUNNING and vm.name in running:
-                    transaction.event(
-                        EventKind.VM_ADOPTED, vm=vm.name, pool=vm.pool, image=vm.image,
-                        detail=f"{vm.state}, process {running[vm.name]}",
-                    )  # fmt: skip
+            for vm, pid in running.items():
+                transaction.record(VmAdopted(vm, pid))

@@ -1,8 +1,7 @@
-"""Evidence of failed VMs: what explains each, in a folder of its own, within a budget, and read back by name alone.
+"""Evidence of failed VMs: files that explain each failure, one folder per VM, within a space limit.
 
-The driver collects what only it can see (console, screen, tool output); `summary.json` adds what the engine knows: the
-failure, the last answers of the probes, and the VM's events. Oldest evidence makes room for new.
-"""
+The driver collects what only it can read (console, screen, tool output); `summary.json` adds the failure, the last
+probe results and the VM's events. The oldest evidence is deleted first."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ SUMMARY: Final = "summary.json"
 
 
 class EvidenceUnknownError(HearthError):
-    """No such evidence is kept: the VM did not fail, or its evidence made room for newer."""
+    """No such evidence is stored: the VM did not fail, or its evidence was deleted to free space."""
 
     code = "evidence-not-found"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
@@ -46,7 +45,7 @@ class EvidenceFile:
 class Evidence:
     """The folder that holds the evidence of every VM. `budget_bytes` is for all of them, `vm_bytes` for each.
 
-    `events` and `probes` recall what happened to a VM and what its probes answered last.
+    `events` and `probes` return the events and the last probe results of a VM.
     """
 
     root: Path
@@ -56,10 +55,9 @@ class Evidence:
     probes: Callable[[str], tuple[ProbeResult, ...]]
 
     async def keep(self, vm: Vm, collect: Callable[[Path], Awaitable[None]]) -> None:
-        """Keep what explains a VM's failure; `collect` lets the driver write its part into a folder.
+        """Store the evidence of a failed VM; `collect` writes the driver's part into a folder.
 
-        What the engine knows is kept even when the driver cannot collect anything: its error is raised after that.
-        Raises `HearthError` and `OSError`.
+        The summary is stored even if the driver fails; its error is raised afterwards. Raises `HearthError`, `OSError`.
         """
         into, error = self.root / vm.name, ""
         try:
@@ -71,29 +69,30 @@ class Evidence:
             summary: dict[str, object] = {
                 "vm": asdict(vm),
                 "failure": asdict(vm.failure) if vm.failure else None,
-                "probes": [asdict(answer) for answer in self.probes(vm.name)],
+                "probes": [asdict(result) for result in self.probes(vm.name)],
                 "events": [asdict(event) for event in await self.events(vm.name)],
                 "error": error,
             }
             await asyncio.to_thread(self._finish, into, summary)
 
     async def files(self, vm: str) -> tuple[EvidenceFile, ...]:
-        """Return the files kept of a VM, by name. Raises `EvidenceUnknownError` when there are none."""
+        """Return the stored files of a VM, by name. Raises `EvidenceUnknownError` if there are none."""
         found = await asyncio.to_thread(_files, self.root / vm) if names.parse(vm) else ()
         if not found:
             raise EvidenceUnknownError(
-                f"no evidence of {vm} is kept", remedy="only failed VMs leave some, and the oldest makes room for new"
+                f"no evidence of {vm} is stored: only failed VMs have some, and the oldest is deleted first",
+                remedy="list the VM's events with `hearth vms why NAME`",
             )
         return found
 
     async def path(self, vm: str, name: str) -> Path:
-        """Return where one file of a VM lies, never context its folder. Raises `EvidenceUnknownError`."""
+        """Return the path of one file of a VM, never outside its folder. Raises `EvidenceUnknownError`."""
         if name not in {file.name for file in await self.files(vm)}:
-            raise EvidenceUnknownError(f"no file {name!r} is kept of {vm}", remedy="list what there is first")
+            raise EvidenceUnknownError(f"the evidence of {vm} has no file {name!r}", remedy="list its files first")
         return self.root / vm / name
 
     async def trim(self) -> None:
-        """Drop the oldest evidence beyond the budget. Raises `OSError`."""
+        """Delete the oldest evidence beyond the limit. Raises `OSError`."""
         await asyncio.to_thread(self._trim)
 
     def _finish(self, into: Path, summary: dict[str, object]) -> None:
@@ -118,7 +117,7 @@ class Evidence:
 
 
 def _files(folder: Path) -> tuple[EvidenceFile, ...]:
-    """Return the regular files right in a folder: no links, nothing below."""
+    """Return the regular files in a folder, without links and subfolders."""
     try:
         entries = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -128,7 +127,7 @@ def _files(folder: Path) -> tuple[EvidenceFile, ...]:
 
 
 def _shrink(folder: Path, limit_bytes: int) -> list[str]:
-    """Drop the largest files until the rest is within the limit; return their names."""
+    """Delete the largest files until the rest is within the limit; return their names."""
     files = sorted(_files(folder), key=lambda file: file.size_bytes)
     dropped = []
     while sum(file.size_bytes for file in files) > limit_bytes:

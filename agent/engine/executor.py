@@ -1,4 +1,4 @@
-"""Runs the effects of actions side by side, never two on one resource."""
+"""The executor: runs effects concurrently, never two on one resource."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.domain.actions import Action
+    from agent.domain.actions import Effect
 
 log = structlog.get_logger()
 
-_ABOUT: Final = ("vm", "lease", "image")
-"""What every line logged on the way names, so that the log tells the whole story of each."""
+_LOGGED_FIELDS: Final = {"vm": "vm", "image": "image", "digest": "image"}
+"""The fields of an effect that every log line of its task carries, with their names in the log."""
 
 
 class Executor:
-    """Starts effects and knows what is busy. `on_end` is called whenever one ends, however it ended."""
+    """Starts effects and holds the busy resources. `on_end` is called whenever an effect ends, however it ended."""
 
-    def __init__(self, perform: Callable[[Action], Awaitable[None]], on_end: Callable[[], None]) -> None:
+    def __init__(self, perform: Callable[[Effect], Awaitable[None]], on_end: Callable[[], None]) -> None:
         self._perform = perform
         self._on_end = on_end
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -31,30 +31,30 @@ class Executor:
         """The resources with an effect under way."""
         return frozenset(self._tasks)
 
-    def start(self, action: Action) -> None:
-        """Start the effect of an action whose resource is not busy."""
-        if action.resource in self._tasks:
-            raise RuntimeError(f"{action.resource} is busy: the planner must not plan on it")
-        name = f"{type(action).__name__} {action.resource}"
-        self._tasks[action.resource] = asyncio.create_task(self._run(action), name=name)
+    def start(self, effect: Effect) -> None:
+        """Start an effect whose resource is not busy."""
+        if effect.resource in self._tasks:
+            raise RuntimeError(f"{effect.resource} is busy: the planner must not plan on it")
+        name = f"{type(effect).__name__} {effect.resource}"
+        self._tasks[effect.resource] = asyncio.create_task(self._run(effect), name=name)
 
     async def stop(self) -> None:
-        """Cancel what is under way and wait for it. The journal holds the intents: the next start goes on with them."""
+        """Cancel the running effects and wait for them. The next agent continues from their recorded intents."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, action: Action) -> None:
-        kind = type(action).__name__
+    async def _run(self, effect: Effect) -> None:
+        kind = type(effect).__name__
+        fields = {name: value for field, name in _LOGGED_FIELDS.items() if (value := getattr(effect, field, None))}
         try:
-            about = {key: value for key in _ABOUT if (value := getattr(action, key, None))}
-            with structlog.contextvars.bound_contextvars(action=kind, **about):
-                await self._perform(action)
+            with structlog.contextvars.bound_contextvars(action=kind, **fields):
+                await self._perform(effect)
         except asyncio.CancelledError:
             raise
-        except Exception:  # the last line of defence: a bug in one effect must not end the loop
-            log.exception("action-failed", action=kind, resource=action.resource)
+        except Exception:  # a defect in one effect must not end the reconciler
+            log.exception("action-failed", action=kind, resource=effect.resource)
         finally:
-            self._tasks.pop(action.resource, None)
+            self._tasks.pop(effect.resource, None)
             self._on_end()

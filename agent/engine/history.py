@@ -1,4 +1,4 @@
-"""What happened: the events the journal keeps, and the moment there are more."""
+"""The event history: reads the journal's events, and waits for new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class History:
-    """Reads events by their numbers, which grow by one and survive restarts, and tells when the world changes."""
+    """Reads events by sequence number. The numbers increase by one and survive restarts."""
 
     def __init__(self, store: StateStore, database: Database) -> None:
         self._store = store
@@ -25,23 +25,23 @@ class History:
         return await self._database.events(after=after, vm=vm, limit=limit)
 
     async def of_vm(self, vm: str) -> tuple[Event, ...]:
-        """Return the events of one VM so far, the first thousand of them."""
+        """Return the events of one VM, at most the first thousand."""
         return tuple(event for _, event in await self._database.events(vm=vm))
 
     async def trim(self) -> None:
-        """Forget the oldest events beyond what is kept. Raises `JournalError`."""
+        """Delete the oldest events beyond the limit. Raises `JournalError`."""
         await self._database.trim()
 
     async def last(self) -> int:
-        """Return the number of the latest event; 0 when nothing ever happened."""
+        """Return the number of the latest event; 0 if there is none."""
         return await self._database.last_event()
 
     async def changed(self, sequence: int) -> None:
-        """Return as soon as the world is no longer at `sequence`."""
+        """Return as soon as the store's sequence number differs from `sequence`."""
         while self._store.sequence == sequence:
             await self._change.wait()
 
     def _note_change(self, _events: tuple[Event, ...]) -> None:
-        # Everybody who waits now is woken once; who comes later waits for the next change.
+        # Wakes the current waiters once; later ones wait for the next change.
         self._change.set()
         self._change = asyncio.Event()

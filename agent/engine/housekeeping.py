@@ -1,4 +1,4 @@
-"""What would grow without end is kept within its bounds, now and then: events and evidence."""
+"""Housekeeping: trims stored events and evidence to their limits periodically."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = structlog.get_logger()
 PERIOD_S: Final = 600.0
 
 
-async def keep_house(*chores: Callable[[], Awaitable[None]], period_s: float = PERIOD_S) -> None:
-    """Do every chore at once and then at a slow period, until cancelled. One that fails is tried again next time."""
+async def run_housekeeping(*tasks: Callable[[], Awaitable[None]], period_s: float = PERIOD_S) -> None:
+    """Run every task now and then every `period_s`, until cancelled. A failed task runs again in the next period."""
     while True:
-        for chore in chores:
+        for task in tasks:
             try:
-                await chore()
+                await task()
             except (HearthError, OSError) as error:
-                log.warning("chore-failed", action=getattr(chore, "__qualname__", str(chore)), error=str(error))
+                log.warning("housekeeping-failed", action=getattr(task, "__qualname__", str(task)), error=str(error))
         await asyncio.sleep(period_s)

@@ -1,7 +1,7 @@
-"""Reading a journal without trusting it, and making a fresh one from what runs and what can still be read.
+"""Recovery of the journal: read a damaged one, and rebuild it from its readable records and the running VMs.
 
-Everything here is offline: the caller holds the data directory. A journal is read from a copy, so that looking at a
-damaged file never changes it.
+Everything here is offline: the caller holds the lock of the data directory. A journal is read from a copy, so that a
+damaged file never changes.
 """
 
 from __future__ import annotations
@@ -12,43 +12,46 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from agent.domain import names
 from agent.domain.breaker import Breaker
 from agent.domain.events import Event, EventKind
 from agent.domain.model import Cause, Lease, Vm, VmSize
 from agent.domain.states import VmState
+from agent.domain.stored_state import key_of
 from agent.engine.database import EVENT, TABLES
-from agent.engine.schema import VERSION, connect, version_of
+from agent.engine.schema import VERSION, connect, migrate, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from agent.domain.model import Observed
-    from agent.engine.database import Record
+    from agent.domain.stored_state import Record
+
+T = TypeVar("T")
 
 HOLD_S: Final = 3600.0
-"""How long a VM is held for whoever may be using it: as long as a lease lives unless its pool says otherwise."""
-HOLDER: Final = "whoever had it when the journal was rebuilt"
+"""How long a VM is held for a job that may use it: the default time to live of a lease."""
+HOLDER: Final = "unknown holder at the journal's rebuild"
 _PARTS: Final = ("", "-wal", "-shm")
 _ENDING: Final = frozenset({VmState.FAILED, VmState.STOPPING})
 
 
 @dataclass
 class Contents:
-    """What could be read of a journal. `faults` says what could not, and what does not fit together.
+    """The readable records of a journal. `errors` lists what is unreadable or contradictory.
 
-    In a `damaged` one a record may be older than the last that was written, so none of them proves that a VM is idle.
-    """
+    In a `damaged` journal a record may be older than the last one written, so no record shows reliably that a VM is
+    idle."""
 
     version: int = 0
     damaged: bool = False
-    records: dict[type[Record], dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in TABLES})
+    records: dict[type[Record], dict[Any, Any]] = field(default_factory=lambda: {kind: {} for kind in TABLES})
     events: dict[int, Event] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def all(self) -> Iterator[Record]:
         """Yield every record."""
@@ -58,7 +61,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a fresh journal holds, and what became of the VMs and leases of the old one."""
+    """The contents of a rebuilt journal, and what happened to the VMs and leases of the old one."""
 
     records: tuple[Record, ...]
     events: dict[int, Event]
@@ -70,7 +73,7 @@ class Rebuilt:
 
 
 def read(path: Path) -> Contents:
-    """Return what can be read of the journal at `path`, whatever its state. Blocks. Raises `OSError`."""
+    """Return what is readable of the journal at `path`, in any state. Blocks. Raises `OSError`."""
     contents = Contents()
     with tempfile.TemporaryDirectory(prefix="hearth-journal-") as folder:
         copy = Path(folder) / "journal.sqlite"
@@ -79,20 +82,18 @@ def read(path: Path) -> Contents:
                 shutil.copyfile(path.with_name(path.name + part), copy.with_name(copy.name + part))
         with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
             _read(connection, contents)
-    contents.faults += _contradictions(contents)
+    contents.errors += _contradictions(contents)
     return contents
 
 
 def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize], now_s: float) -> Rebuilt:
-    """Return a fresh journal's contents: pure.
+    """Return the contents of a rebuilt journal. Pure.
 
-    VMs of ours that run are adopted. A leased one stays leased. One that was idle must be proven again by its probes
-    before it serves. One that may be in somebody's use, as nothing proves otherwise, is held by a lease of its own for
-    `HOLD_S`, so that no two jobs ever share it. Leases of VMs that do not run are broken. Records that do not depend on
-    what runs are kept as they were, but for breakers, which close.
-    """
-    running = {one.name: one.image for one in seen if one.ours and one.running}
-    suspended = {one.name for one in seen if one.ours and one.suspended} - running.keys()
+    Our running VMs are adopted. A leased one stays leased. An idle one must pass its startup probes again. One that a
+    job may be using is held by a lease of its own for `HOLD_S`, so that no two jobs share it. Leases of VMs that do not
+    run are broken. Other records stay, except breakers, which are reset."""
+    running = {vm.name: vm.image for vm in seen if vm.ours and vm.running}
+    suspended = {vm.name for vm in seen if vm.ours and vm.suspended} - running.keys()
     standby = [vm for vm in old.records[Vm].values() if vm.name in suspended and vm.state is VmState.STANDBY]
     leases = {lease.vm: lease for lease in old.records[Lease].values()}
     held = {name: _hold(name, now_s) for name in running.keys() - leases.keys() if _may_be_in_use(old, name)}
@@ -103,22 +104,22 @@ def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize]
     broken = [lease for vm, lease in leases.items() if vm not in running]
     kept = [lease for vm, lease in leases.items() if vm in running]
     others = [record for record in old.all() if not isinstance(record, Vm | Lease | Breaker)]
-    told = [
+    events = [
         Event(
             EventKind.LEASE_BROKEN, now_s, vm=lease.vm, pool=lease.pool, lease=lease.id, cause=Cause.LOST,
-            detail="it did not run when the journal was rebuilt",
+            detail="its VM did not run when the journal was rebuilt",
         )
         for lease in broken
     ]  # fmt: skip
-    told += [
+    events += [
         Event(EventKind.LEASE_GRANTED, now_s, vm=lease.vm, pool=lease.pool, lease=lease.id, detail=f"to {lease.holder}")
         for lease in held.values()
     ]
-    told.append(Event(EventKind.JOURNAL_REBUILT, now_s, detail=f"{len(vms)} VMs adopted, {len(held)} of them held"))
+    events.append(Event(EventKind.JOURNAL_REBUILT, now_s, detail=f"{len(vms)} VMs adopted, {len(held)} of them held"))
     last = max(old.events, default=0)
     return Rebuilt(
         records=(*vms, *standby, *kept, *others),
-        events=old.events | dict(enumerate(told, last + 1)),
+        events=old.events | dict(enumerate(events, last + 1)),
         adopted=tuple(vm.name for vm in vms),
         lost_vms=tuple(sorted(old.records[Vm].keys() - running.keys() - {vm.name for vm in standby})),
         kept_leases=tuple(lease.id for lease in kept if lease.vm not in held),
@@ -128,12 +129,12 @@ def rebuild(old: Contents, seen: Iterable[Observed], sizes: Mapping[str, VmSize]
 
 
 def write(path: Path, rebuilt: Rebuilt) -> None:
-    """Write a fresh journal at `path`, which must not exist. Blocks. Raises `JournalError` and `sqlite3.Error`."""
+    """Write a rebuilt journal to `path`, which must not exist. Blocks. Raises `JournalError` and `sqlite3.Error`."""
     with closing(connect(path)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         for record in rebuilt.records:
             table = TABLES[type(record)]
-            values = [table.key(record), table.adapter.dump_json(record).decode()]
+            values = [str(key_of(record)), table.adapter.dump_json(record).decode()]
             connection.execute(f"INSERT INTO {table.name} VALUES (?, ?)", values)
         connection.executemany(
             "INSERT INTO events (sequence, vm, lease, doc) VALUES (?, ?, ?, ?)",
@@ -145,7 +146,7 @@ def write(path: Path, rebuilt: Rebuilt) -> None:
 
 
 def replace_journal(path: Path, fresh: Path, *, stamp: str) -> Path:
-    """Put a fresh journal in the place of the one at `path`; return where that one is now. Raises `OSError`."""
+    """Replace the journal at `path` by a rebuilt one; return the new path of the old one. Raises `OSError`."""
     aside = path.with_name(f"{path.name}.broken-{stamp}")
     for part in reversed(_PARTS):
         if path.with_name(path.name + part).exists():
@@ -166,7 +167,7 @@ def _hold(name: str, now_s: float) -> Lease:
 
 
 def _unknown(name: str, image: str, sizes: Mapping[str, VmSize], now_s: float) -> Vm:
-    """Return a VM of which the old journal tells nothing: its name, its image and its pool are known all the same."""
+    """Return the record of a VM that is not in the old journal: its name, pool and image are known nevertheless."""
     parsed = names.parse(name)
     assert parsed is not None
     return Vm(name, parsed.pool, image, VmState.STARTING, sizes.get(parsed.pool, VmSize()), now_s, now_s)
@@ -183,20 +184,30 @@ def _adopt(vm: Vm, lease: Lease | None, now_s: float) -> Vm:
 def _read(connection: sqlite3.Connection, contents: Contents) -> None:
     try:
         contents.version = version_of(connection)
-        faults = [text for (text,) in connection.execute("PRAGMA integrity_check") if text != "ok"]
+        problems = [text for (text,) in connection.execute("PRAGMA integrity_check") if text != "ok"]
+        if 0 < contents.version < VERSION:
+            migrate(connection, contents.version)  # only this copy: its records then have the fields of this agent
     except sqlite3.Error as error:
-        faults = [str(error)]
-    contents.damaged = bool(faults)
-    contents.faults += [f"the file is damaged: {fault}" for fault in faults]
+        problems = [str(error)]
+    contents.damaged = bool(problems)
+    contents.errors += [f"the file is damaged: {problem}" for problem in problems]
     if contents.version > VERSION:
-        contents.faults.append(f"it was written by a newer agent (schema {contents.version}, this one knows {VERSION})")
+        contents.errors.append(
+            f"it was written by a newer agent (schema {contents.version}, this agent supports {VERSION})"
+        )
     for kind, table in TABLES.items():
-        if _exists(connection, table.name):
-            for key, doc in _rows(connection, table.name, "key", contents).items():
-                _keep(contents, contents.records[kind], table.adapter, key, doc)
-    if _exists(connection, "events"):
-        for number, doc in _rows(connection, "events", "sequence", contents).items():
-            _keep(contents, contents.events, EVENT, number, doc)
+        for record in _values(connection, table.name, "key", table.adapter, contents).values():
+            contents.records[kind][key_of(record)] = record
+    contents.events |= _values(connection, "events", "sequence", EVENT, contents)
+
+
+def _values(
+    connection: sqlite3.Connection, table: str, key: str, adapter: TypeAdapter[T], contents: Contents
+) -> dict[Any, T]:
+    """Return the readable values of a table, which an older journal may lack, by key."""
+    rows = _rows(connection, table, key, contents) if _exists(connection, table) else {}
+    values = {row_key: _parse(contents, adapter, row_key, doc) for row_key, doc in rows.items()}
+    return {row_key: value for row_key, value in values.items() if value is not None}
 
 
 def _exists(connection: sqlite3.Connection, table: str) -> bool:
@@ -208,7 +219,7 @@ def _exists(connection: sqlite3.Connection, table: str) -> bool:
 
 
 def _rows(connection: sqlite3.Connection, table: str, key: str, contents: Contents) -> dict[Any, str]:
-    """Return what can be read of a table: from its beginning, and past a damaged place from its end."""
+    """Return the readable rows of a table: from its beginning, and from its end if a part is damaged."""
     found: dict[Any, str] = {}
     for order in ("ASC", "DESC"):
         try:
@@ -216,18 +227,20 @@ def _rows(connection: sqlite3.Connection, table: str, key: str, contents: Conten
                 found[row[0]] = row[1]
         except sqlite3.Error as error:
             contents.damaged = True
-            contents.faults.append(f"table {table} cannot be read whole: {error}")
+            contents.errors.append(f"table {table} cannot be read completely: {error}")
         else:
             break
     return found
 
 
-def _keep(contents: Contents, into: dict[Any, Any], adapter: Any, key: object, doc: str) -> None:  # noqa: ANN401
+def _parse(contents: Contents, adapter: TypeAdapter[T], key: object, doc: str) -> T | None:
+    """Return the value of a row, or None after noting that it is unreadable."""
     try:
-        into[key] = adapter.validate_json(doc)
+        return adapter.validate_json(doc)
     except ValidationError as error:
         contents.damaged = True
-        contents.faults.append(f"record {key!r} cannot be read: {error.errors()[0]['msg']}")
+        contents.errors.append(f"record {key!r} cannot be read: {error.errors()[0]['msg']}")
+        return None
 
 
 def _contradictions(contents: Contents) -> Iterator[str]:
@@ -235,7 +248,7 @@ def _contradictions(contents: Contents) -> Iterator[str]:
     for lease in leases.values():
         vm = vms.get(lease.vm)
         if vm is None or vm.lease_id != lease.id or vm.state is not VmState.LEASED:
-            yield f"lease {lease.id} is of {lease.vm}, which is {vm.state if vm else 'not here'}"
+            yield f"lease {lease.id} is of {lease.vm}, which is {vm.state if vm else 'not recorded'}"
     for vm in vms.values():
         if vm.state is VmState.LEASED and vm.lease_id not in leases:
-            yield f"{vm.name} is leased as {vm.lease_id}, and there is no such lease"
+            yield f"{vm.name} is leased as {vm.lease_id}, but there is no such lease"

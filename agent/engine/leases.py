@@ -1,359 +1,314 @@
-"""The lease desk: hands ready VMs to requests, one VM to one lease, durable before the answer.
+"""The lease desk: grants ready VMs to requests, renews and ends leases. A lease is durable before it is returned.
 
-A request that finds a ready VM and nobody waiting before it is served at once, without a turn of the loop. Otherwise
-it waits in line; the planner decides who gets the next VM that turns ready.
+A request that finds a ready VM, and no earlier request of its pool, is granted without waiting for a reconcile pass.
+Otherwise it joins the queue, and the planner grants it a VM that becomes ready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
-from agent.domain.errors import ErrorOrigin, HearthError
+from agent.domain.capacity import startable
+from agent.domain.errors import ErrorOrigin, HearthError, LeaseNotFoundError, PoolUnknownError, RefusedError
 from agent.domain.events import EventKind
-from agent.domain.model import Lease, PoolSpec, Vm, Waiter
-from agent.domain.pool_view import pick_ready
-from agent.domain.states import VmEvent, VmState
+from agent.domain.facts import LeaseReleased, LeaseRenewed, VmGranted
+from agent.domain.model import LeaseRequest
+from agent.domain.pool_view import pick_ready_vm
+from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from agent.domain.events import Event
-    from agent.engine.state_store import StateStore, Transaction
+    from agent.domain.model import Lease, PoolSpec
+    from agent.domain.world import World
+    from agent.engine.state_store import StateStore
 
 
-class LeaseError(HearthError):
-    """Base of what the desk refuses."""
-
-    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
-
-
-class PoolUnknownError(LeaseError):
-    """The assignment has no such pool."""
-
-    code = "pool-unknown"
-
-
-class LeaseNotFoundError(LeaseError):
-    """No such lease was given in the time the journal remembers."""
-
-    code = "lease-not-found"
-
-
-class LeaseEndedError(LeaseError):
-    """The lease was given and is over; `ending` is the event that tells how."""
+class LeaseEndedError(RefusedError):
+    """The lease was granted and has ended; `ending` is the event that ended it."""
 
     code = "lease-ended"
 
     def __init__(self, ending: Event) -> None:
-        how = _ENDINGS[ending.kind]
-        super().__init__(
-            f"lease {ending.lease} ended: {how}" + (f": {ending.detail}" if ending.detail else ""),
-            remedy="ask for a new lease",
-        )
+        detail = f": {ending.detail}" if ending.detail else ""
+        super().__init__(f"lease {ending.lease} ended: {_ENDINGS[ending.kind]}{detail}", remedy="request a new lease")
         self.ending = ending
 
 
 _ENDINGS: Final = {
     EventKind.LEASE_RELEASED: "it was released",
-    EventKind.LEASE_EXPIRED: "its time was over",
-    EventKind.LEASE_BROKEN: "its VM died",
+    EventKind.LEASE_EXPIRED: "it expired",
+    EventKind.LEASE_BROKEN: "its VM failed",
 }
 
 
-class LeaseConflictError(LeaseError):
+class LeaseConflictError(RefusedError):
     """An idempotency key was used before for another pool or holder."""
 
     code = "lease-conflict"
 
 
-class NoVmFreeError(LeaseError):
-    """No VM turned ready in the time the request was willing to wait."""
+class NoVmFreeError(RefusedError):
+    """No VM became ready within the time that the request waits."""
 
     code = "no-vm-free"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
-class DrainingError(LeaseError):
-    """The host takes no new leases."""
+class DrainingError(RefusedError):
+    """The host grants no new leases."""
 
     code = "draining"
 
 
-class BadTtlError(LeaseError):
-    """The asked time to live is not a positive number."""
+class BadTtlError(RefusedError):
+    """The requested time to live is not a positive number."""
 
     code = "bad-ttl"
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
-    """A request in line: what the planner sees of it, and where its lease goes."""
+class PendingRequest:
+    """A request in the queue, and the future that receives its lease."""
 
-    waiter: Waiter
-    pool: PoolSpec
-    holder: str
-    ttl_s: float
-    idempotency_key: str | None
+    request: LeaseRequest
     granted: asyncio.Future[Lease]
 
 
+class LeaseQueue:
+    """The requests that wait for a VM, in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, PendingRequest] = {}
+
+    @property
+    def requests(self) -> tuple[LeaseRequest, ...]:
+        """The requests, for the planner."""
+        return tuple(pending.request for pending in self._pending.values())
+
+    def has_request_of(self, pool: str) -> bool:
+        """Whether a request waits for a VM of `pool`."""
+        return any(pending.request.pool == pool for pending in self._pending.values())
+
+    def add(self, pending: PendingRequest) -> None:
+        """Append a request."""
+        self._pending[pending.request.id] = pending
+
+    def remove(self, request_id: str) -> None:
+        """Remove a request if it is still in the queue."""
+        self._pending.pop(request_id, None)
+
+    def grant(self, lease: Lease) -> None:
+        """Remove the request that `lease` has its id from, and resolve its future."""
+        pending = self._pending.pop(lease.id, None)
+        if pending is not None and not pending.granted.done():
+            pending.granted.set_result(lease)
+
+    def refuse_all(self, error: HearthError) -> None:
+        """Remove every request and fail its future."""
+        while self._pending:
+            _, pending = self._pending.popitem()
+            if not pending.granted.done():
+                pending.granted.set_exception(error)
+
+
 class LeaseDesk:
-    """Gives, renews and ends leases."""
+    """Grants, renews and ends leases."""
 
     def __init__(
         self,
         store: StateStore,
+        queue: LeaseQueue,
+        world: Callable[[], World],
         *,
-        pool: Callable[[str], PoolSpec | None],
-        busy: Callable[[], frozenset[str]],
-        why_none: Callable[[PoolSpec], str],
-        on_refused: Callable[[str, BaseException], None],
         new_id: Callable[[], str],
-        clock: Callable[[], float],
+        on_refused: Callable[[str, BaseException], None],
         wake: Callable[[], None],
     ) -> None:
         self._store = store
-        self._pool = pool
-        self._busy = busy
-        self._why_none = why_none
-        self._on_refused = on_refused
+        self._queue = queue
+        self._world = world
         self._new_id = new_id
-        self._clock = clock
+        self._on_refused = on_refused
         self._wake = wake
-        self._line: dict[str, _Waiting] = {}
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._closed = False
-
-    @property
-    def waiters(self) -> tuple[Waiter, ...]:
-        """The requests in line, as the planner sees them."""
-        return tuple(waiting.waiter for waiting in self._line.values())
+        self._is_closed = False
+        store.on_change(self._resolve_granted)
 
     async def acquire(
         self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
     ) -> Lease:
-        """Claim a ready VM of `pool`, durable before this returns; waits at most `wait_s` for one to turn ready.
+        """Lease a VM of `pool`; wait at most `wait_s` for one to become ready.
 
-        The same `idempotency_key` gives the same lease again. A caller that is cancelled leaves no lease behind.
-        Raises `PoolUnknownError`, `NoVmFreeError`, `LeaseConflictError`, `DrainingError`.
+        The same `idempotency_key` returns the same lease. A caller that is cancelled leaves no lease. Raises
+        `PoolUnknownError`, `BadTtlError`, `NoVmFreeError`, `LeaseConflictError`, `DrainingError` and `JournalError`.
         """
-        spec = self._pool(pool)
+        world = self._world()
+        spec = world.pool(pool)
         if spec is None:
             raise PoolUnknownError(
-                f"there is no pool {pool!r} on this host", remedy="see `hearth status` for its pools"
+                f"there is no pool {pool!r} on this host", remedy="list its pools with `hearth status`"
             )
+        request = LeaseRequest(self._new_id(), pool, world.now_s, holder, _ttl(spec, ttl_s), idempotency_key)
         try:
-            return await self._acquire_once(spec, holder, _ttl(spec, ttl_s), wait_s, idempotency_key)
-        except (LeaseError, asyncio.CancelledError) as error:
+            return await self._acquire_once(request, wait_s)
+        except (RefusedError, asyncio.CancelledError) as error:
             self._on_refused(pool, error)
             raise
 
-    async def _acquire_once(
-        self, spec: PoolSpec, holder: str, ttl_s: float, wait_s: float, idempotency_key: str | None
-    ) -> Lease:
-        """Give the lease that the key already has, or a new one."""
-        if idempotency_key is None:
-            return await self._acquire(spec, holder, ttl_s, wait_s, None)
-        lock = self._keys.setdefault(idempotency_key, asyncio.Lock())
-        async with lock:
-            known = self._by_key(idempotency_key)
-            if known is None:
-                return await self._acquire(spec, holder, ttl_s, wait_s, idempotency_key)
-            if (known.pool, known.holder) != (spec.name, holder):
-                raise LeaseConflictError(
-                    f"idempotency key {idempotency_key!r} belongs to a lease of {known.holder!r} on {known.pool!r}",
-                    remedy="use a new key for a new lease",
-                )
-            return known
-
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
-        """Let a lease live on for `ttl_s` (default: its own) from now. Raises as `get` does."""
-        await self.get(lease_id)
-        async with self._store.transaction() as transaction:
-            lease = _found(transaction.get(Lease, lease_id), lease_id)
-            spec = self._pool(lease.pool)
-            ttl_s = lease.ttl_s if ttl_s is None else _ttl(spec, ttl_s)
-            renewed = replace(lease, ttl_s=ttl_s, expires_at_s=transaction.now_s + ttl_s)
-            transaction.put(renewed)
-            transaction.event(EventKind.LEASE_RENEWED, lease=lease.id, vm=lease.vm, pool=lease.pool)
-        return renewed
+        """Extend a lease by `ttl_s` (default: its own) from now. Raises as `get` does, `PoolUnknownError`,
+        `BadTtlError`."""
+        lease = await self.get(lease_id)
+        if ttl_s is not None:
+            ttl_s = _ttl(self._world().pool(lease.pool), ttl_s)
+        state = await self._store.record(LeaseRenewed(lease_id, lease.ttl_s if ttl_s is None else ttl_s))
+        return state.leases[lease_id]
 
     async def release(self, lease_id: str) -> None:
         """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
         await self.get(lease_id)
-        async with self._store.transaction() as transaction:
-            lease = _found(transaction.get(Lease, lease_id), lease_id)
-            end_lease(transaction, lease, EventKind.LEASE_RELEASED)
+        await self._store.record(LeaseReleased(lease_id))
         self._wake()
 
     async def get(self, lease_id: str) -> Lease:
-        """Return a lease that lives. Raises `LeaseEndedError` for one that is over, else `LeaseNotFoundError`."""
-        lease = self._store.leases.get(lease_id)
-        if lease is None:
-            ending = await self._store.last_of_lease(lease_id)
-            if ending is not None and ending.kind in _ENDINGS:
-                raise LeaseEndedError(ending)
-        return _found(lease, lease_id)
+        """Return a living lease. Raises `LeaseEndedError` if it has ended, and `LeaseNotFoundError` if it is
+        unknown."""
+        lease = self._store.state.leases.get(lease_id)
+        if lease is not None:
+            return lease
+        ending = await self._store.last_event_of_lease(lease_id)
+        if ending is not None and ending.kind in _ENDINGS:
+            raise LeaseEndedError(ending)
+        raise LeaseNotFoundError(f"there is no lease {lease_id!r} on this host", remedy="request a new lease")
 
-    def intend_grant(self, transaction: Transaction, waiter_id: str, vm_name: str) -> Lease | None:
-        """Write the lease that the planner decided on, unless its request has left the line meanwhile."""
-        waiting, vm = self._line.get(waiter_id), transaction.get(Vm, vm_name)
-        if waiting is None or vm is None or vm.state is not VmState.READY or vm_name in self._busy():
-            return None
-        return self._give(transaction, vm, waiting)
-
-    def turn_away(self) -> None:
-        """Refuse whoever stands in line, if this host gives no leases any more."""
+    def refuse_waiting(self) -> None:
+        """Refuse the waiting requests if this host grants no leases now."""
         refusal = self._refusal()
-        while refusal is not None and self._line:
-            _, waiting = self._line.popitem()
-            if not waiting.granted.done():
-                waiting.granted.set_exception(refusal)
+        if refusal is not None:
+            self._queue.refuse_all(refusal)
 
     def close(self) -> None:
-        """Give no leases any more in this life of the agent. Leases that are given live on."""
-        self._closed = True
-        self.turn_away()
+        """Grant no more leases in this run of the agent. Granted leases stay valid."""
+        self._is_closed = True
+        self.refuse_waiting()
 
-    def hand_over(self, waiter_id: str, lease: Lease) -> None:
-        """Wake the request whose lease is now durable."""
-        waiting = self._line.pop(waiter_id, None)
-        if waiting is not None and not waiting.granted.done():
-            waiting.granted.set_result(lease)
+    async def _acquire_once(self, request: LeaseRequest, wait_s: float) -> Lease:
+        """Return the lease that the request's idempotency key has already, or a new one."""
+        if request.idempotency_key is None:
+            return await self._acquire(request, wait_s)
+        async with self._keys.setdefault(request.idempotency_key, asyncio.Lock()):
+            known = self._lease_of_key(request.idempotency_key)
+            if known is None:
+                return await self._acquire(request, wait_s)
+            if (known.pool, known.holder) != (request.pool, request.holder):
+                raise LeaseConflictError(
+                    f"idempotency key {request.idempotency_key!r} belongs to a lease of {known.holder!r} "
+                    f"on {known.pool!r}",
+                    remedy="use a new key for a new lease",
+                )
+            return known
 
-    async def _acquire(
-        self, spec: PoolSpec, holder: str, ttl_s: float, wait_s: float, idempotency_key: str | None
-    ) -> Lease:
-        waiting = _Waiting(
-            waiter=Waiter(self._new_id(), spec.name, self._clock()),
-            pool=spec,
-            holder=holder,
-            ttl_s=ttl_s,
-            idempotency_key=idempotency_key,
-            granted=asyncio.get_running_loop().create_future(),
-        )
-        lease: Lease | None = None
+    async def _acquire(self, request: LeaseRequest, wait_s: float) -> Lease:
+        pending = PendingRequest(request, asyncio.get_running_loop().create_future())
         try:
-            lease = await self._grant_at_once(waiting)
-            if lease is None:
-                lease = await self._stand_in_line(waiting, wait_s)
-        except asyncio.CancelledError:
-            await self._undo(waiting)
+            await self._grant_or_queue(pending)
+            self._wake()
+            return await self._wait_for_grant(pending, wait_s)
+        except JournalError:
+            self._queue.remove(request.id)
             raise
-        return lease
+        except asyncio.CancelledError:
+            await self._withdraw(pending)
+            raise
 
-    async def _grant_at_once(self, waiting: _Waiting) -> Lease | None:
-        """Give a ready VM now, when there is one and nobody waits before this request; else join the line."""
-        lease = None
+    async def _grant_or_queue(self, pending: PendingRequest) -> None:
+        """Grant a ready VM if there is one and no earlier request of its pool; else leave the request in the queue."""
+        request = pending.request
         async with self._store.transaction() as transaction:
             refusal = self._refusal()
             if refusal is not None:
                 raise refusal
-            if not any(other.pool.name == waiting.pool.name for other in self._line.values()):
-                rollout = self._store.rollouts.get(waiting.pool.name)
-                serving = rollout.serving if rollout else None
-                vm = pick_ready(tuple(self._store.vms.values()), waiting.pool.name, serving, self._busy())
-                lease = self._give(transaction, vm, waiting) if vm else None
-            if lease is None:
-                self._line[waiting.waiter.id] = waiting
-            else:
-                waiting.granted.set_result(lease)
-        self._wake()
-        return lease
+            has_earlier = self._queue.has_request_of(request.pool)
+            vm = None if has_earlier else pick_ready_vm(self._world(), request.pool)
+            self._queue.add(pending)
+            if vm is not None:
+                transaction.record(VmGranted(vm.name, request))
 
-    async def _stand_in_line(self, waiting: _Waiting, wait_s: float) -> Lease:
+    async def _wait_for_grant(self, pending: PendingRequest, wait_s: float) -> Lease:
+        if pending.granted.done():
+            return pending.granted.result()
         try:
             async with asyncio.timeout(wait_s):
-                return await asyncio.shield(waiting.granted)
+                return await asyncio.shield(pending.granted)
         except TimeoutError:
-            await self._leave_line(waiting)
-            if waiting.granted.done():
-                return waiting.granted.result()
+            await self._leave_queue(pending)
+            if pending.granted.done():
+                return pending.granted.result()
             raise NoVmFreeError(
-                f"no VM of pool {waiting.pool.name!r} turned ready within {wait_s:g} s: {self._why_none(waiting.pool)}",
-                remedy="wait longer, or ask another host",
+                f"no VM of pool {pending.request.pool!r} became ready within {wait_s:g} s: "
+                f"{self._why_none(pending.request.pool)}",
+                remedy="wait longer, or request one from another host",
             ) from None
 
-    async def _leave_line(self, waiting: _Waiting) -> None:
-        """Leave the line when no grant is being written: one that was meant for this request has reached it then."""
-        async with self._store.transaction():
-            self._line.pop(waiting.waiter.id, None)
+    def _why_none(self, pool: str) -> str:
+        world = self._world()
+        spec = world.pool(pool)
+        if spec is None:
+            return "the pool is not assigned any more"
+        count, limit = startable(world, spec)
+        return "one is being started" if count else f"no other fits, {limit} bind"
 
-    async def _undo(self, waiting: _Waiting) -> None:
-        """End the lease that reached a request which is gone."""
-        await self._leave_line(waiting)
-        granted = waiting.granted
-        if granted.done() and not granted.cancelled() and granted.exception() is None:
-            lease = granted.result()
-            if lease.id in self._store.leases:
-                await self.release(lease.id)
+    async def _leave_queue(self, pending: PendingRequest) -> None:
+        """Remove a request from the queue while no commit is under way: a grant has reached its future by then."""
+        async with self._store.transaction():
+            self._queue.remove(pending.request.id)
+
+    async def _withdraw(self, pending: PendingRequest) -> None:
+        """End a cancelled request, and release its lease if it was granted."""
+        await self._leave_queue(pending)
+        if pending.request.id in self._store.state.leases:
+            await self.release(pending.request.id)
 
     def _refusal(self) -> DrainingError | None:
-        """Return why no leases are given now, if so."""
-        if self._closed:
-            return DrainingError("the agent of this host is stopping", remedy="ask another host, or again in a while")
-        mode = self._store.mode
+        """Return why no leases are granted now, or None."""
+        if self._is_closed:
+            return DrainingError(
+                "the agent of this host is stopping", remedy="request a lease from another host, or retry later"
+            )
+        mode = self._store.state.mode
         if mode.takes_leases:
             return None
-        why = f": {mode.reason}" if mode.reason else ""
+        reason = f": {mode.reason}" if mode.reason else ""
         return DrainingError(
-            f"this host is {mode.mode} and gives no leases{why}",
-            remedy="ask another host; `hearth uncordon` opens this one",
+            f"this host is {mode.mode} and grants no leases{reason}",
+            remedy="request one from another host, or open this one with `hearth uncordon`",
         )
 
-    def _give(self, transaction: Transaction, vm: Vm, waiting: _Waiting) -> Lease:
-        lease = Lease(
-            id=self._new_id(),
-            pool=waiting.pool.name,
-            vm=vm.name,
-            holder=waiting.holder,
-            ttl_s=waiting.ttl_s,
-            created_at_s=transaction.now_s,
-            expires_at_s=transaction.now_s + waiting.ttl_s,
-            idempotency_key=waiting.idempotency_key,
-        )
-        transaction.put(lease)
-        transaction.move(vm, VmEvent.LEASE, lease_id=lease.id)
-        waited_s = max(0.0, transaction.now_s - waiting.waiter.since_s)
-        transaction.event(
-            EventKind.LEASE_GRANTED,
-            lease=lease.id, vm=vm.name, pool=lease.pool, detail=f"to {lease.holder}", duration_s=waited_s,
-        )  # fmt: skip
-        return lease
+    def _resolve_granted(self, events: tuple[Event, ...]) -> None:
+        """Wake the requests whose leases were committed."""
+        for event in events:
+            if event.kind is EventKind.LEASE_GRANTED and event.lease is not None:
+                self._queue.grant(self._store.state.leases[event.lease])
 
-    def _by_key(self, idempotency_key: str) -> Lease | None:
-        leases: Iterable[Lease] = self._store.leases.values()
+    def _lease_of_key(self, idempotency_key: str) -> Lease | None:
+        leases = self._store.state.leases.values()
         return next((lease for lease in leases if lease.idempotency_key == idempotency_key), None)
 
 
-def end_lease(transaction: Transaction, lease: Lease, kind: EventKind, *, detail: str = "") -> None:
-    """End a lease and intend the teardown of its VM: a VM is used once."""
-    transaction.drop(Lease, lease.id)
-    transaction.event(kind, lease=lease.id, vm=lease.vm, pool=lease.pool, detail=detail)
-    vm = transaction.get(Vm, lease.vm)
-    if vm is not None and vm.state is VmState.LEASED:
-        transaction.move(vm, VmEvent.TEARDOWN, lease_id=None)
-        transaction.event(EventKind.VM_STOPPING, vm=vm.name, pool=vm.pool, image=vm.image, detail="its lease ended")
-
-
-def _found(lease: Lease | None, lease_id: str) -> Lease:
-    if lease is None:
-        raise LeaseNotFoundError(f"there is no lease {lease_id!r} on this host", remedy="ask for a new lease")
-    return lease
-
-
-def _ttl(spec: PoolSpec | None, asked_s: float | None) -> float:
-    """Return the time to live a lease gets: what was asked, within the pool's maximum."""
+def _ttl(spec: PoolSpec | None, requested_s: float | None) -> float:
+    """Return the time to live of a lease: the requested one, within the pool's maximum."""
     if spec is None:
         raise PoolUnknownError(
-            "the pool of this lease is not assigned to this host any more", remedy="finish and release"
+            "the pool of this lease is not assigned to this host any more", remedy="finish the job, then release it"
         )
-    if asked_s is None:
+    if requested_s is None:
         return spec.lease_ttl_s
-    if not (math.isfinite(asked_s) and asked_s > 0):
-        raise BadTtlError(f"a ttl of {asked_s} s is not a positive number", remedy="ask for some seconds or more")
-    return min(asked_s, spec.lease_max_ttl_s)
+    if not (math.isfinite(requested_s) and requested_s > 0):
+        raise BadTtlError(f"a ttl of {requested_s} s is not a positive number", remedy="request at least one second")
+    return min(requested_s, spec.lease_max_ttl_s)

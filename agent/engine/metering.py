@@ -1,4 +1,4 @@
-"""Turns events, probe answers, refusals and commands into metrics: nothing else in the engine thinks of them."""
+"""Metering: turns events, probe results, refused requests and external commands into metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.events import Event, EventKind
-from agent.domain.health import Outcome as Answer
+from agent.domain.health import Outcome as ProbeOutcome
 from agent.engine.leases import NoVmFreeError
 from agent.processes.command import CommandOutcome
 from agent.telemetry.metrics import Outcome
@@ -33,31 +33,32 @@ _MEASURED: Final[Mapping[tuple[EventKind | None, Outcome], str]] = {
     (EventKind.VM_RESUMING, Outcome.OK): "resume",
     (EventKind.VM_RESUMING, Outcome.FAILED): "resume",
 }
-"""The histogram of what a VM had begun, by how it ended. What ends in an event of its own is not here."""
+"""The histogram of the operation a VM began, by how it ended. Operations that end in an event of their own are
+absent."""
 
 
 class Metering:
-    """Listens to the store and keeps the metrics."""
+    """Updates the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._failed_at_s: defaultdict[str, deque[float]] = defaultdict(deque)
         self._created_at_s: dict[str, float] = {}
         self._busy_since: dict[str, tuple[EventKind, float]] = {}
-        """What each VM began last, and when: what it is that takes long, or fails."""
+        """The last operation that each VM began, and when."""
 
     def count(self, events: tuple[Event, ...]) -> None:
-        """Count what was just committed."""
+        """Count the events of one commit."""
         for event in events:
             self._count(event)
 
-    def answer(self, pool: str, result: ProbeResult) -> None:
-        """Count a probe answer that was no pass."""
-        if result.outcome is not Answer.PASS:
+    def count_probe(self, pool: str, result: ProbeResult) -> None:
+        """Count a probe that did not pass."""
+        if result.outcome is not ProbeOutcome.PASS:
             self._metrics.probe_failures.labels(pool=pool, cause=result.outcome).inc()
 
-    def refusal(self, pool: str, error: BaseException) -> None:
-        """Count a lease request that got no lease: it waited in vain, its client went away, or it was refused."""
+    def count_refusal(self, pool: str, error: BaseException) -> None:
+        """Count a lease request without a lease: it timed out, its client disconnected, or it was refused."""
         outcome = Outcome.REFUSED
         if isinstance(error, NoVmFreeError):
             outcome = Outcome.TIMEOUT
@@ -65,7 +66,7 @@ class Metering:
             outcome = Outcome.CANCELLED
         self._metrics.leases.labels(pool=pool, outcome=outcome).inc()
 
-    def command(self, report: CommandReport) -> None:
+    def count_command(self, report: CommandReport) -> None:
         """Count an external command that ended."""
         tool = PurePath(report.program).name
         self._metrics.tool_command.labels(tool=tool, outcome=report.outcome).observe(report.duration_s)
@@ -102,7 +103,7 @@ class Metering:
                 metrics.pull.labels(outcome=outcome).observe(took_s)
 
     def _follow(self, event: Event) -> None:
-        """Measure what a VM had begun when it ends, well or not. What began in an earlier life of the agent is not."""
+        """Measure a VM's operation when it ends. One that began in an earlier run of the agent is not measured."""
         vm, pool, kind = event.vm or "", event.pool or "", event.kind
         if kind is EventKind.VM_CREATING:
             self._created_at_s[vm] = event.at_s
@@ -123,7 +124,7 @@ class Metering:
             self._busy_since.pop(vm, None)
 
     def _count_replacement(self, pool: str, ready_at_s: float) -> None:
-        """Take the next VM to turn ready as the replacement of the pool's longest missed one."""
+        """Count the next VM that becomes ready as the replacement of the one that failed first."""
         if self._failed_at_s[pool]:
             replaced_s = ready_at_s - self._failed_at_s[pool].popleft()
             self._metrics.replacement.labels(pool=pool, outcome=Outcome.OK).observe(max(0.0, replaced_s))

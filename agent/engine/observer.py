@@ -1,4 +1,4 @@
-"""What the engine last saw context: the hypervisor's listing, local images, disk space. Refreshed at a slow tick."""
+"""The observer: the last known list of VMs, local images, templates and disk space. Refreshed periodically."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.domain.errors import HearthError
-from agent.domain.model import Image, Listing
+from agent.domain.world import Listing
 from agent.host.disk_space import DiskUsage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from agent.domain.model import Image
     from agent.hypervisors.contract import HealthFact, Hypervisor
     from agent.images.contract import Images
 
@@ -24,7 +25,8 @@ DISK_UNKNOWN: Final = DiskUsage(0, 0, 0)
 
 
 class Observer:
-    """The latest look context. What cannot be seen keeps its last value and has its reason in `problems`."""
+    """The latest observations. One that fails keeps its last value and has its error in `problems`, by condition
+    type."""
 
     def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskUsage]) -> None:
         self._hypervisor = hypervisor
@@ -38,38 +40,38 @@ class Observer:
         self.health: tuple[HealthFact, ...] = ()
         self.problems: dict[str, str] = {}
 
-    async def look(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
-        """Look at everything. `known` and `busy` tell which VMs the journal knows and which are being worked on."""
+    async def observe(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
+        """Refresh everything. `known` returns the VMs in the journal, `busy` the resources with an effect under way."""
         await self._guard("HypervisorResponding", self._list(known(), busy()))
-        await self._guard("HypervisorHealthKnown", self._ask_health())
-        await self.look_at_stock()
+        await self._guard("HypervisorHealthKnown", self._check_health())
+        await self.observe_storage()
 
-    async def look_at_stock(self) -> None:
-        """Look at what VMs are made from: the local images and the templates, and the space that is left for them.
+    async def observe_storage(self) -> None:
+        """Refresh the free space, the local images and the templates.
 
-        The space comes first: an image that is gone must not be missed where its space is not seen to be free yet.
-        """
+        The space comes first: between the two, an evicted image must not be absent while its space still counts as
+        used."""
         await self._guard("DiskMeasured", self._measure_disk())
         await self._guard("ImageStoreReadable", self._list_images())
         if self._hypervisor.capabilities.templates:
             await self._guard("HypervisorResponding", self._list_templates())
 
     def take_listing(self) -> Listing | None:
-        """Return the newest listing once: acting twice on one listing would act on what was already changed."""
+        """Return the newest listing once: a second plan on it would act on VMs that changed since."""
         listing, self._listing = self._listing, None
         return listing
 
-    def put_back(self, listing: Listing | None) -> None:
-        """Return a listing that could not be acted on, unless there is a newer one."""
+    def restore_listing(self, listing: Listing | None) -> None:
+        """Restore a listing that no plan acted on, unless there is a newer one."""
         self._listing = self._listing or listing
 
     async def _list(self, known: frozenset[str], busy: frozenset[str]) -> None:
         seen = await self._hypervisor.inventory()
         self._listing = Listing(seen, known, known - busy)
         if self._hypervisor.capabilities.counts_foreign_slots:
-            self.foreign_slots = sum(one.running and not one.ours for one in seen)
+            self.foreign_slots = sum(vm.running and not vm.ours for vm in seen)
 
-    async def _ask_health(self) -> None:
+    async def _check_health(self) -> None:
         self.health = await self._hypervisor.health()
 
     async def _list_images(self) -> None:
@@ -81,15 +83,15 @@ class Observer:
     async def _measure_disk(self) -> None:
         self.disk = await asyncio.to_thread(self._measure)
 
-    async def _guard(self, what: str, looking: Awaitable[None]) -> None:
+    async def _guard(self, condition: str, observation: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await looking
+                await observation
         except TimeoutError:
-            self.problems[what] = f"no answer within {TIMEOUT_S:g} s"
+            self.problems[condition] = f"no answer within {TIMEOUT_S:g} s"
         except (HearthError, OSError) as error:
-            self.problems[what] = str(error)
+            self.problems[condition] = str(error)
         else:
-            self.problems.pop(what, None)
+            self.problems.pop(condition, None)
             return
-        log.warning("cannot-look", what=what, error=self.problems[what])
+        log.warning("observation-failed", condition=condition, error=self.problems[condition])

@@ -1,4 +1,4 @@
-"""Asking one health question of one VM: each kind of probe is one small function, bounded in time."""
+"""The probe runner: runs one probe of one VM. Each kind of probe is one small function with a time limit."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import Hypervisor
 
 _TOOL_MARGIN_S: Final = 5.0
-"""How much longer than its own timeout a driver may take before the question itself counts as failed."""
+"""How much longer than the probe's timeout a driver may take before the probe ends as an error."""
 
-_Answer = tuple[Outcome, str]
+_Result = tuple[Outcome, str]
 
 
 class ProbeRunner:
-    """Asks probes of VMs through a hypervisor and one HTTP session."""
+    """Runs probes through a hypervisor and one HTTP session."""
 
     def __init__(self, hypervisor: Hypervisor, http: aiohttp.ClientSession, *, clock: Callable[[], float]) -> None:
         self._hypervisor = hypervisor
         self._http = http
         self._clock = clock
-        self._kinds: dict[ProbeKind, Callable[[str, ProbeSpec, float], Awaitable[_Answer]]] = {
+        self._kinds: dict[ProbeKind, Callable[[str, ProbeSpec, float], Awaitable[_Result]]] = {
             ProbeKind.AGENT: self._agent,
             ProbeKind.EXEC: self._exec,
             ProbeKind.TCP: self._tcp,
             ProbeKind.HTTP: self._http_get,
         }
 
-    async def ask(self, vm: str, probe: ProbeSpec, *, timeout_s: float) -> ProbeResult:
-        """Ask once and always answer: what the guest does wrong is a fail, what keeps us from asking is an error."""
+    async def run(self, vm: str, probe: ProbeSpec, *, timeout_s: float) -> ProbeResult:
+        """Run a probe once. A wrong answer of the guest is a fail; a probe that cannot be run is an error. Never
+        raises."""
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s + _TOOL_MARGIN_S):
@@ -53,16 +54,16 @@ class ProbeRunner:
             outcome, detail = Outcome.ERROR, str(error)
         return ProbeResult(probe.name, outcome, detail, self._clock(), time.monotonic() - began_s)
 
-    async def _agent(self, vm: str, _probe: ProbeSpec, timeout_s: float) -> _Answer:
+    async def _agent(self, vm: str, _probe: ProbeSpec, timeout_s: float) -> _Result:
         await self._hypervisor.ping(vm, timeout_s=timeout_s)
         return Outcome.PASS, "the guest agent answered"
 
-    async def _exec(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+    async def _exec(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Result:
         result = await self._hypervisor.execute(vm, probe.argv, timeout_s=timeout_s)
         outcome = Outcome.PASS if result.exit_code == probe.exit_code else Outcome.FAIL
         return outcome, f"exit code {result.exit_code}"
 
-    async def _tcp(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+    async def _tcp(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Result:
         address = await self._hypervisor.address(vm)
         try:
             async with asyncio.timeout(timeout_s):
@@ -72,7 +73,7 @@ class ProbeRunner:
         writer.close()
         return Outcome.PASS, f"port {probe.port} accepted"
 
-    async def _http_get(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Answer:
+    async def _http_get(self, vm: str, probe: ProbeSpec, timeout_s: float) -> _Result:
         address = await self._hypervisor.address(vm)
         url = f"http://{address.host}:{address.ports[probe.port]}{probe.path}"
         timeout = aiohttp.ClientTimeout(total=timeout_s)

@@ -1,9 +1,8 @@
-"""The journal's file: its tables by version, how it is opened, and how an older one is brought forward.
+"""The schema of the journal file: its tables by version, and the migration of older files.
 
-`MIGRATIONS` only ever grows: step n brings version n to n + 1, and a new file takes all steps from nothing. Each step
-is one transaction, so an interrupted migration goes on where it stopped. Before the first step of an older file a copy
-of it is kept beside it, so that the older agent can be installed again.
-"""
+`MIGRATIONS` only ever grows: step n migrates version n to n + 1, and a new file takes all steps. Each step is one
+transaction, so an interrupted migration continues where it stopped. Before the first step a copy of an older file is
+stored next to it, so that the older agent can be installed again."""
 
 from __future__ import annotations
 
@@ -32,20 +31,44 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TABLE modes (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;
     CREATE INDEX events_by_lease ON events (lease) WHERE lease IS NOT NULL;
     """,
+    # Renamed fields, events and pool keys; breakers are stored by scope and name.
+    r"""
+    UPDATE vms SET doc = json_remove(json_set(doc,
+        '$.replacement_due', json(CASE json_extract(doc, '$.owed') WHEN 1 THEN 'true' ELSE 'false' END),
+        '$.reported_failure', json_extract(doc, '$.told')), '$.owed', '$.told');
+    UPDATE rollouts SET doc = json_remove(
+        json_set(doc, '$.short_since_s', json_extract(doc, '$.without_since_s')), '$.without_since_s');
+    UPDATE assignments SET doc = replace(doc, '\"fan_out\":', '\"use_templates\":');
+    CREATE TEMP TABLE breaker_scopes AS SELECT key, CASE
+        WHEN key = 'host' THEN 'host'
+        WHEN key LIKE 'sha256:%' THEN 'image'
+        WHEN key LIKE 'sha256-%' AND key NOT LIKE '%/%' THEN 'template'
+        WHEN key LIKE 'hearth-%' AND key NOT LIKE '%/%' AND key NOT LIKE '%:%' THEN 'vm'
+        ELSE 'reference' END AS scope FROM breakers;
+    UPDATE breakers SET doc = json_set(doc, '$.key', json_object(
+            'scope', (SELECT scope FROM breaker_scopes AS s WHERE s.key = breakers.key), 'name', key)),
+        key = (SELECT scope FROM breaker_scopes AS s WHERE s.key = breakers.key) || '/' || key;
+    DROP TABLE breaker_scopes;
+    UPDATE events SET doc = json_set(doc, '$.kind', 'vm-unhealthy-while-leased')
+        WHERE json_extract(doc, '$.kind') = 'vm-sick-while-leased';
+    UPDATE events SET doc = json_set(doc, '$.kind', 'stray-removed') WHERE json_extract(doc, '$.kind') = 'stray-reaped';
+    UPDATE events SET doc = json_set(doc, '$.kind', 'stray-removal-failed')
+        WHERE json_extract(doc, '$.kind') = 'stray-reap-failed';
+    """,
 )
 VERSION: Final = len(MIGRATIONS)
 
 
 class JournalError(HearthError):
-    """The journal cannot be read or written. What was not written has no effect."""
+    """The journal cannot be read or written. A change that is not written has no effect."""
 
     code = "journal-error"
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the journal at `path`, made or migrated as needed. Blocks. Raises `JournalError` for a corrupt or newer one.
+    """Open the journal at `path`; create or migrate it if needed. Blocks. Raises `JournalError` if corrupt or newer.
 
-    The connection is in autocommit: transactions are begun by hand, one per write.
+    The connection is in autocommit mode: each write begins its own transaction.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +78,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        _migrate(connection, path)
+        _bring_up_to_date(connection, path)
     except sqlite3.Error as error:
         connection.close()
         raise unreadable(path, error) from error
@@ -66,33 +89,38 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """Return the version of an open journal; 0 for an empty file."""
+    """Return the schema version of an open journal; 0 for an empty file."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
 
 
 def unreadable(path: Path, error: Exception) -> JournalError:
-    """Return the error for a journal that cannot be used as it is."""
+    """Return the error for a journal that cannot be used."""
     full = isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    remedy = "free space on its disk" if full else "see `hearth journal check`, then `hearth journal rebuild`"
+    remedy = "free space on its disk" if full else "run `hearth journal check`, then `hearth journal rebuild`"
     return JournalError(f"{path} cannot be read: {error}", remedy=remedy)
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     version = version_of(connection)
     if version > VERSION:
         raise JournalError(
-            f"{path} was written by a newer agent (schema {version}, this one knows {VERSION})",
+            f"{path} was written by a newer agent (schema {version}, this agent supports {VERSION})",
             remedy="install that version again",
         )
     if 0 < version < VERSION:
         _keep_copy(connection, path.with_name(f"{path.name}.v{version}"))
+    migrate(connection, version)
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Migrate an open journal from `version` to the current schema. Raises `sqlite3.Error`."""
     for number in range(version, VERSION):
         connection.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
 
 
 def _keep_copy(connection: sqlite3.Connection, path: Path) -> None:
-    """Copy the open journal to `path`, whole or not at all."""
+    """Copy the open journal to `path`, completely or not at all."""
     aside = path.with_name(f"{path.name}.new")
     aside.unlink(missing_ok=True)
     copy = sqlite3.connect(aside)

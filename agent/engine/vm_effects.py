@@ -1,27 +1,33 @@
-"""Effects on VMs: creating them, by a boot or from a template, and tearing them down until they are proven gone."""
+"""Effects on VMs: create them, by a boot or from a template, and tear them down until they are confirmed gone."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from agent.domain.breaker import Breaker
 from agent.domain.errors import ErrorOrigin, HearthError
-from agent.domain.events import EventKind
-from agent.domain.model import Cause, Failure, Vm
-from agent.domain.states import VmEvent, VmState
+from agent.domain.facts import (
+    CloneFailed,
+    EvidenceFailed,
+    StartFailed,
+    StrayRemovalFailed,
+    StrayRemoved,
+    TeardownFailed,
+    TemplateStartFailed,
+    VmCloned,
+    VmRemoved,
+)
+from agent.domain.model import Cause
+from agent.domain.states import VmState
 from agent.engine.effect_context import bounded
-from agent.engine.intents import fail_vm, note_leak
 from agent.hypervisors.contract import SlotsTakenError, VmSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.domain.actions import CreateVm
+    from agent.domain.actions import CreateVm, DestroyVm, RemoveStray
+    from agent.domain.model import Vm
     from agent.engine.effect_context import EffectContext
-    from agent.engine.state_store import Transaction
 
 CLONE_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 120.0
@@ -30,115 +36,74 @@ TEARDOWN_MARGIN_S: Final = 60.0
 
 
 class NotGoneError(HearthError):
-    """A VM is still listed after its teardown: a leak until it is gone."""
+    """A VM is still listed after its teardown: it leaks its slot."""
 
     code = "not-gone"
 
 
 async def create(context: EffectContext, action: CreateVm) -> None:
-    """Clone and start a VM: from its template where there is one, and by a boot when that fails."""
-    if action.template is not None and await _from_template(context, action, action.template):
+    """Clone and start a VM: from its template if it has one, and by a boot if that fails."""
+    if action.template is not None and await _start_from_template(context, action, action.template):
         return
     spec = VmSpec(action.vm, action.pool.size, action.pool.ports)
     began_s = time.monotonic()
     try:
         await _clone(context, spec, action.image, None)
     except (HearthError, OSError) as error:
-        unfit = isinstance(error, HearthError) and error.origin is ErrorOrigin.IMAGE
-        await fail(context, action.vm, Cause.IMAGE_UNFIT if unfit else Cause.CLONE_FAILED, error)
+        is_unfit = isinstance(error, HearthError) and error.origin is ErrorOrigin.IMAGE
+        cause = Cause.IMAGE_UNFIT if is_unfit else Cause.CLONE_FAILED
+        await context.record(CloneFailed(action.vm, cause, str(error)))
         return
-    cloned = partial(_cloned, name=action.vm, how="by a boot", took_s=time.monotonic() - began_s)
-    if not await context.record(cloned):
-        return
+    state = await context.record(VmCloned(action.vm, "boot", time.monotonic() - began_s))
+    vm = state.vms.get(action.vm)
+    if vm is None or vm.state is not VmState.STARTING:
+        return  # its teardown was recorded during the clone
     try:
         await bounded(context.hypervisor.start(spec), START_TIMEOUT_S, "the start")
     except (HearthError, OSError) as error:
-        await fail(context, action.vm, cause_of(error, Cause.START_FAILED), error)
+        await context.record(StartFailed(action.vm, start_cause(error, Cause.START_FAILED), str(error)))
 
 
-async def destroy(context: EffectContext, name: str, *, evidence: bool) -> None:
-    """Tear a VM down; its row goes only when it is proven gone."""
-    vm = context.store.vms.get(name)
+async def destroy(context: EffectContext, action: DestroyVm) -> None:
+    """Tear a VM down; its record stays until it is confirmed gone."""
+    vm = context.store.state.vms.get(action.vm)
     if vm is None:
         return
     began_s = time.monotonic()
     try:
-        if evidence:
-            await _keep_evidence(context, vm)
-        await _end(context, name, grace_s=0.0 if vm.failure else vm.stop_grace_s)
+        if action.evidence:
+            await _collect_evidence(context, vm)
+        await _remove(context, vm.name, grace_s=0.0 if vm.failure else vm.stop_grace_s)
     except (HearthError, OSError) as error:
-        await context.record(partial(_leaked, context, EventKind.VM_TEARDOWN_FAILED, name, vm.pool, str(error)))
+        await context.record(TeardownFailed(vm.name, str(error)))
         return
-    took_s = time.monotonic() - began_s
-
-    def gone(transaction: Transaction) -> None:
-        transaction.drop(Vm, name)
-        transaction.drop(Breaker, name)
-        transaction.event(EventKind.VM_GONE, vm=name, pool=vm.pool, image=vm.image, duration_s=took_s)
-
-    await context.record(gone)
+    await context.record(VmRemoved(vm.name, time.monotonic() - began_s))
 
 
-async def reap(context: EffectContext, name: str) -> None:
-    """Remove a VM that carries our name but is in no journal."""
+async def remove_stray(context: EffectContext, action: RemoveStray) -> None:
+    """Remove a VM with a name of ours that is not in the journal."""
     try:
-        await _end(context, name, grace_s=0.0)
+        await _remove(context, action.vm, grace_s=0.0)
     except (HearthError, OSError) as error:
-        await context.record(partial(_leaked, context, EventKind.STRAY_REMOVAL_FAILED, name, None, str(error)))
+        await context.record(StrayRemovalFailed(action.vm, str(error)))
         return
-
-    def reaped(transaction: Transaction) -> None:
-        transaction.drop(Breaker, name)
-        transaction.event(EventKind.STRAY_REMOVED, vm=name, detail="it was not in the journal")
-
-    await context.record(reaped)
+    await context.record(StrayRemoved(action.vm))
 
 
-async def fail(
-    context: EffectContext, name: str, cause: Cause, error: Exception, *, only_in: VmState | None = None
-) -> None:
-    """Write that a living VM failed; `only_in` spares it in any other state."""
-
-    def failed(transaction: Transaction) -> None:
-        vm = transaction.get(Vm, name)
-        if vm is not None and vm.alive and only_in in (None, vm.state):
-            fail_vm(transaction, vm, Failure(cause, str(error), transaction.now_s), jitter=context.jitter())
-
-    await context.record(failed)
-
-
-def cause_of(error: Exception, otherwise: Cause) -> Cause:
-    """Return why a VM could not run: somebody else's VMs where the host says so."""
+def start_cause(error: Exception, otherwise: Cause) -> Cause:
+    """Return why a VM could not run: `SLOTS_TAKEN` if VMs of other owners hold the slots, else `otherwise`."""
     return Cause.SLOTS_TAKEN if isinstance(error, SlotsTakenError) else otherwise
 
 
 async def _clone(context: EffectContext, spec: VmSpec, image: str, template: str | None) -> None:
-    local = await bounded(context.images.local(image), CLONE_TIMEOUT_S, "finding the image")
+    local = await bounded(context.images.local(image), CLONE_TIMEOUT_S, "the image lookup")
     await bounded(context.hypervisor.clone(spec, local, template=template), CLONE_TIMEOUT_S, "the clone")
 
 
-def _cloned(transaction: Transaction, *, name: str, how: str, took_s: float) -> bool:
-    """Write that a VM is made; return whether it is still wanted."""
-    vm = transaction.get(Vm, name)
-    if vm is None or vm.state is not VmState.CREATING:
-        return False
-    transaction.move(vm, VmEvent.CLONED)
-    transaction.event(EventKind.VM_STARTING, vm=name, pool=vm.pool, image=vm.image, detail=how, duration_s=took_s)
-    return True
+async def _start_from_template(context: EffectContext, action: CreateVm, template: str) -> bool:
+    """Start a VM from a template; return False if it must boot instead.
 
-
-def _leaked(
-    context: EffectContext, kind: EventKind, name: str, pool: str | None, reason: str, transaction: Transaction
-) -> None:
-    """Write that a VM could not be torn down."""
-    transaction.event(kind, vm=name, pool=pool, detail=reason)
-    note_leak(transaction, name, reason=reason, jitter=context.jitter())
-
-
-async def _from_template(context: EffectContext, action: CreateVm, template: str) -> bool:
-    """Start a VM from a memory; return whether it is done with, one way or the other.
-
-    It counts as being created until it runs, so that the end of its process on a failed try is no failure of the VM.
+    Its record stays in `creating` until it runs, so that the exit of its process on a failed attempt does not fail it.
     """
     spec = VmSpec(action.vm, action.pool.size, action.pool.ports)
     began_s = time.monotonic()
@@ -146,53 +111,42 @@ async def _from_template(context: EffectContext, action: CreateVm, template: str
         await _clone(context, spec, action.image, template)
         await bounded(context.hypervisor.start(spec), START_TIMEOUT_S, "the start from a template")
     except (HearthError, OSError) as error:
-        return not await _give_up_template(context, action, template, error)
-    took_s = time.monotonic() - began_s
-    await context.record(partial(_cloned, name=action.vm, how="from a template", took_s=took_s))
+        return not await _undo_template_start(context, action, template, error)
+    await context.record(VmCloned(action.vm, "template", time.monotonic() - began_s))
     return True
 
 
-async def _give_up_template(context: EffectContext, action: CreateVm, template: str, error: Exception) -> bool:
-    """Undo a start from a template and leave the template alone for a while; return whether the VM can boot now."""
-
-    def given_up(transaction: Transaction) -> None:
-        transaction.trip(template, reason=str(error), jitter=context.jitter())
-        transaction.event(EventKind.VM_RESUME_FAILED, vm=action.vm, pool=action.pool.name, detail=str(error))
-        vm = transaction.get(Vm, action.vm)
-        if vm is not None:
-            transaction.put(replace(vm, template=None))
-
-    await context.record(given_up)
+async def _undo_template_start(context: EffectContext, action: CreateVm, template: str, error: Exception) -> bool:
+    """Remove a VM that did not start from its template; return whether it can boot now."""
+    await context.record(TemplateStartFailed(action.vm, template, str(error)))
     try:
-        await _end(context, action.vm, grace_s=0.0)
-    except (HearthError, OSError) as undoing:
-        await fail(context, action.vm, Cause.CLONE_FAILED, undoing)
+        await _remove(context, action.vm, grace_s=0.0)
+    except (HearthError, OSError) as undo_error:
+        await context.record(CloneFailed(action.vm, Cause.CLONE_FAILED, str(undo_error)))
         return False
     return True
 
 
-async def _end(context: EffectContext, name: str, *, grace_s: float) -> None:
-    """End a VM and prove it: stopped by the hypervisor's word, its files deleted, and listed no more."""
+async def _remove(context: EffectContext, name: str, *, grace_s: float) -> None:
+    """Stop and delete a VM, and confirm that the hypervisor does not list it any more. Raises `NotGoneError`."""
     hypervisor = context.hypervisor
     await bounded(hypervisor.stop(name, grace_s=grace_s), grace_s + TEARDOWN_MARGIN_S, "the stop")
     await bounded(hypervisor.delete(name), TEARDOWN_MARGIN_S, "the deletion")
     listed = await bounded(hypervisor.inventory(), TEARDOWN_MARGIN_S, "the inventory")
     if any(seen.name == name for seen in listed):
-        raise NotGoneError(f"{name} is still listed after its deletion", remedy="it is retried; see its processes")
+        raise NotGoneError(
+            f"{name} is still listed after its deletion",
+            remedy="the agent retries automatically; check the VM's processes if it stays",
+        )
 
 
-async def _keep_evidence(context: EffectContext, vm: Vm) -> None:
-    """Keep what explains a failure. A VM that cannot be explained is torn down all the same."""
+async def _collect_evidence(context: EffectContext, vm: Vm) -> None:
+    """Collect the evidence of a failed VM. If that fails, the VM is torn down nevertheless."""
 
     async def collect(into: Path) -> None:
-        await bounded(context.hypervisor.evidence(vm.name, into), EVIDENCE_TIMEOUT_S, "collecting evidence")
+        await bounded(context.hypervisor.evidence(vm.name, into), EVIDENCE_TIMEOUT_S, "the collection of evidence")
 
     try:
         await context.evidence.keep(vm, collect)
     except (HearthError, OSError) as error:
-        reason = str(error)
-
-        def unexplained(transaction: Transaction) -> None:
-            transaction.event(EventKind.VM_EVIDENCE_FAILED, vm=vm.name, pool=vm.pool, detail=reason)
-
-        await context.record(unexplained)
+        await context.record(EvidenceFailed(vm.name, str(error)))

@@ -1,25 +1,22 @@
-"""Updates of a VM from probes, process exits and replacement requests.
+"""Updates of VMs from probes, process exits and replacement requests.
 
-Each piece of news is one transaction on the VM's row; the next turn of the loop draws the consequences.
+Each update is one transaction; the next reconcile pass acts on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.domain.errors import ErrorOrigin, HearthError
-from agent.domain.events import EventKind
-from agent.domain.model import Cause, Failure, Vm
-from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
-from agent.engine.database import JournalError
-from agent.engine.intents import fail_vm, tell_holder
+from agent.domain.facts import ProbeFailed, ProcessExited, ReplacementRequested, StartupProbesPassed
+from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.domain.facts import Fact
     from agent.domain.health import Unhealthy
     from agent.engine.state_store import StateStore
     from agent.hypervisors.contract import VmExit
@@ -29,108 +26,55 @@ log = structlog.get_logger()
 RETRY_S: Final = 1.0
 
 
-class VmUnknownError(HearthError):
-    """No VM of that name is ours."""
-
-    code = "vm-not-found"
-    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
-
-
-class VmLeasedError(HearthError):
-    """A leased VM is never touched while its lease lives."""
-
-    code = "vm-leased"
-    origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
-
-
 class VmUpdates:
-    """Writes news about VMs into the store and wakes the loop."""
+    """Records what is reported about VMs and wakes the reconciler."""
 
-    def __init__(self, store: StateStore, *, jitter: Callable[[], float], awake: asyncio.Event) -> None:
+    def __init__(self, store: StateStore, *, wake: Callable[[], None]) -> None:
         self._store = store
-        self._jitter = jitter
-        self._awake = awake
+        self._wake = wake
         self._exits: asyncio.Queue[VmExit] = asyncio.Queue()
-        self._ended: set[str] = set()
+        self._exited: set[str] = set()
 
-    async def proven(self, vm: str) -> None:
-        """All startup probes of a VM passed: it is ready."""
-        async with self._store.transaction() as transaction:
-            known = transaction.get(Vm, vm)
-            if known is None or known.state not in UNPROVEN:
-                return
-            now_s = transaction.now_s
-            began_s = known.created_at_s if known.state is VmState.STARTING else known.since_s
-            transaction.move(known, VmEvent.PROVEN, ready_at_s=now_s)
-            transaction.event(
-                EventKind.VM_READY,
-                vm=vm, pool=known.pool, image=known.image, duration_s=max(0.0, now_s - began_s),
-            )  # fmt: skip
-        self._awake.set()
+    async def startup_passed(self, vm: str) -> None:
+        """Record that all startup probes of a VM passed: it is ready."""
+        await self._record(StartupProbesPassed(vm))
 
     async def unhealthy(self, vm: str, unhealthy: Unhealthy) -> None:
-        """Probes say that a VM must be replaced. While it is leased its holder is to judge that, and is only told."""
-        async with self._store.transaction() as transaction:
-            known = transaction.get(Vm, vm)
-            if known is None:
-                return
-            failure = Failure(unhealthy.cause, unhealthy.reason, transaction.now_s)
-            if known.state is VmState.LEASED:
-                tell_holder(transaction, known, failure)
-            elif known.state in RUNNING:
-                fail_vm(transaction, known, failure, jitter=self._jitter())
-        self._awake.set()
+        """Record that probes found a VM unhealthy: it fails, or the holder of its lease is notified."""
+        await self._record(ProbeFailed(vm, unhealthy.cause, unhealthy.reason))
 
     async def replace(self, vm: str, *, reason: str) -> None:
-        """Fail a VM on request, so that it is torn down and the pool refills.
+        """Fail a VM on request, so that it is torn down and its pool refilled.
 
-        Raises `VmUnknownError`, or `VmLeasedError` while it is leased.
+        Raises `VmUnknownError`, and `VmLeasedError` while it is leased.
         """
-        async with self._store.transaction() as transaction:
-            known = transaction.get(Vm, vm)
-            if known is None:
-                raise VmUnknownError(f"there is no VM {vm!r} on this host", remedy="see `hearth vms` for its VMs")
-            if known.state is VmState.LEASED:
-                raise VmLeasedError(f"{vm} is leased as {known.lease_id}", remedy="release that lease instead")
-            if known.alive:
-                failure = Failure(Cause.REQUESTED, reason or "its replacement was requested", transaction.now_s)
-                fail_vm(transaction, known, failure, jitter=self._jitter())
-        self._awake.set()
+        await self._record(ReplacementRequested(vm, reason))
 
-    def note_exit(self, gone: VmExit) -> None:
-        """Take note that a VM's process ended; called by the driver on the event loop."""
-        self._ended.add(gone.name)
-        self._exits.put_nowait(gone)
+    def queue_exit(self, vm_exit: VmExit) -> None:
+        """Queue the end of a VM's process for `follow_exits`. The driver calls it on the event loop."""
+        self._exited.add(vm_exit.name)
+        self._exits.put_nowait(vm_exit)
 
     @property
-    def ended(self) -> frozenset[str]:
-        """The VMs whose process ended, though that is not written down yet: nobody may get one of them."""
-        return frozenset(self._ended)
+    def exited(self) -> frozenset[str]:
+        """The VMs whose process ended but whose record does not show it yet: none of them may be leased."""
+        return frozenset(self._exited)
 
     async def follow_exits(self) -> None:
-        """Write down exits in the order they are noted, each until it is written, until cancelled."""
+        """Record queued exits in order, each until the journal accepts it. Runs until cancelled."""
         while True:
-            gone = await self._exits.get()
-            while True:
-                if await self._write_exit(gone):
-                    break
-                await asyncio.sleep(RETRY_S)
-            self._ended.discard(gone.name)
+            vm_exit = await self._exits.get()
+            await self._record_exit(vm_exit)
+            self._exited.discard(vm_exit.name)
 
-    async def _write_exit(self, gone: VmExit) -> bool:
-        try:
-            await self._exited(gone)
-        except JournalError as error:
-            log.error("exit-not-written", vm=gone.name, error=str(error))  # noqa: TRY400 - the message says it all
-            return False
-        return True
+    async def _record_exit(self, vm_exit: VmExit) -> None:
+        while True:
+            try:
+                return await self._record(ProcessExited(vm_exit.name, vm_exit.code, vm_exit.detail))
+            except JournalError as error:
+                log.error("exit-not-written", vm=vm_exit.name, error=str(error))  # noqa: TRY400 - it is complete
+            await asyncio.sleep(RETRY_S)
 
-    async def _exited(self, gone: VmExit) -> None:
-        async with self._store.transaction() as transaction:
-            known = transaction.get(Vm, gone.name)
-            if known is None or known.state not in RUNNING:
-                return
-            code = "" if gone.code is None else f" with code {gone.code}"
-            reason = f"its process ended{code}" + (f": {gone.detail}" if gone.detail else "")
-            fail_vm(transaction, known, Failure(Cause.EXITED, reason, transaction.now_s), jitter=self._jitter())
-        self._awake.set()
+    async def _record(self, fact: Fact) -> None:
+        await self._store.record(fact)
+        self._wake()

@@ -1,4 +1,4 @@
-"""Puts the world together: the store's records, the last look context, and this moment."""
+"""The builder of the world: the stored records, the last observation of the host, and this moment."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ from typing import TYPE_CHECKING, Final
 
 from ulid import ULID
 
-from agent.domain.model import World
+from agent.domain.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.domain.model import HostLimits, Listing, PoolSpec
+    from agent.domain.model import HostLimits, PoolSpec
+    from agent.domain.world import Listing
     from agent.engine.executor import Executor
-    from agent.engine.leases import LeaseDesk
+    from agent.engine.leases import LeaseQueue
     from agent.engine.observer import Observer
     from agent.engine.state_store import StateStore
+    from agent.engine.vm_updates import VmUpdates
     from agent.hypervisors.contract import Capabilities
 
-_IDS_A_TURN: Final = 64
+_MAX_IDS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorldBuilder:
-    """Where each part of the world comes from. `pools` gives the assignment in force, `jitter` numbers from 0 to 1."""
+    """The sources of the world. `pools` returns the assigned pools, `jitter` a random number from 0 to 1.
+
+    Until `is_reconciled` is set by the first reconcile pass, no VM is leasable: VMs may have ended while no agent ran.
+    """
 
     store: StateStore
-    desk: LeaseDesk
+    queue: LeaseQueue
     executor: Executor
+    updates: VmUpdates
     observer: Observer
     capabilities: Capabilities
     limits: Callable[[], HostLimits]
@@ -36,38 +42,41 @@ class WorldBuilder:
     pools: Callable[[], tuple[PoolSpec, ...]]
     jitter: Callable[[], float]
     clock: Callable[[], float]
+    is_reconciled: bool = False
 
     def world(self, listing: Listing | None = None, *, to_plan: bool = False) -> World:
-        """Return the world as the engine knows it now. No I/O.
+        """Return the world as it is known now. No I/O.
 
-        Only one that is `to_plan` on has names for new VMs: drawing them takes as long as a plan.
+        Only a world `to_plan` with has ids for new VMs: drawing them takes as long as a plan.
         """
+        state, observer = self.store.state, self.observer
         return World(
             now_s=self.clock(),
             jitter=self.jitter(),
             limits=self.limits(),
             pools=self.pools(),
-            vms=tuple(self.store.vms.values()),
-            leases=tuple(self.store.leases.values()),
-            waiters=self.desk.waiters,
-            images=self.observer.images,
-            resolutions=dict(self.store.resolutions),
-            rollouts=dict(self.store.rollouts),
-            breakers=dict(self.store.breakers),
+            vms=tuple(state.vms.values()),
+            leases=tuple(state.leases.values()),
+            requests=self.queue.requests,
+            images=observer.images,
+            resolutions=state.resolutions,
+            rollouts=state.rollouts,
+            breakers=state.breakers,
             listing=listing,
             busy=self.executor.busy,
-            mode=self.store.mode,
-            disk_full=self.observer.disk.full,
-            excess_bytes=self.observer.disk.excess_bytes,
-            foreign_slots=self.observer.foreign_slots,
+            unleasable=self.updates.exited if self.is_reconciled else frozenset(state.vms),
+            mode=state.mode,
+            disk_full=observer.disk.full,
+            excess_bytes=observer.disk.excess_bytes,
+            foreign_slots=observer.foreign_slots,
             can_suspend=self.capabilities.suspend,
             can_use_templates=self.capabilities.templates,
-            templates=self.observer.templates,
-            fresh_ids=tuple(str(ULID()) for _ in range(self._ids() if to_plan else 0)),
+            templates=observer.templates,
+            fresh_ids=tuple(str(ULID()) for _ in range(self._id_count() if to_plan else 0)),
             resolve_period_s=self.resolve_period_s,
         )
 
-    def _ids(self) -> int:
-        """Return how many VMs a plan can make at most."""
-        held = sum(vm.holds_slot for vm in self.store.vms.values())
-        return max(0, min(_IDS_A_TURN, self.limits().slots - held))
+    def _id_count(self) -> int:
+        """Return how many VMs a plan can create at most."""
+        held = sum(vm.holds_slot for vm in self.store.state.vms.values())
+        return max(0, min(_MAX_IDS, self.limits().slots - held))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.config import Assignment
 from agent.domain.conditions import conditions
-from agent.domain.errors import ErrorOrigin, HearthError
+from agent.domain.errors import ErrorOrigin, HearthError, LeaseNotFoundError, PoolUnknownError
 from agent.domain.events import Event, EventKind
 from agent.domain.health import Outcome, ProbeResult
 from agent.domain.model import (
@@ -25,16 +25,16 @@ from agent.domain.model import (
     HostMode,
     Image,
     Lease,
+    LeaseRequest,
     PoolSpec,
     Vm,
     VmSize,
-    Waiter,
-    World,
 )
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
+from agent.domain.world import World
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
-from agent.engine.leases import LeaseConflictError, LeaseEndedError, LeaseNotFoundError, NoVmFreeError, PoolUnknownError
+from agent.engine.leases import LeaseConflictError, LeaseEndedError, NoVmFreeError
 from agent.host.disk_space import DiskUsage
 from agent.host.host_info import HostIdentity
 from agent.host.vitals import Heat, MemoryPressure, Vitals
@@ -43,7 +43,7 @@ from tests.api.local_command import LocalCommand
 from tests.api.memory_operations import MemoryOperations, no_evidence
 
 if TYPE_CHECKING:
-    from agent.domain.breaker import Breaker
+    from agent.domain.breaker import Breaker, BreakerKey
     from agent.images.contract import PullProgress
 
 NOW_S = 1_800_000_000.0
@@ -80,7 +80,7 @@ class MemoryEngine:
         self.checks = [Check("journal", True, "open"), Check("hypervisor", True, "qemu")]
         self.age_s = 0.5
         self.foreign_slots = 0
-        self.breakers: dict[str, Breaker] = {}
+        self.breakers: dict[BreakerKey, Breaker] = {}
         self.posted: tuple[Condition, ...] = ()
         self.disk_is_full = False
         self.free_bytes = 60 << 30
@@ -95,7 +95,7 @@ class MemoryEngine:
         self.address_asked = asyncio.Event()
         self.renderings = 0
         document = Assignment.model_validate({"pools": {"small": {"image": SMALL.image}}})
-        self._held = HeldAssignment(document, "1", source)
+        self._held = HeldAssignment(document, document.specs(), "1", source)
 
     def changed(self, *events: Event) -> None:
         """Count one change of the world, with the events that go with it."""
@@ -118,7 +118,7 @@ class MemoryEngine:
             pools=tuple(self.pools.values()),
             vms=tuple(self.vms.values()),
             leases=tuple(self.leases.held.values()),
-            waiters=tuple(waiter for waiter, _ in self.leases.line),
+            requests=tuple(request for request, _ in self.leases.line),
             images=(Image(DIGEST, (SMALL.image,), 64 << 20, 10 << 20, NOW_S),),
             rollouts=self.rollouts,
             mode=self.mode,
@@ -168,7 +168,7 @@ class MemoryEngine:
         if if_match not in (None, self._held.etag):
             raise AssignmentConflictError("somebody else changed the assignment", remedy="read it again")
         tag = hashlib.sha256(document.model_dump_json().encode()).hexdigest()[:12]
-        self._held = HeldAssignment(document, tag, "api")
+        self._held = HeldAssignment(document, document.specs(), tag, "api")
         self.changed()
         return self._held
 
@@ -241,7 +241,7 @@ class MemoryLeases:
         self.held: dict[str, Lease] = {}
         self.renewals = 0
         self.endings: dict[str, Event] = {}
-        self.line: list[tuple[Waiter, asyncio.Future[Vm]]] = []
+        self.line: list[tuple[LeaseRequest, asyncio.Future[Vm]]] = []
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
         self.released = asyncio.Event()
@@ -302,7 +302,7 @@ class MemoryLeases:
 
     async def _wait(self, pool: str, wait_s: float) -> Vm:
         given: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
-        place = (Waiter(f"waiter-{len(self.line)}", pool, NOW_S), given)
+        place = (LeaseRequest(f"waiter-{len(self.line)}", pool, NOW_S, "test", 60), given)
         self.line.append(place)
         self.engine.changed()
         self.arrived.set()

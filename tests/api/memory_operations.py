@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.domain.errors import NothingToRetryError, NothingToUndoError, PoolUnknownError
 from agent.domain.model import HostMode, Mode
 from agent.domain.rollout import Phase, Rollout, retry, undo
 from agent.engine.evidence import Evidence
-from agent.engine.leases import PoolUnknownError
-from agent.engine.operator_commands import NothingToRetryError, NothingToUndoError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ import pytest
 
 from agent.api.documents import LOOKED_AT, STALE_AFTER_S, host_document
 from agent.api.schemas import HostDocument
-from agent.domain.breaker import Breaker
+from agent.domain.breaker import Breaker, BreakerKey, Scope
 from agent.domain.capacity import Limit
 from agent.domain.model import Cause, Condition, ConditionStatus, Failure, HostMode, Mode, VmSize
 from agent.domain.rollout import Phase
@@ -59,7 +59,11 @@ def failing(engine: MemoryEngine) -> None:
     ready(engine)
     failed = Failure(Cause.EXITED, "its process ended with code 1", NOW_S - 5)
     engine.vms["hearth-small-2"] = replace(vm("hearth-small-2", VmState.FAILED), failure=failed)
-    engine.breakers = {COMING: Breaker(COMING, 3, NOW_S + 20, NOW_S - 10, "registry/small: 401 unauthorized")}
+    engine.breakers = {
+        BreakerKey(Scope.IMAGE, COMING): Breaker(
+            BreakerKey(Scope.IMAGE, COMING), 3, NOW_S + 20, NOW_S - 10, "registry/small: 401 unauthorized"
+        )
+    }
 
 
 def foreign(engine: MemoryEngine) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.documents import DISK_STEP_BYTES, PHASE_OF_LIFE
 from agent.api.resources.health import breakers
-from agent.domain.breaker import Breaker
+from agent.domain.breaker import HOST_KEY, Breaker, BreakerKey, Scope
 from agent.domain.model import Cause, Check, Failure
 from agent.domain.names import vm_name
 from agent.domain.states import VmState
@@ -61,12 +61,14 @@ async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> No
 
 
 def test_breakers_are_counted_by_what_they_are_of() -> None:
-    keys = ("host", DIGEST, "registry/small:v1", vm_name("small", f"{1:026d}"), "healed")
-    known = {key: Breaker(key, failures=key != "healed", open_until_s=NOW_S + 9) for key in keys}
-    known["registry/small:v1"] = Breaker("registry/small:v1", failures=1, open_until_s=NOW_S)
+    reference = BreakerKey(Scope.REFERENCE, "registry/small:v1")
+    vm_key, reset = BreakerKey(Scope.VM, vm_name("small", f"{1:026d}")), BreakerKey(Scope.IMAGE, "reset")
+    keys = (HOST_KEY, BreakerKey(Scope.IMAGE, DIGEST), reference, vm_key, reset)
+    known = {key: Breaker(key, failures=key != reset, open_until_s=NOW_S + 9) for key in keys}
+    known[reference] = Breaker(reference, failures=1, open_until_s=NOW_S)
     counts = breakers(replace(MemoryEngine().world(), breakers=known))
     assert {key: count for key, count in counts.items() if count} == {
-        ("host", "open"): 1, ("image", "open"): 1, ("vm", "open"): 1, ("other", "closed"): 1,
+        ("host", "open"): 1, ("image", "open"): 1, ("vm", "open"): 1, ("reference", "closed"): 1,
     }  # fmt: skip
 
 

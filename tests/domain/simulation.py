@@ -1,21 +1,20 @@
-"""A host in memory: the real planner and the real intents, with effects whose ends the test chooses."""
+"""A host in memory: the real planner and the real `record`, with effects that end as the test chooses."""
 
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from agent.domain import capacity
+from agent.domain import capacity, facts
 from agent.domain.actions import (
     CreateVm,
     DestroyVm,
     DropTemplate,
     EvictImage,
-    ExpireLease,
     GrantLease,
     MarkFailed,
-    NotifyHolder,
     PullImage,
     RemoveStray,
     ResolveImage,
@@ -24,7 +23,8 @@ from agent.domain.actions import (
     SuspendVm,
 )
 from agent.domain.breaker import Breaker
-from agent.domain.events import EventKind
+from agent.domain.errors import NothingToRetryError, NothingToUndoError
+from agent.domain.facts import RolloutsAdvanced
 from agent.domain.model import (
     Cause,
     Failure,
@@ -32,25 +32,24 @@ from agent.domain.model import (
     HostMode,
     Image,
     Lease,
-    Listing,
+    LeaseRequest,
     Mode,
     Observed,
     PoolSpec,
     Resolution,
     Vm,
-    Waiter,
-    World,
 )
 from agent.domain.plan import Plan, plan
-from agent.domain.rollout import Rollout, retry, undo
-from agent.domain.states import RUNNING, UNPROVEN, VmEvent, VmState
-from agent.engine.database import TABLES, Put
-from agent.engine.intents import fail_vm, intend, note_leak
-from agent.engine.leases import end_lease
-from agent.engine.state_store import OPEN, Transaction
+from agent.domain.record import record
+from agent.domain.rollout import Rollout
+from agent.domain.states import AWAITS_PROBES, VmState
+from agent.domain.stored_state import KEYS, Put, StoredState, key_of
+from agent.domain.world import Listing, World
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Action
+    from agent.domain.actions import Action, Effect
+    from agent.domain.events import EventKind
+    from agent.domain.facts import Fact
 
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -72,42 +71,37 @@ class Host:
     jitter: float = 0.5
     can_suspend: bool = False
     can_use_templates: bool = False
-    mode: HostMode = OPEN
     disk_full: bool = False
     most_running: int | None = None  # the host itself refuses to run more, as a Mac does
     foreign: int = 0  # VMs of somebody else that run
 
     def __post_init__(self) -> None:
-        self.tables: dict[type, dict[str, Any]] = {kind: {} for kind in TABLES}
+        self.tables: dict[type, dict[Any, Any]] = {kind: {} for kind in KEYS}
         self.images: dict[str, Image] = {}
         self.running: set[str] = set()  # processes
         self.suspended: set[str] = set()  # saved memories of VMs
         self.templates: set[str] = set()
         self.files: set[str] = set()  # clones on disk
         self.damaged: set[str] = set()  # those that lost files behind the agent's back
-        self.flying: dict[str, Action] = {}
-        self.waiters: list[Waiter] = []
+        self.in_flight: dict[str, Effect] = {}
+        self.requests: list[LeaseRequest] = []
         self.listing: Listing | None = None
         self.events: list[EventKind] = []
         self.served: set[str] = set()  # VMs that were ever given to a lease
         self.foreign_seen = 0
         self._numbers = itertools.count()
 
-    # -- the store, as `Transaction` reads it
+    # -- the stored state
 
-    def table(self, kind: type) -> Any:
-        return self.tables[kind]
-
-    def commit(self, transaction: Transaction) -> None:
-        for (kind, key), change in transaction.changes.items():
+    def record(self, fact: Fact | Action) -> None:
+        """Apply what a fact changes, as the state store does."""
+        changes = record(StoredState(self.tables), fact, self.now_s, self.jitter)
+        for change in changes.records:
             if isinstance(change, Put):
-                self.tables[kind][key] = change.record
+                self.tables[type(change.record)][key_of(change.record)] = change.record
             else:
-                self.tables[kind].pop(key, None)
-        self.events += [event.kind for event in transaction.events]
-
-    def transaction(self) -> Transaction:
-        return Transaction(self, self.now_s)  # type: ignore[arg-type]
+                self.tables[change.kind].pop(change.key, None)
+        self.events += [event.kind for event in changes.events]
 
     @property
     def vms(self) -> dict[str, Vm]:
@@ -131,13 +125,13 @@ class Host:
             pools=self.pools,
             vms=tuple(self.vms.values()),
             leases=tuple(self.leases.values()),
-            waiters=tuple(self.waiters),
+            requests=tuple(self.requests),
             images=tuple(self.images.values()),
             resolutions=dict(self.tables[Resolution]),
             rollouts=dict(self.rollouts),
             breakers=dict(self.tables[Breaker]),
             listing=self.listing,
-            busy=frozenset(self.flying),
+            busy=frozenset(self.in_flight),
             mode=self.mode,
             disk_full=self.disk_full,
             excess_bytes=int(self.disk_full),
@@ -148,44 +142,40 @@ class Host:
             fresh_ids=tuple(self._ulid() for _ in range(8)),
         )
 
-    def turn(self) -> Plan:
-        """Take one turn as the reconciler does."""
+    def reconcile(self) -> Plan:
+        """Run one pass as the reconciler does."""
         planned = plan(self.world())
         self.listing = None
-        transaction = self.transaction()
-        for rollout in planned.rollouts:
-            transaction.put(rollout)
-        for gone in self.rollouts.keys() - {rollout.pool for rollout in planned.rollouts}:
-            transaction.drop(Rollout, gone)
+        self.record(RolloutsAdvanced(planned.rollouts))
         for action in planned.actions:
-            intend(transaction, action, jitter=self.jitter)
             if isinstance(action, GrantLease):
-                self._grant(transaction, action)
-        self.commit(transaction)
-        for action in planned.actions:
-            if not isinstance(action, MarkFailed | NotifyHolder | ExpireLease | GrantLease):
-                assert action.resource not in self.flying
-                self.flying[action.resource] = action
+                self._check_grant(action)
+            self.record(action)
+        for effect in planned.effects:
+            assert effect.resource not in self.in_flight
+            self.in_flight[effect.resource] = effect
         return planned
 
-    def settle(self, *, turns: int = 200) -> None:
-        """Turn with every effect succeeding until nothing but the regular asking of registries goes on."""
-        quiet = 0
-        for _ in range(turns):
-            self.look()
-            planned = self.turn()
-            busy = any(not isinstance(action, ResolveImage) for action in (*planned.actions, *self.flying.values()))
-            for resource in list(self.flying):
-                self.land(resource)
-            quiet = 0 if self._prove_all() or busy else quiet + 1
-            if quiet == 3:  # once asked, once answered, once with nothing new in the answer
+    def settle(self, *, passes: int = 200) -> None:
+        """Run passes with every effect succeeding until only the periodic registry queries continue."""
+        idle_passes = 0
+        for _ in range(passes):
+            self.observe()
+            planned = self.reconcile()
+            is_busy = any(
+                not isinstance(action, ResolveImage) for action in (*planned.actions, *self.in_flight.values())
+            )
+            for resource in list(self.in_flight):
+                self.finish(resource)
+            idle_passes = 0 if self._pass_all_probes() or is_busy else idle_passes + 1
+            if idle_passes == 3:  # a query, its result, and one pass without anything new
                 return
             self.now_s += 700  # past every breaker
-        raise AssertionError(f"not settled after {turns} turns: {planned.actions}")
+        raise AssertionError(f"not settled after {passes} passes: {planned.actions}")
 
-    # -- what happens context
+    # -- what happens outside
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """List the hypervisor's VMs."""
         known = frozenset(self.vms)
         seen = tuple(
@@ -198,121 +188,114 @@ class Host:
             )
             for name in sorted(self.files)
         )
-        self.listing = Listing(seen, known, known - frozenset(self.flying))
+        self.listing = Listing(seen, known, known - frozenset(self.in_flight))
         self.foreign_seen = self.foreign
 
-    def land(self, resource: str, *, ok: bool = True) -> None:
-        """End the effect that is under way on a resource."""
-        action = self.flying.pop(resource)
-        transaction = self.transaction()
-        match action:
+    def finish(self, resource: str, *, ok: bool = True) -> None:
+        """End the effect under way on a resource."""
+        effect = self.in_flight.pop(resource)
+        match effect:
             case CreateVm(name):
                 self.files.add(name)
-                self._created(transaction, self.vms[name], ok=ok)
+                self._finish_creation(name, ok=ok)
             case DestroyVm(name) | RemoveStray(name):
-                self._ended(transaction, name, ok=ok)
-            case SuspendVm(name) | ResumeVm(name):
-                self._moved_memory(transaction, self.vms[name], ok=ok)
-            case SaveTemplate() | DropTemplate():
-                self._changed_templates(transaction, action, ok=ok)
-            case PullImage() | EvictImage() | ResolveImage():
-                self._changed_images(transaction, action, ok=ok)
-        self.commit(transaction)
+                self._finish_removal(effect, name, ok=ok)
+            case SuspendVm(name):
+                self._finish_suspension(name, ok=ok)
+            case ResumeVm(name):
+                self._finish_resumption(name, ok=ok)
+            case _:
+                self._finish_storage(effect, ok=ok)
 
-    def _changed_templates(self, transaction: Transaction, action: SaveTemplate | DropTemplate, *, ok: bool) -> None:
-        if isinstance(action, DropTemplate):
-            self.templates.discard(action.template)
-        elif ok:
-            self.templates.add(action.template)
-        else:
-            transaction.trip(action.template, reason="cannot be saved", jitter=1.0)
-
-    def _changed_images(
-        self, transaction: Transaction, action: PullImage | EvictImage | ResolveImage, *, ok: bool
-    ) -> None:
-        match action:
-            case PullImage(_, image) if ok:
+    def _finish_storage(self, effect: Effect, *, ok: bool) -> None:
+        reason = "as the test wants"
+        match effect:
+            case SaveTemplate(vm, template) if ok:
+                self.templates.add(template)
+                self.record(facts.TemplateSaved(template, vm, 1.0))
+            case SaveTemplate(vm, template):
+                self.record(facts.TemplateSaveFailed(template, vm, reason))
+            case DropTemplate(template):
+                self.templates.discard(template)
+                self.record(facts.TemplateDropped(template))
+            case PullImage(reference, image) if ok:
                 self.images[image] = Image(image)
-            case PullImage(_, image):
-                transaction.trip(image, reason="pull failed", jitter=self.jitter)
+                self.record(facts.PullFinished(image, reference, 1.0))
+            case PullImage(reference, image):
+                self.record(facts.PullFailed(image, reference, reason))
             case EvictImage(image):
                 self.images.pop(image)
+                self.record(facts.ImageEvicted(image))
             case ResolveImage(reference) if ok:
-                transaction.put(Resolution(reference, self.registry[reference], self.now_s))
+                self.record(facts.ReferenceResolved(reference, self.registry[reference]))
             case ResolveImage(reference):
-                known = self.tables[Resolution].get(reference)
-                transaction.put(Resolution(reference, known.digest if known else None, self.now_s, "unreachable"))
-                transaction.trip(reference, reason="unreachable", jitter=self.jitter)
+                self.record(facts.ResolveFailed(reference, reason))
 
-    def prove(self, name: str) -> bool:
-        """Let the startup probes of a VM give their verdict; return whether there was one to give."""
+    def pass_probes(self, name: str) -> bool:
+        """Let the startup probes of a VM end; return whether any were running."""
         vm = self.vms[name]
-        if vm.state not in UNPROVEN or name in self.flying or name not in self.running:
+        if vm.state not in AWAITS_PROBES or name in self.in_flight or name not in self.running:
             return False
-        transaction = self.transaction()
         if vm.image in self.bad:
-            self._fail(transaction, vm, Cause.STARTUP_DEADLINE)
+            self.record(facts.ProbeFailed(name, Cause.STARTUP_DEADLINE, "as the test wants"))
         else:
-            transaction.move(vm, VmEvent.PROVEN, ready_at_s=self.now_s)
-        self.commit(transaction)
+            self.record(facts.StartupProbesPassed(name))
         return True
 
     def die(self, name: str) -> None:
-        """End a VM's process, noticed at once."""
+        """End a VM's process, and report its exit."""
         self.running.discard(name)
-        vm = self.vms.get(name)
-        if vm is not None and vm.state in RUNNING:
-            transaction = self.transaction()
-            self._fail(transaction, vm, Cause.EXITED)
-            self.commit(transaction)
+        self.record(facts.ProcessExited(name, 1))
 
     def fail(self, name: str, cause: Cause) -> None:
         """Let a VM fail for a cause."""
-        transaction = self.transaction()
-        self._fail(transaction, self.vms[name], cause)
-        self.commit(transaction)
+        self.record(MarkFailed(name, Failure(cause, "as the test wants", self.now_s)))
 
     def vanish(self, name: str) -> None:
-        """End a VM's process with nobody noticing."""
+        """End a VM's process without a report."""
         self.running.discard(name)
 
     def restart_agent(self) -> None:
-        """Forget everything that is not in the journal; effects under way stop where they are."""
-        for resource, action in self.flying.items():
-            if isinstance(action, CreateVm):
+        """Lose everything that is not in the journal; effects under way stop where they are."""
+        for resource, effect in self.in_flight.items():
+            if isinstance(effect, CreateVm):
                 self.files.add(resource)
-        self.flying.clear()
-        self.waiters.clear()
+        self.in_flight.clear()
+        self.requests.clear()
         self.listing = None
 
-    def ask_lease(self, pool: str) -> None:
-        """Let a request join the line."""
+    def request_lease(self, pool: str) -> None:
+        """Add a lease request to the queue."""
         if self.mode.takes_leases:
-            self.waiters.append(Waiter(f"w{next(self._numbers)}", pool, self.now_s))
+            self.requests.append(LeaseRequest(f"w{next(self._numbers)}", pool, self.now_s, "test", 3600))
+
+    @property
+    def mode(self) -> HostMode:
+        """The mode of this host."""
+        return StoredState(self.tables).mode
 
     def set_mode(self, mode: Mode) -> None:
-        """Open, cordon or drain the host: who waits for a VM is turned away unless it is open."""
-        self.mode = HostMode(mode, self.now_s)
+        """Open, cordon or drain the host: waiting requests are refused unless it is open."""
+        self.record(facts.ModeSet(mode, ""))
         if not self.mode.takes_leases:
-            self.waiters.clear()
+            self.requests.clear()
 
     def retry(self, pool: str) -> None:
-        """Try a pool's target again, as an operator does."""
-        self.rollouts[pool] = retry(self.rollouts[pool], self.now_s)
-        self.tables[Breaker].pop(self.rollouts[pool].target or "", None)
+        """Retry a pool's target, as an operator does, if there is anything to retry."""
+        with suppress(NothingToRetryError):
+            self.record(facts.RolloutRetried(pool))
 
     def undo(self, pool: str) -> bool:
-        """Go back to the version before, as an operator does; return whether there was one."""
-        undone = undo(self.rollouts[pool], reason="undone", now_s=self.now_s)
-        if undone is not None:
-            self.rollouts[pool] = undone
-        return undone is not None
+        """Undo a rollout, as an operator does; return whether there was anything to undo."""
+        try:
+            self.record(facts.RolloutUndone(pool, ""))
+        except NothingToUndoError:
+            return False
+        return True
 
     def release(self, lease_id: str) -> None:
         """End a lease by its holder."""
-        transaction = self.transaction()
-        end_lease(transaction, self.leases[lease_id], EventKind.LEASE_RELEASED)
-        self.commit(transaction)
+        self.record(facts.LeaseReleased(lease_id))
 
     # -- what tests ask
 
@@ -330,62 +313,51 @@ class Host:
         """Return what VMs hold."""
         return capacity.used(self.world())
 
-    def _grant(self, transaction: Transaction, action: GrantLease) -> None:
-        waiter = next(waiter for waiter in self.waiters if waiter.id == action.waiter)
-        self.waiters.remove(waiter)
-        vm = transaction.get(Vm, action.vm)
-        assert vm is not None
-        assert vm.pool == waiter.pool
+    def _check_grant(self, action: GrantLease) -> None:
+        self.requests.remove(action.request)
+        vm = self.vms[action.vm]
+        assert vm.pool == action.request.pool
         assert vm.name not in self.served, "no VM serves two leases"
         self.served.add(vm.name)
-        lease = Lease(f"lease-{waiter.id}", waiter.pool, vm.name, "test", 3600, self.now_s, self.now_s + 3600)
-        transaction.put(lease)
-        transaction.move(vm, VmEvent.LEASE, lease_id=lease.id)
 
-    def _created(self, transaction: Transaction, vm: Vm, *, ok: bool) -> None:
+    def _finish_creation(self, name: str, *, ok: bool) -> None:
         if not ok:
-            self._fail(transaction, vm, Cause.CLONE_FAILED)
+            self.record(facts.CloneFailed(name, Cause.CLONE_FAILED, "as the test wants"))
             return
-        transaction.move(vm, VmEvent.CLONED)
+        self.record(facts.VmCloned(name, "boot", 1.0))
         if self.full:
-            cloned = transaction.get(Vm, vm.name)
-            assert cloned is not None
-            self._fail(transaction, cloned, Cause.SLOTS_TAKEN)
+            self.record(facts.StartFailed(name, Cause.SLOTS_TAKEN, "as the test wants"))
             return
-        self.running.add(vm.name)
+        self.running.add(name)
 
-    def _moved_memory(self, transaction: Transaction, vm: Vm, *, ok: bool) -> None:
-        if vm.state is VmState.SUSPENDING:
-            self.running.discard(vm.name)
-            if ok:
-                self.suspended.add(vm.name)
-                transaction.move(vm, VmEvent.SUSPENDED)
-            else:
-                self._fail(transaction, vm, Cause.SUSPEND_FAILED)
-        elif vm.state is VmState.RESUMING:
-            self.suspended.discard(vm.name)
-            if ok and not self.full:
-                self.running.add(vm.name)
-            else:
-                self._fail(transaction, vm, Cause.RESUME_FAILED)
-
-    def _ended(self, transaction: Transaction, name: str, *, ok: bool) -> None:
-        if not ok:
-            note_leak(transaction, name, reason="teardown failed", jitter=self.jitter)
-            return
+    def _finish_suspension(self, name: str, *, ok: bool) -> None:
         self.running.discard(name)
+        if ok:
+            self.suspended.add(name)
+            self.record(facts.VmSuspended(name, 1.0))
+        else:
+            self.record(facts.SuspendFailed(name, Cause.SUSPEND_FAILED, "as the test wants"))
+
+    def _finish_resumption(self, name: str, *, ok: bool) -> None:
         self.suspended.discard(name)
-        self.files.discard(name)
-        self.damaged.discard(name)
-        transaction.drop(Vm, name)
-        transaction.drop(Breaker, name)
+        if ok and not self.full:
+            self.running.add(name)
+        else:
+            self.record(facts.ResumeFailed(name, Cause.RESUME_FAILED, "as the test wants"))
 
-    def _fail(self, transaction: Transaction, vm: Vm, cause: Cause) -> None:
-        fail_vm(transaction, vm, Failure(cause, "as the test wants", self.now_s), jitter=self.jitter)
+    def _finish_removal(self, effect: Effect, name: str, *, ok: bool) -> None:
+        is_stray = isinstance(effect, RemoveStray)
+        if not ok:
+            failed = facts.StrayRemovalFailed if is_stray else facts.TeardownFailed
+            self.record(failed(name, "as the test wants"))
+            return
+        for names in (self.running, self.suspended, self.files, self.damaged):
+            names.discard(name)
+        self.record(facts.StrayRemoved(name) if is_stray else facts.VmRemoved(name, 1.0))
 
-    def _prove_all(self) -> bool:
-        proven = [self.prove(name) for name in list(self.vms)]
-        return any(proven)
+    def _pass_all_probes(self) -> bool:
+        passed = [self.pass_probes(name) for name in list(self.vms)]
+        return any(passed)
 
     def _ulid(self) -> str:
         number, text = next(self._numbers), ""

@@ -21,48 +21,48 @@ ULID = "01j00000000000000000000000"
 def test_a_new_pool_is_resolved_then_pulled_then_proven_by_one_vm_then_filled() -> None:
     host = Host(pools=(PoolSpec("ci", "reg/ci:latest", warm=2),), registry={"reg/ci:latest": digest("v1")})
 
-    assert host.turn().actions == (ResolveImage("reg/ci:latest"),)
-    host.land("reg/ci:latest")
-    assert host.turn().actions == (PullImage("reg/ci:latest", digest("v1")),)
-    host.land(digest("v1"))
-    (canary,) = host.turn().actions
+    assert host.reconcile().actions == (ResolveImage("reg/ci:latest"),)
+    host.finish("reg/ci:latest")
+    assert host.reconcile().actions == (PullImage("reg/ci:latest", digest("v1")),)
+    host.finish(digest("v1"))
+    (canary,) = host.reconcile().actions
     assert isinstance(canary, CreateVm)
-    host.land(canary.vm)
-    assert host.turn().actions == ()  # nothing more before the first VM is proven
-    host.prove(canary.vm)
-    (second,) = host.turn().actions
+    host.finish(canary.vm)
+    assert host.reconcile().actions == ()  # nothing more before the first VM is proven
+    host.pass_probes(canary.vm)
+    (second,) = host.reconcile().actions
     assert isinstance(second, CreateVm)
 
 
 def test_a_settled_host_plans_nothing_twice() -> None:
     host = serving_host()
-    assert host.turn().actions == ()
-    assert host.turn().actions == ()
+    assert host.reconcile().actions == ()
+    assert host.reconcile().actions == ()
 
 
 def test_a_dead_vm_is_torn_down_and_replaced_as_soon_as_its_slot_is_free() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.die(victim)
-    assert host.turn().actions == (DestroyVm(victim, "exited", evidence=True),)
-    host.land(victim)
-    (creation,) = host.turn().actions
+    assert host.reconcile().actions == (DestroyVm(victim, "exited", evidence=True),)
+    host.finish(victim)
+    (creation,) = host.reconcile().actions
     assert isinstance(creation, CreateVm)
 
 
 def test_with_a_free_slot_the_replacement_starts_beside_the_teardown() -> None:
     host = serving_host(slots=3)
     host.die(next(iter(host.vms)))
-    assert {type(action) for action in host.turn().actions} == {DestroyVm, CreateVm}
+    assert {type(action) for action in host.reconcile().actions} == {DestroyVm, CreateVm}
 
 
 def test_a_vm_that_died_unnoticed_is_found_by_the_listing() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.vanish(victim)
-    assert host.turn().actions == ()
-    host.look()
-    (lost,) = host.turn().actions
+    assert host.reconcile().actions == ()
+    host.observe()
+    (lost,) = host.reconcile().actions
     assert isinstance(lost, MarkFailed)
     assert (lost.vm, lost.failure.cause) == (victim, Cause.LOST)
 
@@ -71,8 +71,8 @@ def test_a_vm_that_runs_on_without_its_files_is_given_up() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.damaged.add(victim)
-    host.look()
-    (found, *_) = host.turn().actions
+    host.observe()
+    (found, *_) = host.reconcile().actions
     assert isinstance(found, MarkFailed)
     assert (found.vm, found.failure.cause) == (victim, Cause.DAMAGED)
     host.settle()
@@ -82,13 +82,13 @@ def test_a_vm_that_runs_on_without_its_files_is_given_up() -> None:
 
 def test_the_holder_of_a_vm_without_its_files_is_told_once_and_keeps_it() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     (lease,) = host.leases.values()
     host.damaged.add(lease.vm)
     for _ in range(3):
-        host.look()
-        host.turn()
+        host.observe()
+        host.reconcile()
     assert host.events.count(EventKind.VM_UNHEALTHY_WHILE_LEASED) == 1
     assert host.vms[lease.vm].state is VmState.LEASED
     host.release(lease.id)
@@ -100,25 +100,25 @@ def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
     host = serving_host()
     stray = vm_name("ci", ULID)
     host.files.add(stray)
-    host.look()
-    assert host.turn().actions == (RemoveStray(stray),)
+    host.observe()
+    assert host.reconcile().actions == (RemoveStray(stray),)
 
 
 def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
-    host.look()
+    host.observe()
     host.vms.pop(victim)
-    assert not any(isinstance(action, RemoveStray) for action in host.turn().actions)
+    assert not any(isinstance(action, RemoveStray) for action in host.reconcile().actions)
 
 
 def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:
     host = Host(pools=(PoolSpec("ci", "reg/ci:latest"),), registry={"reg/ci:latest": digest("v1")})
     host.images[digest("v1")] = Image(digest("v1"))
-    host.turn()
-    host.land("reg/ci:latest")
-    host.turn()
-    (half_made,) = host.flying
+    host.reconcile()
+    host.finish("reg/ci:latest")
+    host.reconcile()
+    (half_made,) = host.in_flight
     host.restart_agent()
     host.settle()
     assert half_made not in host.files
@@ -127,33 +127,33 @@ def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:
 
 def test_a_restart_keeps_ready_and_leased_vms() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     before = dict(host.vms)
     host.restart_agent()
-    host.look()
-    assert host.turn().actions == ()
+    host.observe()
+    assert host.reconcile().actions == ()
     assert host.vms == before
 
 
 def test_waiting_requests_are_served_in_order() -> None:
     host = serving_host(warm=2)
     for _ in range(3):
-        host.ask_lease("ci")
-    host.turn()
-    assert [lease.id for lease in host.leases.values()] == ["lease-" + name for name in _first_waiters(host, 2)]
-    assert len(host.waiters) == 1
+        host.request_lease("ci")
+    host.reconcile()
+    assert [lease.id for lease in host.leases.values()] == _first_waiters(host, 2)
+    assert len(host.requests) == 1
 
 
 def _first_waiters(host: Host, count: int) -> list[str]:
-    number = int(host.waiters[0].id[1:])
+    number = int(host.requests[0].id[1:])
     return [f"w{number - count + index}" for index in range(count)]
 
 
 def test_a_released_vm_is_used_no_more_and_the_pool_refills() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     (lease,) = host.leases.values()
     host.release(lease.id)
     host.settle()
@@ -163,19 +163,19 @@ def test_a_released_vm_is_used_no_more_and_the_pool_refills() -> None:
 
 def test_an_expired_lease_ends_and_its_vm_with_it() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     (lease,) = host.leases.values()
     host.now_s = lease.expires_at_s
-    host.turn()
+    host.reconcile()
     assert not host.leases
     assert host.vms[lease.vm].state is VmState.STOPPING
 
 
 def test_a_lease_breaks_when_its_vm_dies() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     (lease,) = host.leases.values()
     host.die(lease.vm)
     assert not host.leases
@@ -186,12 +186,12 @@ def test_a_new_version_is_proven_before_the_old_one_goes() -> None:
     host = serving_host(warm=2, slots=2, min_ready=1)
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301  # the tag is asked anew
-    host.turn()
-    host.land("reg/ci:latest")
-    host.turn()
+    host.reconcile()
+    host.finish("reg/ci:latest")
+    host.reconcile()
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2  # the old one serves while the new is pulled
-    host.land(digest("v2"))
-    host.turn()  # makes room
+    host.finish(digest("v2"))
+    host.reconcile()  # makes room
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 1
     host.settle()
     assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2
@@ -228,13 +228,13 @@ def test_a_version_that_dies_during_promotion_gives_way_to_the_previous_one() ->
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
     for _ in range(60):
-        host.turn()
-        for resource in list(host.flying):
-            host.land(resource)
+        host.reconcile()
+        for resource in list(host.in_flight):
+            host.finish(resource)
         for name in list(host.vms):
-            host.prove(name)
+            host.pass_probes(name)
         for vm in host.in_state("ci", VmState.READY, digest("v2")):
-            host.turn()
+            host.reconcile()
             host.die(vm.name)
         host.now_s += 301
         if host.rollouts["ci"].phase is Phase.ROLLED_BACK:
@@ -246,8 +246,8 @@ def test_a_version_that_dies_during_promotion_gives_way_to_the_previous_one() ->
 
 def test_leased_vms_of_the_old_version_are_left_alone() -> None:
     host = serving_host(warm=1, slots=2)
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     (lease,) = host.leases.values()
     host.registry["reg/ci:latest"] = digest("v2")
     host.pools = (replace(host.pools[0], lease_ttl_s=10**9),)
@@ -279,7 +279,7 @@ def test_where_not_all_fit_the_higher_priority_is_filled_first() -> None:
     host.settle()
     assert len(host.in_state("high", VmState.READY)) == 2
     assert not host.in_state("low", VmState.READY)
-    assert "OverAssigned" in {condition.type for condition in host.turn().conditions if condition.status == "true"}
+    assert "OverAssigned" in {condition.type for condition in host.reconcile().conditions if condition.status == "true"}
 
 
 def test_pools_of_one_priority_take_turns() -> None:
@@ -292,10 +292,10 @@ def test_pools_of_one_priority_take_turns() -> None:
 def test_a_pool_stays_within_its_maximum_leased_ones_included() -> None:
     host = serving_host(warm=1, slots=4, max=2)
     for _ in range(3):
-        host.ask_lease("ci")
+        host.request_lease("ci")
     host.settle()
     assert len(host.leases) == 2
-    assert len(host.waiters) == 1
+    assert len(host.requests) == 1
     assert len(host.vms) == 2
 
 
@@ -318,8 +318,8 @@ def test_a_rollout_goes_as_far_as_slots_and_leases_let_it(leased: int) -> None:
     """With no slot free an idle VM makes room; what is leased stays, and the old version serves until then."""
     host = serving_host(warm=2, slots=2)
     for _ in range(leased):
-        host.ask_lease("ci")
-    host.turn()
+        host.request_lease("ci")
+    host.reconcile()
     for lease in list(host.leases.values()):
         host.tables[type(lease)][lease.id] = replace(lease, expires_at_s=10**12)
     host.registry["reg/ci:latest"] = digest("v2")
@@ -339,29 +339,29 @@ def test_a_rollout_uses_the_slot_that_is_free_and_gives_up_nothing_before() -> N
     host = serving_host(warm=2, slots=3)
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
-    while not any(isinstance(action, CreateVm) for action in host.flying.values()):
-        host.turn()
-        for resource, action in list(host.flying.items()):
+    while not any(isinstance(action, CreateVm) for action in host.in_flight.values()):
+        host.reconcile()
+        for resource, action in list(host.in_flight.items()):
             if not isinstance(action, CreateVm):
-                host.land(resource)
+                host.finish(resource)
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
 
 
 def test_foreign_vms_hold_slots() -> None:
     host = Host(pools=(PoolSpec("ci", "reg/a:1", warm=2),), registry={"reg/a:1": digest("a")})
     host.images[digest("a")] = Image(digest("a"))
-    host.turn()
-    host.land("reg/a:1")
+    host.reconcile()
+    host.finish("reg/a:1")
     world = replace(host.world(), foreign_slots=2)
     assert not any(isinstance(action, CreateVm) for action in plan(world).actions)
 
 
 def test_a_draining_host_empties_but_for_leases() -> None:
     host = serving_host()
-    host.ask_lease("ci")
-    host.turn()
+    host.request_lease("ci")
+    host.reconcile()
     host.set_mode(Mode.DRAINING)
-    host.turn()
+    host.reconcile()
     assert {vm.state for vm in host.vms.values()} == {VmState.LEASED, VmState.STOPPING}
 
 
@@ -396,8 +396,8 @@ def test_above_its_watermark_the_disk_is_freed_down_to_the_lower_one(excess_mib:
 def test_nothing_is_created_or_pulled_on_a_full_disk() -> None:
     host = serving_host()
     host.die(next(iter(host.vms)))
-    host.turn()
-    host.land(next(iter(host.flying)))
+    host.reconcile()
+    host.finish(next(iter(host.in_flight)))
     actions = plan(replace(host.world(), disk_full=True)).actions
     assert not any(isinstance(action, CreateVm | PullImage) for action in actions)
 
@@ -407,16 +407,16 @@ def test_an_image_that_keeps_failing_is_left_alone_for_a_while() -> None:
     for _ in range(4):
         (vm,) = host.vms.values()
         host.die(vm.name)
-        host.turn()
-        host.land(vm.name)
-        host.turn()
-        if not host.flying:
+        host.reconcile()
+        host.finish(vm.name)
+        host.reconcile()
+        if not host.in_flight:
             break
-        host.land(next(iter(host.flying)))
-        host.prove(next(iter(host.vms)))
-    assert not host.flying  # the third young VM to die opened the breaker
+        host.finish(next(iter(host.in_flight)))
+        host.pass_probes(next(iter(host.vms)))
+    assert not host.in_flight  # the third young VM to die opened the breaker
     host.now_s += 10
-    assert any(isinstance(action, CreateVm) for action in host.turn().actions)
+    assert any(isinstance(action, CreateVm) for action in host.reconcile().actions)
 
 
 def test_memory_binds_like_slots_do() -> None:
@@ -432,7 +432,7 @@ def test_memory_binds_like_slots_do() -> None:
 def test_a_host_full_of_leases_is_short_of_warm_vms_but_no_problem() -> None:
     host = serving_host()
     for _ in range(2):
-        host.ask_lease("ci")
-    host.turn()
-    (ready,) = (one for one in host.turn().conditions if one.type == "Ready")
+        host.request_lease("ci")
+    host.reconcile()
+    (ready,) = (one for one in host.reconcile().conditions if one.type == "Ready")
     assert (ready.reason, ready.problem) == ("FullOfLeases", False)

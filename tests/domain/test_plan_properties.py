@@ -81,7 +81,7 @@ class HostMachine(RuleBasedStateMachine):
     def turn(self) -> None:
         leased = {lease.vm for lease in self.host.leases.values() if lease.expires_at_s > self.host.now_s}
         ready = self._ready_of_serving()
-        plan = self.host.turn()
+        plan = self.host.reconcile()
         self._leaves_leases_alone(plan, leased)
         self._keeps_its_mode(plan)
         self._keeps_the_disk(plan)
@@ -90,17 +90,17 @@ class HostMachine(RuleBasedStateMachine):
             assert condition.message or not condition.problem, "what is wrong is told, and what to do"
         self._keeps_min_ready(plan, ready)
 
-    @precondition(lambda self: self.host.flying)
+    @precondition(lambda self: self.host.in_flight)
     @rule(pick=picks, ok=st.booleans())
     def land(self, pick: int, ok: bool) -> None:
-        resources = sorted(self.host.flying)
-        self.host.land(resources[pick % len(resources)], ok=ok)
+        resources = sorted(self.host.in_flight)
+        self.host.finish(resources[pick % len(resources)], ok=ok)
 
     @precondition(lambda self: self.host.vms)
     @rule(pick=picks)
     def prove(self, pick: int) -> None:
         names = sorted(self.host.vms)
-        self.host.prove(names[pick % len(names)])
+        self.host.pass_probes(names[pick % len(names)])
 
     @precondition(lambda self: self.host.running)
     @rule(pick=picks, noticed=st.booleans())
@@ -118,7 +118,7 @@ class HostMachine(RuleBasedStateMachine):
     @rule(pool=st.sampled_from(POOLS))
     def ask_lease(self, pool: str) -> None:
         if any(spec.name == pool for spec in self.host.pools):
-            self.host.ask_lease(pool)
+            self.host.request_lease(pool)
 
     @precondition(lambda self: self.host.leases)
     @rule(pick=picks)
@@ -143,7 +143,7 @@ class HostMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.host.look()
+        self.host.observe()
 
     @rule()
     def restart_agent(self) -> None:
@@ -172,7 +172,7 @@ class HostMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """With a healthy host and registry the plan reaches the assignment and then plans nothing."""
         host = self.host
-        host.waiters = [waiter for waiter in host.waiters if any(pool.name == waiter.pool for pool in host.pools)]
+        host.requests = [waiter for waiter in host.requests if any(pool.name == waiter.pool for pool in host.pools)]
         for lease in list(host.leases):
             host.release(lease)
         host.disk_full = False

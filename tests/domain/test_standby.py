@@ -7,7 +7,7 @@ import pytest
 from agent.domain.actions import CreateVm, DestroyVm, ResumeVm, SaveTemplate, SuspendVm
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
-from agent.domain.standby import template_key
+from agent.domain.snapshots import template_name
 from agent.domain.states import VmState
 from tests.domain.simulation import Host, assigned, digest
 
@@ -30,7 +30,7 @@ def fan_out_host(*, warm: int = 2, slots: int = 2) -> Host:
     return host
 
 
-KEY = template_key(digest("v1"), VmSize())
+KEY = template_name(digest("v1"), VmSize())
 
 
 def test_standby_vms_are_kept_beyond_the_slots() -> None:
@@ -58,12 +58,12 @@ def test_without_a_free_slot_a_dead_vm_is_replaced_by_a_resume_and_the_standby_m
     host = standby_host(warm=2, standby=1, slots=2)
     victim, *_ = host.in_state("ci", VmState.READY)
     host.die(victim.name)
-    host.turn()
-    host.land(victim.name)
-    (resume,) = host.turn().actions
+    host.reconcile()
+    host.finish(victim.name)
+    (resume,) = host.reconcile().actions
     assert isinstance(resume, ResumeVm)
-    host.land(resume.vm)
-    host.prove(resume.vm)
+    host.finish(resume.vm)
+    host.pass_probes(resume.vm)
     host.settle()
     assert [len(host.in_state("ci", state)) for state in (VmState.READY, VmState.STANDBY)] == [2, 1]
 
@@ -71,13 +71,13 @@ def test_without_a_free_slot_a_dead_vm_is_replaced_by_a_resume_and_the_standby_m
 def test_a_request_gets_a_vm_that_was_just_suspended() -> None:
     host = standby_host(warm=2, standby=0, slots=2)
     assigned(host, standby=1)
-    (suspend,) = host.turn().actions
+    (suspend,) = host.reconcile().actions
     assert isinstance(suspend, SuspendVm)
     assert suspend.replacement_due
-    host.land(suspend.vm)
+    host.finish(suspend.vm)
     for _ in range(2):
-        host.ask_lease("ci")
-    resumed = [action.vm for action in host.turn().actions if isinstance(action, ResumeVm)]
+        host.request_lease("ci")
+    resumed = [action.vm for action in host.reconcile().actions if isinstance(action, ResumeVm)]
     assert resumed == [suspend.vm]
 
 
@@ -85,11 +85,11 @@ def test_a_dead_vm_is_replaced_by_a_resume() -> None:
     host = standby_host()
     (victim,) = host.in_state("ci", VmState.READY)
     host.die(victim.name)
-    actions = host.turn().actions
+    actions = host.reconcile().actions
     assert {type(action) for action in actions} >= {DestroyVm, ResumeVm}
     (resume,) = (action for action in actions if isinstance(action, ResumeVm))
-    host.land(resume.vm)
-    host.prove(resume.vm)
+    host.finish(resume.vm)
+    host.pass_probes(resume.vm)
     assert host.vms[resume.vm].state is VmState.READY
 
 
@@ -97,8 +97,8 @@ def test_a_resume_that_fails_costs_that_vm_only() -> None:
     host = standby_host()
     (victim,) = host.in_state("ci", VmState.READY)
     host.die(victim.name)
-    (resume,) = (action for action in host.turn().actions if isinstance(action, ResumeVm))
-    host.land(resume.vm, ok=False)
+    (resume,) = (action for action in host.reconcile().actions if isinstance(action, ResumeVm))
+    host.finish(resume.vm, ok=False)
     failure = host.vms[resume.vm].failure
     assert failure is not None
     assert failure.cause is Cause.RESUME_FAILED
@@ -112,13 +112,13 @@ def test_a_suspension_cut_short_by_a_restart_ends_in_a_teardown() -> None:
     host = standby_host(standby=0)
     assigned(host, standby=1)
     for _ in range(20):
-        host.turn()
+        host.reconcile()
         if host.in_state("ci", VmState.SUSPENDING):
             break
-        for resource in list(host.flying):
-            host.land(resource)
+        for resource in list(host.in_flight):
+            host.finish(resource)
         for name in list(host.vms):
-            host.prove(name)
+            host.pass_probes(name)
     (half,) = host.in_state("ci", VmState.SUSPENDING)
     host.restart_agent()
     host.settle()
@@ -130,8 +130,8 @@ def test_a_standby_vm_whose_memory_vanished_is_replaced() -> None:
     host = standby_host(standby=1)
     (lost,) = host.in_state("ci", VmState.STANDBY)
     host.suspended.discard(lost.name)
-    host.look()
-    host.turn()
+    host.observe()
+    host.reconcile()
     host.settle()
     assert lost.name not in host.vms
     assert len(host.in_state("ci", VmState.STANDBY)) == 1
@@ -149,16 +149,16 @@ def test_standby_vms_of_an_old_version_go() -> None:
 def test_the_memory_of_a_proven_vm_is_kept_once() -> None:
     host = fan_out_host()
     assert host.templates == {KEY}
-    assert not any(isinstance(action, SaveTemplate) for action in host.turn().actions)
+    assert not any(isinstance(action, SaveTemplate) for action in host.reconcile().actions)
 
 
 def test_a_replacement_starts_from_the_template() -> None:
     host = fan_out_host()
     victim = next(iter(host.vms))
     host.die(victim)
-    host.turn()
-    host.land(victim)
-    (creation,) = host.turn().actions
+    host.reconcile()
+    host.finish(victim)
+    (creation,) = host.reconcile().actions
     assert isinstance(creation, CreateVm)
     assert creation.template == KEY
 
@@ -167,14 +167,14 @@ def test_a_vm_from_a_template_that_never_gets_healthy_condemns_the_template_not_
     host = fan_out_host()
     victim = next(iter(host.vms))
     host.die(victim)
-    host.turn()
-    host.land(victim)
-    (creation,) = host.turn().actions
-    host.land(creation.resource)
+    host.reconcile()
+    host.finish(victim)
+    (creation,) = host.reconcile().actions
+    host.finish(creation.resource)
     host.die(creation.resource)
-    host.turn()
-    host.land(creation.resource)
-    (second,) = host.turn().actions
+    host.reconcile()
+    host.finish(creation.resource)
+    (second,) = host.reconcile().actions
     assert isinstance(second, CreateVm)
     assert second.template is None
 
@@ -184,16 +184,16 @@ def test_templates_of_versions_nobody_runs_are_removed() -> None:
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
     host.settle()
-    assert host.templates == {template_key(digest("v2"), VmSize())}
+    assert host.templates == {template_name(digest("v2"), VmSize())}
 
 
 def test_a_guest_that_cannot_fan_out_boots() -> None:
     host = fan_out_host()
     host.templates.clear()
-    (saving,) = host.turn().actions
+    (saving,) = host.reconcile().actions
     assert isinstance(saving, SaveTemplate)
-    host.land(saving.vm, ok=False)
-    assert host.turn().actions == ()
+    host.finish(saving.vm, ok=False)
+    assert host.reconcile().actions == ()
     assert host.in_state("ci", VmState.READY)
 
 
@@ -203,6 +203,6 @@ def test_old_idle_vms_are_replaced_one_at_a_time(limit: str) -> None:
     before = set(host.vms)
     assigned(host, **{limit: 100.0})
     host.now_s += 10**6
-    planned = [action for action in host.turn().actions if isinstance(action, DestroyVm)]
+    planned = [action for action in host.reconcile().actions if isinstance(action, DestroyVm)]
     assert len(planned) == 1
     assert planned[0].vm in before

@@ -9,7 +9,7 @@ from agent.domain.states import ALIVE, HOLDS_SLOT, RUNNING, TRANSITIONS, Illegal
 # State by state what each event does, in the order of `VmEvent`; "." is illegal. A new state or event has to be decided
 # here as well, or the test fails.
 DECIDED = """
-event      cloned   proven lease  suspend    suspended resume   fail   teardown proven-gone
+event      cloned   probes-passed lease  suspend    suspended resume   fail   teardown confirmed-gone
 creating   starting .      .      .          .         .        failed stopping .
 starting   .        ready  .      .          .         .        failed stopping .
 ready      .        .      leased suspending .         .        failed stopping .

@@ -1,4 +1,4 @@
-"""A store on a real journal file, with a clock the test moves."""
+"""A state store on a real journal file, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain.model import Vm, VmSize
 from agent.domain.states import VmState
+from agent.domain.stored_state import Changes, Drop, Put
 from agent.engine.database import Database
 from agent.engine.state_store import StateStore
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from agent.domain.stored_state import Record
+
 
 @dataclass
 class Clock:
-    """Time that stands still until the test moves it."""
+    """A clock that the test moves."""
 
     now_s: float = 1000.0
 
@@ -28,11 +31,11 @@ class Clock:
 
 
 @asynccontextmanager
-async def open_ledger(path: Path, clock: Clock) -> AsyncIterator[StateStore]:
-    """Open a store as the agent does: from what its journal holds."""
+async def open_store(path: Path, clock: Clock) -> AsyncIterator[StateStore]:
+    """Open a store as the agent does: from its journal."""
     database = await Database.open(path)
     try:
-        store = StateStore(database, clock=clock)
+        store = StateStore(database, clock=clock, jitter=lambda: 0.5)
         await store.load()
         yield store
     finally:
@@ -45,15 +48,20 @@ def vm(name: str, state: VmState = VmState.READY, *, pool: str = "ci", **fields:
     return replace(made, **fields)  # type: ignore[arg-type]
 
 
-async def put(store: StateStore, *vms: Vm) -> None:
-    """Write VMs into a store."""
+async def put(store: StateStore, *records: Record) -> None:
+    """Write records into a store."""
     async with store.transaction() as transaction:
-        for one in vms:
-            transaction.put(one)
+        transaction.apply(Changes(tuple(Put(record) for record in records)))
+
+
+async def drop(store: StateStore, kind: type[Record], key: str) -> None:
+    """Remove a record from a store."""
+    async with store.transaction() as transaction:
+        transaction.apply(Changes((Drop(kind, key),)))
 
 
 async def until(holds: Callable[[], bool], *, timeout_s: float = 10) -> None:
-    """Wait until something holds that no event tells of."""
+    """Wait until a condition holds that no event reports."""
     async with asyncio.timeout(timeout_s):
         while True:
             if holds():

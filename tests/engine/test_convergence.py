@@ -12,11 +12,12 @@ import pytest
 
 from agent import app
 from agent.config import AssignmentConfig, Config, HostConfig, ImagesConfig
+from agent.domain.errors import RefusedError
 from agent.domain.events import EventKind
 from agent.domain.model import Cause
 from agent.domain.states import VmState
 from agent.engine import engine as engine_module
-from agent.engine.leases import LeaseError, NoVmFreeError
+from agent.engine.leases import NoVmFreeError
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor
 from agent.hypervisors.simulated.behaviour import constant, uniform
 from agent.images.service import open_images
@@ -114,7 +115,7 @@ async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
             continue
         served.append(lease)
         await asyncio.sleep(0.02)
-        with contextlib.suppress(LeaseError):  # its VM died meanwhile
+        with contextlib.suppress(RefusedError):  # its VM died meanwhile
             await engine.leases.release(lease.id)
 
 
@@ -145,7 +146,7 @@ async def test_it_settles_whatever_failed_before(tmp_path: Path, seed: int) -> N
             }
 
         for lease in engine.world().leases:
-            with contextlib.suppress(LeaseError):  # its VM died meanwhile
+            with contextlib.suppress(RefusedError):  # its VM died meanwhile
                 await engine.leases.release(lease.id)
         await until(settled)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from agent.domain.errors import RefusedError
 from agent.domain.events import EventKind
 from agent.domain.states import VmState
-from agent.engine.database import Database, JournalError
-from agent.engine.leases import LeaseError
+from agent.engine.database import Database
+from agent.engine.schema import JournalError
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, uniform
 from tests.engine.test_convergence import POOLS, running, tiny_image, until
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.events import Event
-    from agent.engine.database import Change
+    from agent.domain.stored_state import Change
 
 STEPS: Final = 26
 """Writes of the life below, from an empty journal to a replaced VM; a life with fewer fails the test."""
@@ -53,7 +54,7 @@ async def life(path: Path, simulated: SimulatedHost, death: Death) -> set[str]:
 
         async def use() -> None:
             for _ in range(2):
-                with contextlib.suppress(LeaseError):
+                with contextlib.suppress(RefusedError):
                     lease = await engine.leases.acquire("a", holder="job", ttl_s=60, wait_s=60, idempotency_key=None)
                     promised.add(lease.id)
             given_back = min(promised)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.breaker import Breaker
+from agent.domain.breaker import Breaker, BreakerKey, Scope
 from agent.domain.events import Event, EventKind
-from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Resolution, Vm
+from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
-from agent.engine.database import Database, Drop, JournalError, Put, Record, StoredAssignment, key_of
-from tests.engine.support import Clock, open_ledger, put, vm
+from agent.domain.stored_state import Changes, Drop, Put, Record, key_of
+from agent.engine.database import Database
+from agent.engine.schema import JournalError
+from tests.engine.support import Clock, open_store, put, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +30,7 @@ RECORDS: tuple[Record, ...] = (
     vm("v1", VmState.FAILED, failure=Failure(Cause.EXITED, "it died", 5.0), lease_id="l1"),
     LEASE,
     Rollout("ci", "sha256:b", "sha256:a", Phase.CANARY, 3.0, quarantined=("sha256:c",)),
-    Breaker("sha256:b", 3, 10.0, 5.0, "no"),
+    Breaker(BreakerKey(Scope.IMAGE, "sha256:b"), 3, 10.0, 5.0, "no"),
     Resolution("reg/ci:1", None, 5.0, "unreachable"),
     StoredAssignment("file", "etag", "{}"),
     HostMode(Mode.DRAINING, 5.0, "new disks"),
@@ -98,7 +100,8 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from agent.domain.model import Resolution
-from agent.engine.database import Database, Put
+from agent.domain.stored_state import Put
+from agent.engine.database import Database
 
 async def main():
     database = await Database.open(Path(sys.argv[1]))
@@ -129,25 +132,23 @@ async def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
 
 async def test_memory_stands_as_before_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    async with open_ledger(path, Clock()) as store:
+    async with open_store(path, Clock()) as store:
         await put(store, vm("v1"))
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("DROP TABLE leases")
         with pytest.raises(JournalError):
             async with store.transaction() as transaction:
-                transaction.put(LEASE)
-                transaction.drop(Vm, "v1")
-        assert set(store.vms) == {"v1"}
-        assert not store.leases
+                transaction.apply(Changes((Put(LEASE), Drop(Vm, "v1"))))
+        assert set(store.state.vms) == {"v1"}
+        assert not store.state.leases
         other.close()
 
 
 async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_file_agreeing(tmp_path: Path) -> None:
-    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as store:
+    async with open_store(tmp_path / "journal.sqlite", Clock()) as store:
 
         async def write() -> None:
-            async with store.transaction() as transaction:
-                transaction.put(vm("v1"))
+            await put(store, vm("v1"))
 
         for _ in range(20):
             task = asyncio.create_task(write())
@@ -155,5 +156,5 @@ async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_fi
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            async with open_ledger(tmp_path / "journal.sqlite", Clock()) as again:
-                assert again.vms == store.vms
+            async with open_store(tmp_path / "journal.sqlite", Clock()) as again:
+                assert again.state.vms == store.state.vms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,19 +16,18 @@ from agent.domain.names import vm_name
 from agent.domain.states import VmState
 from agent.engine import effect_context as module
 from agent.engine.effect_context import EffectContext
-from agent.engine.effects import Effects
+from agent.engine.effects import perform
 from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
-from agent.engine.intents import intend
 from agent.hypervisors.simulated import Behaviour, SimulatedHost, SimulatedHypervisor, constant
-from tests.engine.support import Clock, open_ledger, until
+from tests.engine.support import Clock, open_store, until
 from tests.hypervisors.rigs import local_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.domain.actions import Action
+    from agent.domain.actions import Effect
     from agent.domain.model import LocalImage
     from agent.engine.state_store import StateStore
 
@@ -52,15 +52,15 @@ class Stage:
         self.store, self.path = store, path
         self.host = SimulatedHost(behaviour=behaviour)
         evidence = Evidence(path / "evidence", 1 << 20, 1 << 20, events=self._nothing, probes=lambda _: ())
-        context = EffectContext(SimulatedHypervisor(self.host), LocalImages(path), store, evidence, lambda: 0.5)  # type: ignore[arg-type]
+        context = EffectContext(SimulatedHypervisor(self.host), LocalImages(path), store, evidence)  # type: ignore[arg-type]
         self.ended = asyncio.Event()
-        self.executor = Executor(Effects(context, self._look).perform, self.ended.set)
+        self.executor = Executor(partial(perform, context, self._observe_storage), self.ended.set)
 
-    async def begin(self, action: Action) -> None:
-        """Write the intent of an action and start it, as a turn does."""
+    async def begin(self, effect: Effect) -> None:
+        """Record an effect and start it, as a reconcile pass does."""
         async with self.store.transaction() as transaction:
-            intend(transaction, action, jitter=0.5)
-        self.executor.start(action)
+            transaction.record(effect)
+        self.executor.start(effect)
 
     @asynccontextmanager
     async def unwritable(self) -> AsyncIterator[None]:
@@ -68,14 +68,14 @@ class Stage:
         with closing(sqlite3.connect(self.path / "journal.sqlite", isolation_level=None)) as other:
             other.execute("ALTER TABLE vms RENAME TO elsewhere")
             yield
-            await until(lambda: bool(self.store.fault))
+            await until(lambda: bool(self.store.write_error))
             other.execute("ALTER TABLE elsewhere RENAME TO vms")
 
     async def _nothing(self, _vm: str) -> tuple[()]:
         return ()
 
-    async def _look(self) -> None:
-        """There is no stock."""
+    async def _observe_storage(self) -> None:
+        """There is no storage to observe."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def staged(path: Path, behaviour: Behaviour) -> AsyncIterator[Stage]:
-    async with open_ledger(path / "journal.sqlite", Clock()) as store:
+    async with open_store(path / "journal.sqlite", Clock()) as store:
         stage = Stage(path, store, behaviour)
         try:
             yield stage
@@ -100,7 +100,7 @@ async def test_a_vm_made_while_nothing_can_be_written_is_not_lost(tmp_path: Path
             await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].whole)
         assert NAME in stage.executor.busy, "nothing else is planned on it meanwhile"
         await stage.ended.wait()
-        assert stage.store.vms[NAME].state is VmState.STARTING
+        assert stage.store.state.vms[NAME].state is VmState.STARTING
         assert stage.host.vms[NAME].life is not None
 
 
@@ -110,7 +110,7 @@ async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_t
         async with stage.unwritable():
             await until(lambda: not stage.host.vms)
         await stage.ended.wait()
-        failure = stage.store.vms[NAME].failure
+        failure = stage.store.state.vms[NAME].failure
         assert failure is not None
         assert failure.cause is Cause.CLONE_FAILED
         assert "cannot be cloned" in failure.reason
@@ -125,4 +125,4 @@ async def test_a_teardown_whose_end_cannot_be_written_is_not_done_again(tmp_path
         async with stage.unwritable():
             await until(lambda: not stage.host.vms)
         await stage.ended.wait()
-        assert NAME not in stage.store.vms
+        assert NAME not in stage.store.state.vms

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from agent.domain.events import EventKind
+from agent.domain.events import Event, EventKind
+from agent.domain.stored_state import Changes
 from agent.engine.database import Database
 from agent.engine.history import History
 from agent.engine.state_store import StateStore
@@ -14,21 +15,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def happen(store: StateStore, *vms: str) -> None:
+async def add_events(store: StateStore, *vms: str) -> None:
     async with store.transaction() as transaction:
-        for vm in vms:
-            transaction.event(EventKind.VM_READY, vm=vm)
+        transaction.apply(Changes(events=tuple(Event(EventKind.VM_READY, 1.0, vm=vm) for vm in vms)))
 
 
 async def test_events_are_numbered_on_over_a_restart(tmp_path: Path) -> None:
     for life in range(2):
         database = await Database.open(tmp_path / "journal.sqlite")
-        store = StateStore(database, clock=lambda: 1.0)
+        store = StateStore(database, clock=lambda: 1.0, jitter=lambda: 0.5)
         await store.load()
         history = History(store, database)
         assert await history.last() == life * 3
-        await happen(store, "a", "b")
-        await happen(store, "a")
+        await add_events(store, "a", "b")
+        await add_events(store, "a")
         told = await history.events(after=life * 3)
         assert [(number, event.vm) for number, event in told] == [
             (life * 3 + 1, "a"),
@@ -37,20 +37,20 @@ async def test_events_are_numbered_on_over_a_restart(tmp_path: Path) -> None:
         ]
         await database.close()
     database = await Database.open(tmp_path / "journal.sqlite")
-    history = History(StateStore(database, clock=lambda: 1.0), database)
+    history = History(StateStore(database, clock=lambda: 1.0, jitter=lambda: 0.5), database)
     assert [number for number, _ in await history.events(after=1, vm="a", limit=2)] == [3, 4]
     await database.close()
 
 
 async def test_a_change_wakes_everybody_who_waits_for_it(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
-    store = StateStore(database, clock=lambda: 1.0)
+    store = StateStore(database, clock=lambda: 1.0, jitter=lambda: 0.5)
     await store.load()
     history = History(store, database)
     waiting = [asyncio.create_task(history.changed(store.sequence)) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
-    await happen(store, "a")
+    await add_events(store, "a")
     async with asyncio.timeout(5):
         await asyncio.gather(*waiting)
         await history.changed(store.sequence - 1)

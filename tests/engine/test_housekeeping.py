@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from agent.domain.events import Event, EventKind
 from agent.engine import database as journals
-from agent.engine.database import Database, JournalError
-from agent.engine.housekeeping import keep_house
+from agent.engine.database import Database
+from agent.engine.housekeeping import run_housekeeping
+from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ async def test_a_chore_that_fails_is_tried_again_and_holds_up_no_other() -> None
     async def works() -> None:
         done.put_nowait("worked")
 
-    keeping = asyncio.create_task(keep_house(fails, works, period_s=0.01))
+    keeping = asyncio.create_task(run_housekeeping(fails, works, period_s=0.01))
     async with asyncio.timeout(5):
         assert [await done.get() for _ in range(4)] == ["failed", "worked", "failed", "worked"]
     keeping.cancel()

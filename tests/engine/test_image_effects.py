@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from agent.domain.actions import PullImage
 from agent.domain.events import EventKind
 from agent.engine import image_effects
 from agent.engine.effect_context import EffectContext
 from agent.engine.evidence import Evidence
 from agent.hypervisors.simulated import SimulatedHost, SimulatedHypervisor
 from agent.images.contract import PullProgress
-from tests.engine.support import Clock, open_ledger, until
+from tests.engine.support import Clock, open_store, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,11 +48,11 @@ async def test_a_pull_tells_how_far_it_is_and_then_that_it_ended(
     async def nothing(_vm: str) -> tuple[()]:
         return ()
 
-    async with open_ledger(tmp_path / "journal.sqlite", Clock()) as store:
+    async with open_store(tmp_path / "journal.sqlite", Clock()) as store:
         store.on_change(told.extend)
         evidence = Evidence(tmp_path / "evidence", 1 << 20, 1 << 20, events=nothing, probes=lambda _: ())
-        context = EffectContext(SimulatedHypervisor(SimulatedHost()), images, store, evidence, lambda: 0.5)  # type: ignore[arg-type]
-        pulling = asyncio.create_task(image_effects.pull(context, "reg/ci:1", DIGEST))
+        context = EffectContext(SimulatedHypervisor(SimulatedHost()), images, store, evidence)  # type: ignore[arg-type]
+        pulling = asyncio.create_task(image_effects.pull(context, PullImage("reg/ci:1", DIGEST)))
         await until(lambda: len(told) >= 2)
         images.go.set()
         await pulling

@@ -6,15 +6,16 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from agent.domain.breaker import Breaker
+from agent.domain.breaker import HOST_KEY, Breaker
 from agent.domain.events import Event, EventKind
-from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Observed, Vm, VmSize
+from agent.domain.model import Cause, Failure, HostMode, Lease, Mode, Observed, StoredAssignment, Vm, VmSize
 from agent.domain.names import vm_name
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
+from agent.domain.stored_state import Put, Record
 from agent.engine import journal_recovery
-from agent.engine.database import Database, Put, Record, StoredAssignment
-from tests.engine.support import Clock, open_ledger, vm
+from agent.engine.database import Database
+from tests.engine.support import Clock, open_store, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ async def write(path: Path) -> None:
     failure = Failure(Cause.EXITED, "x", 1.0)
     records: list[Record] = [
         vm(READY), vm(LEASED, VmState.LEASED, lease_id="l1"), vm(DEAD, VmState.LEASED, lease_id="l2"),
-        vm(FAILED, VmState.FAILED, failure=failure), LEASE, LOST, ROLLOUT, MODE, Breaker("host", 9, 1e12, 1e12, "x"),
+        vm(FAILED, VmState.FAILED, failure=failure), LEASE, LOST, ROLLOUT, MODE, Breaker(HOST_KEY, 9, 1e12, 1e12, "x"),
         StoredAssignment("api", "etag", "{}"),
     ]  # fmt: skip
     events = [Event(EventKind.VM_READY, float(number), vm=READY, detail="x" * 200) for number in range(2000)]
@@ -53,7 +54,7 @@ async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) ->
     path = tmp_path / "journal.sqlite"
     await write(path)
     contents = journal_recovery.read(path)
-    assert contents.faults == []
+    assert contents.errors == []
     assert set(contents.records[Vm]) == {READY, LEASED, DEAD, FAILED}
     assert len(contents.events) == 2000
     assert [file.name for file in tmp_path.iterdir()] == ["journal.sqlite"]
@@ -65,27 +66,27 @@ async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_p
     seen = listed(READY, LEASED, FAILED, UNKNOWN)
     rebuilt = journal_recovery.rebuild(old, seen, {"other": VmSize(8, 9000)}, 5000.0)
     journal_recovery.write(tmp_path / "fresh.sqlite", rebuilt)
-    async with open_ledger(tmp_path / "fresh.sqlite", Clock()) as store:
-        states = {name: one.state for name, one in store.vms.items()}
+    async with open_store(tmp_path / "fresh.sqlite", Clock()) as store:
+        states = {name: one.state for name, one in store.state.vms.items()}
         assert states == {
             READY: VmState.STARTING, LEASED: VmState.LEASED, FAILED: VmState.FAILED, UNKNOWN: VmState.LEASED
         }  # fmt: skip
-        assert store.vms[READY].image == "sha256:v1"
-        assert store.vms[READY].ready_at_s is None
-        unknown = store.vms[UNKNOWN]
+        assert store.state.vms[READY].image == "sha256:v1"
+        assert store.state.vms[READY].ready_at_s is None
+        unknown = store.state.vms[UNKNOWN]
         assert (unknown.pool, unknown.size, unknown.image) == ("other", VmSize(8, 9000), "sha256:seen")
-        held = store.vms[UNKNOWN].lease_id
+        held = store.state.vms[UNKNOWN].lease_id
         assert held == rebuilt_lease(UNKNOWN)
-        assert set(store.leases) == {"l1", held}
-        assert (store.leases["l1"], store.leases[held].expires_at_s) == (LEASE, 8600.0)
-        assert store.rollouts == {"ci": ROLLOUT}
-        assert store.mode == MODE
-        assert store.breakers == {}
-        ending = await store.last_of_lease("l2")
+        assert set(store.state.leases) == {"l1", held}
+        assert (store.state.leases["l1"], store.state.leases[held].expires_at_s) == (LEASE, 8600.0)
+        assert store.state.rollouts == {"ci": ROLLOUT}
+        assert store.state.mode == MODE
+        assert store.state.breakers == {}
+        ending = await store.last_event_of_lease("l2")
         assert ending is not None
         assert (ending.kind, ending.cause) == (EventKind.LEASE_BROKEN, Cause.LOST)
     again = journal_recovery.read(tmp_path / "fresh.sqlite")
-    assert again.faults == []
+    assert again.errors == []
     assert max(again.events) == 2003
     assert again.events[2003].kind is EventKind.JOURNAL_REBUILT
 
@@ -108,7 +109,7 @@ async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
     path.write_bytes(data)
     before = path.read_bytes()
     contents = journal_recovery.read(path)
-    assert any("damaged" in fault for fault in contents.faults)
+    assert any("damaged" in error for error in contents.errors)
     assert set(contents.records[Lease]) == {"l1", "l2"}
     assert 100 < len(contents.events) < 2000
     assert {1, 2000} <= set(contents.events), "both sides of the damage"
@@ -119,7 +120,7 @@ def test_what_is_no_database_holds_nothing_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 1000)
     contents = journal_recovery.read(path)
-    assert "file is not a database" in contents.faults[0]
+    assert "file is not a database" in contents.errors[0]
     assert list(contents.all()) == []
     rebuilt = journal_recovery.rebuild(contents, listed(READY), {}, 5000.0)
     assert rebuilt.adopted == rebuilt.held == (READY,)
@@ -132,10 +133,10 @@ async def test_records_that_make_no_sense_are_told(tmp_path: Path) -> None:
         connection.execute("UPDATE vms SET doc = '{}' WHERE key = ?", [LEASED])
         connection.execute("DELETE FROM leases WHERE key = 'l2'")
         connection.commit()
-    faults = journal_recovery.read(path).faults
-    assert any(f"record '{LEASED}' cannot be read" in fault for fault in faults)
-    assert any(f"lease l1 is of {LEASED}, which is not here" in fault for fault in faults)
-    assert any(f"{DEAD} is leased as l2, and there is no such lease" in fault for fault in faults)
+    errors = journal_recovery.read(path).errors
+    assert any(f"record '{LEASED}' cannot be read" in error for error in errors)
+    assert any(f"lease l1 is of {LEASED}, which is not recorded" in error for error in errors)
+    assert any(f"{DEAD} is leased as l2, but there is no such lease" in error for error in errors)
 
 
 async def test_the_old_journal_is_kept_with_all_its_parts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from agent.domain.breaker import BreakerKey, Scope
 from agent.domain.events import EventKind
 from agent.domain.model import Cause, HostLimits, PoolSpec, VmSize
 from agent.domain.states import VmState
@@ -47,8 +48,8 @@ class Mac:
         host, rng = self.host, self.rng
         host.now_s += rng.choice((0.1, 1.0, 10.0, 30.0))
         match rng.randrange(12):
-            case 0 if len(host.waiters) < 6:
-                host.ask_lease(rng.choice("abcd"))
+            case 0 if len(host.requests) < 6:
+                host.request_lease(rng.choice("abcd"))
                 self.asked += 1
             case 1 if host.leases:
                 host.release(rng.choice(sorted(host.leases)))
@@ -59,18 +60,18 @@ class Mac:
             case 4 if self.running < SLOTS and rng.random() < 0.2:
                 host.foreign += 1
             case 5:
-                host.look()
+                host.observe()
             case _:
                 self.go_on()
-        host.turn()
+        host.reconcile()
 
     def go_on(self) -> None:
         """Let an effect end, else a VM be proven."""
         host, rng = self.host, self.rng
-        if host.flying:
-            host.land(rng.choice(sorted(host.flying)), ok=rng.random() < 0.95)
+        if host.in_flight:
+            host.finish(rng.choice(sorted(host.in_flight)), ok=rng.random() < 0.95)
         for name in list(host.vms):
-            host.prove(name)
+            host.pass_probes(name)
 
     @property
     def running(self) -> int:
@@ -90,15 +91,15 @@ def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease(can_s
         assert sum(vm.holds_slot for vm in mac.host.vms.values()) <= SLOTS
     mac.host.foreign = 0
     for _ in range(steps):
-        if not mac.host.waiters:
+        if not mac.host.requests:
             break
         for lease in list(mac.host.leases):
             mac.host.release(lease)
         mac.host.now_s += 30
-        mac.host.look()
+        mac.host.observe()
         mac.go_on()
-        mac.host.turn()
-    assert not mac.host.waiters
+        mac.host.reconcile()
+    assert not mac.host.requests
     assert mac.served == mac.asked > steps / 40
 
 
@@ -149,5 +150,6 @@ async def test_a_start_refused_for_want_of_a_slot_is_no_fault_of_the_image(tmp_p
         failed = [event for _, event in await engine.history.events(after=0) if event.kind is EventKind.VM_FAILED]
         assert [event.cause for event in failed] == [Cause.EXITED, Cause.SLOTS_TAKEN]
         world = engine.world()
-        assert image not in world.breakers or world.breakers[image].failures == 1
+        key = BreakerKey(Scope.IMAGE, image)
+        assert key not in world.breakers or world.breakers[key].failures == 1
         assert world.rollouts["a"].serving == image

@@ -20,7 +20,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 async def test_every_command_is_timed_and_one_that_had_to_be_killed_is_counted() -> None:
     metrics = Metrics()
-    runner = CommandRunner(Metering(metrics).command)
+    runner = CommandRunner(Metering(metrics).count_command)
     await runner.run(Command((sys.executable, "-c", ""), timeout_s=30))
     with pytest.raises(CommandTimeoutError):
         await runner.run(Command((sys.executable, "-c", "import time; time.sleep(600)"), timeout_s=0.3))
@@ -37,7 +37,7 @@ async def test_every_command_is_timed_and_one_that_had_to_be_killed_is_counted()
 )
 def test_a_request_without_a_lease_is_counted_by_how_it_ended(error: BaseException, outcome: str) -> None:
     metrics = Metrics()
-    Metering(metrics).refusal("ci", error)
+    Metering(metrics).count_refusal("ci", error)
     assert sample(metrics, "hearth_leases_total", pool="ci", outcome=outcome) == 1
 
 

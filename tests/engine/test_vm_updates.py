@@ -12,7 +12,7 @@ from agent.domain.states import VmState
 from agent.engine import vm_updates as module
 from agent.engine.vm_updates import VmUpdates
 from agent.hypervisors.contract import VmExit
-from tests.engine.support import Clock, open_ledger, put, until, vm
+from tests.engine.support import Clock, open_store, put, until, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,22 +25,22 @@ async def test_an_exit_is_written_when_the_journal_can_be_written_again(
 ) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     path = tmp_path / "journal.sqlite"
-    async with open_ledger(path, Clock()) as store:
+    async with open_store(path, Clock()) as store:
         await put(store, vm("v1"), vm("v2"))
-        updates = VmUpdates(store, jitter=lambda: 0.5, awake=asyncio.Event())
+        updates = VmUpdates(store, wake=lambda: None)
         following = asyncio.create_task(updates.follow_exits())
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("ALTER TABLE vms RENAME TO elsewhere")
-            updates.note_exit(VmExit("v1", -9))
-            updates.note_exit(VmExit("v2", 1, "out of memory"))
-            assert updates.ended == {"v1", "v2"}
-            await until(lambda: bool(store.fault))
-            assert store.vms["v1"].state is VmState.READY
+            updates.queue_exit(VmExit("v1", -9))
+            updates.queue_exit(VmExit("v2", 1, "out of memory"))
+            assert updates.exited == {"v1", "v2"}
+            await until(lambda: bool(store.write_error))
+            assert store.state.vms["v1"].state is VmState.READY
             other.execute("ALTER TABLE elsewhere RENAME TO vms")
-        await until(lambda: not updates.ended)
+        await until(lambda: not updates.exited)
         following.cancel()
-        assert {name: one.failure and one.failure.cause for name, one in store.vms.items()} == {
+        assert {name: one.failure and one.failure.cause for name, one in store.state.vms.items()} == {
             "v1": Cause.EXITED,
             "v2": Cause.EXITED,
         }
-        assert store.fault == ""
+        assert store.write_error == ""

@@ -12,12 +12,11 @@ from agent.api.auth import Role
 from agent.api.context import answer, context
 from agent.api.documents import PHASE_OF_LIFE, slots
 from agent.api.operation import Operation
-from agent.domain.breaker import HOST_BREAKER
-from agent.domain.names import parse
+from agent.domain.breaker import Scope
 
 if TYPE_CHECKING:
     from agent.api.ports import Engine
-    from agent.domain.model import World
+    from agent.domain.world import World
     from agent.telemetry.metrics import Metrics
 
 STUCK_AFTER_S: Final = 60.0
@@ -63,7 +62,7 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
         gauge.clear()
     for pool in world.pools:
         metrics.warm_target.labels(pool=pool.name).set(pool.warm)
-        metrics.waiters.labels(pool=pool.name).set(sum(waiter.pool == pool.name for waiter in world.waiters))
+        metrics.waiters.labels(pool=pool.name).set(sum(request.pool == pool.name for request in world.requests))
         for state in PHASE_OF_LIFE:
             metrics.vms.labels(pool=pool.name, state=state).set(0)
     for vm in world.vms:
@@ -71,20 +70,12 @@ def _set_gauges(metrics: Metrics, engine: Engine) -> None:
 
 
 def breakers(world: World) -> dict[tuple[str, str], int]:
-    """Return how many breakers there are by what they are of, and whether they hold it back now."""
-    counts = {(scope, state): 0 for scope in ("host", "image", "vm", "other") for state in ("open", "closed")}
+    """Return how many breakers there are by scope and by state, `open` or `closed`."""
+    counts: dict[tuple[str, str], int] = {(scope, state): 0 for scope in Scope for state in ("open", "closed")}
     for key, breaker in world.breakers.items():
         if breaker.failures:
-            counts[_scope(key), "open" if breaker.is_open(world.now_s) else "closed"] += 1
+            counts[key.scope, "open" if breaker.is_open(world.now_s) else "closed"] += 1
     return counts
-
-
-def _scope(key: str) -> str:
-    if key == HOST_BREAKER:
-        return "host"
-    if key.startswith("sha256:"):
-        return "image"
-    return "vm" if parse(key) else "other"
 
 
 OPERATIONS: Final = (

@@ -14,7 +14,8 @@ from agent.api.problems import VmUnknownError
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from agent.domain.model import Vm, World
+    from agent.domain.model import Vm
+    from agent.domain.world import World
 
 
 async def vms(request: web.Request) -> web.Response:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from agent.domain.model import HostLimits, Image, Lease, Listing, Observed, PoolSpec, Resolution, Vm, VmSize, World
+from agent.domain.model import HostLimits, Image, Lease, Observed, PoolSpec, Resolution, Vm, VmSize
 from agent.domain.names import vm_name
 from agent.domain.plan import plan
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
+from agent.domain.world import Listing, World
 
 VMS_PER_POOL: Final = 10
 _NOW_S: Final = 1_000_000.0

@@ -39,13 +39,13 @@ def use_up(host: Host, name: str) -> str:
     host.die(vm.name)
     for _ in range(3):
         host.now_s += 700  # past every breaker
-        created = [action.pool.name for action in host.turn().actions if isinstance(action, CreateVm)]
-        for resource in list(host.flying):
-            host.land(resource)
+        created = [action.pool.name for action in host.reconcile().actions if isinstance(action, CreateVm)]
+        for resource in list(host.in_flight):
+            host.finish(resource)
         if created:
             (successor,) = created
             for one in list(host.vms):
-                host.prove(one)
+                host.pass_probes(one)
             return successor
     raise AssertionError("nobody was given the slot")
 
@@ -60,10 +60,10 @@ def test_the_pool_that_went_without_the_longest_is_next() -> None:
 
 def test_who_went_without_longer_is_given_one_vm_and_then_waits_for_its_equals() -> None:
     host = contended(pool("a", warm=4), pool("b", warm=4), slots=2)
-    host.rollouts["a"] = replace(host.rollouts["a"], without_since_s=host.now_s - 100)
-    host.rollouts["b"] = replace(host.rollouts["b"], without_since_s=host.now_s - 50)
+    host.rollouts["a"] = replace(host.rollouts["a"], short_since_s=host.now_s - 100)
+    host.rollouts["b"] = replace(host.rollouts["b"], short_since_s=host.now_s - 50)
     host.limits = HostLimits(4, 64, 64000)
-    created = [action.pool.name for action in host.turn().actions if isinstance(action, CreateVm)]
+    created = [action.pool.name for action in host.reconcile().actions if isinstance(action, CreateVm)]
     assert created == ["a", "b"]
 
 
@@ -85,10 +85,10 @@ def test_priority_goes_before_how_long_a_pool_went_without() -> None:
 def test_a_request_gets_the_room_of_an_idle_vm_even_of_a_higher_pool() -> None:
     host = contended(pool("warm", priority=5, warm=2), pool("cold", warm=0), slots=2)
     assert len(host.in_state("warm", VmState.READY)) == 2
-    host.ask_lease("cold")
-    given_up = [action for action in host.turn().actions if isinstance(action, DestroyVm)]
+    host.request_lease("cold")
+    given_up = [action for action in host.reconcile().actions if isinstance(action, DestroyVm)]
     assert len(given_up) == 1, "one slot for one request"
-    assert "a request for a VM of pool cold waits" in given_up[0].reason
+    assert "a lease request for pool cold needs its slot" in given_up[0].reason
     host.settle()
     assert [lease.pool for lease in host.leases.values()] == ["cold"]
     assert len(host.in_state("warm", VmState.READY)) == 1
@@ -100,32 +100,32 @@ def test_a_request_for_a_pool_that_has_proven_no_version_yet_gets_room_for_its_f
     host.pools = (*host.pools, pool("new", warm=0))
     host.settle()
     for _ in range(2):
-        host.ask_lease("new")
+        host.request_lease("new")
     host.settle()
     assert {lease.pool for lease in host.leases.values()} == {"new"}
 
 
 def test_a_vm_that_a_request_waits_for_is_not_given_up_for_another() -> None:
     host = contended(pool("a", warm=0), pool("b", warm=0))
-    host.ask_lease("a")
-    host.turn()
-    (booting,) = host.flying
-    host.land(booting)
+    host.request_lease("a")
+    host.reconcile()
+    (booting,) = host.in_flight
+    host.finish(booting)
     host.now_s += 1
-    host.ask_lease("b")
-    assert not any(isinstance(action, DestroyVm) for action in host.turn().actions)
-    host.prove(booting)
-    host.turn()
+    host.request_lease("b")
+    assert not any(isinstance(action, DestroyVm) for action in host.reconcile().actions)
+    host.pass_probes(booting)
+    host.reconcile()
     assert [lease.pool for lease in host.leases.values()] == ["a"]
 
 
 def test_requests_that_wait_are_met_longest_first_over_all_pools() -> None:
     host = contended(pool("a", warm=0), pool("b", warm=0), slots=1)
     for name in ("b", "a", "b"):
-        host.ask_lease(name)
+        host.request_lease(name)
         host.now_s += 1
     served = []
-    while host.waiters:
+    while host.requests:
         host.settle()
         (lease,) = host.leases.values()
         served.append(lease.pool)
@@ -135,14 +135,14 @@ def test_requests_that_wait_are_met_longest_first_over_all_pools() -> None:
 
 def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
     host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=4), slots=8, memory_mib=4000)
-    host.ask_lease("large")
+    host.request_lease("large")
     host.now_s += 1
     for _ in range(3):
-        host.ask_lease("small")
-    host.turn()  # the small ones that stand ready are handed out all the same
+        host.request_lease("small")
+    host.reconcile()  # the small ones that stand ready are handed out all the same
     assert len(host.leases) == 3
     host.settle()
-    assert [waiter.pool for waiter in host.waiters] == ["large"]
+    assert [waiter.pool for waiter in host.requests] == ["large"]
     assert not host.in_state("small", VmState.READY), "the room is kept for who waits longest"
     for lease in list(host.leases):
         host.release(lease)
@@ -152,12 +152,12 @@ def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
 
 def test_no_vm_is_made_for_a_later_request_from_the_room_an_earlier_one_waits_for() -> None:
     host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=0), slots=8, memory_mib=4500)
-    host.ask_lease("small")
+    host.request_lease("small")
     host.settle()
     for name in ("large", "small"):
         host.now_s += 1
-        host.ask_lease(name)
-    assert not any(isinstance(action, CreateVm) for action in host.turn().actions)
+        host.request_lease(name)
+    assert not any(isinstance(action, CreateVm) for action in host.reconcile().actions)
     (lease,) = host.leases
     host.release(lease)
     host.settle()
@@ -183,18 +183,18 @@ def test_nobody_is_passed_over_for_ever(count: int, slots: int, warm: int, picks
         for _ in range(2):
             host.now_s += 1
             short = {one.name for one in host.pools if _idle(host, one.name) < warm}
-            for action in host.turn().actions:
+            for action in host.reconcile().actions:
                 if isinstance(action, CreateVm):
                     passed.update(short - {action.pool.name})
                     passed[action.pool.name] = 0
             for name in {one.name for one in host.pools} - short:
                 passed[name] = 0
-            for resource in list(host.flying):
-                host.land(resource)
+            for resource in list(host.in_flight):
+                host.finish(resource)
             for name in list(host.vms):
-                host.prove(name)
+                host.pass_probes(name)
         assert max(passed.values(), default=0) < count
 
 
 def _idle(host: Host, name: str) -> int:
-    return sum(vm.pool == name and vm.alive for vm in host.vms.values())
+    return sum(vm.pool == name and vm.is_alive for vm in host.vms.values())
