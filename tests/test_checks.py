@@ -24,7 +24,7 @@ def idioms_in(text: str, path: str = "docs/page.md") -> list[str]:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("The driver is told whose VM stands there.", ["told", "stands", "whose"]),
+        ("The driver is told whose VM stands there.", ["told", "stands", "told whose"]),
         ("It gives up, and a later pull takes it up anew.", ["gives up", "anew"]),
         ("Wait, for it may take a while.", ["for it"]),
         ("It waits, since\nthe lock is held.", ["since"]),

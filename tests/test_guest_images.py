@@ -1,4 +1,4 @@
-"""The guest disks themselves: what the builder writes, and what the guests do once they run."""
+"""Guest disks: the builder's output, and the behaviour of the running guests."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ SILENCE_S = 1.5
 
 @dataclass(frozen=True)
 class Guest:
-    """A running guest: its process with the serial console on its output, and the ways in."""
+    """A running guest: its process with the serial console on stdout, its agent socket and forwarded ports."""
 
     process: asyncio.subprocess.Process
     agent_socket: Path
     ports: dict[int, int]
     console: list[str] = field(default_factory=list)
 
-    async def console_says(self, pattern: str) -> None:
-        """Read the console until a line matches; one that was read before counts too."""
+    async def wait_for_console(self, pattern: str) -> None:
+        """Read the console until a line matches. Lines read earlier count too."""
         assert self.process.stdout is not None
         async with asyncio.timeout(BOOT_DEADLINE_S):
             while not any(re.search(pattern, line) for line in self.console):
                 line = await self.process.stdout.readline()
-                assert line, f"the console never said {pattern!r}: {self.console}"
+                assert line, f"the console never printed {pattern!r}: {self.console}"
                 self.console.append(line.decode(errors="replace"))
 
-    async def ask_agent(self, command: str, **arguments: Any) -> Any:
+    async def call_agent(self, command: str, **arguments: Any) -> Any:
         """Send one command to the guest agent and return its answer."""
         reader, writer = await asyncio.open_unix_connection(self.agent_socket)
         try:
@@ -71,7 +71,7 @@ class Guest:
 
 @contextlib.asynccontextmanager
 async def boot(disk: Path, folder: Path, *, memory_mib: int = 256) -> AsyncIterator[Guest]:
-    """Start a guest on a throw-away overlay of `disk`; it is gone when the block ends."""
+    """Start a guest on a temporary overlay of `disk`; kill it when the block ends."""
     ports = {guest_port: _free_port() for guest_port in (22, 8080)}
     agent_socket = folder / "agent.sock"
     forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in ports.items())
@@ -94,7 +94,7 @@ async def boot(disk: Path, folder: Path, *, memory_mib: int = 256) -> AsyncItera
 
 
 async def fetch(port: int) -> str:
-    """What the guest's HTTP server answers at `/`."""
+    """Return the response of the guest's HTTP server at `/`."""
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as response:
         return await response.text()
 
@@ -105,32 +105,30 @@ def _free_port() -> int:
 
 
 @pytest.mark.qemu
-async def test_a_healthy_guest_serves_its_version_and_powers_off_when_asked(
-    small_image: SmallImage, tmp_path: Path
-) -> None:
+async def test_healthy_guest_serves_version_and_powers_off(small_image: SmallImage, tmp_path: Path) -> None:
     async with boot(small_image("1.0"), tmp_path) as guest:
-        await guest.console_says(r"booted version=1\.0")
-        await guest.console_says("network 10")
-        await guest.console_says(r"serving version=1\.0")
+        await guest.wait_for_console(r"booted version=1\.0")
+        await guest.wait_for_console("network 10")
+        await guest.wait_for_console(r"serving version=1\.0")
         async with asyncio.timeout(ANSWER_DEADLINE_S):
-            assert await guest.ask_agent("guest-ping") == {}
+            assert await guest.call_agent("guest-ping") == {}
             assert await fetch(guest.ports[8080]) == "1.0\n"
             assert await guest.execute("cat", "/etc/hearth-version") == "1.0\n"
-            assert (await guest.ask_agent("guest-exec", path="/bin/sh", arg=["-c", "exit 0"]))["pid"] > 0
+            assert (await guest.call_agent("guest-exec", path="/bin/sh", arg=["-c", "exit 0"]))["pid"] > 0
             await power_off(guest)
             assert await guest.process.wait() == 0
 
 
 @pytest.mark.qemu
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="takes minutes; asked for with HEARTH_SLOW=1")
-async def test_a_debian_guest_gains_a_package_from_version_to_version(tmp_path: Path) -> None:
+@pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="takes minutes; set HEARTH_SLOW=1")
+async def test_debian_guest_version_adds_package(tmp_path: Path) -> None:
     one, two = tmp_path / "one.img", tmp_path / "two.img"
     build_image("debian", "--version", "1", str(one))
     build_image("debian", "--version", "2", "--from", str(one), "--add", "tree", str(two))
     async with boot(two, tmp_path, memory_mib=512) as guest, asyncio.timeout(2 * BOOT_DEADLINE_S):
-        await guest.console_says("hearth-guest ttyS0")
-        assert await guest.ask_agent("guest-ping") == {}
+        await guest.wait_for_console("hearth-guest ttyS0")
+        assert await guest.call_agent("guest-ping") == {}
         assert (await guest.execute("tree", "--version")).startswith("tree v")
         assert await fetch(guest.ports[8080]) == "2\n"
         await power_off(guest)
@@ -138,7 +136,7 @@ async def test_a_debian_guest_gains_a_package_from_version_to_version(tmp_path: 
 
 
 async def power_off(guest: Guest) -> None:
-    """Ask by the agent, which answers this command with nothing but the guest's end."""
+    """Power off by the guest agent, which sends no response to this command."""
     _, writer = await asyncio.open_unix_connection(guest.agent_socket)
     writer.write(b'{"execute": "guest-shutdown"}\n')
     await writer.drain()
@@ -146,40 +144,40 @@ async def power_off(guest: Guest) -> None:
 
 
 @pytest.mark.qemu
-async def test_a_unhealthy_guest_boots_and_answers_nothing(small_image: SmallImage, tmp_path: Path) -> None:
+async def test_unhealthy_guest_boots_and_starts_no_service(small_image: SmallImage, tmp_path: Path) -> None:
     async with boot(small_image("1.0", unhealthy=True), tmp_path) as guest:
-        await guest.console_says("unhealthy: starts no service")
+        await guest.wait_for_console("unhealthy: starts no service")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(guest.ask_agent("guest-ping"), SILENCE_S)
+            await asyncio.wait_for(guest.call_agent("guest-ping"), SILENCE_S)
         with pytest.raises((aiohttp.ClientError, TimeoutError)):
             await asyncio.wait_for(fetch(guest.ports[8080]), SILENCE_S)
         assert guest.process.returncode is None
 
 
 @pytest.mark.qemu
-async def test_a_dying_guest_serves_and_then_powers_off(small_image: SmallImage, tmp_path: Path) -> None:
+async def test_dying_guest_serves_and_then_powers_off(small_image: SmallImage, tmp_path: Path) -> None:
     async with boot(small_image("1.0", dies_after_s=2), tmp_path) as guest:
-        await guest.console_says("serving version")
+        await guest.wait_for_console("serving version")
         async with asyncio.timeout(ANSWER_DEADLINE_S):
-            assert await guest.ask_agent("guest-ping") == {}
-            await guest.console_says("dying after 2 s")
+            assert await guest.call_agent("guest-ping") == {}
+            await guest.wait_for_console("dying after 2 s")
             assert await guest.process.wait() == 0
 
 
-def test_the_same_version_makes_the_same_bytes(small_image: SmallImage, tmp_path: Path) -> None:
+def test_same_version_builds_same_bytes(small_image: SmallImage, tmp_path: Path) -> None:
     again = tmp_path / "again.img"
     build_image("small", "--version", "1.0", str(again))
     assert again.read_bytes() == small_image("1.0").read_bytes()
 
 
-def test_versions_and_flavours_differ_in_one_block(small_image: SmallImage) -> None:
+def test_versions_and_flavours_differ_in_two_blocks_at_most(small_image: SmallImage) -> None:
     one = small_image("1.0").read_bytes()
     for other in (small_image("2.0"), small_image("1.0", unhealthy=True)):
-        assert len(differing_blocks(one, other.read_bytes())) in {1, 2}  # the boot words, and their length
+        assert len(differing_blocks(one, other.read_bytes())) in {1, 2}  # the boot parameters, and their length
 
 
 def differing_blocks(one: bytes, other: bytes) -> list[int]:
-    """The numbers of the 64 KiB blocks in which two disks of one size differ."""
+    """Return the numbers of the 64 KiB blocks in which two disks of the same size differ."""
     assert len(one) == len(other)
     return [at // BLOCK for at in range(0, len(one), BLOCK) if one[at : at + BLOCK] != other[at : at + BLOCK]]
 
@@ -192,7 +190,7 @@ def differing_blocks(one: bytes, other: bytes) -> list[int]:
         ([], "--version"),
     ],
 )
-def test_bad_arguments_are_named_and_nothing_is_written(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_bad_argument_error_writes_no_disk(arguments: list[str], words: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     done = run_builder("small", *arguments, str(disk))
     assert done.returncode == 2
@@ -200,7 +198,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(arguments: list[str], wo
     assert not disk.exists()
 
 
-def test_a_missing_tool_names_its_package_and_the_old_disk_stays(tmp_path: Path) -> None:
+def test_missing_tool_error_names_package_and_keeps_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"old")
     done = run_builder("small", "--version", "1.0", str(disk), env={"PATH": "/nowhere"})
@@ -218,14 +216,14 @@ def test_a_missing_tool_names_its_package_and_the_old_disk_stays(tmp_path: Path)
         (["--add", "Git"], "is not the name of a Debian package"),
     ],
 )
-def test_a_debian_guest_names_what_it_cannot_use(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_debian_guest_rejects_bad_argument(arguments: list[str], words: str, tmp_path: Path) -> None:
     done = run_builder("debian", "--version", "1", *arguments, str(tmp_path / "disk.img"))
     assert done.returncode in {1, 2}
     assert words in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_flavours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+def test_contradicting_flavours_are_refused(tmp_path: Path) -> None:
     done = run_builder("small", "--version", "1.0", "--unhealthy", "--dies-after", "5", str(tmp_path / "disk.img"))
     assert done.returncode == 2
     assert "not allowed with" in done.stderr

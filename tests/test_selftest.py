@@ -1,4 +1,4 @@
-"""The self-test for Macs, on the simulators: every question is asked and answered, and nothing is left."""
+"""The self-test for Macs on the simulators: it answers every question and removes its VMs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKLIST = (Path(__file__).parents[1] / "docs" / "mac-checklist.md").read_text(
 
 
 def answers(report: Report) -> dict[str, Any]:
-    """Return the findings by number, having made sure that each question is in the checklist."""
+    """Return the findings by number. Asserts that the checklist has each question and that each is answered."""
     findings = {one["number"]: one for one in json.loads(report.to_json())["findings"]}
     assert {number for number in findings if f"| {number} |" not in CHECKLIST} == set()
     assert [number for number, one in findings.items() if one["answer"] == "not answered"] == []
@@ -29,7 +29,7 @@ def answers(report: Report) -> dict[str, Any]:
     return findings
 
 
-async def test_every_question_about_anka_is_answered_and_nothing_is_left(tmp_path: Path) -> None:
+async def test_anka_selftest_answers_all_questions(tmp_path: Path) -> None:
     rig = AnkaRig(tmp_path)
     async with AnkaRegistry() as registry:
         template = registry.push("macos", "v1")
@@ -62,9 +62,7 @@ async def test_every_question_about_anka_is_answered_and_nothing_is_left(tmp_pat
     assert [one.name for one in rig.home.all()] == ["macos"]
 
 
-async def test_every_question_about_tart_is_answered_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tart_selftest_answers_all_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = TartHome(tmp_path / "tart")
     image = home.add_image()
     monkeypatch.setenv("TART_HOME", str(home.root))

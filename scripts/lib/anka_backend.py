@@ -1,4 +1,4 @@
-"""Anka under a host, simulated: templates in a Registry of this process, pulled by the agent through `anka`."""
+"""Simulated Anka for a host under test: the agent pulls templates from a Registry in this process through `anka`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = "macos"
 
 
 class AnkaBackend:
-    """A simulated Mac with Anka and two slots, and an Anka Registry."""
+    """A simulated Mac with Anka and two slots, and an Anka Registry. See `Backend`."""
 
     def __init__(self, directory: Path, **anka: str | float) -> None:
         """`anka` holds keys of `[hypervisor.anka]`."""
@@ -47,13 +47,13 @@ class AnkaBackend:
                            for key, value in keys.items())  # fmt: skip
         self.config = f'[hypervisor]\nkind = "anka"\n[hypervisor.anka]\n{values}\n'
 
-    def add_image(self, version: str, **guest: Any) -> str:  # noqa: ANN401 - as JSON
+    def add_image(self, version: str, **guest: Any) -> str:  # noqa: ANN401 - any JSON value
         """Push a tag to the Registry; return its reference."""
         self.registry.push(TEMPLATE, version, **guest)
         return f"anka:{TEMPLATE}:{version}"
 
     def digest(self, version: str) -> str:
-        """Return what tells a tag that was pushed from every other."""
+        """Return the digest of a pushed tag."""
         template = next(one for one in self.registry.templates.values() if one.name == TEMPLATE)
         tag = next(tag for tag in template.tags if tag.name == version)
         return identity(template.id, version, tuple(tag.images))
@@ -65,24 +65,24 @@ class AnkaBackend:
         return {version: self.add_image(version) for version in versions}
 
     def set_faults(self, **switches: Switches) -> None:
-        """Let `anka` misbehave, or behave again."""
+        """Set the faults of `anka`, or remove all of them; see `tests.simulators.anka.faults`."""
         set_faults(self.home.root, **switches)
 
     def wait_for_faults_used(self) -> None:
-        """Wait until the faults that happen a number of times have happened. Raises `TimeoutError`."""
+        """Wait until every fault with a number of times has occurred that often. Blocks. Raises `TimeoutError`."""
         deadline_s = time.monotonic() + 30
         while any(switches.get("times", 1) > 0 for switches in read_faults(self.home.root).values()):
             if time.monotonic() > deadline_s:
-                raise TimeoutError("the faults did not come to pass")
+                raise TimeoutError("the faults did not occur")
             time.sleep(0.05)
 
     def clear_faults(self) -> None:
-        """Let `anka` behave again, and the Mac have the slots back that leaked."""
+        """Remove all faults of `anka` and free leaked slots."""
         self.set_faults()
         self.home.give_slots_back()
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """See `Backend`: the hypervisor processes, whose last argument is their VM's name."""
+        """See `Backend`. The last argument of a hypervisor process is the VM's name."""
         found: dict[str, list[psutil.Process]] = {}
         for process, command in running_commands():
             if str(self.home.root) in command:
@@ -90,7 +90,7 @@ class AnkaBackend:
         return found
 
     def tool_processes(self) -> list[psutil.Process]:
-        """Return the calls of `anka` that are under way."""
+        """Return the running `anka` commands."""
         program = str(self.home.root / "bin" / "anka")
         return [process for process, command in running_commands() if program in command]
 
@@ -100,17 +100,17 @@ class AnkaBackend:
         process.send_signal(signal.SIGSTOP)
 
     def delete_files(self, name: str) -> None:
-        """See `Backend`. Anka's: the agent's own record of them stays."""
+        """See `Backend`. Keeps the agent's record of the VM."""
         for vm in self.home.all():
             if vm.name == name:
                 shutil.rmtree(self.home.vms / vm.uuid, ignore_errors=True)
 
     def list_vms_with_files(self) -> frozenset[str]:
-        """See `Backend`. Anka's own: templates too."""
+        """See `Backend`. Includes templates."""
         return frozenset(vm.name for vm in self.home.all())
 
     def list_leftovers(self) -> list[str]:
-        """See `Backend`. A template stays, as every image does."""
+        """See `Backend`. A template is an image and stays."""
         vms = [f"VM {vm.name}" for vm in self.home.all() if not vm.tags] if self.home.vms.exists() else []
         return vms + list_paths(self._directory / "data" / "vms")
 

@@ -1,4 +1,4 @@
-"""What the VMs of a host run on, seen from outside its agent: the other half of every script that runs a whole host."""
+"""Backends of a host under test: what its VMs run on, observed without the agent."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 class Backend(Protocol):
-    """One kind of hypervisor under one host."""
+    """One kind of hypervisor, real or simulated, for one host."""
 
     config: str
-    """Tables for the configuration file. Known once images were made."""
+    """TOML tables for the configuration file. Complete after `make_images`."""
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-        """Make guests of these versions, each serving its version on port 8080; return their references."""
+        """Push an image of each version and return their references. A guest serves its version on port 8080."""
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """Return the processes of every VM of this host by its name, known to the agent or not."""
+        """Return the processes of every VM of this host by VM name, known to the agent or not."""
 
     def hang(self, name: str) -> None:
-        """Let a VM stop answering without its process ending."""
+        """Make a VM stop answering. Its process does not end."""
 
     def delete_files(self, name: str) -> None:
-        """Remove the files of a VM behind the agent's back."""
+        """Remove the files of a VM without the agent."""
 
     def list_vms_with_files(self) -> frozenset[str]:
-        """Return the names of VMs whose files stand, known to the agent or not."""
+        """Return the names of VMs that have files, known to the agent or not."""
 
     def list_leftovers(self) -> list[str]:
-        """Return what is left of VMs beside those processes: files, above all."""
+        """Return what VMs left behind, except the processes of `processes`: mostly files."""
 
     async def close(self) -> None:
-        """End every VM left, and what else was started for them."""
+        """Kill every VM that still runs, and stop the servers started for them."""
 
 
 class QemuBackend:
-    """Real VMs of QEMU below a data directory, from images in an OCI layout beside it."""
+    """Real QEMU VMs below a data directory, from images in an OCI layout next to it."""
 
     config = ""
 
@@ -58,7 +58,7 @@ class QemuBackend:
         self._data_dir = directory / "data"
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
-        """See `Backend`. Built from Debian packages."""
+        """See `Backend`. Builds the guests from Debian packages."""
         host.configure()
         references = {}
         for version in versions:
@@ -103,7 +103,7 @@ class QemuBackend:
 
 
 def list_names(folder: Path) -> frozenset[str]:
-    """Return the names of what stands in a folder, however far it is made. A folder that is not there has nothing."""
+    """Return the names of a folder's entries, without the suffix `.partial`; empty when there is no folder."""
     try:
         return frozenset(entry.removesuffix(".partial") for entry in os.listdir(folder))
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def list_names(folder: Path) -> frozenset[str]:
 
 
 def list_paths(*folders: Path) -> list[str]:
-    """Return every path below some folders."""
+    """Return every path below these folders."""
     return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
 
 

@@ -200,7 +200,7 @@ def _constants(node: ast.expr) -> Iterator[str]:
 
 
 def _comments(lines: Iterable[tuple[int, str]]) -> Iterator[Text]:
-    """Yield comments, joining those on consecutive lines, since a sentence may run over a line's end."""
+    """Yield comments, joining those on consecutive lines: a sentence may continue on the next line."""
     begin = end = 0
     joined: list[str] = []
     for number, line in lines:

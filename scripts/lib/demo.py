@@ -1,6 +1,6 @@
-"""The demonstration: a host with two warm VMs to look at, or the whole tour unattended (`--once`).
+"""Demo of a host with two warm VMs, or an unattended tour (`--once`).
 
-Run by `scripts/demo`, which sets up first. The story goes to stderr, the figures of `--once` to stdout as one line.
+`scripts/demo` runs it after the setup. Progress goes to stderr, the figures of `--once` go to stdout as one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from scripts.lib.anka_backend import AnkaBackend  # noqa: E402 - needs the path above
+from scripts.lib.anka_backend import AnkaBackend  # noqa: E402 - needs the sys.path above
 from scripts.lib.backend import Backend, QemuBackend  # noqa: E402
 from scripts.lib.host import Host  # noqa: E402
 from scripts.lib.tart_backend import TartBackend  # noqa: E402
@@ -32,8 +32,8 @@ from scripts.lib.tart_backend import TartBackend  # noqa: E402
 POOL: Final = "small"
 
 
-def tell(text: str) -> None:
-    """Tell the story, with the seconds since the start."""
+def show(text: str) -> None:
+    """Print one line of progress on stderr, with the seconds since the start."""
     sys.stderr.write(f"[{time.monotonic() - _STARTED_S:6.1f} s] {text}\n")
     sys.stderr.flush()
 
@@ -48,12 +48,12 @@ async def prepare(host: Host, versions: tuple[str, ...]) -> dict[str, str]:
     """Configure a host, make images for it, and return their references by version."""
     references = await host.backend.make_images(host, versions)
     for version, reference in references.items():
-        tell(f"image version {version} can be pulled from {reference}")
+        show(f"image version {version} is available from {reference}")
     return references
 
 
 class Tour:
-    """The main job, step by step; each step proves what it tells and takes its time."""
+    """The tour, step by step. Each step checks its result and measures its duration."""
 
     def __init__(self, host: Host, references: dict[str, str]) -> None:
         self.host = host
@@ -61,19 +61,19 @@ class Tour:
         self.figures: dict[str, Any] = {}
 
     async def run(self) -> None:
-        """Take every step in order. Raises at the first that does not hold."""
+        """Run every step in order. Raises at the first that fails."""
         await self.host.start()
-        tell("the agent runs; it has nothing to do yet")
+        show("the agent runs; no pool is assigned yet")
         await self.fill()
         await self.lease()
         await self.kill_a_vm()
         await self.hang_a_vm()
         await self.roll()
         await self.crash_the_agent()
-        await self.leave()
+        await self.unassign()
 
     async def fill(self) -> None:
-        """Assign a pool: its image is pulled, one VM proves it, the rest follow."""
+        """Assign a pool. The agent pulls its image, boots one VM as a canary, then the others."""
         began_s = time.monotonic()
         self.host.assign(POOL, self.references["1.0"])
         await self.host.wait_until(lambda host, _: any(image["state"] == "here" for image in host["images"]))
@@ -82,22 +82,22 @@ class Tour:
         self._took("first_ready_s", began_s)
         await self.host.wait_until_warm(2)
         slots = (await self.host.get("/v1/host"))["slots"]
-        tell(f"two VMs are warm and proven healthy; capacity over HTTP: slots {slots}")
+        show(f"two VMs are ready; capacity from the API: slots {slots}")
 
     async def lease(self) -> None:
-        """Lease a VM as a CI job would, use it, release it; a fresh one takes its place."""
+        """Lease a VM as a CI job would, use it and release it. The agent replaces it."""
         began_s = time.monotonic()
         lease = await self.host.call("POST", "/v1/leases", {"pool": POOL, "holder": "demo", "wait_s": 0})
         self.figures["lease_ms"] = round((time.monotonic() - began_s) * 1000, 1)
-        served = await self.ask_guest(lease)
-        tell(f"leased {lease['vm']} in {self.figures['lease_ms']} ms; its guest serves version {served}")
+        served = await self.fetch_version(lease)
+        show(f"leased {lease['vm']} in {self.figures['lease_ms']} ms; its guest serves version {served}")
         assert served == "1.0", served
         await self.host.call("DELETE", f"/v1/leases/{lease['id']}")
         await self.host.wait_until_warm(2, without=lease["vm"])
-        tell("released: that VM is gone and a fresh one is warm")
+        show("released: that VM is gone and a new one is ready")
 
     async def kill_a_vm(self) -> None:
-        """Kill a VM's process; it is noticed at once and replaced."""
+        """Kill a VM's process. The agent notices it immediately and replaces the VM."""
         victim = (await self.host.wait_until_warm(2))[0]
         began_s = time.monotonic()
         os.kill(self.host.vm_pid(victim), signal.SIGKILL)
@@ -105,7 +105,7 @@ class Tour:
         self._took("replaced_after_kill_s", began_s)
 
     async def hang_a_vm(self) -> None:
-        """Let a VM hang without its process ending; its probes fail and it is replaced."""
+        """Make a VM hang. Its probes fail and the agent replaces it."""
         victim = (await self.host.wait_until_warm(2))[0]
         began_s = time.monotonic()
         self.host.backend.hang(victim)
@@ -113,7 +113,7 @@ class Tour:
         self._took("replaced_after_hang_s", began_s)
 
     async def roll(self) -> None:
-        """Assign a new version; it is proven on one VM and rolled through the pool."""
+        """Assign a new version. The agent tests it on one VM and rolls it through the pool."""
         old = (await self.host.get("/v1/vms"))["vms"][0]["image"]
         began_s = time.monotonic()
         self.host.assign(POOL, self.references["2.0"])
@@ -122,14 +122,14 @@ class Tour:
         )
         self._took("rolled_s", began_s)
         lease = await self.host.call("POST", "/v1/leases", {"pool": POOL, "holder": "demo", "wait_s": 0})
-        served = await self.ask_guest(lease)
+        served = await self.fetch_version(lease)
         assert served == "2.0", served
         await self.host.call("DELETE", f"/v1/leases/{lease['id']}")
         await self.host.wait_until_warm(2, without=lease["vm"])
-        tell(f"the new version is rolled through the pool; a guest serves version {served}")
+        show(f"the new version is rolled through the pool; a guest serves version {served}")
 
     async def crash_the_agent(self) -> None:
-        """Kill the agent with -9; the next one adopts every VM, process by process."""
+        """Kill the agent with SIGKILL. The next agent adopts every VM with its process."""
         before = {name: self.host.vm_pid(name) for name in await self.host.wait_until_warm(2)}
         await self.host.kill()
         await self.host.start()
@@ -137,18 +137,18 @@ class Tour:
         adopted = int(await self.host.metric("hearth_vms_adopted_total"))
         self.figures["adopted"] = adopted if before == after else 0
         assert before == after, (before, after)
-        tell(f"the agent was killed with -9 and started again: {adopted} VMs adopted, same processes")
+        show(f"the agent was killed with -9 and started again: {adopted} VMs adopted, same processes")
 
-    async def leave(self) -> None:
-        """Unassign the pool; nothing is left of any VM."""
+    async def unassign(self) -> None:
+        """Unassign the pool and check that nothing is left of any VM."""
         left = await self.host.remove_all_vms()
         self.figures["leaked"] = len(left)
         code = await self.host.stop()
         assert not left, left
         assert code == 0, code
-        tell("unassigned: no process, file or row is left of any VM; the agent stopped cleanly")
+        show("unassigned: no process, file or row of any VM is left; the agent stopped cleanly")
 
-    async def ask_guest(self, lease: dict[str, Any]) -> str:
+    async def fetch_version(self, lease: dict[str, Any]) -> str:
         """Return what a leased guest serves on its port 8080."""
         port = lease["address"]["ports"]["8080"]
         timeout = aiohttp.ClientTimeout(total=10)
@@ -160,18 +160,18 @@ class Tour:
 
     def _took(self, figure: str, began_s: float) -> None:
         self.figures[figure] = round(time.monotonic() - began_s, 2)
-        tell(f"{figure}: {self.figures[figure]}")
+        show(f"{figure}: {self.figures[figure]}")
 
 
 async def once(host: Host) -> int:
-    """Take the tour; print its figures as one JSON line and return the exit code."""
+    """Run the tour; print its figures as one JSON line and return the exit code."""
     tour = Tour(host, {})
     try:
         tour.references = await prepare(host, ("1.0", "2.0"))
         await tour.run()
         tour.figures["ok"] = True
     except (AssertionError, RuntimeError, LookupError, TimeoutError, OSError, aiohttp.ClientError) as error:
-        tell(f"failed: {type(error).__name__}: {error}")
+        show(f"failed: {type(error).__name__}: {error}")
         tour.figures["ok"] = False
     finally:
         await host.close()
@@ -180,7 +180,7 @@ async def once(host: Host) -> int:
 
 
 async def watch(host: Host) -> int:
-    """Keep two VMs warm and show the live status until Ctrl-C; then leave nothing behind."""
+    """Keep two VMs warm and show the live status until Ctrl-C; then remove everything."""
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
@@ -188,20 +188,20 @@ async def watch(host: Host) -> int:
         references = await prepare(host, ("1.0",))
         host.assign(POOL, references["1.0"])
         await host.start()
-        tell(f"try in another terminal: HEARTH_CONFIG={host.config} hearth lease {POOL}")
+        show(f"try in another terminal: HEARTH_CONFIG={host.config} hearth lease {POOL}")
         watching = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agent", "status", "--watch", "--config", str(host.config), start_new_session=True
         )
         ended = asyncio.create_task(watching.wait())
-        asked = asyncio.create_task(interrupted.wait())
-        await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
+        stopped = asyncio.create_task(interrupted.wait())
+        await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
         if watching.returncode is None:
             watching.send_signal(signal.SIGINT)
             await asyncio.wait_for(ended, 10)
-        tell("stopping: tearing the VMs down")
+        show("stopping: tearing the VMs down")
         left = await host.remove_all_vms()
         code = await host.stop()
-        tell("nothing is left behind" if not left else f"left behind: {left}")
+        show("nothing is left" if not left else f"still left: {left}")
         return code if not left else 1
     finally:
         await host.close()
@@ -210,9 +210,9 @@ async def watch(host: Host) -> int:
 def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="take the whole tour unattended and print its figures")
-    what = "real VMs of QEMU, or a simulated Mac with Tart or Anka (default qemu)"
-    parser.add_argument("--hypervisor", choices=BACKENDS, default="qemu", help=what)
+    parser.add_argument("--once", action="store_true", help="run the tour unattended and print its figures")
+    backends = "qemu: real VMs; tart, anka: a simulated Mac (default qemu)"
+    parser.add_argument("--hypervisor", choices=BACKENDS, default="qemu", help=backends)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="hearth-demo-"))
     host = Host(directory, BACKENDS[arguments.hypervisor](directory))

@@ -1,6 +1,6 @@
-"""A Hearth host run from a script or a test: its files, the real daemon as a process, and a client of its API.
+"""A Hearth host for scripts and tests: its files, the real daemon as a process, and a client of its API.
 
-Everything stands in one directory, so that several hosts can run side by side and nothing outlives them.
+All files are in one directory, so several hosts can run at the same time and `close` removes everything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 
 CORDONED: Final = frozenset({"schedulable"})
-"""The readiness check that fails on a cordoned host, which is up all the same."""
+"""The readiness check that fails on a cordoned host."""
 
 PROBES: Final = """
 [[pools.{pool}.probes]]
@@ -54,7 +54,7 @@ failures = 3
 
 
 class Host:
-    """One host in `directory`: `configure`, `assign`, `start`, then ask; `close` leaves nothing behind."""
+    """One host in `directory`. Call `configure`, `assign` and `start`, then the API; `close` at the end."""
 
     def __init__(self, directory: Path, backend: Backend | None = None) -> None:
         self.directory = directory
@@ -67,18 +67,18 @@ class Host:
 
     @property
     def pid(self) -> int:
-        """Process id of the running agent."""
+        """Return the process id of the running agent."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the agent was started and did not end."""
+        """Return whether the agent was started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
     @property
     def http(self) -> aiohttp.ClientSession:
-        """A session whose requests go to the agent's Unix socket, whatever host their URL names."""
+        """Return a session that sends all requests to the agent's Unix socket."""
         if self._http is None or self._http.closed:
             socket = self.socket
             self._http = aiohttp.ClientSession("http://hearth", connector=aiohttp.UnixConnector(str(socket)))
@@ -86,12 +86,12 @@ class Host:
 
     @property
     def socket(self) -> Path:
-        """The agent's Unix socket, as configured."""
+        """Return the configured path of the agent's Unix socket."""
         api = tomllib.loads(self.config.read_text()).get("api", {})
         return self.directory / str(api.get("socket", self.data_dir / "hearth.sock"))
 
     def configure(self, text: str = "", *, slots: int = 2) -> None:
-        """Write the configuration: small defaults, a free port, and `text` after them."""
+        """Write the configuration: small limits and a free port, then `text`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.config.write_text(
             f'data_dir = "data"\n[host]\nslots = {slots}\nmemory_reserve_mib = 256\ndisk_reserve_mib = 64\n'
@@ -101,7 +101,7 @@ class Host:
             self.assignment.write_text("")
 
     def assign(self, pool: str, image: str, *, warm: int = 2, text: str = "", probes: str = PROBES) -> None:
-        """Assign one pool of small guests. The file is replaced whole, as a tool should."""
+        """Assign one pool of small guests. Replaces the file atomically."""
         document = (
             f'[pools.{pool}]\nimage = "{image}"\nwarm = {warm}\ncpus = 1\nmemory_mib = 256\nports = [22, 8080]\n'
             f"stop_grace_s = 0\nstartup_deadline_s = 120\n{text}\n{probes.format(pool=pool)}"
@@ -113,7 +113,7 @@ class Host:
         self.write_assignment("")
 
     def write_assignment(self, text: str) -> None:
-        """Replace the assignment file."""
+        """Replace the assignment file atomically."""
         aside = self.assignment.with_suffix(".new")
         aside.write_text(text)
         aside.rename(self.assignment)
@@ -132,18 +132,18 @@ class Host:
         return code, out.decode(), err.decode()
 
     async def start(self, *, env: Mapping[str, str] | None = None, excused: frozenset[str] = CORDONED) -> None:
-        """Start the agent and wait until it is ready, but for checks that are excused."""
+        """Start the agent and wait until it is ready. Ignores the readiness checks in `excused`."""
         with (self.directory / "agent.out").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agent", "run", "--config", str(self.config),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, **(env or {})},
-                start_new_session=True,  # a Ctrl-C at the terminal is for who runs this, not for the agent
+                start_new_session=True,  # a Ctrl-C in the terminal must not reach the agent
             )  # fmt: skip
         await self.wait_until_ready(excused=excused)
 
     async def wait_until_ready(self, *, excused: frozenset[str] = CORDONED, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the agent says that it is ready, but for checks that are excused. Raises when it ended instead."""
+        """Wait until the agent is ready, except the checks in `excused`. Raises `RuntimeError` when it has ended."""
         async with asyncio.timeout(timeout_s):
             while True:
                 assert self._process is not None
@@ -159,19 +159,19 @@ class Host:
                 await asyncio.sleep(POLL_S)
 
     def output(self) -> str:
-        """Return what the agent wrote to its stdout and stderr."""
+        """Return the agent's stdout and stderr."""
         return (self.directory / "agent.out").read_text()
 
     async def stop(self) -> int:
-        """Ask the agent to stop; return its exit code. Its VMs go on."""
+        """Stop the agent with SIGTERM; return its exit code. Its VMs continue to run."""
         return await self._stop_process(signal.SIGTERM)
 
     async def kill(self) -> None:
-        """End the agent as a crash would."""
+        """Kill the agent with SIGKILL."""
         await self._stop_process(signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Wait until the agent ends by itself or by a signal from elsewhere; return its exit code."""
+        """Wait until the agent ends; return its exit code."""
         assert self._process is not None
         return await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
 
@@ -186,7 +186,7 @@ class Host:
         return await self.call("GET", path)
 
     async def call(self, method: str, path: str, body: object = None) -> Document:
-        """Call the API; return the answer's document. Raises `RuntimeError` with the problem for an error status."""
+        """Call the API; return the response's document. Raises `RuntimeError` with the problem for an error status."""
         async with self.http.request(method, path, json=body) as response:
             text = await response.text()
             if response.status >= 400:
@@ -194,15 +194,17 @@ class Host:
             document: Document = json.loads(text) if text else {}
             return document
 
-    async def wait_until(self, what: Callable[[Document, list[Document]], bool], *, timeout_s: float = 120) -> Document:
-        """Wait until `what(host, vms)` holds; return the host document that satisfied it."""
+    async def wait_until(
+        self, predicate: Callable[[Document, list[Document]], bool], *, timeout_s: float = 120
+    ) -> Document:
+        """Wait until `predicate(host, vms)` is true; return that host document."""
         host: Document = {}
         vms: list[Document] = []
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     host, vms = await self.get("/v1/host"), (await self.get("/v1/vms"))["vms"]
-                    if what(host, vms):
+                    if predicate(host, vms):
                         return host
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
@@ -212,7 +214,7 @@ class Host:
     async def wait_until_warm(
         self, count: int, *, without: str = "", image: str = "", timeout_s: float = 120
     ) -> list[str]:
-        """Wait until exactly `count` VMs stand, all ready, none named `without`, all of `image` if given."""
+        """Wait until exactly `count` VMs exist, all ready, none named `without`, all of `image` if given."""
 
         def warm(_: Document, vms: list[Document]) -> bool:
             good = [vm for vm in vms if vm["state"] == "ready" and vm["name"] != without]
@@ -232,14 +234,14 @@ class Host:
         return [json.loads(line) for line in (self.data_dir / "logs" / "hearth.log").read_text().splitlines()]
 
     def vm_pid(self, name: str) -> int:
-        """Return the process of a VM."""
+        """Return the process id of a VM. Raises `LookupError` unless it has exactly one process."""
         found = self.vm_pids().get(name, [])
         if len(found) != 1:
             raise LookupError(f"{name} has {len(found)} processes")
         return found[0]
 
     def vm_pids(self) -> dict[str, list[int]]:
-        """Return the processes of every VM of this host by its name, known to the agent or not."""
+        """Return the process ids of every VM of this host by VM name, known to the agent or not."""
         return {name: [process.pid for process in found] for name, found in self.backend.processes().items()}
 
     def vm_processes(self) -> list[psutil.Process]:
@@ -247,7 +249,7 @@ class Host:
         return [process for found in self.backend.processes().values() for process in found]
 
     def list_leftovers(self) -> list[str]:
-        """Return every trace of a VM: processes, files, rows of the journal."""
+        """Return everything that is left of VMs: processes, files, rows of the journal."""
         processes = [f"process {process.pid}" for process in self.vm_processes()]
         return (
             processes
@@ -264,18 +266,18 @@ class Host:
             return [key for (key,) in connection.execute(f"SELECT key FROM {table}")]
 
     async def remove_all_vms(self, *, timeout_s: float = 60) -> list[str]:
-        """Unassign everything, wait until the last VM is gone, and return what is left behind."""
+        """Unassign all pools, wait until the last VM is gone, and return what is left."""
         self.unassign()
         await self.wait_until(lambda _, vms: not vms, timeout_s=timeout_s)
         return self.list_leftovers()
 
     async def close(self) -> None:
-        """End the agent and every VM of it, whatever their state, and remove the directory."""
+        """Kill the agent and all its VMs, and remove the directory."""
         await self.kill_all()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     async def kill_all(self) -> None:
-        """End the agent and every VM of it, whatever their state. Its files stay."""
+        """Kill the agent and all its VMs. The files stay."""
         await self._close_http()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()

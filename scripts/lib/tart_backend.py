@@ -1,4 +1,4 @@
-"""Tart under a host, simulated: images in Tart's own format from a registry of this process, pulled by the agent."""
+"""Simulated Tart for a host under test: the agent pulls images in Tart's format from a registry in this process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 class TartBackend:
-    """A simulated Mac with Tart and two slots."""
+    """A simulated Mac with Tart and two slots. See `Backend`."""
 
     def __init__(self, directory: Path, *, home: Path | None = None, **tart: str | float) -> None:
-        """`home` is the Tart home where it is to lie elsewhere, `tart` holds more keys of `[hypervisor.tart]`."""
+        """`home` is the Tart home, by default below `directory`; `tart` holds more keys of `[hypervisor.tart]`."""
         self._directory = directory
         self._tart = tart
         self.home = TartHome(home or directory / "tart")
@@ -61,11 +61,11 @@ class TartBackend:
         return {version: self.add_image(version)[0] for version in versions}
 
     def set_faults(self, **switches: object) -> None:
-        """Let `tart` misbehave; see `tests.simulators.tartsim.faults`."""
+        """Set the faults of `tart`; see `tests.simulators.tartsim.faults`."""
         self.home.set_faults(**switches)
 
     def clear_faults(self) -> None:
-        """Let `tart` behave again, and the Mac have the slots back that leaked."""
+        """Remove all faults of `tart` and free leaked slots."""
         self.home.set_faults()
         for process in self.home.leaked():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -85,12 +85,12 @@ class TartBackend:
         guest.suspend()
 
     def delete_files(self, name: str) -> None:
-        """See `Backend`. Tart's, and the agent's record of them."""
+        """See `Backend`. Removes Tart's files and the agent's record of the VM."""
         for folder in (self.home.root / "vms" / name, self._directory / "data" / "vms" / name):
             shutil.rmtree(folder, ignore_errors=True)
 
     def list_vms_with_files(self) -> frozenset[str]:
-        """See `Backend`: by the agent's records."""
+        """See `Backend`. Reads the agent's records."""
         return list_names(self._directory / "data" / "vms")
 
     def list_leftovers(self) -> list[str]:

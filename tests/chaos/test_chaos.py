@@ -1,4 +1,4 @@
-"""A few rounds of chaos on real guests: what `scripts/chaos` does for hours, for a minute."""
+"""A few rounds of `scripts/chaos` on real guests and on simulated Macs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scripts.lib.chaos.run import Run
 if TYPE_CHECKING:
     from pathlib import Path
 
-SLOW = pytest.mark.skipif(os.environ.get("HEARTH_SLOW") != "1", reason="takes its time: HEARTH_SLOW=1")
-SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing that takes long to be over
+SLOW = pytest.mark.skipif(os.environ.get("HEARTH_SLOW") != "1", reason="takes minutes; set HEARTH_SLOW=1")
+SEED = 379  # crashes, kills, an outage and all kinds of leases, but no step that takes long to settle
 
 
 @pytest.mark.timeout(300)
@@ -23,7 +23,7 @@ SEED = 379  # crashes, kills, an outage and leases in every manner, and nothing 
     ("hypervisor", "rounds"),
     [pytest.param("qemu", 4, marks=pytest.mark.qemu), ("tart", 3), pytest.param("anka", 3, marks=SLOW)],
 )
-async def test_nothing_is_lost_or_leaked(tmp_path: Path, hypervisor: str, rounds: int) -> None:
+async def test_chaos_rounds_find_no_violation(tmp_path: Path, hypervisor: str, rounds: int) -> None:
     directory = tmp_path / "chaos"
     outcome = await Run(SEED, directory, slots=2, hypervisor=hypervisor).run_rounds(rounds)
 

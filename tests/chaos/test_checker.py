@@ -1,4 +1,4 @@
-"""The judge finds what it is for: each fault is shown to it once, and a clean host is called clean."""
+"""The chaos checker: it finds each kind of violation, and none on a clean host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW_S = 1000.0
 
 
 class Case:
-    """A host with one ready VM, about which everything is well until a test says otherwise."""
+    """A host with one ready VM and no violation, which a test then changes."""
 
     def __init__(self) -> None:
         self.expected = ExpectedState(
@@ -36,18 +36,18 @@ class Case:
         self.leases: dict[str, Any] = {}
         self.processes = {VM: [7]}
         self.files = frozenset({VM})
-        self.told: list[Any] = []
-        self.happens("vm-creating", "vm-starting", "vm-ready", vm=VM)
+        self.findings: list[Any] = []
+        self.add_events("vm-creating", "vm-starting", "vm-ready", vm=VM)
 
-    def happens(self, *kinds: str, **about: Any) -> None:
+    def add_events(self, *kinds: str, **about: Any) -> None:
         for kind in kinds:
-            self.told += self.trace.add_events(
+            self.findings += self.trace.add_events(
                 [{"kind": kind, "sequence": self.trace.last_event + 1, "image": GOOD.digest, "pool": "main", **about}]
             )
 
     def lease(self, claim: Claim) -> None:
         self.expected.claims.append(claim)
-        self.happens("lease-granted", vm=claim.vm, lease=claim.lease)
+        self.add_events("lease-granted", vm=claim.vm, lease=claim.lease)
         self.rows[claim.vm] = {**row(claim.vm), "state": "leased", "lease_id": claim.lease}
         self.leases[claim.lease] = {"vm": claim.vm, "holder": claim.holder}
 
@@ -55,10 +55,10 @@ class Case:
         rollout = {"target": GOOD.digest, "serving": GOOD.digest, "phase": "serving"}
         return Snapshot(self.rows, self.leases, {"main": rollout})
 
-    def faults(self) -> list[Violation]:
+    def violations(self) -> list[Violation]:
         served = {name: one["state"] for name, one in self.rows.items()}
         host = HostSnapshot(self.snapshot(), self.processes, self.files, frozenset(), served, NOW_S)
-        return [finding.violation for finding in (*self.told, *check_host(host, self.expected, self.trace))]
+        return [finding.violation for finding in (*self.findings, *check_host(host, self.expected, self.trace))]
 
 
 def row(name: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def released_lease_stays(case: Case) -> None:
     case.lease(replace(claim(), state=ClaimState.RELEASED))
 
 
-def lease_nobody_was_told_of(case: Case) -> None:
+def lease_without_client(case: Case) -> None:
     case.lease(claim())
     case.expected.claims.clear()
 
@@ -101,7 +101,7 @@ def lease_vanishes(case: Case) -> None:
 
 def lease_expires_too_soon(case: Case) -> None:
     case.lease(replace(claim(), expires_at_s=NOW_S + 60))
-    case.happens("lease-expired", "vm-stopping", "vm-gone", vm=VM, lease=LEASE)
+    case.add_events("lease-expired", "vm-stopping", "vm-gone", vm=VM, lease=LEASE)
     case.leases.clear()
     case.rows.clear()
     case.processes.clear()
@@ -116,11 +116,11 @@ def vm_vanishes(case: Case) -> None:
 
 def vm_is_leased_twice(case: Case) -> None:
     case.lease(claim())
-    case.happens("lease-granted", vm=VM, lease="lease-2")
+    case.add_events("lease-granted", vm=VM, lease="lease-2")
 
 
 def healthy_vm_fails(case: Case) -> None:
-    case.happens("vm-failed", vm=VM, cause="probe-failed", detail="no answer")
+    case.add_events("vm-failed", vm=VM, cause="probe-failed", detail="no answer")
 
 
 def healthy_vm_has_another_process(case: Case) -> None:
@@ -129,28 +129,28 @@ def healthy_vm_has_another_process(case: Case) -> None:
 
 def healthy_vm_is_replaced(case: Case) -> None:
     case.expected.last_pids = {VM: 7}
-    case.happens("vm-stopping", "vm-gone", vm=VM)
+    case.add_events("vm-stopping", "vm-gone", vm=VM)
     vm_vanishes(case)
 
 
 def failure_without_cause(case: Case) -> None:
     case.expected.harmed[VM] = "killed"
-    case.happens("vm-failed", vm=VM)
+    case.add_events("vm-failed", vm=VM)
 
 
 def ready_after_its_end(case: Case) -> None:
-    case.happens("vm-stopping", "vm-ready", vm=VM)
+    case.add_events("vm-stopping", "vm-ready", vm=VM)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("change", "violation"),
     [
         (process_without_row, Violation.LEAKED),
         (row_without_process, Violation.LEAKED),
         (row_without_files, Violation.LEAKED),
         (files_without_row, Violation.LEAKED),
         (released_lease_stays, Violation.LEAKED),
-        (lease_nobody_was_told_of, Violation.LEAKED),
+        (lease_without_client, Violation.LEAKED),
         (lease_vanishes, Violation.LOST),
         (lease_expires_too_soon, Violation.LOST),
         (vm_vanishes, Violation.LOST),
@@ -162,46 +162,46 @@ def ready_after_its_end(case: Case) -> None:
         (ready_after_its_end, Violation.UNEXPLAINED),
     ],
 )
-def test_each_fault_is_found(spoil: Callable[[Case], None], fault: Violation) -> None:
+def test_violation_is_found(change: Callable[[Case], None], violation: Violation) -> None:
     case = Case()
-    assert case.faults() == []
-    spoil(case)
-    assert set(case.faults()) == {fault}
+    assert case.violations() == []
+    change(case)
+    assert set(case.violations()) == {violation}
 
 
-def test_harm_and_wishes_excuse_what_they_cause() -> None:
+def test_allowed_removal_is_not_a_violation() -> None:
     killed, resized = Case(), Case()
     for case in (killed, resized):
         case.expected.last_pids = {VM: 7}
     killed.expected.harmed[VM] = "killed"
-    killed.happens("vm-failed", vm=VM, cause="exited", detail="its process ended")
+    killed.add_events("vm-failed", vm=VM, cause="exited", detail="its process ended")
     resized.expected.round.pools_changed.add("main")
     for case in (killed, resized):
-        case.happens("vm-stopping", "vm-gone", vm=VM)
+        case.add_events("vm-stopping", "vm-gone", vm=VM)
         vm_vanishes(case)
-        assert case.faults() == []
+        assert case.violations() == []
 
 
 @pytest.mark.parametrize("state", ["creating", "starting", "stopping", "failed"])
-def test_a_host_settles_only_when_every_vm_has(state: str) -> None:
+def test_host_is_unsettled_while_vm_is_in_transition(state: str) -> None:
     case = Case()
     assert unsettled_reasons(case.snapshot(), case.expected, slots=2) == []
     case.rows[OTHER] = {**row(OTHER), "state": state}
     assert unsettled_reasons(case.snapshot(), case.expected, slots=2) == [f"{OTHER} is {state}"]
 
 
-def test_a_host_settles_only_on_the_wished_number_and_version() -> None:
+def test_host_is_unsettled_until_pools_match_assignment() -> None:
     case = Case()
     case.expected.pools["main"] = AssignedPool(UNHEALTHY, 2)
     reasons = unsettled_reasons(case.snapshot(), case.expected, slots=2)
     assert reasons == [
-        "main is not told of its version yet",
+        "main does not have its assigned version as target yet",
         "main has 1 ready VMs and wants 2",
         "1 VMs are ready, 2 slots are not leased, 2 VMs are wanted",
     ]
 
 
-def test_a_seed_draws_the_same_rounds_again_and_every_kind_in_time() -> None:
+def test_seed_draws_same_rounds_and_all_kinds() -> None:
     rounds = [draw_round(random.Random(7)) for _ in range(2)]
     assert rounds[0] == rounds[1]
     rng = random.Random(1)

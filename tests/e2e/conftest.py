@@ -1,4 +1,4 @@
-"""A whole host for a test: a registry in a folder, the real daemon, real guests."""
+"""Fixtures: a whole host with a registry in a folder, the real daemon and real guests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest_asyncio.fixture
 async def host() -> AsyncIterator[Host]:
-    """A configured host that is not started yet. Whatever the test does to it, nothing is left of it."""
+    """A configured host that is not started yet. Always removed with its VMs after the test."""
     made = Host(Path(tempfile.mkdtemp(prefix="hearth-test-")))
     made.configure()
     try:

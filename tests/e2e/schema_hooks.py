@@ -1,6 +1,7 @@
-"""What schemathesis is told of a live agent, beyond its OpenAPI document: a pool that is there, and what takes minutes.
+"""Hooks of schemathesis for a live agent: use an existing pool, and keep waits short.
 
-It runs in schemathesis' own process; `POOL_VARIABLE` brings the pool. Bodies that break the schema stay broken.
+They run in schemathesis' own process; the environment variable `POOL_VARIABLE` holds the pool as JSON. Bodies that
+violate the schema still violate it afterwards.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ NOWHERE: Final = "oci-layout:/nowhere:1"
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,20}")
 _EVERY_OPERATION: Final = ("401", "403", "421", "429")
-"""Who asks, by what name, and how often: what the agent looks at before it looks for the operation."""
+"""Statuses of every operation: the agent checks token, role, host name and rate limit before it routes a request."""
 
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """Take the document's catch-all away, so that a status which an operation does not name is a violation."""
+    """Remove the document's `default` response, so that an undocumented status is a violation."""
     for operations in raw_schema["paths"].values():
         for operation in operations.values():
             problem = operation["responses"].pop("default")
@@ -35,7 +36,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def map_path_parameters(context: Any, path_parameters: Any) -> Any:
-    """Name the pool that is there in half of the cases."""
+    """Use the existing pool in half of the cases."""
     if isinstance(path_parameters, dict) and len(str(path_parameters.get("pool", ""))) % 2:
         path_parameters["pool"] = POOL
     return path_parameters
@@ -43,13 +44,13 @@ def map_path_parameters(context: Any, path_parameters: Any) -> Any:
 
 @schemathesis.hook
 def map_query(context: Any, query: Any) -> Any:
-    """Let no request wait for long that may."""
+    """Shorten the wait of requests."""
     return _bounded(query, {"wait_s": 120})
 
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Lease from the pool that is there, keep it in every assignment, and pull no image from a made up name."""
+    """Lease from the existing pool, keep it in every assignment, and replace generated image references."""
     if isinstance(body, dict) and isinstance(pools := body.get("pools"), dict):
         for pool in pools.values():
             if isinstance(pool, dict) and isinstance(pool.get("image"), str) and pool["image"]:

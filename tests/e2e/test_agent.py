@@ -1,4 +1,4 @@
-"""The whole agent on real guests: filled, crashed, rolled, emptied."""
+"""The whole agent on real guests: fill, crash, rollout, teardown, configuration errors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def condition(host: Host, kind: str, *, problem: bool) -> Document:
     return next(one for one in document["conditions"] if one["type"] == kind)
 
 
-async def test_killing_agent_and_vm_at_once_costs_only_that_vm(host: Host, layout: dict[str, str]) -> None:
+async def test_agent_adopts_survivor_when_killed_with_a_vm(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"])
     await host.start()
     victim, survivor = await host.wait_until_warm(2)
     pid = host.vm_pid(survivor)
 
     victims_pid = host.vm_pid(victim)
-    os.kill(host.pid, signal.SIGSTOP)  # or it would see the VM end before it does itself
+    os.kill(host.pid, signal.SIGSTOP)  # otherwise the agent sees the VM's end before it is killed
     os.kill(victims_pid, signal.SIGKILL)
     await host.kill()
     await host.start()
@@ -49,7 +49,7 @@ async def test_killing_agent_and_vm_at_once_costs_only_that_vm(host: Host, layou
     assert [(line["vm"], line["cause"]) for line in failures] == [(victim, "lost")]
 
 
-async def test_nothing_of_a_vm_is_left_after_its_teardown(host: Host, layout: dict[str, str]) -> None:
+async def test_teardown_removes_process_files_and_row(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     (name,) = await host.wait_until_warm(1)
@@ -62,7 +62,7 @@ async def test_nothing_of_a_vm_is_left_after_its_teardown(host: Host, layout: di
     assert host.vm_processes() == []
 
 
-async def test_leases_survive_a_crash_of_the_agent(host: Host, layout: dict[str, str]) -> None:
+async def test_lease_survives_agent_crash(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     await host.wait_until_warm(1)
@@ -79,7 +79,7 @@ async def test_leases_survive_a_crash_of_the_agent(host: Host, layout: dict[str,
     assert lease["vm"] not in names
 
 
-async def test_a_lease_waits_for_a_vm_and_breaks_when_it_dies(host: Host, layout: dict[str, str]) -> None:
+async def test_lease_waits_for_vm_and_breaks_when_vm_dies(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1, text="max = 1")
     await host.start()
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "early", "wait_s": 100})
@@ -98,7 +98,7 @@ async def test_a_lease_waits_for_a_vm_and_breaks_when_it_dies(host: Host, layout
         await host.get("/v1/leases/01jx4c8h2m9v3k5n7p1q0r2s4t")
 
 
-async def test_a_unhealthy_version_is_rolled_back_and_the_pool_stays(host: Host, layout: dict[str, str]) -> None:
+async def test_unhealthy_version_is_rolled_back(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], text="min_ready = 1")
     await host.start()
     good = (await host.get("/v1/vms"))["vms"]
@@ -111,17 +111,17 @@ async def test_a_unhealthy_version_is_rolled_back_and_the_pool_stays(host: Host,
     )
     aside = host.assignment.read_text().replace("startup_deadline_s = 120", "startup_deadline_s = 8")
     host.write_assignment(aside)
-    told = await condition(host, "RolledBack", problem=True)
-    assert "startup-deadline" in told["message"]
+    reported = await condition(host, "RolledBack", problem=True)
+    assert "startup-deadline" in reported["message"]
     host.write_assignment(aside.replace("startup_deadline_s = 8", "startup_deadline_s = 120"))
     await host.wait_until_warm(2, image=good)
     ready = [line for line in host.read_log() if line["event"] == "vm-ready"]
     assert {line["image"] for line in ready} == {good}
 
 
-async def test_foreign_and_stray_vms_in_our_directory(host: Host) -> None:
-    """What does not carry our name is never touched; what does, but is in no journal, is removed."""
-    foreign = host.data_dir / "vms" / "somebody-elses"
+async def test_stray_vm_is_removed_and_foreign_vm_is_not(host: Host) -> None:
+    """A VM directory with Hearth's name and without a row is removed; one with another name is left untouched."""
+    foreign = host.data_dir / "vms" / "other-vm"
     stray = host.data_dir / "vms" / vm_name("small", "01j00000000000000000000000")
     for directory in (foreign, stray):
         directory.mkdir(parents=True)
@@ -131,42 +131,42 @@ async def test_foreign_and_stray_vms_in_our_directory(host: Host) -> None:
     assert (foreign / "disk.qcow2").read_bytes() == b"precious"
 
 
-async def test_a_bad_assignment_keeps_the_last_good_one_even_over_a_restart(host: Host, layout: dict[str, str]) -> None:
+async def test_last_good_assignment_is_kept_over_restart(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     names = await host.wait_until_warm(1)
 
     host.write_assignment('[pools.small]\nimage = "oci-layout:/r:1"\nwarm = 3\nmax = 2\n')
-    told = await condition(host, "AssignmentValid", problem=True)
-    assert "assignment.toml: pools.small: max is 2 but warm is 3: raise max or lower warm" in told["message"]
+    reported = await condition(host, "AssignmentValid", problem=True)
+    assert "assignment.toml: pools.small: max is 2 but warm is 3: raise max or lower warm" in reported["message"]
     host.write_assignment("[pools.small\n")
     await host.kill()
     await host.start()
-    told = await condition(host, "AssignmentValid", problem=True)
-    assert "assignment.toml is not valid TOML" in told["message"]
-    assert "line 1" in told["message"]
+    reported = await condition(host, "AssignmentValid", problem=True)
+    assert "assignment.toml is not valid TOML" in reported["message"]
+    assert "line 1" in reported["message"]
     assert await host.wait_until_warm(1) == names
     document = await host.get("/v1/assignment")
     assert document["pools"]["small"]["warm"] == 1
 
 
-async def test_an_unknown_image_is_told_with_the_way_out(host: Host) -> None:
+async def test_unknown_image_is_reported_in_condition(host: Host) -> None:
     host.assign("small", f"oci-layout:{host.directory}/nowhere:1.0")
     await host.start()
-    told = await condition(host, "ImagesAvailable", problem=True)
-    assert "nowhere" in told["message"]
+    reported = await condition(host, "ImagesAvailable", problem=True)
+    assert "nowhere" in reported["message"]
     assert (await host.get("/v1/vms"))["vms"] == []
 
 
-async def test_a_second_agent_on_the_same_data_refuses(host: Host) -> None:
+async def test_second_agent_on_same_data_dir_refuses_to_start(host: Host) -> None:
     await host.start()
     code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert f"an agent (process {host.pid}) already works on {host.data_dir}" in err
-    assert (await host.get("/v1/vms"))["vms"] == []  # the first one is well
+    assert (await host.get("/v1/vms"))["vms"] == []  # the first agent still answers
 
 
-async def test_a_port_in_use_is_named(host: Host) -> None:
+async def test_port_in_use_is_named_in_error(host: Host) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -177,14 +177,14 @@ async def test_a_port_in_use_is_named(host: Host) -> None:
     assert f"127.0.0.1:{port}" in err
 
 
-async def test_without_qemu_the_package_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_qemu_package_is_named_in_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(host.directory))
     code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
     assert "qemu-system-x86" in err
 
 
-async def test_bad_configuration_names_file_and_key(host: Host) -> None:
+async def test_bad_configuration_error_names_file_and_key(host: Host) -> None:
     host.config.write_text("[host]\nslotz = 2\n")
     code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 78

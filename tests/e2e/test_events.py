@@ -1,4 +1,4 @@
-"""Events over the life of the agent: numbered without a gap, and told on from where a client was."""
+"""Events over a restart of the agent: numbers without a gap, and streams that resume."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 async def stream(host: Host, until: str, *, after: int | None) -> list[dict[str, Any]]:
-    """Follow the events after a number, or from now on, until one with this detail was told."""
+    """Return the events after a number, or from now on, up to one whose detail contains `until`."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after is not None else {})
-    told = []
+    events = []
     async with asyncio.timeout(30), host.http.get("/v1/events", headers=headers) as response:
         if after is None:
             await host.call("POST", f"/v1/host/cordon?reason={until}")
         async for line in response.content:
             if line.startswith(b"data: "):
-                told.append(json.loads(line.removeprefix(b"data: ")))
-                if until in told[-1].get("detail", ""):
+                events.append(json.loads(line.removeprefix(b"data: ")))
+                if until in events[-1].get("detail", ""):
                     break
-    return told
+    return events
 
 
-async def test_a_stream_goes_on_where_it_was_when_the_agent_was_killed(host: Host) -> None:
+async def test_event_stream_resumes_after_agent_kill(host: Host) -> None:
     simulated.configure(host)
     await host.start()
     result = await stream(host, "before", after=None)
@@ -36,7 +36,7 @@ async def test_a_stream_goes_on_where_it_was_when_the_agent_was_killed(host: Hos
     await host.start()
     await host.call("POST", "/v1/host/cordon?reason=afterwards")
     last = result[-1]["number"]
-    told = await stream(host, "afterwards", after=last)
-    assert [event["number"] for event in told] == list(range(last + 1, last + 1 + len(told)))
-    details = " ".join(event.get("detail", "") for event in told)
-    assert "unseen" in details, "what happened while nobody listened is told"
+    events = await stream(host, "afterwards", after=last)
+    assert [event["number"] for event in events] == list(range(last + 1, last + 1 + len(events)))
+    details = " ".join(event.get("detail", "") for event in events)
+    assert "unseen" in details, "events without a subscriber are delivered later"

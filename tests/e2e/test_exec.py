@@ -1,4 +1,4 @@
-"""`hearth exec` on a real guest: its exit code, output and input, and nothing left of the VM, interrupted or not."""
+"""`hearth exec` on a real guest: exit code, output, input, and teardown of the VM after an interrupt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def start(host: Host, *command: str) -> asyncio.subprocess.Process:
     )
 
 
-async def test_the_guests_exit_code_comes_back_and_its_vm_is_replaced(host: Host, layout: dict[str, str]) -> None:
+async def test_exec_returns_guest_exit_code_and_vm_is_replaced(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     (first,) = await host.wait_until_warm(1)
@@ -39,8 +39,8 @@ async def test_the_guests_exit_code_comes_back_and_its_vm_is_replaced(host: Host
     async with asyncio.timeout(60):
         assert await process.stdout.readline() == b"got word\n"
         process.send_signal(signal.SIGINT)
-        _, said = await process.communicate()
-    assert (process.returncode, said) == (130, b"")
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (130, b"")
     (third,) = await host.wait_until_warm(1, without=second)
 
     assert len({first, second, third}) == 3

@@ -1,4 +1,4 @@
-"""A full data volume under the whole agent: it stays up, says so, promises nothing, and goes on when there is room."""
+"""A full data volume under the whole agent: it reports the condition, grants no lease, and recovers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small volume takes root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small volume"),
 ]
 
 VOLUME_MIB = 384
@@ -31,7 +31,7 @@ VOLUME_MIB = 384
 
 @pytest_asyncio.fixture
 async def host() -> AsyncIterator[Host]:
-    """A host whose data directory is a small volume of its own."""
+    """A host with its data directory on a separate small volume."""
     directory = Path(tempfile.mkdtemp(prefix="hearth-test-"))
     made, volume = Host(directory), directory / "volume.img"
     made.data_dir.mkdir()
@@ -51,7 +51,7 @@ async def host() -> AsyncIterator[Host]:
 
 
 def fill(ballast: Path) -> None:
-    """Take every free byte of the volume."""
+    """Use every free byte of the volume."""
     with ballast.open("wb", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             try:
@@ -66,7 +66,7 @@ def problems(document: Document) -> set[str]:
 
 
 def whole_lines(host: Host) -> Iterator[Document]:
-    """Yield the lines of the log but for the one that the full disk cut short."""
+    """Yield the lines of the log, except one that the full disk truncated."""
     cut = 0
     for line in (host.data_dir / "logs" / "hearth.log").read_text().splitlines():
         try:
@@ -76,8 +76,8 @@ def whole_lines(host: Host) -> Iterator[Document]:
     assert cut <= 1
 
 
-async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str, str]) -> None:
-    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
+async def test_agent_recovers_from_full_disk(host: Host, layout: dict[str, str]) -> None:
+    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # templates change the free space
     await host.start()
     (victim,) = await host.wait_until_warm(1)
     ballast = host.data_dir / "ballast"
@@ -94,14 +94,14 @@ async def test_the_agent_lives_through_a_full_disk(host: Host, layout: dict[str,
     ballast.unlink()
     await host.wait_until(lambda document, _: not full & problems(document), timeout_s=30)
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
-    assert lease["vm"] != victim, "a VM that died meanwhile is never handed out"
+    assert lease["vm"] != victim, "a VM that died on the full disk must not be leased"
     log = list(whole_lines(host))
-    assert any(line["event"] == "log-lines-lost" for line in log), "what was not logged is counted"
+    assert any(line["event"] == "log-lines-lost" for line in log), "lost log lines are counted"
     assert [line["cause"] for line in log if line["event"] == "vm-failed"] == ["exited"]
 
 
-async def test_an_agent_started_on_a_full_disk_adopts_and_recovers(host: Host, layout: dict[str, str]) -> None:
-    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # saved memories come and go on the disk
+async def test_agent_started_on_full_disk_adopts_and_recovers(host: Host, layout: dict[str, str]) -> None:
+    host.assign("small", layout["1.0"], warm=1, text="use_templates = false")  # templates change the free space
     await host.start()
     (name,) = await host.wait_until_warm(1)
     pid = host.vm_pid(name)

@@ -1,4 +1,4 @@
-"""A journal that is destroyed under real guests: refused, rebuilt, and nobody is worse off."""
+"""A destroyed journal with real guests: refused, then rebuilt without a lost or shared VM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 
-async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout: dict[str, str]) -> None:
+async def test_destroyed_journal_is_rebuilt_from_running_vms(host: Host, layout: dict[str, str]) -> None:
     host.assign("small", layout["1.0"], warm=1)
     await host.start()
     await host.call("POST", "/v1/leases", {"pool": "small", "holder": "job", "wait_s": 100})
@@ -33,7 +33,7 @@ async def test_a_destroyed_journal_is_rebuilt_from_what_runs(host: Host, layout:
     await host.start()
     vms = {vm["name"]: vm for vm in (await host.get("/v1/vms"))["vms"]}
     assert {name: host.vm_pid(name) for name in vms} == pids
-    # Nothing proves that either is idle, so nobody else gets one, and whoever uses one goes on.
+    # Neither VM is known to be idle, so neither is leased again, and a holder can continue to use its VM.
     assert {vm["state"] for vm in vms.values()} == {"leased"}
     assert {vm["image"] for vm in vms.values()} == images
     assert (await host.run_hearth("lease", "small", "--wait", "1s", check=False))[0] == 5

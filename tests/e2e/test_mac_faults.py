@@ -1,4 +1,4 @@
-"""The whole agent with a Mac tool that fails: it tells why, goes on, leaves nothing. All: scripts/bench/mac-faults."""
+"""The whole agent with a failing Mac tool: cause, recovery, no leftovers. All faults: scripts/bench/mac-faults."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ WORST = (
     "run dies with a slot",
     "the guest dies, run exits with 0",
     "slots leak",
-    "every question hangs",
+    "every query hangs",
 )
 
 
 @pytest.mark.parametrize("name", WORST)
-async def test_the_agent_gets_past_a_fault_or_tells_its_cause(name: str) -> None:
+async def test_agent_recovers_from_tart_fault(name: str) -> None:
     (fault,) = [one for one in FAULTS if one.name == name]
     result = await try_fault(fault, Path(tempfile.mkdtemp(prefix="hearth-test-")))
     assert fault.cause in result.reported_cause
     assert result.recovered_during_s is not None or result.recovered_after_s is not None
-    assert result.hung == 0, "a command outlived its time"
+    assert result.hung == 0, "a command ran past its timeout"
     assert result.left == []

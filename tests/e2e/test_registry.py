@@ -1,4 +1,4 @@
-"""The main job from a real registry: pushed by the command, pulled by the agent, running."""
+"""Images in a real registry: pushed by the command, pulled and started by the agent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.qemu, pytest.mark.registry, pytest.mark.timeout(300)]
 
 
-async def test_an_image_goes_from_a_disk_over_a_registry_into_a_lease(host: Host, registry: RegistryProcess) -> None:
+async def test_image_is_pushed_pulled_and_leased(host: Host, registry: RegistryProcess) -> None:
     host.configure(f'[images.registries."{registry.host}"]\ninsecure = true')
     reference = f"{registry.host}/ci/small:1.0"
     disk = build_small_image("1.0")
@@ -28,19 +28,19 @@ async def test_an_image_goes_from_a_disk_over_a_registry_into_a_lease(host: Host
     assert lease["address"]["ports"]["22"] > 0
 
 
-async def test_wrong_credentials_are_told_with_the_registry(host: Host, password_registry: RegistryProcess) -> None:
-    where = password_registry.host
-    host.configure(f'[images.registries."{where}"]\ninsecure = true\nusername = "builder"\npassword = "wrong"')
-    host.assign("small", f"{where}/ci/small:1.0", warm=1)
+async def test_wrong_credentials_error_names_registry(host: Host, password_registry: RegistryProcess) -> None:
+    registry = password_registry.host
+    host.configure(f'[images.registries."{registry}"]\ninsecure = true\nusername = "builder"\npassword = "wrong"')
+    host.assign("small", f"{registry}/ci/small:1.0", warm=1)
     await host.start()
-    told = await condition(host, "ImagesAvailable", problem=True)
-    assert where in told["message"]
-    assert "wrong" not in told["message"].replace("wrong credentials", "")
+    reported = await condition(host, "ImagesAvailable", problem=True)
+    assert registry in reported["message"]
+    assert "wrong" not in reported["message"].replace("wrong credentials", "")
 
 
-async def test_a_registry_that_is_not_there_is_told(host: Host) -> None:
+async def test_unreachable_registry_is_reported_in_condition(host: Host) -> None:
     host.configure('[images.registries."127.0.0.1:1"]\ninsecure = true')
     host.assign("small", "127.0.0.1:1/ci/small:1.0", warm=1)
     await host.start()
-    told = await condition(host, "ImagesAvailable", problem=True)
-    assert "127.0.0.1:1" in told["message"]
+    reported = await condition(host, "ImagesAvailable", problem=True)
+    assert "127.0.0.1:1" in reported["message"]

@@ -1,4 +1,4 @@
-"""Secrets are planted where an agent gets them from, and looked for everywhere they could come out."""
+"""Secrets are configured for an agent, and searched in all of its output."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 PASSWORD = "c4n4ry-Pw7Tq2xLz"
 REGISTRY = "127.0.0.1:1"
-"""Nobody listens there: every attempt fails, and is told."""
+"""No server listens on this port: every pull fails and is reported."""
 
 
-async def test_planted_secrets_come_out_nowhere(host: Host) -> None:
+async def test_secrets_are_not_disclosed(host: Host) -> None:
     simulated.configure(host)
     with host.config.open("a") as config:
         config.write(f'[images.registries."{REGISTRY}"]\ninsecure = true\nusername = "u"\npassword = "{PASSWORD}"\n')
@@ -31,21 +31,21 @@ async def test_planted_secrets_come_out_nowhere(host: Host) -> None:
     host.assign("small", f"{REGISTRY}/small:1", probes="")
     await host.wait_until(lambda document, _: any(not pool["ready"] and pool["error"] for pool in document["pools"]))
 
-    told: dict[str, str] = {"output": host.output()}
+    texts: dict[str, str] = {"output": host.output()}
     headers = {"Authorization": f"Bearer {token}"}
     for operation in OPERATIONS:
         if operation.method == "GET" and operation.needs.name != "NONE":
             async with host.http.get(operation.path.replace("{pool}", "small"), headers=headers) as response:
-                told[operation.path] = await response.text()
+                texts[operation.path] = await response.text()
     headers["Content-Type"] = "application/json"
     async with host.http.put("/v1/assignment", data=f'{{"{token}": "{PASSWORD}', headers=headers) as response:
         assert response.status == 400
-        told["malformed"] = await response.text()
+        texts["malformed"] = await response.text()
     processes = (psutil.Process(host.pid), *psutil.Process(host.pid).children(recursive=True))
-    told["argv"] = "".join(" ".join(process.cmdline()) for process in processes)
+    texts["argv"] = "".join(" ".join(process.cmdline()) for process in processes)
     with closing(sqlite3.connect(host.data_dir / "journal.sqlite")) as journal:
-        told["journal"] = "\n".join(journal.iterdump())
-    told |= {path.name: path.read_text() for path in host.data_dir.rglob("*.log*")}
-    assert "audit" in "".join(told.values()), "the log is among what is looked at"
-    assert [place for place, text in told.items() if any(secret in text for secret in secrets)] == []
-    assert processes[0].rlimit(psutil.RLIMIT_CORE) == (0, 0), "its memory is left in no core file"
+        texts["journal"] = "\n".join(journal.iterdump())
+    texts |= {path.name: path.read_text() for path in host.data_dir.rglob("*.log*")}
+    assert "audit" in "".join(texts.values()), "the searched texts must include the log"
+    assert [name for name, text in texts.items() if any(secret in text for secret in secrets)] == []
+    assert processes[0].rlimit(psutil.RLIMIT_CORE) == (0, 0), "the agent must write no core file"

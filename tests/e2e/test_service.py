@@ -1,4 +1,4 @@
-"""The real agent under launchd, with a real VM: an upgrade in place costs neither the VM nor its lease."""
+"""The real agent under a simulated launchd: an upgrade in place keeps the VM and its lease."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 
 async def warm(host: Host) -> str:
-    """Wait for the one VM of an agent that may still be starting; return its name."""
+    """Wait for the single VM of an agent that may still be starting; return its name."""
     while True:
         try:
             (name,) = await host.wait_until_warm(1)
@@ -32,7 +32,7 @@ async def warm(host: Host) -> str:
         return name
 
 
-async def test_an_upgrade_in_place_keeps_vms_and_leases(
+async def test_upgrade_keeps_vms_and_leases(
     host: Host, layout: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launchd = Launchd(tmp_path)
@@ -64,7 +64,7 @@ async def test_an_upgrade_in_place_keeps_vms_and_leases(
         assert result["vm"] == vm
         assert host.vm_pid(vm) == vm_pid
         stops = [line for line in host.read_log() if line["event"] == "agent-stopped"]
-        assert len(stops) == 1, "the old agent ended in order"
+        assert len(stops) == 1, "the old agent must stop cleanly"
     finally:
         await service.uninstall()
         launchd.close()

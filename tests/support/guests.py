@@ -1,4 +1,4 @@
-"""Fixtures: guest disks, built once by scripts/demo-image and kept between runs."""
+"""Fixtures: guest disks, built once by scripts/demo-image and cached between runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUILD_TIMEOUT_S = 170.0
 
 
 class SmallImage(Protocol):
-    """Gives the raw disk of a small guest. The disk is shared by all tests: read it, clone it, never write to it."""
+    """Returns the raw disk of a small guest. All tests share the disk: read or clone it, never write to it."""
 
     def __call__(self, version: str, *, unhealthy: bool = False, dies_after_s: int | None = None) -> Path: ...
 
@@ -31,7 +31,7 @@ def small_image() -> SmallImage:
 
 
 def build_small_image(version: str, *, unhealthy: bool = False, dies_after_s: int | None = None) -> Path:
-    """Return the disk from the cache, which knows disks by the builder's files and arguments, or build it."""
+    """Return the disk from the cache, or build it. The cache key is the builder's files and arguments."""
     arguments = ["small", "--version", version]
     if unhealthy:
         arguments.append("--unhealthy")
@@ -41,20 +41,20 @@ def build_small_image(version: str, *, unhealthy: bool = False, dies_after_s: in
     disk = folder / f"{'-'.join(arguments).replace('--', '')}.img"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, which want the same disks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes that need the same disk build it once
         if not disk.exists():
             build_image(*arguments, str(disk))
     return disk
 
 
 def build_image(*arguments: str) -> None:
-    """Run the builder; its own words become the test's failure."""
+    """Run the builder; fail the test with its error output."""
     done = run_builder(*arguments)
     assert done.returncode == 0, done.stderr
 
 
 def run_builder(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the builder to its end, whatever that is."""
+    """Run the builder; return its result, failed or not."""
     return subprocess.run(
         [sys.executable, BUILDER, *arguments],
         env={**os.environ, **(env or {})},

@@ -1,4 +1,4 @@
-"""A simulated launchd (tests/simulators/launchctl) and a service at a place of it, under a folder of the test's."""
+"""A simulated launchd (tests/simulators/launchctl) and its service targets, in a test's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACCOUNT = Account("ci", os.getuid(), os.getgid(), Path("/Users/ci"))
 
 
 class Launchd:
-    """The launchd of one test, seen and set from outside. `environment` leads a command to it."""
+    """The launchd of one test: reads and sets its state. `environment` makes a command use it."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "mac"
@@ -36,7 +36,7 @@ class Launchd:
         return agent_of(account, self.root)
 
     def log_in(self) -> None:
-        """Open the session at the screen."""
+        """Open a GUI session."""
         self.set("sessions", str(ACCOUNT.uid))
 
     def set(self, name: str, value: str = "") -> None:
@@ -46,7 +46,7 @@ class Launchd:
         (self.state / name).unlink()
 
     def calls(self) -> list[list[str]]:
-        """Return every call that changed something, or tried to."""
+        """Return every call, failed or not, except `print`."""
         made = [json.loads(line) for line in (self.state / "calls").read_text().splitlines()]
         return [call for call in made if call[0] != "print"]
 
@@ -55,7 +55,7 @@ class Launchd:
         return [job["pid"] for job in jobs if job["pid"]]
 
     def close(self) -> None:
-        """End every job, and with it the process that keeps it."""
+        """Kill every job and the process that keeps it alive."""
         for path in (self.state / "jobs").glob("*"):
             with suppress(FileNotFoundError, ValueError):
                 job = json.loads(path.read_text())

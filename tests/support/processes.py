@@ -1,4 +1,4 @@
-"""What tests of processes share: a bounded wait for what has no event, and processes seen from outside."""
+"""Helpers for tests of processes: bounded waits, pids from scripts, open descriptors."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], T], *, timeout_s: float = 10.0) -> T:
-    """Return the first true thing that `look` sees. Fails the test when it sees none in time."""
+async def eventually(read: Callable[[], T], *, timeout_s: float = 10.0) -> T:
+    """Poll `read` and return its first true value. Fails the test when there is none in time."""
     deadline_s = time.monotonic() + timeout_s
-    while not (seen := look()):
-        assert time.monotonic() < deadline_s, "it did not come about in time"
+    while not (value := read()):
+        assert time.monotonic() < deadline_s, "no true value in time"
         await asyncio.sleep(0.01)
-    return seen
+    return value
 
 
 async def pids_in(path: Path, count: int) -> list[ProcessIdentity]:
-    """Wait until a script has written down `count` pids, one a line, and return those that still are processes."""
+    """Wait until a script has written `count` pids, one per line; return those that still run."""
 
-    def look() -> list[int]:
+    def read_pids() -> list[int]:
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [int(line) for line in lines] if len(lines) >= count else []
 
-    return [identity for pid in await eventually(look) if (identity := identify(pid))]
+    return [identity for pid in await eventually(read_pids) if (identity := identify(pid))]
 
 
 async def gone(processes: Iterable[ProcessIdentity]) -> None:
-    """Wait until the kernel is done with processes that were killed: those not ours to reap end a moment later."""
+    """Wait until killed processes are gone: those that another process must reap end a moment later."""
     ended = tuple(processes)
     await eventually(lambda: not any(is_alive(process) for process in ended))
 
 
 def open_fds() -> int:
-    """How many descriptors this process holds."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/dev/fd"))

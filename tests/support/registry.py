@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 USER = "builder"
 PASSWORD = "secret"
-# bcrypt of PASSWORD at its lowest cost: docker-registry takes no other kind of hash.
+# bcrypt of PASSWORD at its lowest cost: docker-registry supports no other hash.
 HTPASSWD = f"{USER}:$2b$04$cdQ2vY6ecHPiAEmAs9Cw6u4FUklLiFO5BK4nHEsIHhieJdSJL9xoG\n"
 
 _START_DEADLINE_S = 20.0
@@ -32,7 +32,7 @@ class RegistryProcess:
     root: Path
 
     def blobs(self) -> set[str]:
-        """Return the digests of all blobs it holds."""
+        """Return the digests of all stored blobs."""
         folder = self.root / "docker" / "registry" / "v2" / "blobs" / "sha256"
         return {f"sha256:{path.parent.name}" for path in folder.glob("*/*/data")}
 
@@ -46,7 +46,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[RegistryProcess]:
 
 @pytest_asyncio.fixture
 async def password_registry(tmp_path: Path) -> AsyncIterator[RegistryProcess]:
-    """A registry that wants USER and PASSWORD."""
+    """A registry that requires USER and PASSWORD."""
     htpasswd = tmp_path / "htpasswd"
     htpasswd.write_text(HTPASSWD)
     async with run_registry(tmp_path / "registry", htpasswd=htpasswd) as running:
@@ -57,7 +57,7 @@ async def password_registry(tmp_path: Path) -> AsyncIterator[RegistryProcess]:
 async def run_registry(
     root: Path, *, htpasswd: Path | None = None, token_realm: str = "", certificates: Path | None = None
 ) -> AsyncIterator[RegistryProcess]:
-    """Run docker-registry over `root`. With `token_realm` it wants Bearer tokens signed by `certificates`."""
+    """Run docker-registry over `root`. With `token_realm` it requires Bearer tokens signed by `certificates`."""
     root.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = root / "config.yml"

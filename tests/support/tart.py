@@ -1,4 +1,4 @@
-"""A Tart home for a test: images in its cache, faults, what was asked of Tart, and the processes that work in it."""
+"""A Tart home for a test: images in its cache, faults, recorded calls, and its processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TartHome:
     root: Path
 
     def add_image(self, version: str = "1.0", *, config: dict[str, Any] | None = None, **guest: Any) -> LocalImage:
-        """Put a simulated guest into the cache, as a pull would."""
+        """Add a simulated guest to the cache, as a pull does."""
         about = MACOS | (config or {})
         manifest = json.dumps({"simulated": version, "guest": guest, "config": about}).encode()
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
@@ -45,31 +45,31 @@ class TartHome:
         return LocalImage(digest, folder, folder / "disk.img", folder / "nvram.bin", about["os"], about["arch"])
 
     def set_faults(self, **faults: Any) -> None:
-        """Let things go wrong by command; see `tests.simulators.tartsim.faults`."""
+        """Set faults by command; see `tests.simulators.tartsim.faults`."""
         path = self.root / ".simulator" / "faults.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(faults))
 
     def calls(self) -> list[dict[str, Any]]:
-        """Return what was asked of Tart."""
+        """Return the recorded calls of `tart`."""
         path = self.root / ".simulator" / "calls.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def runs(self, name: str = "") -> list[psutil.Process]:
-        """Return the `tart run` of a VM, or of all VMs."""
+        """Return the `tart run` processes of a VM, or of all VMs."""
         return [one for one, command in self._found() if "run" in command and (not name or command[-1] == name)]
 
     def guests(self, name: str = "") -> list[psutil.Process]:
-        """Return the virtual machine process of a VM, or of all VMs."""
+        """Return the guest processes of a VM, or of all VMs."""
         marker = str(self.root / ".simulator" / "guests" / name)
         return [one for one, command in self._found() if any(marker in argument for argument in command)]
 
     def leaked(self) -> list[psutil.Process]:
-        """Return the processes that hold a slot though their VM has ended."""
+        """Return the processes that hold a slot although their VM has ended."""
         return [one for one, command in self._found() if str(self.root) in command]
 
     def clean_up(self) -> None:
-        """End every VM of the tests, and of a simulated home what it left behind."""
+        """Kill every VM of the tests, and in a simulated home all other processes too."""
         simulated = (self.root / ".simulator").exists()
         for process, command in self._found():
             if simulated or ("run" in command and PREFIX in command[-1]):
@@ -77,7 +77,7 @@ class TartHome:
                     process.kill()
 
     def _found(self) -> Iterator[tuple[psutil.Process, list[str]]]:
-        """Yield every process that works in this home, with its command line: it may end at any moment."""
+        """Yield every process of this home with its command line. It may end at any moment."""
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or [""]
             try:

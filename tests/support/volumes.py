@@ -1,4 +1,4 @@
-"""File systems of a test's own, in a file."""
+"""A file system in a file, for one test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 @contextlib.contextmanager
 def xfs(folder: Path, *, mib: int = 400) -> Iterator[Path]:
-    """Mount an XFS that can clone files, or skip the test where none can be mounted."""
+    """Mount an XFS that can clone files. Skips the test when mounting is impossible."""
     image, mount = folder / "xfs.img", folder / "xfs"
     with image.open("wb") as file:
         file.truncate(mib * MIB)

@@ -1,4 +1,4 @@
-"""The API benchmark, see `scripts/bench/api`: polls against a bare handler, an attack, and the fan-out of events."""
+"""API benchmark, see `scripts/bench/api`: polls compared with a bare handler, an attack, and the fan-out of events."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 CONNECTIONS: Final = 4
-TURN_S: Final = 0.5
-"""Short, so that what else happens on the machine meets both."""
+SAMPLE_S: Final = 0.5
+"""Short, so that other load on the machine affects both servers."""
 NO_LIMIT: Final = "rate_per_s = 1e9\nrate_burst = 1000000000\n"
-"""One caller here stands for hundreds. What the limit costs is measured all the same."""
-PROMISED: Final = ("host_vs_bare", "not_modified_vs_bare", "sse_fanout_ms", "sse_mb")
+"""One caller simulates hundreds. The cost of the rate limiter is still included."""
+REPORTED: Final = ("host_vs_bare", "not_modified_vs_bare", "sse_fanout_ms", "sse_mb")
 MALFORMED: Final = 1000
 SLOW: Final = 200
 SUBSCRIBERS: Final = 1000
@@ -57,23 +57,23 @@ _HALVES: Final = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a server answered in one turn: requests a second, and how many of its answers were 304s."""
+class Sample:
+    """Result of one sample: requests per second, number of 304 responses, number of all responses."""
 
     per_s: float
     not_modified: int
     answers: int
 
 
-async def turn(port: int, path: str, *, etag: bool = False) -> Turn:
-    """Ask a server on a few connections, each again at once; with `etag` for what changed since its last answer."""
+async def poll_server(port: int, path: str, *, etag: bool = False) -> Sample:
+    """Poll a server on a few connections without pause. With `etag`, send the last entity tag in `If-None-Match`."""
     plain = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
     began_s = time.perf_counter()
 
-    async def ask() -> tuple[int, int]:
+    async def poll() -> tuple[int, int]:
         request, answers, not_modified = f"{plain}\r\n".encode(), 0, 0
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < began_s + TURN_S:
+        while time.perf_counter() < began_s + SAMPLE_S:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             answers += 1
@@ -86,9 +86,9 @@ async def turn(port: int, path: str, *, etag: bool = False) -> Turn:
         writer.close()
         return answers, not_modified
 
-    counts = await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
+    counts = await asyncio.gather(*(poll() for _ in range(CONNECTIONS)))
     answers, not_modified = (sum(column) for column in zip(*counts, strict=True))
-    return Turn(answers / (time.perf_counter() - began_s), not_modified, answers)
+    return Sample(answers / (time.perf_counter() - began_s), not_modified, answers)
 
 
 def _header(head: bytes, name: str) -> str:
@@ -98,20 +98,20 @@ def _header(head: bytes, name: str) -> str:
 
 
 async def against_bare(host: Host, port: int, scratch: Path, rounds: int) -> dict[str, float]:
-    """Ask agent and bare handler in turns, and compare their medians."""
+    """Poll the agent and a bare handler alternately, and compare their medians."""
     async with host.http.get("/v1/host") as response:
         (scratch / "body.json").write_bytes(await response.read())
-    turns: dict[str, list[Turn]] = {"bare": [], "host": [], "not_modified": []}
+    samples: dict[str, list[Sample]] = {"bare": [], "host": [], "not_modified": []}
     async with _bare(scratch / "body.json") as bare_port:
         for _ in range(1 + rounds):
-            turns["bare"].append(await turn(bare_port, "/"))
-            turns["host"].append(await turn(port, "/v1/host"))
-            turns["not_modified"].append(await turn(port, "/v1/host", etag=True))
-    measured = {name: these[1:] for name, these in turns.items()}  # a process that was just started is slower
+            samples["bare"].append(await poll_server(bare_port, "/"))
+            samples["host"].append(await poll_server(port, "/v1/host"))
+            samples["not_modified"].append(await poll_server(port, "/v1/host", etag=True))
+    measured = {name: these[1:] for name, these in samples.items()}  # a new process is slower
     for name, these in measured.items():
         _log(f"{name:>12} requests a second: {' '.join(f'{one.per_s:.0f}' for one in these)}")
-    asked = sum(one.answers for one in measured["not_modified"])
-    _log(f"{asked - sum(one.not_modified for one in measured['not_modified'])} of {asked} were no 304s")
+    responses = sum(one.answers for one in measured["not_modified"])
+    _log(f"{responses - sum(one.not_modified for one in measured['not_modified'])} of {responses} were not 304")
     median = {name: statistics.median(one.per_s for one in these) for name, these in measured.items()}
     return {
         "host_vs_bare": round(median["host"] / median["bare"], 2),
@@ -126,16 +126,15 @@ async def _bare(body: Path) -> AsyncIterator[int]:
     )
     assert process.stdout is not None
     try:
-        said = await process.stdout.readuntil(b"://127.0.0.1:")
-        said = await process.stdout.readline()
-        yield int(said.split()[0])
+        await process.stdout.readuntil(b"://127.0.0.1:")
+        yield int((await process.stdout.readline()).split()[0])
     finally:
         process.terminate()
         await process.wait()
 
 
 async def fan_out(host: Host, port: int) -> dict[str, float]:
-    """Subscribe many to the events, let one happen, and see when the last has event of it and what they cost."""
+    """Measure the time until the last of many subscribers receives an event, and the memory they cost."""
     agent = psutil.Process(host.pid)
     before = agent.memory_info().rss
     request = f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n".encode()
@@ -147,17 +146,17 @@ async def fan_out(host: Host, port: int) -> dict[str, float]:
         streams.append((reader, writer))
     cost = agent.memory_info().rss - before
     began_s = time.perf_counter()
-    happening = asyncio.create_task(host.call("POST", "/v1/host/cordon?reason=bench"))
+    cordoning = asyncio.create_task(host.call("POST", "/v1/host/cordon?reason=bench"))
     await asyncio.gather(*(reader.readuntil(b"event: host-mode") for reader, _ in streams))
     took_s = time.perf_counter() - began_s
-    await happening
+    await cordoning
     for _, writer in streams:
         writer.close()
     return {"sse_fanout_ms": round(took_s * 1000), "sse_mb": round(cost / 2**20, 1)}
 
 
 async def under_attack(port: int) -> dict[str, float]:
-    """Ask /livez again and again while clients send what is no HTTP and others send their requests without end."""
+    """Poll `/livez` while some clients send malformed requests and others never finish theirs."""
     slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SLOW)]
     for number, (_, writer) in enumerate(slow):
         writer.write(_HALVES[number % len(_HALVES)])
@@ -169,19 +168,19 @@ async def under_attack(port: int) -> dict[str, float]:
         began_s = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 200"), "the agent does not live"
+        assert (await reader.read()).startswith(b"HTTP/1.1 200"), "/livez did not return 200"
         writer.close()
         took_ms.append((time.perf_counter() - began_s) * 1000)
         await asyncio.sleep(0.002)
     for _, writer in slow:
         writer.close()
     p99 = statistics.quantiles(took_ms, n=100)[98]
-    _log(f"/livez, asked {len(took_ms)} times in {MALFORMED} malformed requests, {SLOW} slow clients: p99 {p99:.1f} ms")
+    _log(f"/livez, polled {len(took_ms)} times; {MALFORMED} malformed requests, {SLOW} slow clients: p99 {p99:.1f} ms")
     return {"attacked_livez_p99_ms": round(p99, 1)}
 
 
 async def measure(scratch: Path, rounds: int) -> dict[str, float]:
-    """Start an agent with two VMs and measure its API."""
+    """Start a host with two VMs and measure its API."""
     host = Host(scratch / "host")
     try:
         simulated.configure(host)
@@ -208,7 +207,7 @@ def _log(text: str) -> None:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="scripts/bench/api")
-    parser.add_argument("--json", action="store_true", help="the figures as one JSON line")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON line")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -218,7 +217,7 @@ def main() -> int:
     for name, value in figures.items():
         _log(f"{name:>22} {value}")
     if options.json:
-        sys.stdout.write(json.dumps({name: figures[name] for name in PROMISED}) + "\n")
+        sys.stdout.write(json.dumps({name: figures[name] for name in REPORTED}) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A bad client of the API: requests that are no HTTP, as fast as four connections give. Run as a process of its own."""
+"""Hostile API client: sends malformed requests as fast as four connections allow. Runs as a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MALFORMED: Final = (
 
 
 async def attack(port: int, count: int) -> None:
-    """Send `count` malformed requests to a port of this host, each to its answer's end."""
+    """Send `count` malformed requests to a port of this host, and read each response to its end."""
 
     async def send(share: range) -> None:
         for number in share:

@@ -1,6 +1,6 @@
-"""The floor: a guest booted, saved and resumed by bare QEMU commands, with the agent's own arguments.
+"""Floor for the pool benchmark: a guest booted, saved and resumed by bare QEMU commands with the agent's arguments.
 
-Nothing of the agent takes part, and nothing of QEMU but what it has always had: a resume reads the memory from a file.
+The agent takes no part, and QEMU uses only features that every release has: a resume reads the memory from a file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 LIMIT_S: Final = 120.0
 POLL_S: Final = 0.002
 PING_PERIOD_S: Final = 0.05
-"""A ping to a guest that has not booted yet is lost."""
+"""Pings are repeated because a ping to a guest that has not booted yet is lost."""
 SETTLE_S: Final = 2.0
-"""What a guest has yet to do when its agent answers first."""
+"""Time for a guest to finish its boot after its agent answers first."""
 
 
 class BareGuest:
-    """A guest like a VM of the agent's that booted, run beside it in the folder `scratch`."""
+    """A guest with the arguments of a booted VM of the agent, in the folder `scratch`."""
 
     def __init__(self, pid: int, vm: str, vm_directory: Path, scratch: Path) -> None:
         self._scratch = scratch
@@ -37,7 +37,7 @@ class BareGuest:
         self._base = ("raw", _backing(vm_directory))
 
     async def boot_s(self) -> float:
-        """Return the seconds from the command to the first ping answered.
+        """Return the seconds from the command to the first answered ping.
 
         The overlay is made before the clock starts: only the hypervisor and the guest are measured.
         """
@@ -47,7 +47,7 @@ class BareGuest:
             return time.monotonic() - began_s
 
     async def save(self, folder: Path) -> None:
-        """Boot, save the memory to a file as QEMU's manual shows, and keep it with the disk in `folder`."""
+        """Boot a guest and save its memory and disk in `folder`, by the commands in QEMU's manual."""
         await asyncio.to_thread(_prepare, *self._base, self._scratch)
         async with _running(self._command, self._scratch) as monitor:
             await asyncio.sleep(SETTLE_S)
@@ -59,9 +59,9 @@ class BareGuest:
         await asyncio.to_thread(self._scratch.rename, folder)
 
     async def resume_s(self, folder: Path) -> float:
-        """Start a guest from what `save` kept; return the seconds to the first ping answered.
+        """Resume the guest of `save`; return the seconds to the first answered ping.
 
-        It stays the one it was saved from: only the hypervisor's work is measured, not the guest's becoming another.
+        The guest keeps its identity: only the hypervisor's work is measured, not the reinitialisation of the guest.
         """
         await asyncio.to_thread(_prepare, "qcow2", folder / "disk.qcow2", self._scratch)
         command = [*self._command, "-incoming", f"exec:cat {folder / 'memory'}"]
@@ -71,7 +71,7 @@ class BareGuest:
 
 
 class _Monitor:
-    """QEMU's monitor, line by line."""
+    """A client of QEMU's monitor (QMP)."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -86,7 +86,7 @@ class _Monitor:
         return found
 
     async def wait_until(self, command: str, status: str, *, resend: str = "") -> None:
-        """Ask until the answer is that status, and say `resend` before each time."""
+        """Poll a query until it returns `status`; send the command `resend` before each query."""
         while True:
             if resend:
                 await self.execute(resend)
@@ -97,7 +97,7 @@ class _Monitor:
 
 @contextlib.asynccontextmanager
 async def _running(command: list[str], scratch: Path) -> AsyncIterator[_Monitor]:
-    """Run a guest; the block begins when it answers, and the guest ends with it."""
+    """Run a guest while the block runs. The block begins when the guest agent answers."""
     with (scratch / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *command, cwd=scratch, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
@@ -106,7 +106,7 @@ async def _running(command: list[str], scratch: Path) -> AsyncIterator[_Monitor]
         async with asyncio.timeout(LIMIT_S), _connected(scratch / "monitor.sock") as streams:
             monitor = _Monitor(*streams)
             await monitor.execute("qmp_capabilities")
-            # A guest that was saved while it was paused goes on when it is told to once it is loaded, and not before.
+            # A guest that was saved while paused needs `cont` after QEMU has loaded it; an earlier one has no effect.
             await monitor.wait_until("query-status", "running", resend="cont")
             await _wait_for_guest_agent(scratch / "agent.sock")
             yield monitor
@@ -142,7 +142,7 @@ async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, 
 
 
 def _command(pid: int, vm: str, directory: Path) -> list[str]:
-    """Return the command of a running VM, changed to run beside it: sockets by path, files in `directory`."""
+    """Return the command of a running VM, changed to run next to it: sockets by path, files in `directory`."""
     argv = psutil.Process(pid).cmdline()
     argv[argv.index("-name") + 1] = "bare"
     argv[argv.index("-pidfile") + 1] = str(directory / "bare.pid")
@@ -150,13 +150,13 @@ def _command(pid: int, vm: str, directory: Path) -> list[str]:
 
 
 def _backing(vm_directory: Path) -> Path:
-    """Return the disk that a VM's own lies on."""
-    told = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", vm_directory / "disk.qcow2"])
-    return Path(json.loads(told)["full-backing-filename"])
+    """Return the backing file of a VM's disk."""
+    output = subprocess.check_output(["qemu-img", "info", "-U", "--output=json", vm_directory / "disk.qcow2"])
+    return Path(json.loads(output)["full-backing-filename"])
 
 
 def _prepare(kind: str, base: Path, scratch: Path) -> None:
-    """Make an overlay on a disk in a folder of its own."""
+    """Create an overlay on a disk in an empty folder."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     overlay = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(scratch / "disk.qcow2"))

@@ -1,4 +1,4 @@
-"""Follows an agent's events as they are told, and notes when each arrived."""
+"""Subscriber to an agent's events that records when each arrived."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """One event, and when it was event (monotonic seconds)."""
+    """One event, and when it arrived (monotonic seconds)."""
 
     document: dict[str, Any]
     at_s: float
 
 
 class EventWatch:
-    """A subscriber of `/v1/events`. Use as a context manager: it listens from the start to the end of the block."""
+    """A subscriber to `/v1/events`, as a context manager: it is subscribed while the block runs."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -43,13 +43,13 @@ class EventWatch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def first(
-        self, what: Callable[[dict[str, Any]], bool], *, since_s: float, timeout_s: float = 120
+        self, predicate: Callable[[dict[str, Any]], bool], *, since_s: float, timeout_s: float = 120
     ) -> ReceivedEvent:
-        """Return the first event event after `since_s` for which `what` holds, waiting for it."""
+        """Wait for the first event at or after `since_s` for which `predicate` is true; return it."""
         async with asyncio.timeout(timeout_s), self._news:
             while True:
                 for event in self._received:
-                    if event.at_s >= since_s and what(event.document):
+                    if event.at_s >= since_s and predicate(event.document):
                         return event
                 await self._news.wait()
 

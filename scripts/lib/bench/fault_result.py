@@ -1,4 +1,4 @@
-"""What one fault of a Mac's tool did to a whole agent, and how fast the agent answered meanwhile."""
+"""Result of one fault of a Mac's hypervisor tool: recovery of the agent, and latency of its API during the fault."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ failures = 2
 
 @dataclass(frozen=True)
 class Fault:
-    """Faults by command. `told`: what a cause must say where the agent cannot get past it; empty where it must.
+    """Switches by command. `cause`: text that the reported cause must contain; empty when the agent must recover.
 
-    `by` is what makes the agent run into it: replace a VM, look around, or pull a version.
+    `by` is what triggers the fault: replace a VM, observe the host, or pull a version.
     """
 
     name: str
@@ -46,63 +46,63 @@ class Fault:
 
 @dataclass
 class FaultResult:
-    """What one fault did."""
+    """Measured result of one fault."""
 
     fault: Fault
     livez_ms: list[float] = field(default_factory=list)
     reported_cause: str = ""
-    reported_s: float | None = None  # until a cause was told
-    recovered_during_s: float | None = None  # recovered with the fault still on
-    recovered_after_s: float | None = None  # recovered once it was off
-    hung: int = 0  # processes of commands that outlived their time
+    reported_s: float | None = None  # until a cause was reported
+    recovered_during_s: float | None = None  # recovered while the fault was set
+    recovered_after_s: float | None = None  # recovered after the fault was removed
+    hung: int = 0  # commands that ran past their timeout
     left: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether it recovered, told what it had to, and left nothing."""
+        """Return whether the agent recovered, reported the expected cause, and left nothing behind."""
         recovered = self.recovered_during_s is not None or self.recovered_after_s is not None
         return recovered and self.fault.cause in self.reported_cause and not self.hung and not self.left
 
     @property
     def p99_ms(self) -> float:
-        """The slowest answer but for one in a hundred."""
+        """Return the 99th percentile of `/livez`, in milliseconds."""
         return p99(self.livez_ms)
 
     def row(self) -> str:
-        """Return it as a row of a table."""
+        """Return the result as a row of a Markdown table."""
         if self.recovered_during_s is not None:
             outcome, took = "recovered", f"{self.recovered_during_s:.1f}"
         else:
-            outcome = f"told: {self._words()}" if self.reported_cause else "NO CAUSE"
-            mended = "never" if self.recovered_after_s is None else f"{self.recovered_after_s:.1f}"
-            took = f"{self.reported_s or -1:.1f}, then {mended}"
+            outcome = f"cause: {self._excerpt()}" if self.reported_cause else "NO CAUSE"
+            recovered = "never" if self.recovered_after_s is None else f"{self.recovered_after_s:.1f}"
+            took = f"{self.reported_s or -1:.1f}, then {recovered}"
         return f"| {self.fault.name} | {outcome} | {took} | {self.p99_ms} | {'yes' if self.ok else 'NO'} |"
 
-    def _words(self) -> str:
-        """Return what was told, from shortly before what it had to tell, in one line."""
-        said = "".join(char if char.isprintable() else " " for char in self.reported_cause).replace("|", "/")
-        at = max(0, said.find(self.fault.cause) - 50)
-        return ("…" if at else "") + said[at : at + 130]
+    def _excerpt(self) -> str:
+        """Return the reported cause in one line, from shortly before the expected text."""
+        text = "".join(char if char.isprintable() else " " for char in self.reported_cause).replace("|", "/")
+        at = max(0, text.find(self.fault.cause) - 50)
+        return ("…" if at else "") + text[at : at + 130]
 
 
 def p99(took_ms: list[float]) -> float:
-    """Return the slowest of some answers but for one in a hundred, in milliseconds."""
+    """Return the 99th percentile, in milliseconds."""
     return round(statistics.quantiles(took_ms, n=100)[98], 1)
 
 
 @contextlib.asynccontextmanager
 async def poll_livez(host: Host, result: FaultResult) -> AsyncIterator[None]:
-    """Ask `/livez` again and again while the block runs."""
-    asking = asyncio.create_task(_ask(host, result))
+    """Poll `/livez` while the block runs."""
+    polling = asyncio.create_task(_poll(host, result))
     try:
         yield
     finally:
-        asking.cancel()
+        polling.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asking  # raises what kept the agent from answering
+            await polling  # raises the error of a failed request
 
 
-async def _ask(host: Host, result: FaultResult) -> None:
+async def _poll(host: Host, result: FaultResult) -> None:
     while True:
         began_s = time.monotonic()
         async with host.http.get("/livez") as response:

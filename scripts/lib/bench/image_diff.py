@@ -1,4 +1,4 @@
-"""What a version bump changes, counted from the block indexes of both versions: compressed bytes by unit of change."""
+"""Difference of two image versions from their block indexes: changed compressed bytes by unit of change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Version:
 
 
 def whole_bytes(new: Version, unit_bytes: int, old: Version) -> int:
-    """Return the compressed bytes of the units of `unit_bytes` that the old version lacks at the same place."""
+    """Return the compressed bytes of the units of `unit_bytes` that differ from the old version at the same offset."""
     before = {offset: digest for offset, digest, _ in old.blocks()}
     units: dict[int, int] = {}
     changed: set[int] = set()
@@ -44,7 +44,7 @@ def whole_bytes(new: Version, unit_bytes: int, old: Version) -> int:
 
 
 def changed_bytes(new: Version, old: Version) -> int:
-    """Return the compressed bytes of the blocks that are nowhere in the old version."""
+    """Return the compressed bytes of the blocks that the old version does not contain at any offset."""
     known = {digest for _, digest, _ in old.blocks()} | {ZERO_BLOCK}
     missing = {digest: length for _, digest, length in new.blocks() if digest not in known}
     return sum(missing.values())

@@ -1,4 +1,4 @@
-"""How long one plan takes, by the number of VMs: the pure function alone, on worlds with something to decide."""
+"""Duration of one call of the pure planner, by number of VMs, on worlds that need decisions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def world_of(count: int) -> World:
 
 
 def plan_ms(count: int, *, samples: int = 25) -> float:
-    """Return how many milliseconds planning a world of `count` VMs takes: the best try, the rest is the machine's."""
+    """Return the milliseconds to plan a world of `count` VMs: the fastest sample, the others include other load."""
     world = world_of(count)
     plan(world)
     taken_s = []

@@ -32,15 +32,15 @@ Figures = dict[str, Any]
 LEASE_WARM: Final = 20
 LEASE_ROUNDS: Final = 25
 PAUSE_S: Final = 0.05
-"""Between two leases: twenty a second are far beyond what a host of two VMs sees."""
+"""Pause between two leases: at most 20 per second, far more than a host of two VMs gets."""
 SIMULATED: Final = 50
 SIZES: Final = (10, 100, 1000)
 NOTICED: Final = "noticed_s"
-"""Where a measurement tells how long each death took to be noticed: all of them are judged together."""
+"""Key of the seconds from each kill to its event. All measurements are summarised together."""
 
 
 async def measure_lease(directory: Path, options: argparse.Namespace) -> Figures:
-    """Time hundreds of leases of ready VMs."""
+    """Measure hundreds of leases of ready VMs."""
     async with _simulated_host(directory) as (host, image):
         calm = await simulated.lease(host, image, warm=LEASE_WARM, rounds=LEASE_ROUNDS, pause_s=PAUSE_S)
         burst = await simulated.lease(host, image, warm=LEASE_WARM, rounds=LEASE_ROUNDS // 3, pause_s=0)
@@ -55,20 +55,20 @@ async def measure_lease(directory: Path, options: argparse.Namespace) -> Figures
 
 
 async def measure_sim50(directory: Path, options: argparse.Namespace) -> Figures:
-    """Watch the agent do nothing with fifty simulated VMs."""
+    """Measure the idle agent with 50 simulated VMs."""
     async with _simulated_host(directory) as (host, image):
         percent = await simulated.many_idle_cpu_pct(host, image, count=SIMULATED, over_s=options.idle_s)
         return {"sim50_cpu_pct": round(percent, 2), "sim50_rss_mb": _rss_mb(host.pid)}
 
 
 async def measure_planning(directory: Path, options: argparse.Namespace) -> Figures:
-    """Time the planner alone."""
+    """Measure the planner alone."""
     taken_ms = {count: planning.plan_ms(count) for count in SIZES}
     return {f"plan_{count}_ms": round(taken, 3) for count, taken in taken_ms.items()}
 
 
 async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
-    """Watch the agent do nothing with two real VMs, on the probes a pool has by default."""
+    """Measure the idle agent with two real VMs and default probes."""
     async with _real_host(directory) as (host, versions):
         version = await versions.push_good()
         host.assign(replacement.POOL, version.reference, warm=replacement.WARM, probes="")
@@ -78,9 +78,9 @@ async def measure_idle(directory: Path, options: argparse.Namespace) -> Figures:
 
 
 async def measure_boot(directory: Path, options: argparse.Namespace) -> Figures:
-    """Kill and hang real VMs that are replaced by a boot, in turns with bare QEMU."""
+    """Kill and hang real VMs that the agent replaces by a boot, alternating with bare QEMU."""
     async with _real_host(directory) as (host, versions):
-        taken = await replacement.by_boot(host, versions, kills=options.kills, hangs=options.hangs)
+        taken = await replacement.measure_boots(host, versions, kills=options.kills, hangs=options.hangs)
     floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
     hang_s = statistics.median(taken.hang_noticed_s)
     return {
@@ -96,9 +96,9 @@ async def measure_boot(directory: Path, options: argparse.Namespace) -> Figures:
 
 
 async def measure_resume(directory: Path, options: argparse.Namespace) -> Figures:
-    """Kill real VMs that are replaced from the memory of a proven one, in turns with bare QEMU."""
+    """Kill real VMs that the agent replaces from a template, alternating with bare QEMU."""
     async with _real_host(directory) as (host, versions):
-        taken = await replacement.by_resume(host, versions, kills=options.kills)
+        taken = await replacement.measure_resumes(host, versions, kills=options.kills)
     floor_s, replaced_s = statistics.median(taken.floor_s), statistics.median(taken.replaced_s)
     return {
         NOTICED: taken.notice_s,
@@ -120,7 +120,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Path, argparse.Namespace], Awaitable[Fig
 
 @asynccontextmanager
 async def _simulated_host(directory: Path) -> AsyncIterator[tuple[Host, str]]:
-    """Start an agent over simulated VMs; yields it and the reference of an image for them."""
+    """Start a host with simulated VMs; yield it and the reference of an image for them."""
     host = Host(directory / "host")
     try:
         simulated.configure(host)
@@ -137,7 +137,7 @@ async def _simulated_host(directory: Path) -> AsyncIterator[tuple[Host, str]]:
 
 @asynccontextmanager
 async def _real_host(directory: Path) -> AsyncIterator[tuple[Host, Versions]]:
-    """Start an agent over real VMs; yields it and versions for them."""
+    """Start a host with real VMs; yield it and a source of image versions."""
     host = Host(directory / "host")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(host.close)
@@ -149,7 +149,7 @@ async def _real_host(directory: Path) -> AsyncIterator[tuple[Host, Versions]]:
 
 
 def _quantile(values: Sequence[float], percent: int) -> float:
-    """Return a percentile: the smallest value that so many percent are not above."""
+    """Return a percentile: the smallest value that at least `percent` % of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
@@ -159,10 +159,10 @@ def _rss_mb(pid: int) -> float:
 
 
 async def measure(names: Sequence[str], options: argparse.Namespace) -> Figures:
-    """Take the named measurements, each in a directory of its own that is gone afterwards."""
+    """Take the named measurements, each in a temporary directory."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no VM is left behind
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # otherwise SIGTERM leaves VMs behind
     figures: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
     noticed_s: list[float] = []
     for name in names:
@@ -184,11 +184,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench/pool", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
     parser.add_argument("--only", nargs="+", choices=sorted(MEASUREMENTS), default=list(MEASUREMENTS))
-    parser.add_argument("--idle-s", type=float, default=30.0, help="seconds to watch an idle agent (default 30)")
+    parser.add_argument("--idle-s", type=float, default=30.0, help="seconds to measure an idle agent (default 30)")
     parser.add_argument("--kills", type=int, default=6, help="VMs to kill of each kind (default 6)")
     parser.add_argument("--hangs", type=int, default=2, help="VMs to hang (default 2)")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
+    )  # hide the info lines of this process's own pushes
     figures = asyncio.run(measure(options.only, options))
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")

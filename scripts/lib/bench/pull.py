@@ -1,4 +1,4 @@
-"""The pull benchmark: ratios measured side by side in one run; see `scripts/bench/pull`."""
+"""Pull benchmark: ratios measured side by side in one run; see `scripts/bench/pull`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ MIB: Final = 1 << 20
 NAME: Final = "bench/debian"
 LIVEZ_PERIOD_S: Final = 0.01
 MEMORY_BYTES: Final = 1500 * MIB
-"""More than any of the measured processes needs with its page cache."""
+"""More memory than any measured process needs with its page cache."""
 KILL_AT: Final = 0.4
 UNITS_MIB: Final = (1, 16, 64, 512)
-PULLS: Final = ("pull", "asked", "bump")
+PULLS: Final = ("pull", "polled", "bump")
 
 Document = dict[str, Any]
 
@@ -60,25 +60,25 @@ class Registry:
         self._log = log
 
     def reference(self, tag: str) -> str:
-        """Return how to name a version."""
+        """Return the reference of a version."""
         return f"{self.host}/{NAME}:{tag}"
 
     def cpu_s(self) -> float:
-        """Return the processor seconds it has used."""
+        """Return the CPU seconds that the registry has used."""
         times = self._process.cpu_times()
         return times.user + times.system
 
     def blob_gets(self, since: int = 0) -> list[str]:
-        """Return the digests of the blobs asked for, from byte `since` of its log on."""
+        """Return the digests of the requested blobs, from byte `since` of the log."""
         return re.findall(r'"GET /v2/\S+/blobs/(sha256:[0-9a-f]{64})', self._log.read_text()[since:])
 
     def blob_bytes(self, since: int = 0) -> int:
-        """Return the bytes of blobs served, from byte `since` of its log on."""
+        """Return the bytes of the served blobs, from byte `since` of the log."""
         served = re.findall(r'"GET /v2/\S+/blobs/\S+ HTTP/1.1" 20\d (\d+)', self._log.read_text()[since:])
         return sum(map(int, served))
 
     def log_bytes(self) -> int:
-        """Return how long its log is now."""
+        """Return the current length of the log."""
         return self._log.stat().st_size
 
 
@@ -98,7 +98,7 @@ async def run_registry(folder: Path) -> AsyncIterator[Registry]:
             "docker-registry", "serve", str(folder / "config.yml"), stdout=file, stderr=subprocess.DEVNULL
         )
     try:
-        await _answers(f"http://{host}/v2/")
+        await _wait_until_listening(f"http://{host}/v2/")
         yield Registry(host, process, log)
     finally:
         process.terminate()
@@ -106,7 +106,7 @@ async def run_registry(folder: Path) -> AsyncIterator[Registry]:
 
 
 async def measure(rounds: int, work: Path) -> Document:
-    """Measure everything and return every raw number."""
+    """Measure all rounds and return the raw numbers."""
     disks = [build_disk(1), build_disk(2)]
     (work / "registry").mkdir()
     async with run_registry(work / "registry") as registry:
@@ -117,7 +117,7 @@ async def measure(rounds: int, work: Path) -> Document:
             versions = [await _version(images, registry.reference(tag)) for tag in ("v1", "v2")]
         raw: Document = {"machine": _machine(), "rounds": [], "change": _change(*versions)}
         for number in range(rounds):
-            _say(f"round {number + 1} of {rounds}")
+            _log(f"round {number + 1} of {rounds}")
             raw["rounds"].append(await _round(registry, work))
         raw["resume"] = await _resume(registry, work)
     return raw
@@ -131,7 +131,7 @@ async def _round(registry: Registry, work: Path) -> Document:
     found: Document = {"pull": await _pull(registry, data, "v2")}
     shutil.rmtree(data)
     await _settle()
-    found["asked"] = await _pull(registry, data, "v2", asking=True)
+    found["polled"] = await _pull(registry, data, "v2", poll_livez=True)
     for stage in ("download", "digest", "write"):
         await _settle()
         before_s = registry.cpu_s()
@@ -150,10 +150,10 @@ async def _round(registry: Registry, work: Path) -> Document:
 
 
 async def _settle() -> None:
-    """Give what is measured next an idle disk, and memory that is there.
+    """Wait for the disk and allocate memory once, so that the next measurement starts from the same state.
 
-    A hypervisor takes free memory back within seconds, and who touches it next waits for it: without this, each would
-    be measured by how long ago the one before it ended.
+    A hypervisor reclaims free memory within seconds, and the next process to touch it waits. Without this, the time of
+    a measurement depends on how long ago the previous one ended.
     """
     os.sync()
     touch = f"import mmap; m = mmap.mmap(-1, {MEMORY_BYTES}); [m.__setitem__(at, 1) for at in range(0, len(m), 4096)]"
@@ -161,16 +161,17 @@ async def _settle() -> None:
     await process.wait()
 
 
-async def _pull(registry: Registry, data: Path, tag: str, *, asking: bool = False) -> Document:
-    """Pull in a process of its own; with `asking`, ask it for `/livez` all the while.
+async def _pull(registry: Registry, data: Path, tag: str, *, poll_livez: bool = False) -> Document:
+    """Pull in a separate process; with `poll_livez`, poll its `/livez` during the pull.
 
-    Pulls that are timed beside others are not asked: nobody asks the others, and it takes a core a tenth of its time.
+    Pulls that are compared with other commands are not polled: polling uses a tenth of a core, and the others have no
+    such load.
     """
     before_s = registry.cpu_s()
     async with _process("pull", registry.host, data, registry.reference(tag)) as process:
         port = json.loads(await _line(process))["livez_port"]
         latencies: list[float] = []
-        probe_runner = asyncio.create_task(_ask_livez(port, latencies)) if asking else None
+        probe_runner = asyncio.create_task(_poll_livez(port, latencies)) if poll_livez else None
         figures: Document = json.loads(await _line(process))
         if probe_runner is not None:
             probe_runner.cancel()
@@ -178,7 +179,7 @@ async def _pull(registry: Registry, data: Path, tag: str, *, asking: bool = Fals
     return {**figures, "registry_cpu_s": registry.cpu_s() - before_s, "livez_s": latencies}
 
 
-async def _ask_livez(port: int, latencies: list[float]) -> None:
+async def _poll_livez(port: int, latencies: list[float]) -> None:
     async with aiohttp.ClientSession() as session:
         while True:
             started_s = time.monotonic()
@@ -189,7 +190,7 @@ async def _ask_livez(port: int, latencies: list[float]) -> None:
 
 
 async def _resume(registry: Registry, work: Path) -> Document:
-    """Kill a pull at about 40 % and pull again: which blobs were asked for twice?"""
+    """Kill a pull at about 40 % and pull again; count the chunks that were requested twice."""
     data = work / "resumed"
     start = registry.log_bytes()
     half = KILL_AT * len(set(registry.blob_gets()))
@@ -201,11 +202,11 @@ async def _resume(registry: Registry, work: Path) -> Document:
     middle = registry.log_bytes()
     (stage,) = (data / "images" / ".staging").iterdir()
     journaled = len((stage / "journal").read_text().splitlines()) - 1
-    asked_before = set(registry.blob_gets(start))
+    before = set(registry.blob_gets(start))
     await _pull(registry, data, "v2")
-    again = asked_before & set(registry.blob_gets(middle))
-    small = 3  # VM configuration, NVRAM and block index are no chunks
-    return {"journaled_chunks": journaled, "refetched_chunks": max(0, len(again) - small)}
+    again = before & set(registry.blob_gets(middle))
+    not_chunks = 3  # VM configuration, NVRAM and block index
+    return {"journaled_chunks": journaled, "refetched_chunks": max(0, len(again) - not_chunks)}
 
 
 def summary(raw: Document) -> Document:
@@ -213,7 +214,7 @@ def summary(raw: Document) -> Document:
     rounds, change = raw["rounds"], raw["change"]
     pull_s = _median(rounds, "pull", "wall_s")
     floor_s = floor(raw)
-    latencies = sorted(latency for found in rounds for latency in found["asked"]["livez_s"])
+    latencies = sorted(latency for found in rounds for latency in found["polled"]["livez_s"])
     moved = _median(rounds, "bump", "moved_bytes")
     return {
         "vs_skopeo": round(_median(rounds, "skopeo", "wall_s") / pull_s, 2),
@@ -227,10 +228,9 @@ def summary(raw: Document) -> Document:
 
 
 def floor(raw: Document, *, registry: bool = True) -> float:
-    """Return the least time that this machine can pull in: its slowest stage alone, or all their work on all cores.
+    """Return the minimum time of a pull on this machine: its slowest stage, or all stages on all cores.
 
-    The registry runs on the same cores, so what it computes to serve the download is part of that stage's work; without
-    `registry` that is left out.
+    The registry runs on the same cores, so its CPU time for the download is included, unless `registry` is false.
     """
     rounds = raw["rounds"]
     stages = ("download", "digest", "write")
@@ -242,11 +242,11 @@ def floor(raw: Document, *, registry: bool = True) -> float:
 
 
 def build_disk(version: int) -> Path:
-    """Return a real Debian disk: version 2 is version 1 with git installed in place. Built once, then kept."""
+    """Return a real Debian disk from the cache, or build it. Version 2 is version 1 with git installed."""
     disk = CACHE / f"debian-v{version}.img"
     if not disk.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        _say(f"building {disk.name}")
+        _log(f"building {disk.name}")
         more = [] if version == 1 else ["--from", str(build_disk(1)), "--add", "git"]
         command = [str(REPOSITORY / "scripts" / "demo-image"), "debian", "--version", str(version), *more, str(disk)]
         subprocess.run(command, check=True, stdout=sys.stderr)
@@ -301,7 +301,7 @@ async def _line(process: asyncio.subprocess.Process) -> bytes:
     return line
 
 
-async def _answers(url: str) -> None:
+async def _wait_until_listening(url: str) -> None:
     async with asyncio.timeout(20), aiohttp.ClientSession() as session:
         while True:
             try:
@@ -351,7 +351,7 @@ def _table(raw: Document) -> str:
     return "\n".join(f"{name:<34} {value}" for name, value in rows)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(f"bench: {text}\n")
     sys.stderr.flush()
 
@@ -359,7 +359,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="scripts/bench/pull", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the last line alone")
+    parser.add_argument("--json", action="store_true", help="print only the last line")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=CACHE / "pull.json")
     options = parser.parse_args()

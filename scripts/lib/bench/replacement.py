@@ -1,4 +1,4 @@
-"""What replacing a VM takes, on real guests, each time beside the bare QEMU command that boots the same guest."""
+"""Time to replace a real VM, measured side by side with the bare QEMU command that boots the same guest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PERIOD_S: Final = 1.0
 TIMEOUT_S: Final = 1.0
 FAILURES: Final = 3
 BUDGET_S: Final = PERIOD_S * FAILURES + TIMEOUT_S
-"""What a hung VM is given: questions at their period, and the last one's time to be answered."""
+"""Time until a hung VM has failed: its probes at their period, and the timeout of the last one."""
 PROBE: Final = f"""
 [[pools.{{pool}}.probes]]
 kind = "agent"
@@ -35,14 +35,14 @@ failures = {FAILURES}
 
 
 SETTLE_S: Final = 3.0
-"""After a template is kept, until the agent has result it and its disk has taken it in."""
+"""Wait after a template is saved, until the agent has observed it and its data is on disk."""
 FAILURES_PER_VERSION: Final = 2
-"""Failures of one version that are answered at once; later ones are answered slower, as they should be."""
+"""Failures of one version to which the agent reacts immediately; a breaker delays the reaction to later ones."""
 
 
 @dataclass(slots=True)
 class Durations:
-    """Seconds taken, one of each kind per trial. The floor is the bare command's share of the work."""
+    """Durations in seconds, one of each kind per trial. The floor is the duration of the bare command."""
 
     notice_s: list[float] = field(default_factory=list)
     replaced_s: list[float] = field(default_factory=list)
@@ -51,39 +51,39 @@ class Durations:
     hang_replaced_s: list[float] = field(default_factory=list)
 
 
-async def by_boot(host: Host, versions: Versions, *, kills: int, hangs: int) -> Durations:
-    """Kill VMs, hang VMs and boot bare ones in turns."""
+async def measure_boots(host: Host, versions: Versions, *, kills: int, hangs: int) -> Durations:
+    """Alternate between killing or hanging a VM and booting a bare one."""
     taken = Durations()
     for number, trial in enumerate(_trials(kills, hangs)):
         if number % FAILURES_PER_VERSION == 0:
             await _assign_new_version(host, versions, use_templates=False)
-        taken.floor_s.append(await _bare(host, (await host.wait_until_warm(WARM))[0]).boot_s())
-        await _harm(host, trial, taken)
+        taken.floor_s.append(await _bare_guest(host, (await host.wait_until_warm(WARM))[0]).boot_s())
+        await _signal_vm(host, trial, taken)
     return taken
 
 
-async def by_resume(host: Host, versions: Versions, *, kills: int) -> Durations:
-    """Kill VMs and resume bare ones in turns, where new VMs start from the memory of a proven one."""
+async def measure_resumes(host: Host, versions: Versions, *, kills: int) -> Durations:
+    """Alternate between killing a VM and resuming a bare one. New VMs start from a template."""
     taken, saved = Durations(), host.directory / "saved"
     await _assign_new_version(host, versions, use_templates=True)
-    guest = _bare(host, (await host.wait_until_warm(WARM))[0])
+    guest = _bare_guest(host, (await host.wait_until_warm(WARM))[0])
     await guest.save(saved)
     for number in range(kills):
         if number and number % FAILURES_PER_VERSION == 0:
             await _assign_new_version(host, versions, use_templates=True)
-        await _until_a_template_is_kept(host)
+        await _wait_for_template(host)
         taken.floor_s.append(await guest.resume_s(saved))
-        await _harm(host, signal.SIGKILL, taken)
+        await _signal_vm(host, signal.SIGKILL, taken)
     return taken
 
 
-def _bare(host: Host, booted: str) -> BareGuest:
-    """Return a guest like a VM that booted."""
+def _bare_guest(host: Host, booted: str) -> BareGuest:
+    """Return a bare guest with the arguments of a booted VM."""
     return BareGuest(host.vm_pid(booted), booted, host.data_dir / "vms" / booted, host.directory / "bare")
 
 
 def _trials(kills: int, hangs: int) -> list[signal.Signals]:
-    """Return the signals to send, the hangs spread among the kills."""
+    """Return the signals to send: the hangs distributed among the kills."""
     trials = [signal.SIGKILL] * kills
     for number in range(hangs):
         trials.insert((number + 1) * kills // (hangs + 1) + number, signal.SIGSTOP)
@@ -91,26 +91,26 @@ def _trials(kills: int, hangs: int) -> list[signal.Signals]:
 
 
 async def _assign_new_version(host: Host, versions: Versions, *, use_templates: bool) -> None:
-    """Roll a version through the pool that no VM failed yet: the third failure of one would be answered slower."""
+    """Roll a version without failures through the pool: a breaker delays the reaction to a version's third failure."""
     version = await versions.push_good()
     host.assign(POOL, version.reference, warm=WARM, probes=PROBE, text=f"use_templates = {str(use_templates).lower()}")
     await host.wait_until_warm(WARM, image=version.digest)
 
 
-async def _until_a_template_is_kept(host: Host) -> None:
-    """Wait until the pool's VMs start from a template, and none of them is held up by the making of it."""
+async def _wait_for_template(host: Host) -> None:
+    """Wait until a template is saved and no VM is paused for it."""
     serving = (await host.get("/v1/vms"))["vms"][0]["image"].replace(":", "-")
     folder = host.data_dir / "templates"
 
-    def kept(*_: object) -> bool:
+    def is_saved(*_: object) -> bool:
         return any(not path.name.endswith(".partial") for path in folder.glob(f"{serving}-*"))
 
-    await host.wait_until(kept, timeout_s=120)
+    await host.wait_until(is_saved, timeout_s=120)
     await asyncio.sleep(SETTLE_S)
 
 
-async def _harm(host: Host, number: signal.Signals, taken: Durations) -> None:
-    """Send a VM a signal; note the seconds until its failure was told, and until another was ready."""
+async def _signal_vm(host: Host, number: signal.Signals, taken: Durations) -> None:
+    """Send a signal to a VM; record the seconds until its failure event and until another VM is ready."""
     name = (await host.wait_until_warm(WARM))[0]
     pid = host.vm_pid(name)
     async with EventWatch(host) as watch:

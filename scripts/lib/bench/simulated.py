@@ -1,4 +1,4 @@
-"""What the agent alone costs: leases and an idle host over simulated VMs, with the real daemon around them."""
+"""Cost of the agent alone: leases and an idle host, on the real daemon with simulated VMs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ AGENT_PROBE: Final = '\n[[pools.{pool}.probes]]\nkind = "agent"\n'
 
 
 def configure(host: Host) -> None:
-    """Configure a host of simulated VMs that has room for hundreds."""
+    """Configure a host with capacity for hundreds of simulated VMs."""
     host.configure(CONFIG, slots=SLOTS)
     host.config.write_text(host.config.read_text().replace("[host]\n", f"[host]\n{HOST_KEYS}"))
 
 
 @dataclass(slots=True)
 class Leases:
-    """Milliseconds that leases took, and that one write took to reach the same disk, in turns."""
+    """Durations in milliseconds, measured alternately: leases, and one write with fdatasync to the same disk."""
 
     taken_ms: list[float] = field(default_factory=list)
     sync_ms: list[float] = field(default_factory=list)
 
 
 async def lease(host: Host, image: str, *, warm: int, rounds: int, pause_s: float) -> Leases:
-    """Take `warm` by `rounds` leases of ready VMs, one after another over one connection.
+    """Lease `warm` times `rounds` ready VMs, one after another over one connection.
 
-    Every lease is durable before its answer. The refill it causes runs beside the next ones; with a pause of nothing
-    all of them at once, as no real hypervisor could.
+    Every lease is durable before its response. Its refill runs concurrently with the next leases. With `pause_s` 0 all
+    refills run at the same time, which no real hypervisor can do.
     """
     host.assign(POOL, image, warm=warm, probes=AGENT_PROBE)
     measured = Leases()
@@ -62,7 +62,7 @@ async def lease(host: Host, image: str, *, warm: int, rounds: int, pause_s: floa
 
 
 def _sync_ms(path: Path) -> float:
-    """Return how long one page takes to reach the disk: less no durable answer can take."""
+    """Return the duration of one durable write of a page: the minimum for a durable response."""
     with path.open("ab") as file:
         file.write(bytes(4096))
         began_s = time.perf_counter()
@@ -72,9 +72,9 @@ def _sync_ms(path: Path) -> float:
 
 
 async def idle_cpu_pct(host: Host, *, over_s: float) -> float:
-    """Return what the agent takes of one core while nothing happens, in percent."""
+    """Return the idle agent's CPU usage, in percent of one core."""
     agent = psutil.Process(host.pid)
-    await asyncio.sleep(3)  # the last ripples of what happened before
+    await asyncio.sleep(3)  # until earlier work has ended
     before, began_s = agent.cpu_times(), time.monotonic()
     await asyncio.sleep(over_s)
     after, took_s = agent.cpu_times(), time.monotonic() - began_s
@@ -82,14 +82,14 @@ async def idle_cpu_pct(host: Host, *, over_s: float) -> float:
 
 
 async def many_idle_cpu_pct(host: Host, image: str, *, count: int, over_s: float) -> float:
-    """Return what the agent takes of one core with `count` simulated VMs that are ready, in percent."""
+    """Return the agent's CPU usage with `count` ready simulated VMs, in percent of one core."""
     host.assign(POOL, image, warm=count, probes=AGENT_PROBE)
     await _until_ready(host, count)
     return await idle_cpu_pct(host, over_s=over_s)
 
 
 async def _until_ready(host: Host, count: int) -> None:
-    """Wait for a pool to be warm, asking seldom: the agent is to work and not to answer."""
+    """Wait until a pool has `count` VMs, all ready."""
 
     def warm(_: object, vms: list[dict[str, object]]) -> bool:
         states = [vm["state"] for vm in vms]
@@ -99,6 +99,6 @@ async def _until_ready(host: Host, count: int) -> None:
 
 
 def tiny_disk(path: Path) -> Path:
-    """Write a disk that is good enough for a VM that is none."""
+    """Write a small disk for simulated VMs."""
     path.write_bytes(b"simulated".ljust(1 << 20, b"\0"))
     return path

@@ -1,9 +1,9 @@
-"""The measured processes of the pull benchmark: one pull, or one of its stages alone. Each prints one JSON line.
+"""Measured process of the pull benchmark: one pull, or one stage of it. Prints one JSON line.
 
     python -m scripts.lib.bench.stages pull HOST DATA_DIR REFERENCE
     python -m scripts.lib.bench.stages download|digest|write HOST DATA_DIR REFERENCE
 
-A stage works on an image that is whole below DATA_DIR, reading what it needs into memory before its clock starts.
+A stage works on an image that is complete below DATA_DIR. It reads its input into memory before its clock starts.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _PIECE_BYTES = 1 << 20
 
 
 class Clock:
-    """Wall time and processor time of this process from when it was made."""
+    """Wall time and CPU time of this process since the object was created."""
 
     def __init__(self) -> None:
         self._wall_s = time.monotonic()
         self._cpu_s = time.process_time()
 
     def read(self) -> dict[str, float]:
-        """Return both so far, and the most memory ever held, in MiB."""
+        """Return both times, and the peak memory of the process in MiB."""
         return {
             "wall_s": time.monotonic() - self._wall_s,
             "cpu_s": time.process_time() - self._cpu_s,
@@ -59,19 +59,19 @@ class Clock:
 
 
 def _peak_kib() -> int:
-    """Return the most memory that this process held. `getrusage` would count its parent's, from before the exec."""
+    """Return the peak memory of this process. `getrusage` also counts the parent's memory before the exec."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1])
-    raise SystemExit("the kernel does not tell how much memory was held")
+    raise SystemExit("/proc/self/status has no VmHWM")
 
 
 async def pull(images: ImageService, reference: str) -> dict[str, Any]:
-    """Pull as the agent does, answering `/livez` on the same event loop meanwhile."""
+    """Pull as the agent does, with a `/livez` server on the same event loop."""
     digest = await images.resolve(reference)
     runner = await _serve_livez()
     port = runner.addresses[0][1]
-    print(json.dumps({"livez_port": port}), flush=True)  # noqa: T201 - the parent starts asking now
+    print(json.dumps({"livez_port": port}), flush=True)  # noqa: T201 - the parent starts to poll now
     clock = Clock()
     await images.pull(reference, digest)
     figures: dict[str, Any] = clock.read()
@@ -80,7 +80,7 @@ async def pull(images: ImageService, reference: str) -> dict[str, Any]:
 
 
 async def download(images: ImageService, reference: str) -> dict[str, Any]:
-    """Fetch every chunk as a pull does, and drop it."""
+    """Fetch every chunk as a pull does, and discard it."""
     fetches = _fetches(await _manifest(images, reference))
     place = images.places.open(parse_reference(reference))
     downloader = Downloader(place, images.tools, Meter(reference, ""))
@@ -99,16 +99,16 @@ async def download(images: ImageService, reference: str) -> dict[str, Any]:
 
 
 async def digest(images: ImageService, reference: str) -> dict[str, Any]:
-    """Hash and decode every chunk from memory, writing to nowhere."""
+    """Hash and decode every chunk from memory; write to /dev/null."""
     fetches = _fetches(await _manifest(images, reference))
     place = images.places.open(parse_reference(reference))
     downloader = Downloader(place, images.tools, Meter(reference, ""))
     blobs = [await downloader.into_memory(fetch.blob) for fetch in fetches]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
 
     def work(pair: tuple[Fetch, bytearray]) -> None:
         fetch, blob = pair
-        writer = ChunkWriter(fetch, RawWriter(fetch, nowhere), images.tools.codec)
+        writer = ChunkWriter(fetch, RawWriter(fetch, null), images.tools.codec)
         writer.feed(memoryview(blob))
         writer.finish()
 
@@ -116,9 +116,9 @@ async def digest(images: ImageService, reference: str) -> dict[str, Any]:
 
 
 async def write(images: ImageService, reference: str) -> dict[str, Any]:
-    """Write the image's data from memory to a new sparse file, and wait until it is on the disk.
+    """Write the image's data from memory to a new sparse file, with fsync.
 
-    One thread does it: two are no faster, and burn more waiting for each other at the one file.
+    Uses one thread: two are not faster, and use more CPU time because both wait for the lock of the same file.
     """
     manifest = await _manifest(images, reference)
     local = await images.local(manifest.digest)
@@ -153,7 +153,7 @@ def _in_threads(
     threads: int | None = None,
 ) -> dict[str, Any]:
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        executor.submit(hashlib.sha256).result()  # a thread is up before the clock starts
+        executor.submit(hashlib.sha256).result()  # start a thread before the clock starts
         clock = Clock()
         list(executor.map(work, items))
         last()

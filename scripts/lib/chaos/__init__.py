@@ -1,1 +1,1 @@
-"""Chaos: random harm to a real host with real guests, and a judge who checks what the agent made of it."""
+"""Chaos tests: random faults on a host with real guests, and a checker of the state that the agent reaches."""

@@ -1,4 +1,4 @@
-"""Does the steps of a round to a host, and writes each deed into the expected before it is done."""
+"""Executor of a round's steps. It records each action in the expected state before it acts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ canary_attempts = 1
 
 
 class Actions:
-    """What harms and uses a host."""
+    """Runs steps against one host."""
 
     def __init__(
         self,
@@ -105,13 +105,13 @@ class Actions:
         }
 
     async def run(self, steps: Sequence[Step]) -> None:
-        """Do all steps, each at its moment, and return when all are done."""
+        """Run all steps, each at its time, and return when all have ended."""
         async with asyncio.TaskGroup() as group:
             for step in steps:
                 group.create_task(self._run_step(step))
 
     async def cancel_pending_crashes(self) -> None:
-        """Give up on events that did not come; see a crash that has begun to its end. Raises what went wrong in it."""
+        """Cancel the crashes whose event did not occur; wait for one that has begun. Raises its error."""
         pending, self._pending_crashes = self._pending_crashes, []
         for crash in pending:
             if not self._agent_control.is_busy:
@@ -121,7 +121,7 @@ class Actions:
                 raise ended
 
     async def assign(self, pool: str, assigned: AssignedPool | None) -> None:
-        """Change one pool of the assignment, or take it out."""
+        """Change one pool of the assignment. None removes it."""
         self._expected.round.pools_changed.add(pool)
         if assigned is None:
             self._expected.pools.pop(pool, None)
@@ -139,13 +139,13 @@ class Actions:
         self._host.write_assignment(text)
 
     async def new_version(self, flavour: Flavour) -> Version:
-        """Push a version and write it into the expected."""
+        """Push a version and record it."""
         version = await self._versions.push(flavour)
         self._expected.versions[version.digest] = version
         return version
 
     def record_harm(self, name: str, harm: str) -> None:
-        """Write down that a VM is about to be harmed."""
+        """Record that a VM is about to be harmed."""
         self._expected.harmed.setdefault(name, harm)
         self._expected.counts["vms_harmed"] += 1
         parts = parse(name)
@@ -192,13 +192,13 @@ class Actions:
 
     async def _malformed(self, step: Step) -> None:
         if not await self._is_assignment_applied():
-            return  # nobody could say which of the two files the agent should hold on to
+            return  # unknown which of the two files the agent must keep
         self._expected.file_is_good = False
         bad = ("[pools.main\n", "[pools.main]\nimage = 3\n", '[pools.main]\nimage = "x"\nwarm = 3\nmax = 2\n')
         self._host.write_assignment(bad[int(step.pick * len(bad))])
 
     async def _is_assignment_applied(self) -> bool:
-        """Return whether the assignment as wanted is the agent's, now or a little later."""
+        """Return whether the agent has applied the expected assignment, within `APPLIED_S`."""
         wanted = {
             pool: (assigned.version.reference, assigned.warm, assigned.priority)
             for pool, assigned in self._expected.pools.items()
@@ -270,7 +270,7 @@ class Actions:
             await asyncio.to_thread(self._volume.free)
 
     def _victim(self, pick: float) -> tuple[str, int] | None:
-        """Return one of the VMs that have a process, by name and process."""
+        """Return name and process id of a VM that has a process, or None."""
         processes = sorted(self._host.vm_pids().items())
         if not processes:
             return None

@@ -1,4 +1,4 @@
-"""Kills the agent, and starts it again as launchd would; tells when it ended by itself."""
+"""Control of the agent process: kills it, restarts it as launchd would, reports an unexpected end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from scripts.lib.host import Host
 
 POLL_S: Final = 0.002
-"""How often the journal is looked at for the event the agent is to die at. Effects take longer than this."""
+"""Poll period for the journal event at which the agent is killed. Effects take longer than this."""
 THROTTLE_S: Final = 0.5
 START_LIMIT_S: Final = 60.0
 
 
 class AgentEndedError(Exception):
-    """The agent ended though nobody killed it, or does not start again."""
+    """The agent ended without being killed, or does not start again."""
 
 
 class AgentControl:
-    """The one who kills and starts the agent."""
+    """Kills and starts the agent of one host."""
 
     def __init__(self, host: Host, expected: ExpectedState, log: Callable[[str], None]) -> None:
         self._host = host
@@ -36,11 +36,11 @@ class AgentControl:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the agent is being killed or started."""
+        """Return whether the agent is being killed or started."""
         return self._lock.locked()
 
     async def crash(self, *, down_s: float, while_down: Callable[[], None] = lambda: None) -> None:
-        """Kill the agent with -9, do what is to be done while it is dead, and start it again."""
+        """Kill the agent with SIGKILL, call `while_down`, wait `down_s`, and start it again."""
         async with self._lock:
             self._check()
             self._expected.round.crashed = True
@@ -51,14 +51,14 @@ class AgentControl:
             await self._start()
 
     async def crash_at(self, kind: str, *, delay_s: float, down_s: float) -> None:
-        """Wait for the next event of a kind, and kill the agent a moment after it."""
+        """Wait for the next event of a kind, and kill the agent `delay_s` after it."""
         seen = await asyncio.to_thread(self._last_event)
         while True:
             await asyncio.sleep(POLL_S)
             try:
                 events = self._journal.events(after=seen)
             except sqlite3.Error:
-                continue  # the agent is just opening it
+                continue  # the agent is opening the journal
             if any(event["kind"] == kind for event in events):
                 break
             seen = events[-1]["sequence"] if events else seen
@@ -67,16 +67,16 @@ class AgentControl:
         await self.crash(down_s=down_s)
 
     async def check(self) -> None:
-        """Raise `AgentEndedError` when the agent does not run."""
+        """Raise `AgentEndedError` unless the agent runs."""
         async with self._lock:
             self._check()
 
     def _check(self) -> None:
         if not self._host.running:
-            raise AgentEndedError(f"the agent ended by itself: {self._host.output()[-2000:]}")
+            raise AgentEndedError(f"the agent ended unexpectedly: {self._host.output()[-2000:]}")
 
     async def _start(self) -> None:
-        """Start it until it runs: with a full disk it may give up at first."""
+        """Start the agent. Retries while the disk is full, because the agent then refuses to start."""
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 while True:

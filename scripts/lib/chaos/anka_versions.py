@@ -19,24 +19,24 @@ GUESTS: Final[dict[Flavour, dict[str, object]]] = {
 
 
 class AnkaVersions:
-    """Like `Versions`, in the Registry of the backend."""
+    """See `VersionSource`. Pushes to the backend's Registry."""
 
     def __init__(self, backend: AnkaBackend) -> None:
         self._backend = backend
         self._numbers = itertools.count(1)
 
     async def build(self) -> None:
-        """Start the Registry; guests are made when they are pushed."""
+        """Start the Registry. Guests are made when they are pushed."""
         await self._backend.open()
 
     async def push(self, flavour: Flavour) -> Version:
-        """Push a tag that nobody has seen."""
+        """Push a new tag."""
         tag = f"{flavour}-{next(self._numbers)}"
         reference = self._backend.add_image(tag, **GUESTS[flavour])
         return Version(reference, self._backend.digest(tag), flavour)
 
     async def outage(self, lasts_s: float) -> None:
-        """Let the Registry hold nothing for some seconds."""
+        """Empty the Registry for some seconds."""
         registry = self._backend.registry
         held, registry.templates = registry.templates, {}
         try:

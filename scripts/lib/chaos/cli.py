@@ -26,19 +26,25 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the rounds; return 0 only when all of them were clean."""
+    """Run the rounds; return 0 when no round found a violation."""
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of each seed (default 10)")
     parser.add_argument("--seed", type=int, help="one seed; default: a new one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several seeds, one after another")
-    parser.add_argument("--slots", type=int, default=2, help="VMs at once (default 2)")
-    what = "tart or anka: a simulated Mac with it"
-    parser.add_argument("--hypervisor", choices=("qemu", "tart", "anka"), default="qemu", help=what)
+    parser.add_argument("--slots", type=int, default=2, help="VMs that may run at the same time (default 2)")
+    parser.add_argument(
+        "--hypervisor",
+        choices=("qemu", "tart", "anka"),
+        default="qemu",
+        help="qemu: real VMs; tart, anka: a simulated Mac (default qemu)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line on stdout")
     options = parser.parse_args(arguments)
     seeds = [*options.seeds, *([options.seed] if options.seed is not None else [])]
     seeds = seeds or [int.from_bytes(os.urandom(3))]
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # of the pushes in here
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
+    )  # hide the info lines of this process's own pushes
     try:
         outcomes = asyncio.run(_run(seeds, options.rounds, options.slots, options.hypervisor))
     except asyncio.CancelledError:
@@ -76,19 +82,19 @@ async def _run(seeds: list[int], rounds: int, slots: int, hypervisor: str) -> li
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the figures over all seeds."""
-    faults = Counter(finding.violation for outcome in outcomes for finding in outcome.findings)
+    """Return the totals over all seeds."""
+    violations = Counter(finding.violation for outcome in outcomes for finding in outcome.findings)
     counts: Counter[str] = sum((outcome.expected.counts for outcome in outcomes), Counter())
     seconds = [took_s for outcome in outcomes for took_s in outcome.seconds]
     return {
         "rounds": sum(outcome.rounds for outcome in outcomes),
         "seeds": len(outcomes),
-        **{str(fault): faults[fault] for fault in Violation},
+        **{str(kind): violations[kind] for kind in Violation},
         **dict(sorted(counts.items())),
         "failed_seeds": [outcome.seed for outcome in outcomes if outcome.findings],
         "round_mean_s": round(statistics.fmean(seconds), 1),
         "round_max_s": round(max(seconds), 1),
-        "ok": not faults,
+        "ok": not violations,
     }
 
 

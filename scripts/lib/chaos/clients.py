@@ -1,4 +1,4 @@
-"""Lease clients, as a controller would be one: they retry what got no answer, and know what they were promised."""
+"""Lease clients that behave as a controller: they retry requests without an answer and remember their leases."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 HOLD_TTL_S: Final = 3600.0
 RETRY_S: Final = 0.2
 PATIENCE_S: Final = 90.0
-"""How long a client goes on asking an agent that does not answer: it is started retry meanwhile."""
+"""How long a client retries while the agent does not answer. The agent is restarted within this time."""
 _NO_ANSWER: Final = (aiohttp.ClientError, OSError, TimeoutError)
 
 
 class Clients:
-    """All clients of one host."""
+    """Lease clients of one host."""
 
     def __init__(self, host: Host, expected: ExpectedState) -> None:
         self._host = host
@@ -32,9 +32,9 @@ class Clients:
     async def lease(
         self, pool: str, holder: str, *, wait_s: float, ttl_s: float | None = None, keyed: bool
     ) -> Claim | None:
-        """Ask for a lease. A request with a key is repeated until it is answered, one without may stay unanswered.
+        """Request a lease. A request with an idempotency key is repeated until it is answered; one without is not.
 
-        With `ttl_s` the claim is one to be forgotten; without, it is held.
+        With `ttl_s` the lease is left to expire; without, the client holds it. Returns None when no lease was granted.
         """
         body: dict[str, Any] = {"pool": pool, "holder": holder, "wait_s": wait_s, "ttl_s": ttl_s or HOLD_TTL_S}
         if keyed:
@@ -53,7 +53,7 @@ class Clients:
             self._expected.counts["leases_refused"] += 1
             return None
         if keyed and any(claim.lease == answer["id"] for claim in self._expected.claims):
-            raise AssertionError(f"{holder} was given the lease of somebody else")
+            raise AssertionError(f"{holder} received the lease of another holder")
         self._expected.counts["leases"] += 1
         expires_at_s = datetime.fromisoformat(answer["expires_at"]).timestamp() if ttl_s else None
         claim = Claim(answer["id"], answer["vm"], pool, holder, self._expected.round.number, expires_at_s)
@@ -61,18 +61,18 @@ class Clients:
         return claim
 
     async def release(self, claim: Claim) -> None:
-        """Give a lease back, however often that takes."""
+        """Release a lease. Retries until the agent answers."""
         claim.state = ClaimState.RELEASED
         await self._request("DELETE", f"/v1/leases/{claim.lease}", None, retry=True)
 
     async def release_unanswered(self, lease_id: str) -> None:
-        """Give back a lease whose answer never came."""
+        """Release a lease whose grant was not received."""
         await self._request("DELETE", f"/v1/leases/{lease_id}", None, retry=True)
 
     async def _request(self, method: str, path: str, body: object, *, retry: bool) -> tuple[int, Any]:
-        """Return status and document. Server errors count as no answer, since a full disk is one and passes.
+        """Return status and document. With `retry`, server errors count as no answer: a full disk causes some.
 
-        But for a new lease 503 is an answer: no VM is free.
+        Exception: 503 for a new lease is an answer, because it means that no VM is free.
         """
         deadline_s = time.monotonic() + PATIENCE_S
         while True:

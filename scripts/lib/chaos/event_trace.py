@@ -1,6 +1,6 @@
-"""What the events tell of every VM and lease, and whether it can be true. Pure.
+"""Traces of VMs and leases, built from the agent's events and checked for consistency. Pure.
 
-A VM's vm_trace only goes forward, is granted to one lease at most, and every failure names a cause that chaos knows of.
+A VM's states only go forward, it is granted to one lease at most, and every failure has a cause that chaos explains.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class Violation(StrEnum):
-    """What the agent can be found guilty of."""
+    """Kinds of violations."""
 
-    LOST = "lost"  # a lease, or a VM without a word
+    LOST = "lost"  # a lease, or a VM without a final event
     LEAKED = "leaked"  # a process, file or row without an owner
     DOUBLE_LEASED = "double_leased"
     HEALTHY_RESTARTED = "healthy_restarted"
-    UNEXPLAINED = "unexplained"  # events that tell no cause, or an impossible trace
-    UNSETTLED = "unsettled"  # desired and actual state stay apart
-    AGENT_ENDED = "agent_ended"  # by itself
+    UNEXPLAINED = "unexplained"  # events without a cause, or in an impossible order
+    UNSETTLED = "unsettled"  # the host does not reach the desired state
+    AGENT_ENDED = "agent_ended"  # unexpectedly
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault, and what it is about."""
+    """One violation and its details."""
 
     violation: Violation
     about: str
@@ -46,14 +46,14 @@ _ORDER: Final = {
 }  # fmt: skip
 _ONCE: Final = frozenset({"vm-creating", "lease-granted", "vm-failed", "vm-gone"})
 _CRASH_CAUSES: Final = frozenset({"interrupted", "lost", "start-failed"})
-"""How a VM ends whose making was interrupted by the death of the agent."""
+"""Causes when the agent died while it made the VM."""
 _DISK_CAUSES: Final = frozenset({"clone-failed", "start-failed", "exited", "probe-failed", "startup-deadline"})
-"""How a VM ends that could not write, or whose making failed. That this could not be written down is no reason."""
+"""Causes when the disk was full or the hypervisor tool failed."""
 
 
 @dataclass(slots=True)
 class VmTrace:
-    """What was told of one VM."""
+    """Events of one VM."""
 
     pool: str = ""
     image: str = ""
@@ -63,12 +63,12 @@ class VmTrace:
 
     @property
     def was_ready(self) -> bool:
-        """Whether it was ever proven."""
+        """Return whether the VM has ever been ready."""
         return self.seen["vm-ready"] > 0
 
 
 class EventTrace:
-    """All vms, told by events in order."""
+    """Traces of all VMs and the ends of leases. Takes the events in order."""
 
     def __init__(self, expected: ExpectedState) -> None:
         self._expected = expected
@@ -78,7 +78,7 @@ class EventTrace:
         self.last_event = 0
 
     def add_events(self, events: Iterable[Document]) -> list[Finding]:
-        """Take in what happened since; return what cannot be true or should not be."""
+        """Add new events; return the violations in them."""
         findings: list[Finding] = []
         for event in events:
             self.last_event = event["sequence"]
@@ -91,7 +91,7 @@ class EventTrace:
         return findings
 
     def was_unhealthy_while_leased(self, vm: str) -> bool:
-        """Whether the holder of a VM was told that it is unhealthy."""
+        """Return whether the holder of a VM was notified that it is unhealthy."""
         return vm in self._unhealthy
 
     def _add_lease_event(self, event: Document) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ class EventTrace:
         vm_trace = self.vms.setdefault(vm, VmTrace(pool=event.get("pool") or ""))
         vm_trace.image = event.get("image") or vm_trace.image
         if not vm_trace.seen and kind != "vm-creating":
-            yield Finding(Violation.UNEXPLAINED, f"{vm}: {kind} without ever being created")
+            yield Finding(Violation.UNEXPLAINED, f"{vm}: {kind} before vm-creating")
         if vm_trace.last and _ORDER[kind] < _ORDER[vm_trace.last]:
             yield Finding(Violation.UNEXPLAINED, f"{vm}: {kind} after {vm_trace.last}")
         vm_trace.seen[kind] += 1
@@ -125,7 +125,7 @@ class EventTrace:
             yield Finding(Violation.UNEXPLAINED, f"{vm} failed without cause or detail")
         if not self._is_failure_expected(vm, vm_trace, cause):
             fault = Violation.HEALTHY_RESTARTED if vm_trace.was_ready else Violation.UNEXPLAINED
-            yield Finding(fault, f"{vm}, which nobody harmed, failed: {cause}: {detail}")
+            yield Finding(fault, f"{vm}, which was not harmed, failed: {cause}: {detail}")
 
     def _is_failure_expected(self, vm: str, vm_trace: VmTrace, cause: str) -> bool:
         expected = self._expected

@@ -1,4 +1,4 @@
-"""What chaos knows because it did it: what is wanted for, what was harmed, which leases were answered. No I/O."""
+"""The state that follows from what chaos did: assigned pools, harmed VMs, granted leases. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scripts.lib.chaos.versions import Version
 
 LONG_DEADLINE_S = 60.0
-"""Startup deadline of pools that run good versions: far beyond what a guest takes on a busy machine."""
+"""Startup deadline of pools with good versions: far longer than a boot on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,65 +27,65 @@ class AssignedPool:
 
 
 class ClaimState(StrEnum):
-    """How far a claim is."""
+    """State of a claim."""
 
     HELD = "held"
     RELEASED = "released"
-    ENDED = "ended"  # it expired or broke, and that was explained
+    ENDED = "ended"  # it expired or broke, for a valid reason
 
 
 @dataclass(slots=True)
 class Claim:
-    """A lease the agent answered to a client."""
+    """A lease that the agent granted to a client."""
 
     lease: str
     vm: str
     pool: str
     holder: str
     granted_in_round: int
-    expires_at_s: float | None  # when it must end by itself; None: it is held
+    expires_at_s: float | None  # when it must expire; None: the client holds it
     state: ClaimState = ClaimState.HELD
 
 
 @dataclass(slots=True)
 class RoundActions:
-    """What was done in one round, and so what may have changed in it."""
+    """Actions of one round that may have changed the host."""
 
     number: int
-    pools_changed: set[str] = field(default_factory=set)  # pools
-    pools_requested: set[str] = field(default_factory=set)  # pools of requests for a lease
-    pools_refused: set[str] = field(default_factory=set)  # of those, pools of requests that waited in vain
+    pools_changed: set[str] = field(default_factory=set)
+    pools_requested: set[str] = field(default_factory=set)  # by a request for a lease
+    pools_refused: set[str] = field(default_factory=set)  # by a request that got no lease
     crashed: bool = False
     disk_was_full: bool = False
-    tool_failed: bool = False  # the hypervisor's own program did
+    tool_failed: bool = False  # the hypervisor tool failed
 
 
 @dataclass(slots=True)
 class ExpectedState:
-    """The whole truth of one seed's run, as far as chaos made it."""
+    """Expected state of one seed's host."""
 
     pools: dict[str, AssignedPool] = field(default_factory=dict)
     file_is_good: bool = True
-    versions: dict[str, Version] = field(default_factory=dict)  # every one ever pushed, by digest
+    versions: dict[str, Version] = field(default_factory=dict)  # all that were pushed, by digest
     short_deadline_pools: set[str] = field(default_factory=set)  # pools that ever had a short deadline
-    harmed: dict[str, str] = field(default_factory=dict)  # VM: what was done to it
-    harms_of: Counter[str] = field(default_factory=Counter)  # by digest: VMs harmed
+    harmed: dict[str, str] = field(default_factory=dict)  # VM: kind of harm
+    harms_of: Counter[str] = field(default_factory=Counter)  # by digest: number of harmed VMs
     claims: list[Claim] = field(default_factory=list)
-    unanswered: set[str] = field(default_factory=set)  # holders whose request may have been granted or not
-    last_pids: dict[str, int] = field(default_factory=dict)  # ready and leased VMs when the last round ended: process
+    unanswered: set[str] = field(default_factory=set)  # holders whose request may have been granted
+    last_pids: dict[str, int] = field(default_factory=dict)  # of ready and leased VMs at the end of the last round
     round: RoundActions = field(default_factory=lambda: RoundActions(0))
-    boots_s: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # what the latest boots took
+    boots_s: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # duration of the latest boots
     counts: Counter[str] = field(default_factory=Counter)
 
     def is_bad_version(self, digest: str) -> bool:
-        """Whether VMs of a version fail by themselves."""
+        """Return whether VMs of this version fail without harm."""
         version = self.versions.get(digest)
         return version is not None and version.flavour is not Flavour.GOOD
 
     def short_deadline_s(self) -> float:
-        """Return a startup deadline that a healthy guest meets on this machine as it is now, and not much more."""
+        """Return a startup deadline that a healthy guest just meets at the current load of this machine."""
         return 2 * max([4.0, *self.boots_s])
 
     def held(self) -> list[Claim]:
-        """Return the claims whose leases must be alive: answered, not released, not about to expire."""
+        """Return the claims whose leases must exist: granted and not released."""
         return [claim for claim in self.claims if claim.state is ClaimState.HELD]

@@ -1,4 +1,4 @@
-"""The agent's journal, read from outside by a connection of its own: what the agent knows, and what happened."""
+"""Reader of the agent's journal, by its own read-only connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The records at one moment, by their keys, and the number of the latest event."""
+    """The records at one moment, by key, and the sequence number of the latest event."""
 
     vms: dict[str, Document] = field(default_factory=dict)
     leases: dict[str, Document] = field(default_factory=dict)
@@ -25,19 +25,19 @@ class Snapshot:
     last_event: int = 0
 
     def leased(self, vm: str) -> str | None:
-        """Return the lease a VM is held by, or None."""
+        """Return the id of a VM's lease, or None."""
         lease: str | None = self.vms[vm].get("lease_id") if vm in self.vms else None
         return lease
 
 
 @dataclass(frozen=True, slots=True)
 class JournalReader:
-    """A journal file. Each read is consistent in itself and never writes; raises `sqlite3.Error` when it cannot."""
+    """A journal file. Each read is one consistent snapshot and writes nothing. Raises `sqlite3.Error`."""
 
     path: Path
 
     def snapshot(self) -> Snapshot:
-        """Return everything as it stands."""
+        """Return all current records."""
         with closing(self._connect()) as connection:
             connection.execute("BEGIN")
             tables = {
@@ -48,7 +48,7 @@ class JournalReader:
         return Snapshot(**tables, last_event=last)
 
     def events(self, *, after: int) -> list[Document]:
-        """Return the events after a number, in order, each with its `sequence`."""
+        """Return the events after a sequence number, in order, each with its `sequence`."""
         with closing(self._connect()) as connection:
             rows = connection.execute("SELECT sequence, doc FROM events WHERE sequence > ? ORDER BY sequence", [after])
             return [{**json.loads(doc), "sequence": sequence} for sequence, doc in rows]

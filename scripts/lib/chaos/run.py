@@ -1,4 +1,4 @@
-"""One seed: a host of its own, round after round of harm, each settled and judged before the next begins."""
+"""Run of one seed on its own host. After each round of faults the host must settle, and is checked."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
     from scripts.lib.chaos.versions import VersionSource
 
 SETTLE_S: Final = 150.0
-"""Time a host gets to become as desired: several boots on a busy machine. Open breakers are waited for on top."""
+"""Time a host gets to reach the desired state: several boots on a busy machine. Open breakers extend it."""
 LONGEST_SETTLE_S: Final = 300.0
 QUIET_S: Final = 0.4
-"""A host that is as desired, and where nothing happened for so long, is settled."""
+"""A host is settled when it is in the desired state and had no event for this long."""
 POLL_S: Final = 0.1
 CONDITION_S: Final = 30.0
-"""A condition may be as late as the agent's slow look around."""
+"""A condition may be as late as the agent's slow observation."""
 HARMS_PER_VERSION: Final = 2
-"""VMs of one version that are harmed before it is followed by another: the agent cannot tell our harm from a bad
-image, and would rightly slow down."""
+"""VMs of one version that may be harmed before a new version is assigned. The agent cannot distinguish this harm from
+a bad image, and would open a breaker."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one seed."""
+    """Result of one seed."""
 
     seed: int
     rounds: int = 0
@@ -63,8 +63,8 @@ class Outcome:
     expected: ExpectedState = field(default_factory=ExpectedState)
 
 
-def _backend(hypervisor: str, host: Path) -> TartBackend | AnkaBackend | None:
-    """Return what the VMs of a host run on; None: QEMU's own."""
+def _create_backend(hypervisor: str, host: Path) -> TartBackend | AnkaBackend | None:
+    """Return the backend of a host; None for QEMU, the default of `Host`."""
     match hypervisor:
         case "tart":
             return TartBackend(host, home=host / "data" / "tart", command_timeout_s=TOOL_S)
@@ -82,7 +82,7 @@ class Run:
         self._directory = directory
         self._began_s = time.monotonic()
         host = directory / "host"
-        self._backend = _backend(hypervisor, host)
+        self._backend = _create_backend(hypervisor, host)
         self._host = Host(host, self._backend)
         self._journal = JournalReader(self._host.data_dir / "journal.sqlite")
         self.outcome = Outcome(seed)
@@ -90,10 +90,10 @@ class Run:
         self._trace = EventTrace(self._expected)
         self._agent_control = AgentControl(self._host, self._expected, self._log)
         self._clients = Clients(self._host, self._expected)
-        self._rolling: set[str] = set()  # pools whose rollout had no slot to go on in when the last round ended
+        self._rolling: set[str] = set()  # pools whose rollout waited for a slot when the last round ended
 
     async def run_rounds(self, count: int) -> Outcome:
-        """Run rounds until one finds a fault. Whatever happens, no process and no mount is left behind."""
+        """Run rounds until one finds a violation. Always ends all processes and unmounts the volume."""
         self._directory.mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
             volume = await self._mount(stack)
@@ -112,7 +112,7 @@ class Run:
                 if found:
                     break
             else:
-                await self._collect_findings(self._release_everything())
+                await self._collect_findings(self._release_all())
         return self.outcome
 
     async def _open_versions(self, stack: AsyncExitStack) -> VersionSource:
@@ -125,7 +125,7 @@ class Run:
 
     async def _mount(self, stack: AsyncExitStack) -> Volume | None:
         if not can_mount():
-            self._log("no right to mount a file system: rounds leave out the full disk")
+            self._log("cannot mount file systems: rounds skip the full disk")
             return None
         volume = Volume(self._directory / "volume.img", self._host.data_dir)
         await asyncio.to_thread(volume.mount)
@@ -133,7 +133,7 @@ class Run:
         return volume
 
     async def _collect_findings(self, work: Awaitable[list[Finding]]) -> list[Finding]:
-        """Do a round; what breaks it is a finding too."""
+        """Await a round's findings. An error of the round becomes a finding."""
         found: list[Finding] = []
         try:
             found = await work
@@ -147,7 +147,7 @@ class Run:
         return found
 
     async def _warm_up(self) -> list[Finding]:
-        """Fill the first pool, so that the first round finds something to harm."""
+        """Fill the first pool, so that the first round has VMs to harm."""
         await self._prepare_pools()
         return await self._settle()
 
@@ -167,11 +167,11 @@ class Run:
         pids, snapshot = await self._processes(), self._journal.snapshot()
         self._expected.last_pids = {name: pids[name][0] for name in snapshot.vms if name in pids}
         self._rolling = {pool for pool, rollout in snapshot.rollouts.items() if rollout["phase"] not in FINAL_PHASES}
-        self._log(f"round {number} is over: {len(pids)} VMs stand, {len(self._expected.held())} leases are held")
+        self._log(f"round {number} has ended: {len(pids)} VMs run, {len(self._expected.held())} leases are held")
         return findings
 
     async def _break_tool(self, backend: TartBackend | AnkaBackend, number: int) -> None:
-        """Let the hypervisor's own program fail in this round, once or a few times."""
+        """Make the hypervisor tool fail in this round, one or a few times."""
         fault = draw_fault(self.outcome.seed, number, TART if isinstance(backend, TartBackend) else ANKA)
         switches = fault.on(sorted(await self._processes()))
         await asyncio.to_thread(lambda: backend.set_faults(**switches))
@@ -180,19 +180,19 @@ class Run:
         self._log(f"round {number}: {fault}")
 
     async def _prepare_pools(self) -> None:
-        """Do what an operator would before the next round: a pool to work with, on a version that is not worn out."""
+        """Assign a pool if there is none, and replace bad versions and versions with too many harmed VMs."""
         assigned = self._expected.pools.get(MAIN)
         if assigned is None:
             await self._actions.assign(MAIN, AssignedPool(await self._actions.new_version(Flavour.GOOD), 2))
             return
         for pool, assigned in tuple(self._expected.pools.items()):
-            worn = self._expected.harms_of[assigned.version.digest] >= HARMS_PER_VERSION
-            if worn or assigned.version.flavour is not Flavour.GOOD:
+            used_up = self._expected.harms_of[assigned.version.digest] >= HARMS_PER_VERSION
+            if used_up or assigned.version.flavour is not Flavour.GOOD:
                 version = await self._actions.new_version(Flavour.GOOD)
                 await self._actions.assign(pool, replace(assigned, version=version, deadline_s=LONG_DEADLINE_S))
 
     async def _settle(self) -> list[Finding]:
-        """Wait until the host is as desired and quiet."""
+        """Wait until the host is in the desired state and has no new events."""
         began_s, quiet_since_s, last, findings = time.monotonic(), time.monotonic(), -1, []
         while True:
             await asyncio.sleep(POLL_S)
@@ -201,7 +201,7 @@ class Run:
                 snapshot = self._journal.snapshot()
                 findings += self._trace.add_events(self._journal.events(after=self._trace.last_event))
             except sqlite3.Error:
-                continue  # the agent is starting just now
+                continue  # the agent is starting
             await self._act_as_operator(snapshot)
             reasons = self._pending_reasons(snapshot) or unsettled_reasons(snapshot, self._expected, slots=self._slots)
             if reasons or snapshot.last_event != last or self._agent_control.is_busy:
@@ -216,12 +216,12 @@ class Run:
                 return [*findings, Finding(Violation.UNSETTLED, "; ".join(reasons))]
 
     def _patience_s(self, snapshot: Snapshot) -> float:
-        """How long settling may take: longer by what open breakers ask for."""
+        """Return how long settling may take, with the time until open breakers close."""
         open_s = [float(breaker["open_until_s"]) - time.time() for breaker in snapshot.breakers.values()]
         return min(LONGEST_SETTLE_S, SETTLE_S + max([0.0, *open_s]))
 
     def _pending_reasons(self, snapshot: Snapshot) -> list[str]:
-        """Return what must come by itself before a judgement is fair: ends of leases, and the agent's next look."""
+        """Return what must happen before the host can be checked: leases expire, the agent observes deleted files."""
         now_s = time.time()
         leases = [
             f"lease {claim.lease} has yet to expire"
@@ -229,18 +229,18 @@ class Run:
             if claim.expires_at_s is not None and now_s < claim.expires_at_s + 0.3
         ]
         gone = snapshot.vms.keys() - self._host.backend.list_vms_with_files()
-        return leases + [f"it is not noticed that the files of {name} are gone" for name in sorted(gone)]
+        return leases + [f"the agent has not noticed that the files of {name} are gone" for name in sorted(gone)]
 
     async def _unrecorded_ends(self, snapshot: Snapshot) -> list[str]:
-        """Return the VMs whose end is not written down yet: on a full disk that is tried every second."""
+        """Return the VMs whose end is not recorded yet. On a full disk the agent retries every second."""
         pids = await asyncio.to_thread(self._host.vm_pids)
         gone = (name for name, row in snapshot.vms.items() if row["state"] in RUNNING and name not in pids)
-        return [f"the end of {name} is not written down" for name in sorted(gone)]
+        return [f"the end of {name} is not recorded" for name in sorted(gone)]
 
     async def _processes(self) -> dict[str, list[int]]:
-        """Return the processes of every VM, when none has two, or some has had them for too long.
+        """Return the process ids of every VM. Waits up to `CONDITION_S` until none has two.
 
-        While a template is made of a VM, a second process parts its memory: nothing tells when that begins or ends.
+        While the agent makes a template of a VM, a second process splits its memory. No event marks begin or end.
         """
         deadline_s = time.monotonic() + CONDITION_S
         while True:
@@ -250,7 +250,7 @@ class Run:
             await asyncio.sleep(POLL_S)
 
     async def _act_as_operator(self, snapshot: Snapshot) -> None:
-        """Do what holders and operators do while_down: give back what is unhealthy, and leave versions that die."""
+        """Act as holders and operators: release leases of unhealthy VMs, and replace versions whose guests die."""
         for claim in self._expected.held():
             unhealthy = self._trace.was_unhealthy_while_leased(claim.vm)
             if unhealthy and claim.lease in snapshot.leases:
@@ -269,7 +269,7 @@ class Run:
                 await self._actions.assign(pool, replace(assigned, deadline_s=LONG_DEADLINE_S))
 
     async def _check(self) -> list[Finding]:
-        """Judge the host as it stands."""
+        """Check the host."""
         await self._agent_control.check()
         processes = await self._processes()
         served = {vm["name"]: vm["state"] for vm in (await self._host.get("/v1/vms"))["vms"]}
@@ -286,20 +286,20 @@ class Run:
         return findings + await self._check_assignment_condition()
 
     async def _check_assignment_condition(self) -> list[Finding]:
-        """Find a bad file that no condition tells of, or a good one that is told to be bad. A full disk delays it."""
+        """Check that the condition AssignmentValid matches the file. A full disk delays the condition."""
 
-        def told(host: Document, _: object) -> bool:
+        def is_reported(host: Document, _: object) -> bool:
             problem = next(one["problem"] for one in host["conditions"] if one["type"] == "AssignmentValid")
             return bool(problem) != self._expected.file_is_good
 
         try:
-            await self._host.wait_until(told, timeout_s=CONDITION_S)
+            await self._host.wait_until(is_reported, timeout_s=CONDITION_S)
         except TimeoutError:
-            return [Finding(Violation.UNEXPLAINED, "the condition AssignmentValid does not tell how the file is")]
+            return [Finding(Violation.UNEXPLAINED, "the condition AssignmentValid does not match the assignment file")]
         return []
 
-    async def _release_everything(self) -> list[Finding]:
-        """Give everything back: nothing may be left of any VM."""
+    async def _release_all(self) -> list[Finding]:
+        """Release all leases and pools; return what is left of any VM."""
         self._expected.round = RoundActions(self.outcome.rounds + 1)
         for claim in self._expected.held():
             await self._clients.release(claim)
@@ -308,11 +308,11 @@ class Run:
         code = await self._host.stop()
         findings = [Finding(Violation.LEAKED, f"at the end: {one}") for one in left]
         if code:
-            findings.append(Finding(Violation.AGENT_ENDED, f"with exit code {code} when it was asked to stop"))
+            findings.append(Finding(Violation.AGENT_ENDED, f"with exit code {code} after SIGTERM"))
         return findings
 
     async def _leftover_templates(self) -> list[str]:
-        """Return the saved memories that stay though no pool wants them."""
+        """Return the templates that still exist although no pool is assigned."""
         folder = self._host.data_dir / "templates"
         try:
             await self._host.wait_until(lambda *_: not list_names(folder), timeout_s=CONDITION_S)
@@ -321,7 +321,7 @@ class Run:
         return []
 
     async def _clean_up(self) -> None:
-        """End every process; of a run with faults keep what explains them."""
+        """End every process. After a violation, keep journal, logs and evidence."""
         await self._host.kill_all()
         if self.outcome.findings or sys.exc_info()[0] is not None:
             ignore = shutil.ignore_patterns("images", "vms", "tart", "*.sock", "filler", "lost+found")
@@ -337,5 +337,5 @@ class Run:
 
 
 def _list_records(directory: Path) -> frozenset[str]:
-    """Return whose files the agent keeps there. What it keeps of an Anka VM is one file of its name."""
+    """Return the names of VMs that have files in `directory`. An Anka VM has one file with its name."""
     return frozenset(entry.removesuffix(".new").removesuffix(".json") for entry in list_names(directory))

@@ -1,6 +1,6 @@
-"""What a round does, drawn ahead from one source of randomness. Pure: the same seed draws the same rounds.
+"""Steps of a round, drawn in advance from one random source. Pure: the same seed draws the same rounds.
 
-A step names no VM: which one it hits is `pick`, a point from 0 to 1 among those that stand when its moment comes.
+A step names no VM. Its `pick`, from 0 to 1, selects one of the VMs that run at the time of the step.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """All that can happen in a round."""
+    """Kinds of steps."""
 
-    LEASE = "lease"  # use a VM for a moment, then release it
-    LEASE_AND_HOLD = "lease-and-hold"  # keep it over rounds
+    LEASE = "lease"  # use a VM for a short time, then release it
+    LEASE_AND_HOLD = "lease-and-hold"  # keep the lease over rounds
     LEASE_AND_FORGET = "lease-and-forget"  # let it expire
-    RELEASE = "release"  # give back one that was held
+    RELEASE = "release"  # release a held lease
     RESIZE = "resize"
-    SIDE_POOL = "side-pool"  # assign the second pool, or take it away again
+    SIDE_POOL = "side-pool"  # assign the second pool, or remove it
     UNASSIGN = "unassign"
     MALFORMED = "malformed-assignment"
     BUMP_GOOD = "bump-good"
@@ -39,13 +39,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do `at_s` seconds into the round. What `lasts_s` means is the kind's: a hold, an outage, a wait."""
+    """One action `at_s` seconds into the round. `lasts_s` is the duration of a hold, an outage or a wait."""
 
     kind: Kind
     at_s: float
     pick: float
     lasts_s: float
-    event: str = ""  # of CRASH_AT_EVENT: the event of the journal at which the agent dies
+    event: str = ""  # for CRASH_AT_EVENT: the journal event at which the agent is killed
 
     def __str__(self) -> str:
         at_event = f" {self.event}" if self.event else ""
@@ -74,19 +74,19 @@ WEIGHTS: Final[dict[Kind, int]] = {
     Kind.FULL_DISK: 2,
 }
 SLOW: Final = frozenset({Kind.BUMP_UNHEALTHY, Kind.BUMP_DYING, Kind.STOP_VM, Kind.FULL_DISK})
-"""Kinds whose consequences take many seconds to be over: one of them a round is enough."""
+"""Kinds from which the host needs many seconds to recover. A round has at most one of them."""
 CRASH_EVENTS: Final = (
     "assignment-changed", "image-resolved", "image-pulled", "rollout", "vm-creating", "vm-starting", "vm-ready",
     "vm-failed", "vm-stopping", "vm-gone", "lease-granted", "lease-released", "lease-expired", "lease-broken",
     "template-saved",
 )  # fmt: skip
-"""The steps of the journal at which the agent is killed: between each of them and the next lies an effect."""
+"""Journal events at which the agent is killed. There is an effect between each of them and the next."""
 ROUND_S: Final = 2.0
-"""The steps of a round begin within this time."""
+"""All steps of a round begin within this time."""
 
 
 def draw_round(rng: Random) -> tuple[Step, ...]:
-    """Return the steps of the next round, in the order of their moments."""
+    """Return the steps of the next round, in the order of their start times."""
     steps: list[Step] = []
     for _ in range(rng.randint(2, 5)):
         kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]

@@ -19,24 +19,24 @@ GUESTS: Final[dict[Flavour, dict[str, object]]] = {
 
 
 class TartVersions:
-    """Like `Versions`, in the registry of the backend."""
+    """See `VersionSource`. Pushes to the backend's registry."""
 
     def __init__(self, backend: TartBackend) -> None:
         self._backend = backend
         self._numbers = itertools.count(1)
 
     async def build(self) -> None:
-        """Start the registry; guests are made when they are pushed."""
+        """Start the registry. Guests are made when they are pushed."""
         await self._backend.open()
 
     async def push(self, flavour: Flavour) -> Version:
-        """Push a version that nobody has seen."""
+        """Push a new version."""
         tag = f"{flavour}-{next(self._numbers)}"
         reference, digest = self._backend.add_image(tag, **GUESTS[flavour])
         return Version(reference, digest, flavour)
 
     async def outage(self, lasts_s: float) -> None:
-        """Let the registry hold nothing for some seconds."""
+        """Empty the registry for some seconds."""
         registry = self._backend.registry
         held, registry.manifests = registry.manifests, {}
         try:

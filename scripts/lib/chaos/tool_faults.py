@@ -1,4 +1,4 @@
-"""How the program of a simulated Mac's hypervisor fails during chaos: one fault a round, drawn apart from the steps."""
+"""Faults of a simulated Mac's hypervisor tool during chaos: one per round, drawn separately from the steps."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TOOL_S: Final = 5.0
-"""What one command may take on a host of chaos."""
+"""Timeout of one command on a chaos host."""
 SOME_VM: Final = "some VM"
-"""Stands for the name of a VM that runs when the fault begins."""
-STRANGER: Final = "somebody-elses"
+"""Placeholder for the name of a VM that runs when the fault begins."""
+STRANGER: Final = "foreign-vm"
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFault:
-    """A command, what goes wrong in it, and in how many of its calls.
+    """A command, its fault, and the number of calls that fail.
 
-    `switches` are those of `tests.simulators.tartsim.faults` and `tests.simulators.anka.faults`.
+    `switches`: see `tests.simulators.tartsim.faults` and `tests.simulators.anka.faults`.
     """
 
     command: str
@@ -31,7 +31,7 @@ class ToolFault:
         return f"{self.command} fails {self.times} times: {dict(self.switches)}"
 
     def on(self, vms: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return the switches as a simulator takes them, on a host where these VMs run."""
+        """Return the switches in a simulator's format, for a host that runs these VMs."""
         named = {
             key: [vms[0] if name == SOME_VM else name for name in value if vms or name != SOME_VM]
             if isinstance(value, list)
@@ -97,5 +97,5 @@ ANKA: Final = (
 
 
 def draw_fault(seed: int, number: int, faults: Sequence[ToolFault]) -> ToolFault:
-    """Return the fault of a round. Pure: the same seed draws the same faults, whatever else it draws."""
+    """Return the fault of a round. Pure: the same seed draws the same faults."""
     return random.Random(f"{seed}-{number}").choice(faults)

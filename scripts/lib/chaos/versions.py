@@ -1,4 +1,4 @@
-"""Image versions without end: each a new digest over one of three small guests, pushed to an OCI layout."""
+"""Source of image versions: each has a new digest, holds one of three small guests, and is in an OCI layout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DIES_AFTER_S: Final = 5
 
 
 class Flavour(StrEnum):
-    """How the guests of a version turn out."""
+    """Behaviour of a version's guests."""
 
     GOOD = "good"
-    UNHEALTHY = "unhealthy"  # boots and is never healthy
-    DYING = "dying"  # proven healthy, then powers itself off
+    UNHEALTHY = "unhealthy"  # boots, and fails its probes
+    DYING = "dying"  # passes its probes, then powers itself off
 
 
 ARGUMENTS: Final[dict[Flavour, tuple[str, ...]]] = {
@@ -46,20 +46,20 @@ class Version:
 
 
 class VersionSource(Protocol):
-    """Makes new versions, each of a digest that nobody has seen."""
+    """Source of new versions, each with a new digest."""
 
     async def build(self) -> None:
-        """Make what all of them need."""
+        """Prepare the source. Call it once, first."""
 
     async def push(self, flavour: Flavour) -> Version:
-        """Push a version. Waits while the registry is away."""
+        """Push a version. Blocks while the registry is unavailable."""
 
     async def outage(self, lasts_s: float) -> None:
-        """Take the registry away for some seconds."""
+        """Make the registry unavailable for some seconds."""
 
 
 class Versions:
-    """Builds the disks once and pushes new versions of them. The registry can be away for a while."""
+    """See `VersionSource`. Builds each flavour's disk once."""
 
     def __init__(self, directory: Path, images: ImageService) -> None:
         self._disks = directory / "disks"
@@ -75,10 +75,10 @@ class Versions:
             await asyncio.to_thread(_build, self._disks / f"{flavour}.img", arguments)
 
     async def push(self, flavour: Flavour) -> Version:
-        """Push a version that nobody has seen. Waits while the registry is away."""
+        """See `VersionSource`."""
         number = next(self._numbers)
         reference = f"oci-layout:{self._registry}:{flavour}-{number}"
-        # The memory an image asks for is part of its configuration and so of its digest; the agent goes by the pool's.
+        # The memory size is part of an image's configuration, so it changes the digest. The agent uses the pool's size.
         hardware = Hardware(os="linux", arch="amd64", cpus=1, memory_mib=64 + number)
         async with self._present:
             digest = await self._images.push(self._disks / f"{flavour}.img", reference, hardware=hardware)
@@ -89,7 +89,7 @@ class Versions:
         return await self.push(Flavour.GOOD)
 
     async def outage(self, lasts_s: float) -> None:
-        """Take the registry away for some seconds."""
+        """Make the registry unavailable for some seconds."""
         away = self._registry.with_name("registry-away")
         async with self._present:
             self._registry.rename(away)
@@ -100,7 +100,7 @@ class Versions:
 
 
 def scratch_config(directory: Path) -> Config:
-    """Return a configuration whose image service may push; what it keeps is thrown away with the directory."""
+    """Return a configuration for an image service that pushes. Its data directory is below `directory`."""
     return Config(data_dir=directory / "scratch")
 
 

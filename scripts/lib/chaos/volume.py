@@ -1,4 +1,4 @@
-"""A small file system of its own for the data directory, so that it can be filled without harm to the machine."""
+"""A separate small file system for the data directory, which a test can fill without harm to the machine."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ _STEP_BYTES: Final = 1 << 20
 
 
 def can_mount() -> bool:
-    """Whether this process may make and mount file systems."""
+    """Return whether this process may make and mount file systems."""
     tools = all(shutil.which(tool) for tool in ("mkfs.ext4", "mount", "umount"))
     return os.geteuid() == 0 and tools and os.path.exists("/dev/loop-control")
 
 
 class Volume:
-    """A file system in the sparse file `disk`, mounted at `where`. Blocks: nothing here is called on a loop."""
+    """A file system in the sparse file `disk`, mounted at `mount_point`. All methods block."""
 
-    def __init__(self, disk: Path, where: Path) -> None:
+    def __init__(self, disk: Path, mount_point: Path) -> None:
         self._disk = disk
-        self._where = where
-        self._filler = where / "filler"
+        self._mount_point = mount_point
+        self._filler = mount_point / "filler"
 
     def mount(self) -> None:
-        """Make and mount it. Raises `subprocess.CalledProcessError` where that is not allowed."""
-        self._where.mkdir(parents=True)
+        """Make and mount the file system. Raises `subprocess.CalledProcessError` when that is not allowed."""
+        self._mount_point.mkdir(parents=True)
         with self._disk.open("wb") as file:
             file.truncate(SIZE_MIB << 20)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", self._disk], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", self._disk, self._where], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", self._disk, self._mount_point], check=True, capture_output=True)
 
     def fill(self) -> None:
-        """Take all free space, to the last block."""
+        """Use all free space, to the last block."""
         with self._filler.open("ab") as file:
-            step = max(_STEP_BYTES, os.statvfs(self._where).f_bavail * os.statvfs(self._where).f_frsize)
+            step = max(_STEP_BYTES, os.statvfs(self._mount_point).f_bavail * os.statvfs(self._mount_point).f_frsize)
             while step >= 4096:
                 try:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
@@ -47,10 +47,10 @@ class Volume:
                     step //= 2
 
     def free(self) -> None:
-        """Give the space back."""
+        """Free the space."""
         self._filler.unlink(missing_ok=True)
 
     def unmount(self) -> None:
-        """Unmount it and remove its disk. What uses it must have ended."""
-        subprocess.run(["umount", self._where], check=True, capture_output=True)
+        """Unmount the file system and remove its disk. All processes that use it must have ended."""
+        subprocess.run(["umount", self._mount_point], check=True, capture_output=True)
         self._disk.unlink()

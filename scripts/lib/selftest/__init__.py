@@ -1,1 +1,1 @@
-"""Questions to a real Mac that no documentation answers, asked of the tools themselves. Run by scripts/mac-selftest."""
+"""Self-test on a real Mac: checks undocumented behaviour of Anka and Tart. Run by scripts/mac-selftest."""

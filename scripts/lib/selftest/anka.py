@@ -1,4 +1,4 @@
-"""What only a Mac with Anka can tell. Each question is a row of docs/mac-checklist.md."""
+"""Checks that need a Mac with Anka. Each question is a row of docs/mac-checklist.md."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _envelope(call: Call) -> str:
     return f"exit {call.exit_code}, keys {keys}, body {json.dumps(shape)[:160]}, {call.seconds} s"
 
 
-class AnkaQuestions:
-    """Asks them in an order in which each prepares the next."""
+class AnkaChecks:
+    """Runs the checks in order: each prepares the next."""
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class AnkaQuestions:
         stem = f"hearth-selftest-{str(ULID()).lower()}"
         self._vm, self._others = f"{stem[:-1]}1", (f"{stem[:-1]}2", f"{stem[:-1]}3")
 
-    async def ask(self) -> None:
-        """Ask everything; whatever happens, remove the VMs that were made."""
+    async def run(self) -> None:
+        """Run all checks. Always removes the VMs that it made."""
         try:
-            await self._ask_of_a_stopped_vm()
-            await self._ask_of_a_running_vm()
-            await self._ask_about_streams()
-            await self._ask_about_slots()
+            await self._check_stopped_vm()
+            await self._check_running_vm()
+            await self._check_streams()
+            await self._check_slots()
             if self._next:
-                await self._ask_about_pulls()
-            await self._ask_about_the_end()
+                await self._check_pulls()
+            await self._check_end()
         finally:
-            self._report.begin("A-end", "Is everything removed that this made?")
+            self._report.begin("A-end", "Are all VMs of this run removed?")
             for name in (self._vm, *self._others):
                 await self._anka("stop", "--force", name)
                 await self._anka("delete", "--yes", name)
@@ -67,15 +67,15 @@ class AnkaQuestions:
             left = [vm["name"] for vm in listed or () if "hearth-selftest-" in vm["name"]]
             self._answer(f"left: {left or 'nothing'}", expected=not left)
 
-    async def _ask_of_a_stopped_vm(self) -> None:
+    async def _check_stopped_vm(self) -> None:
         self._report.begin("A-version", "Which release and license is this?")
         version, license_ = await self._anka("version"), await self._anka("license", "show")
         self._answer(f"{version.body}; {license_.body}", expected=isinstance(version.body, dict))
 
-        self._report.begin("A-missing", "How does a question about a VM fail that is not there?")
+        self._report.begin("A-missing", "How does a query for a missing VM fail?")
         call = await self._anka("show", "hearth-selftest-nothing")
-        said = f"code {call.last.get('code')}, message {call.last.get('message')!r}, on stdout"
-        self._answer(f"exit {call.exit_code}, {said}", expected=call.last.get("code") == 3)
+        error = f"code {call.last.get('code')}, message {call.last.get('message')!r}, on stdout"
+        self._answer(f"exit {call.exit_code}, {error}", expected=call.last.get("code") == 3)
 
         self._report.begin("A-missing-list", "And how does `list`?")
         call = await self._anka("list", "hearth-selftest-nothing")
@@ -85,55 +85,55 @@ class AnkaQuestions:
         call = await self._anka("clone", "--tag", self._tag, self._template, self._vm, timeout_s=300)
         self._answer(_envelope(call), expected=call.last.get("status") == "OK")
 
-        self._report.begin("A-taken", "How is a name refused that is taken?")
+        self._report.begin("A-taken", "What is the error for a name that exists?")
         call = await self._anka("clone", "--tag", self._tag, self._template, self._vm, timeout_s=300)
         self._answer(
             f"code {call.last.get('code')}, {call.last.get('message')!r}", expected=call.last.get("code") == 18
         )
 
-        self._report.begin("A-memory", "Is memory taken in MiB, such as 6400M?")
+        self._report.begin("A-memory", "Is memory accepted in MiB, such as 6400M?")
         call = await self._anka("modify", self._vm, "ram", "6400M")
         shown = (await self._anka("show", self._vm)).body or {}
         self._answer(f"ram_size {shown.get('ram_size')}", expected=shown.get("ram_size") == 6400 << 20)
 
-        self._report.begin("A-port", "Is a port rule without a host port taken?")
+        self._report.begin("A-port", "Is a port rule without a host port accepted?")
         await self._anka("modify", self._vm, "port", "hearth-22", PORT)
         network = (await self._anka("show", self._vm, "network")).body or {}
         self._answer(f"{network}", expected=PORT in str(network.get("port_forwarding_rules")))
 
-        self._report.begin("A-tags", "How does `show tag` tell the tags of a template?")
+        self._report.begin("A-tags", "How does `show tag` list the tags of a template?")
         call = await self._anka("show", self._template, "tag")
         tags = [one.get("tag") for one in call.body] if isinstance(call.body, list) else None
         self._answer(f"{call.body}"[:300], expected=tags is not None and self._tag in tags)
 
-        self._report.begin("A-registry-list", "Does `registry list` say `uuid` or `id`?")
+        self._report.begin("A-registry-list", "Does `registry list` use `uuid` or `id`?")
         call = await self._anka("registry", "list")
         first = call.body[0] if isinstance(call.body, list) and call.body else {}
         self._answer(f"keys {sorted(first)}")
 
         self._report.begin("A-network-failure", "What is `network_failure_action` set to?")
-        self._answer((await self._anka("config", "network_failure_action")).stdout.strip()[:200] or "told nothing")
+        self._answer((await self._anka("config", "network_failure_action")).stdout.strip()[:200] or "no output")
 
         self._report.begin("A-pull-config", "What are `pull_resume`, `pull_failback` and `puller_threads` set to?")
-        told = [(await self._anka("config", key)).stdout.strip()[:100] for key in PULL_KEYS]
-        self._answer("; ".join(told))
+        values = [(await self._anka("config", key)).stdout.strip()[:100] for key in PULL_KEYS]
+        self._answer("; ".join(values))
 
-    async def _ask_of_a_running_vm(self) -> None:
+    async def _check_running_vm(self) -> None:
         self._report.begin("A-start", "What does `-j start` answer, and is the VM `running` when it returns?")
         began_s = time.monotonic()
         call = await self._anka("start", self._vm, timeout_s=180)
         shown = (await self._anka("show", self._vm)).body or {}
         self._answer(f"{_envelope(call)}; then {shown.get('status')}", expected=shown.get("status") == "running")
 
-        self._report.begin("A-pid", "Does `show` tell the hypervisor's process?")
+        self._report.begin("A-pid", "Does `show` return the hypervisor's process?")
         self._answer(self._process(shown.get("pid")), expected=self._is_anka(shown.get("pid")))
 
-        self._report.begin("A-host-port", "Is the host port told as soon as the VM runs?")
+        self._report.begin("A-host-port", "Does Anka report the host port as soon as the VM runs?")
         rules = ((await self._anka("show", self._vm, "network")).body or {}).get("port_forwarding_rules")
         self._answer(f"{rules}", expected="host_port" in str(rules))
 
         self._report.begin("A-boot", "How long from `start` to an address, and to a command in the guest?")
-        ip_s = await self._until_told(began_s)
+        ip_s = await self._wait_for_address(began_s)
         call = await self._run("true", timeout_s=BOOT_S)
         while call.exit_code not in (0, None) and time.monotonic() - began_s < BOOT_S:
             await asyncio.sleep(1)
@@ -143,42 +143,45 @@ class AnkaQuestions:
 
         self._report.begin("A-run", "Does `run` keep streams and exit code of the guest's command apart?")
         call = await self._run("sh", "-c", "exit 7")
-        spoken = await self._run("echo", "spoken")
-        clean = spoken.stdout == "spoken\n" and not spoken.stderr
-        self._answer(f"exit {call.exit_code}, stdout {spoken.stdout!r}, stderr {spoken.stderr!r}",
+        printed = await self._run("echo", "printed")
+        clean = printed.stdout == "printed\n" and not printed.stderr
+        self._answer(f"exit {call.exit_code}, stdout {printed.stdout!r}, stderr {printed.stderr!r}",
                      expected=call.exit_code == 7 and clean)  # fmt: skip
 
         self._report.begin("A-run-json", "Does `-j run` wrap what the guest prints?")
-        call = await self._anka("run", self._vm, "echo", "spoken")
+        call = await self._anka("run", self._vm, "echo", "printed")
         self._answer(f"{call.stdout!r}"[:300])
 
-    async def _ask_about_streams(self) -> None:
-        """Ask what following a command rests on (A30)."""
+    async def _check_streams(self) -> None:
+        """Check the assumptions behind following a command (A30)."""
         self._report.begin("A-run-stream", "Does output come while the command runs, and input reach it?")
         slow = await self._run("sh", "-c", f"echo early; sleep {LATE_S}; echo late")
         fed = await self._run("sh", stdin=b"echo fed\n")
-        at_once = slow.first_output_s is not None and slow.seconds - slow.first_output_s > LATE_S / 2
+        is_streamed = slow.first_output_s is not None and slow.seconds - slow.first_output_s > LATE_S / 2
         self._answer(f"first output after {slow.first_output_s} s of {slow.seconds} s; fed: {fed.stdout!r}",
-                     expected=at_once and fed.stdout == "fed\n")  # fmt: skip
+                     expected=is_streamed and fed.stdout == "fed\n")  # fmt: skip
 
         self._report.begin("A-run-signal", "Does a command in the guest end when `anka run` is ended by a signal?")
         call = await self._run("sh", "-c", "echo pid=$$; exec sleep 300", timeout_s=5)
         pid = re.search(r"pid=(\d+)", call.stdout + call.stderr)
-        there = await self._run("sh", "-c", f"kill -0 {pid.group(1)}") if pid else None
+        alive = await self._run("sh", "-c", f"kill -0 {pid.group(1)}") if pid else None
         self._answer(
-            "its pid was not told" if there is None else f"it is {'gone' if there.exit_code else 'still there'}"
+            "its pid is unknown" if alive is None else f"it is {'gone' if alive.exit_code else 'still running'}"
         )
         if pid:
             await self._run("sh", "-c", f"kill -9 {pid.group(1)}")
 
-    async def _ask_about_slots(self) -> None:
+    async def _check_slots(self) -> None:
         self._report.begin("A-slots", "How is a third VM refused, and when does a VM begin to count?")
-        told = []
+        outcomes = []
         for name in self._others:
             await self._anka("clone", "--tag", self._tag, self._template, name, timeout_s=300)
             call = await self._anka("start", name, timeout_s=180)
-            told.append(str(call.last.get("message") or call.last.get("status")))
-        self._answer(f"second: {told[0]}; third: {told[1]}", expected="maximum number of running instances" in told[1])
+            outcomes.append(str(call.last.get("message") or call.last.get("status")))
+        self._answer(
+            f"second: {outcomes[0]}; third: {outcomes[1]}",
+            expected="maximum number of running instances" in outcomes[1],
+        )
 
         self._report.begin("A-failed", "What becomes of a VM whose hypervisor is killed?")
         pid = ((await self._anka("show", self._others[0])).body or {}).get("pid")
@@ -190,21 +193,21 @@ class AnkaQuestions:
             after = ((await self._anka("show", self._others[0])).body or {}).get("status")
             self._answer(f"{status}; after stop --force {after}", expected=after == "stopped")
         else:
-            self._answer("its process is not told")
+            self._answer("its process is unknown")
             await self._anka("stop", "--force", self._others[0])
 
-    async def _ask_about_pulls(self) -> None:
+    async def _check_pulls(self) -> None:
         pull = ("pull", "--fetch-only", "--tag", self._next, self._template, self._remote)
         check = ("pull", "--check-download-size", "--tag", self._next, self._template, self._remote)
 
-        self._report.begin("A-size", "What does the size check tell before, and after an interrupted pull?")
+        self._report.begin("A-size", "What does the size check return before and after an interrupted pull?")
         before = await self._anka(*check, timeout_s=120)
         await self._anka(*pull, timeout_s=3)
         after = await self._anka(*check, timeout_s=120)
         self._answer(f"before {before.last}; after 3 s of pulling {after.last}"[:400],
                      expected=before.last.get("status") == "OK")  # fmt: skip
 
-        self._report.begin("A-interrupted", "Does deleting the tag clear away what an interrupted pull left?")
+        self._report.begin("A-interrupted", "Does deleting the tag remove the files of an interrupted pull?")
         await self._anka("delete", "--yes", "--tag", self._next, self._template)
         await self._anka("delete", "--cache", timeout_s=120)
         again = await self._anka(*check, timeout_s=120)
@@ -217,8 +220,8 @@ class AnkaQuestions:
                         if vm.get("uuid") == self._template), None)  # fmt: skip
         serves = await self._run("true", timeout_s=60)
         fine = call.last.get("status") == "OK" and version != self._next and serves.exit_code == 0
-        told = f"{call.seconds} s; told {percents[:3]}…{percents[-1:]}; checked out {version}"
-        self._answer(told, expected=fine)
+        summary = f"{call.seconds} s; printed {percents[:3]}…{percents[-1:]}; checked out {version}"
+        self._answer(summary, expected=fine)
 
         self._report.begin("A-switch", "Does `pull --local` check it out while a clone of the old one runs?")
         call = await self._anka("pull", "--local", "--tag", self._next, self._template, timeout_s=300)
@@ -233,8 +236,8 @@ class AnkaQuestions:
             serves = await self._run("true", timeout_s=60)
             self._answer(f"{_envelope(call)}; tags {tags}; the clone's command: exit {serves.exit_code}"[:400])
 
-    async def _ask_about_the_end(self) -> None:
-        self._report.begin("A-suspend", "Does `suspend` end the process, and what status is told?")
+    async def _check_end(self) -> None:
+        self._report.begin("A-suspend", "Does `suspend` end the process, and what status is reported?")
         call = await self._anka("suspend", self._vm, timeout_s=120)
         status = ((await self._anka("show", self._vm)).body or {}).get("status")
         self._answer(f"exit {call.exit_code}, {status}")
@@ -244,7 +247,7 @@ class AnkaQuestions:
         fine = stop.last.get("status") == delete.last.get("status") == "OK"
         self._answer(f"{_envelope(stop)}; {_envelope(delete)}", expected=fine)
 
-    async def _until_told(self, began_s: float) -> float:
+    async def _wait_for_address(self, began_s: float) -> float:
         while time.monotonic() - began_s < BOOT_S:
             if ((await self._anka("show", self._vm)).body or {}).get("ip"):
                 break

@@ -1,4 +1,4 @@
-"""The answers of a Mac: for people as text, to send back as JSON with every call in it."""
+"""Report of a self-test: as text for people, and as JSON with every call."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ KEEP_BYTES = 4000
 
 @dataclass(frozen=True)
 class Call:
-    """One command that was run. `exit_code` is None when it did not end in time or could not be run."""
+    """One command that was run. `exit_code` is None when the command timed out or could not be started."""
 
     argv: tuple[str, ...]
     exit_code: int | None
     stdout: str
     stderr: str
     seconds: float
-    first_output_s: float | None = None  # when the first of its output came
+    first_output_s: float | None = None  # until its first output
 
     @property
     def last(self) -> dict[str, Any]:
-        """The last line of stdout as a JSON object; empty when it is none."""
+        """Return the last line of stdout as a JSON object; empty when it is not one."""
         lines = [line for line in self.stdout.splitlines() if line.strip()]
         try:
             document = json.loads(lines[-1]) if lines else {}
@@ -38,14 +38,14 @@ class Call:
         return document if isinstance(document, dict) else {}
 
     @property
-    def body(self) -> Any:  # noqa: ANN401 - whatever the tool says
-        """The `body` of that object."""
+    def body(self) -> Any:  # noqa: ANN401 - any JSON value
+        """Return the `body` of that object."""
         return self.last.get("body")
 
 
 @dataclass
 class Finding:
-    """One question with its answer. `expected` is None where the drivers do not depend on it."""
+    """One question with its answer. `expected` is None when the drivers do not depend on the answer."""
 
     number: str
     question: str
@@ -63,14 +63,14 @@ class Report:
         self._runner = CommandRunner()
 
     def begin(self, number: str, question: str) -> Finding:
-        """Begin a question: the calls that follow belong to it."""
+        """Begin a question. The following calls belong to it."""
         self.findings.append(Finding(number, question))
         return self.findings[-1]
 
     async def call(
         self, *argv: str, timeout_s: float = 60, env: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> Call:
-        """Run a command for the latest question, whatever comes of it."""
+        """Run a command for the latest question. A failure is recorded, not raised."""
         code: int | None
         began_s = time.monotonic()
         came_s: list[float] = []
@@ -90,17 +90,17 @@ class Report:
 
     @property
     def as_expected(self) -> bool:
-        """Whether no answer contradicts what the drivers expect."""
+        """Return whether no answer contradicts what the drivers expect."""
         return all(finding.expected is not False for finding in self.findings)
 
     def to_json(self) -> str:
-        """Return the whole report."""
+        """Return the whole report as JSON."""
         host = {"system": platform.platform(), "machine": platform.machine(), "mac_os": platform.mac_ver()[0]}
         found = [asdict(finding) for finding in self.findings]
         return json.dumps({"tool": self.tool, "host": host, "at": time.time(), "findings": found}, indent=1)
 
     def to_text(self) -> str:
-        """Return it for people."""
+        """Return the answers as text."""
         marks = {True: "as expected", False: "NOT EXPECTED", None: "for the record"}
         lines = [f"{one.number}: {one.question}\n  {one.answer} [{marks[one.expected]}]" for one in self.findings]
         return "\n".join(lines)

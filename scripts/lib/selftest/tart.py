@@ -1,4 +1,4 @@
-"""What only a Mac with Tart can tell: what the driver relies on and could only be read, not tried."""
+"""Checks that need a Mac with Tart: behaviour that the driver relies on and that was only read in its source."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ START_S: Final = 60.0
 BOOT_S: Final = 240.0
 
 
-class TartQuestions:
-    """Asks them in an order in which each prepares the next."""
+class TartChecks:
+    """Runs the checks in order: each prepares the next."""
 
     def __init__(self, report: Report, program: str, image: str) -> None:
         self._report, self._program, self._image = report, program, image
@@ -39,23 +39,23 @@ class TartQuestions:
         self._logs = Path(tempfile.mkdtemp(prefix="hearth-selftest-"))
         self._runs: dict[str, ProcessIdentity] = {}
 
-    async def ask(self) -> None:
-        """Ask everything; whatever happens, remove the VMs that were made."""
+    async def run(self) -> None:
+        """Run all checks. Always removes the VMs that it made."""
         try:
-            await self._ask_of_a_clone()
-            await self._ask_of_a_run()
-            await self._ask_of_a_memory()
-            await self._ask_about_slots()
+            await self._check_clone()
+            await self._check_run()
+            await self._check_suspend()
+            await self._check_slots()
         finally:
-            self._report.begin("T-end", "Is everything removed that this made?")
+            self._report.begin("T-end", "Are all VMs of this run removed?")
             for name in self._vms:
-                self._end(name)
+                self._kill(name)
                 await self._tart("delete", name)
             left = [name for name in self._vms if (self._home / "vms" / name).exists()]
             self._answer(f"left: {left or 'nothing'}", expected=not left)
             shutil.rmtree(self._logs, ignore_errors=True)
 
-    async def _ask_of_a_clone(self) -> None:
+    async def _check_clone(self) -> None:
         self._report.begin("T-version", "Which release is this, and what does it list?")
         version, listed = await self._tart("--version"), await self._tart("list", "--format", "json")
         self._answer(version.stdout.strip(), expected=version.exit_code == listed.exit_code == 0)
@@ -69,7 +69,7 @@ class TartQuestions:
         await self._tart("set", self._vms[0], "--random-mac")
         self._answer(f"{before} became {self._config('macAddress')}", expected=before != self._config("macAddress"))
 
-    async def _ask_of_a_run(self) -> None:
+    async def _check_run(self) -> None:
         name = self._vms[0]
         self._report.begin("T-run", "Does the control socket appear when a VM is started, its output in a file?")
         began_s = time.monotonic()
@@ -81,32 +81,32 @@ class TartQuestions:
         self._answer(f"held by {holder}, `tart run` is {self._runs[name].pid}", expected=holder == self._runs[name].pid)
 
         self._report.begin("T-boot", "How long from the start to a command in the guest?")
-        ready = await self._until_it_answers(name)
+        ready = await self._wait_for_guest(name)
         self._answer(f"{time.monotonic() - began_s:.1f} s", expected=ready)
 
         self._report.begin("T-exec", "Does `exec` pass on the command's exit code, and nothing but its output?")
-        code, spoken = (
+        code, printed = (
             await self._tart("exec", name, "sh", "-c", "exit 7"),
             await self._tart("exec", name, "echo", "hi"),
         )
-        self._answer(f"exit {code.exit_code}, stdout {spoken.stdout!r}, stderr {spoken.stderr!r}",
-                     expected=code.exit_code == 7 and spoken.stdout == "hi\n")  # fmt: skip
+        self._answer(f"exit {code.exit_code}, stdout {printed.stdout!r}, stderr {printed.stderr!r}",
+                     expected=code.exit_code == 7 and printed.stdout == "hi\n")  # fmt: skip
 
-        self._report.begin("T-ip", "Do the guest's agent and the leases tell the same address?")
+        self._report.begin("T-ip", "Do the guest agent and the DHCP leases report the same address?")
         agent = await self._tart("ip", name, "--resolver", "agent", "--wait", "30", timeout_s=60)
         dhcp = await self._tart("ip", name, "--resolver", "dhcp", "--wait", "30", timeout_s=60)
-        told = f"agent {agent.stdout.strip()!r}, dhcp {dhcp.stdout.strip()!r}"
-        self._answer(told, expected=agent.exit_code == 0 and agent.stdout == dhcp.stdout)
+        addresses = f"agent {agent.stdout.strip()!r}, dhcp {dhcp.stdout.strip()!r}"
+        self._answer(addresses, expected=agent.exit_code == 0 and agent.stdout == dhcp.stdout)
 
-        self._report.begin("T-helper", "Which processes does a VM have beside `tart run`?")
+        self._report.begin("T-helper", "Which processes does a VM have in addition to `tart run`?")
         self._answer(f"com.apple.Virtualization processes: {await asyncio.to_thread(helpers)}")
 
-    async def _ask_of_a_memory(self) -> None:
+    async def _check_suspend(self) -> None:
         name = self._vms[0]
         self._report.begin("T-suspend", "Does a suspended VM end its process and keep its memory?")
         began_s = time.monotonic()
         await self._tart("suspend", name)
-        ended = await self._ended(name)
+        ended = await self._wait_for_kill(name)
         kept = await self._tart("get", name, "--format", "json")
         self._answer(f"{time.monotonic() - began_s:.1f} s; {kept.stdout.strip()[:200]}",
                      expected=ended and "suspended" in kept.stdout)  # fmt: skip
@@ -115,24 +115,24 @@ class TartQuestions:
         began_s = time.monotonic()
         appeared = await self._start(name)
         socket_s = time.monotonic() - began_s
-        ready = await self._until_it_answers(name)
+        ready = await self._wait_for_guest(name)
         self._answer(
             f"socket {socket_s:.1f} s, command {time.monotonic() - began_s:.1f} s", expected=appeared and ready
         )
 
-    async def _ask_about_slots(self) -> None:
-        self._report.begin("T-slots", "In which words is a third VM refused?")
+    async def _check_slots(self) -> None:
+        self._report.begin("T-slots", "What is the error when a third VM starts?")
         for name in self._vms[1:]:
             await self._tart("clone", self._image, name, timeout_s=300)
             await self._tart("set", name, "--random-mac")
             await self._start(name)
-        await self._ended(self._vms[2])
-        said = (self._logs / self._vms[2]).read_text(errors="replace")
-        self._answer(said.strip()[-300:], expected=read_outcome(said, 1).ending is Ending.NO_SLOT)
+        await self._wait_for_kill(self._vms[2])
+        output = (self._logs / self._vms[2]).read_text(errors="replace")
+        self._answer(output.strip()[-300:], expected=read_outcome(output, 1).ending is Ending.NO_SLOT)
 
-        self._report.begin("T-killed", "Does a killed `tart run` free its lock and its slot at once?")
-        self._end(self._vms[1])
-        await self._ended(self._vms[1])
+        self._report.begin("T-killed", "Does a killed `tart run` free its lock and its slot immediately?")
+        self._kill(self._vms[1])
+        await self._wait_for_kill(self._vms[1])
         free = lock_holder(self._folder(self._vms[1]) / "config.json") is None
         again = await self._start(self._vms[2])
         self._answer(
@@ -140,7 +140,7 @@ class TartQuestions:
         )
 
     async def _start(self, name: str) -> bool:
-        """Start a VM apart from this process; return whether its control socket appeared."""
+        """Start a detached VM; return whether its control socket appeared in time."""
         (self._folder(name) / SOCKET).unlink(missing_ok=True)
         output = self._logs / name
         output.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class TartQuestions:
             await asyncio.sleep(0.05)
         return False
 
-    async def _until_it_answers(self, name: str) -> bool:
+    async def _wait_for_guest(self, name: str) -> bool:
         deadline_s = time.monotonic() + BOOT_S
         while time.monotonic() < deadline_s:
             if (await self._tart("exec", name, "true", timeout_s=30)).exit_code == 0:
@@ -162,7 +162,7 @@ class TartQuestions:
             await asyncio.sleep(0.5)
         return False
 
-    async def _ended(self, name: str) -> bool:
+    async def _wait_for_kill(self, name: str) -> bool:
         deadline_s = time.monotonic() + START_S
         while is_alive(self._runs[name]):
             if time.monotonic() > deadline_s:
@@ -170,7 +170,7 @@ class TartQuestions:
             await asyncio.sleep(0.05)
         return not is_alive(self._runs[name])
 
-    def _end(self, name: str) -> None:
+    def _kill(self, name: str) -> None:
         if name in self._runs:
             kill(self._runs[name], signal.SIGKILL)
 
