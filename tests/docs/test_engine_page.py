@@ -12,5 +12,5 @@ PAGE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
 
 
 def test_rules_table_matches_the_planner() -> None:
-    table = PAGE.split("| rule | what it calls for |\n|---|---|\n")[1].split("\n\n")[0]
+    table = PAGE.split("| rule | what it does |\n|---|---|\n")[1].split("\n\n")[0]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [rule.__name__ for rule in RULES]
