@@ -48,7 +48,7 @@ from agent.host.host_monitor import HostMonitor
 from agent.host.power_assertion import PowerAssertion
 from agent.host.user_accounts import current_user
 from agent.host.vitals import VitalsSampler, measure_vitals
-from agent.hypervisors.choose import build_hypervisor
+from agent.hypervisors.factory import build_hypervisor
 from agent.images.choose import choose_images
 from agent.processes.command import CommandRunner
 from agent.telemetry.metrics import Metrics

@@ -169,7 +169,7 @@ def _summary(path: Path, contents: Contents) -> dict[str, Any]:
 
 
 async def _running(config: Config) -> tuple[Observed, ...]:
-    from agent.hypervisors.choose import build_hypervisor  # noqa: PLC0415 - drivers are slow to import
+    from agent.hypervisors.factory import build_hypervisor  # noqa: PLC0415 - drivers are slow to import
 
     hypervisor = build_hypervisor(config)
     try:

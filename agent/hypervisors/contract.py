@@ -1,8 +1,8 @@
-"""What every hypervisor driver must do. One conformance suite (tests/hypervisors) runs over all of them.
+"""The contract of a hypervisor driver, and its errors. One conformance suite (tests/hypervisors) tests every driver.
 
-Drivers hold no policy: they neither retry nor decide. Every method bounds its own time, is safe to call again after a
-crash at any point (`stop` and `delete` of what is not there succeed), and raises `HypervisorError` or a subclass, or
-the `CommandError` of a tool it runs.
+Drivers hold no policy: they do not retry, and they make no decisions. Every method has a time limit and may be called
+again after a crash at any point: `stop` and `delete` of a VM that does not exist succeed. Methods raise
+`HypervisorError` or a subclass, or the `CommandError` of a tool they run.
 """
 
 from __future__ import annotations
@@ -20,56 +20,56 @@ if TYPE_CHECKING:
 
 
 class HypervisorError(HearthError):
-    """A driver could not do what was asked; the message names the VM and holds the tool's own words."""
+    """A driver's operation failed. The message names the VM and contains the tool's own message."""
 
     code = "hypervisor-error"
 
 
 class HypervisorUnavailableError(HypervisorError):
-    """The hypervisor cannot work on this host at all: missing program, no accelerator, no license."""
+    """The hypervisor does not work on this host: a program, an accelerator or a license is missing."""
 
     code = "hypervisor-unavailable"
 
 
 class VmExistsError(HypervisorError):
-    """A clone was asked for under a name that is taken. Never overwritten, unlike `tart clone`."""
+    """The name of a clone is taken. Drivers never overwrite a VM, unlike `tart clone`."""
 
     code = "vm-exists"
 
 
 class VmNotFoundError(HypervisorError):
-    """No VM of that name is known."""
+    """There is no VM of that name."""
 
     code = "vm-not-found"
 
 
 class ForeignVmError(HypervisorError):
-    """The name is not one of ours, so its VM is never made, stopped or deleted by us."""
+    """The VM was not made by this agent, which therefore never makes, stops or deletes it."""
 
     code = "foreign-vm"
 
 
 class VmNotRunningError(HypervisorError):
-    """The VM exists but does not run, so it cannot be asked."""
+    """The VM exists but does not run."""
 
     code = "vm-not-running"
 
 
 class SlotsTakenError(HypervisorError):
-    """The host runs as many VMs as it may, somebody else's included: no fault of the VM or its image."""
+    """The host already runs as many VMs as it may, foreign ones included. Neither VM nor image is the cause."""
 
     code = "slots-taken"
 
 
-class FanOutUnsupportedError(HypervisorError):
-    """This guest cannot be started several times from one memory: it has no means to become itself afterwards."""
+class TemplatesUnsupportedError(HypervisorError):
+    """This guest cannot become a template: it has no program that reinitialises its identity."""
 
     code = "templates-unsupported"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.GUEST
 
 
 class GuestError(HypervisorError):
-    """The guest did not answer, or answered wrong: no verdict on the tool."""
+    """The guest did not answer, or answered wrong. The tool is not the cause."""
 
     code = "guest-error"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.GUEST
@@ -77,17 +77,17 @@ class GuestError(HypervisorError):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver can do, so that nothing above it asks which driver it is."""
+    """The features of a driver on this host, so that its callers do not depend on its name."""
 
     execute: bool
     suspend: bool
-    templates: bool  # several clones can resume from one suspended VM
-    counts_foreign_slots: bool  # VMs that are not ours hold slots too (Apple's limit of 2 counts every user)
+    templates: bool  # several clones can resume from one template
+    counts_foreign_slots: bool  # foreign VMs hold slots too (Apple's limit of 2 counts the VMs of every user)
 
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """What to create: a VM of this name and size, with these guest ports reachable from the host."""
+    """The VM to create: its name, its size, and the guest ports that must be reachable from the host."""
 
     name: str
     size: VmSize
@@ -96,7 +96,7 @@ class VmSpec:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a VM is reached: guest port `p` at `host:ports[p]`."""
+    """The address of a VM: guest port `p` is reachable at `host:ports[p]`."""
 
     host: str
     ports: Mapping[int, int]
@@ -104,7 +104,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a command in a guest did. Output is bounded; `truncated` says that some was cut."""
+    """The result of a command in a guest. Output is bounded; `truncated` shows that some was dropped."""
 
     exit_code: int
     stdout: bytes
@@ -114,7 +114,7 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True)
 class VmExit:
-    """A VM's process ended. `code` is None when it is not ours to know (an adopted process)."""
+    """The end of a VM's process. `code` is None if it is unknown, as for an adopted process."""
 
     name: str
     code: int | None
@@ -123,9 +123,9 @@ class VmExit:
 
 @dataclass(frozen=True, slots=True)
 class HealthFact:
-    """Something about a hypervisor that people must know, as a condition of the host.
+    """A state of the hypervisor that becomes a condition of the host.
 
-    `reason` is one CamelCase word, empty when all is well; `message` says what is wrong and the way out.
+    `reason` is one CamelCase word, empty while the state is healthy. `message` has the problem and its remedy.
     """
 
     condition: str
@@ -142,90 +142,107 @@ class Hypervisor(Protocol):
 
     @property
     def version(self) -> str:
-        """The hypervisor's own version; known after `preflight`, empty before."""
+        """The hypervisor's own version; empty before `preflight`."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this driver can do on this host."""
+        """The features of this driver on this host."""
 
     async def preflight(self) -> None:
-        """Prove that VMs can run here. Raises `HypervisorUnavailableError` naming what to install or change."""
+        """Check that VMs can run here. Raises `HypervisorUnavailableError` with what to install or change."""
 
     async def health(self) -> tuple[HealthFact, ...]:
-        """What people must know of this hypervisor beyond what listings tell, such as the state of a license.
+        """Return the conditions that listings do not show, such as the state of a license; empty if there are none.
 
-        Asked at every look around: what is dear to find out is to be remembered. Empty where there is nothing to tell.
+        Called at every observation, so a driver caches the result of an expensive query.
         """
 
     def on_exit(self, listener: Callable[[VmExit], None]) -> None:
-        """Call `listener` on the event loop as soon as a VM's process ends, whoever started it and whyever it ended.
+        """Call `listener` on the event loop as soon as a VM's process ends, for any reason.
 
-        Also for VMs adopted from an earlier life of the agent.
+        Includes VMs that an earlier agent started.
         """
 
     async def inventory(self) -> tuple[Observed, ...]:
-        """Every VM there is, ours and foreign, half-made ones included: complete, or an error. Never partial.
+        """Return all VMs of the host, including foreign and incomplete ones. Raises instead of returning a part.
 
-        The first call after a start also adopts: processes found running are watched for their exit from then on.
+        The first call after a start also adopts the VMs that run: their exits are reported from then on.
         """
 
     async def clone(self, spec: VmSpec, image: LocalImage, *, template: str | None = None) -> None:
-        """Make a stopped VM from an image, or a suspended one from a template of that image.
+        """Make a stopped VM from an image, or a suspended VM from a template of that image.
 
-        Raises `VmExistsError` when the name is taken, `HypervisorError` when there is no such template.
+        Raises `VmExistsError` if the name is taken, `HypervisorError` if there is no such template.
         """
 
     async def start(self, spec: VmSpec) -> None:
-        """Start a cloned VM and return when its process runs; the guest may still be booting.
+        """Start a cloned VM and return once its process runs; the guest may still be booting.
 
-        Raises `SlotsTakenError` where the host refuses because as many VMs run as may, ours or not.
+        Raises `SlotsTakenError` if the host already runs as many VMs as it may.
 
-        One cloned from a template goes on from that memory, and this returns when it has become itself: random numbers
-        of its own, the time of now, its own network address, host name and SSH host keys.
+        A VM cloned from a template resumes from the template's snapshot. `start` then returns after the guest has
+        reinitialised its identity: random numbers, clock, network address, host name and SSH host keys.
         """
 
     async def stop(self, name: str, *, grace_s: float) -> None:
-        """Ask the guest to shut down, wait at most `grace_s`, then end it. Returns when it provably does not run.
+        """Request a shutdown of the guest, wait at most `grace_s`, then kill the VM. Returns once it does not run.
 
-        A grace of 0 ends it at once. Stopping what does not run or does not exist succeeds.
+        A grace of 0 kills it immediately. Succeeds if the VM does not run or does not exist.
         """
 
     async def delete(self, name: str) -> None:
-        """Remove every file of a VM. It must not run. Deleting what does not exist succeeds."""
+        """Remove every file of a stopped VM. Succeeds if the VM does not exist."""
 
     async def suspend(self, name: str) -> None:
-        """Save the VM's memory and end its process. Raises `HypervisorError` where `capabilities.suspend` is false."""
+        """Save the VM's snapshot and end its process. Raises `HypervisorError` if `capabilities.suspend` is false."""
 
     async def resume(self, spec: VmSpec) -> None:
-        """Start a suspended VM from its saved memory."""
+        """Start a suspended VM from its snapshot."""
 
     async def save_template(self, name: str, template: str) -> None:
-        """Keep memory and disk of a running VM under a name, to clone others from; it pauses and then runs on.
+        """Save snapshot and disk of a running VM as a template. The VM pauses during the save, then runs on.
 
-        Raises `FanOutUnsupportedError`, at once and with the VM untouched, when its guest is not made for it.
-        Saving under a name that exists replaces it for the clones to come.
+        Raises `TemplatesUnsupportedError`, before it changes anything, if the guest cannot reinitialise its identity.
+        Replaces a template of that name for later clones.
         """
 
     async def templates(self) -> frozenset[str]:
-        """The names of the templates that are whole. Empty where `capabilities.templates` is false."""
+        """Return the names of the complete templates. Empty if `capabilities.templates` is false."""
 
     async def drop_template(self, template: str) -> None:
-        """Remove a template. VMs cloned from it are not harmed. Removing what does not exist succeeds."""
+        """Remove a template. VMs cloned from it are not affected. Succeeds if there is no such template."""
 
     async def address(self, name: str) -> Address:
-        """Where the VM is reached. Raises `VmNotRunningError` when it does not run."""
+        """Return the VM's address. Raises `VmNotRunningError` if it does not run."""
 
     async def ping(self, name: str, *, timeout_s: float) -> None:
-        """Return when the guest agent answers. Raises `GuestError` when it does not in time."""
+        """Return when the guest agent answers. Raises `GuestError` if it does not in time."""
 
     async def execute(self, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
-        """Run a command in the guest by its agent. Raises `GuestError` when the guest does not answer in time."""
+        """Run a command in the guest by its agent. Raises `GuestError` if the guest does not answer in time."""
 
     async def evidence(self, name: str, into: Path) -> None:
-        """Copy what explains the VM's state (console tail, tool output, screenshot) into the directory `into`.
+        """Write evidence of the VM's state (console tail, tool output, screenshot) into the directory `into`.
 
-        Best effort by nature, bounded in time and size; works for a dead VM as long as its files stand.
+        Best effort, bounded in time and size. Works for an ended VM while its files exist.
         """
 
     async def close(self) -> None:
-        """Stop watching and free what this process holds. Leaves every VM running."""
+        """Stop watching and free this process's resources. Every VM runs on."""
+
+
+class WithoutTemplates:
+    """The template methods of a driver whose hypervisor cannot start several VMs from one snapshot."""
+
+    async def save_template(self, name: str, template: str) -> None:
+        """See `Hypervisor`. Always raises."""
+        raise TemplatesUnsupportedError(
+            f"no template {template} can be made of {name}: the hypervisor cannot start several VMs from one snapshot"
+        )
+
+    async def templates(self) -> frozenset[str]:
+        """See `Hypervisor`. Always empty."""
+        return frozenset()
+
+    async def drop_template(self, template: str) -> None:
+        """See `Hypervisor`. Does nothing."""

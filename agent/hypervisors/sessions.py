@@ -1,7 +1,7 @@
-"""Commands in a guest that are followed while they run: output as it comes, input as it is given, an end at any time.
+"""Exec sessions: commands in a guest with output as they write it, input, and signals.
 
-A driver that can do this implements `StreamsExec`. For one that only runs commands to their end, `open_exec` falls back
-on that: the output then comes at the end, and there is no input.
+A driver that supports them implements `SupportsExecSessions`. For a driver that only runs commands to their end,
+`open_exec` falls back to `Hypervisor.execute`: the output then comes at the end, and there is no input.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import ExecResult, Hypervisor
 
 Signal = Literal["INT", "TERM", "KILL"]
-"""What a command in a guest can be sent, by the name every system knows it by."""
+"""A signal for a command in a guest, by its name: the number differs between systems."""
 
 KILLED: Final = 128 + 9
-"""The exit code of a command that was killed."""
+"""The exit code of a killed command."""
 
 OPEN_S: Final = 30.0
 """How long a guest may take to start a command."""
@@ -30,67 +30,69 @@ OPEN_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Some of what a command wrote, in the order in which it wrote to that stream."""
+    """A piece of a command's output, in the order in which the command wrote to that stream."""
 
     stream: Literal["stdout", "stderr"]
     data: bytes
 
 
 class ExecSession(Protocol):
-    """One command in a guest. Every method raises `GuestError` when the guest does not answer in time.
+    """A command in a guest. Every method raises `GuestError` if the guest does not answer in time.
 
-    `output` and `write` may be used at the same time, each by one task.
+    One task may use `output` while another uses `write`.
     """
 
     def output(self) -> AsyncGenerator[Output, None]:
-        """Tell what the command writes, as it writes it. Ends when the command has ended and all of it is told."""
+        """Yield the command's output as it is written. Ends after the command has ended and all output was yielded."""
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, 128 + signal for one that was killed. Known once `output` has ended, else it may be None."""
+        """The exit code, 128 + signal for a killed command. None until known, at the latest when `output` has ended."""
 
     async def write(self, data: bytes) -> None:
-        """Give the command input. Returns once the guest has taken it, so a writer cannot outrun the reader."""
+        """Pass input to the command. Returns once the guest has accepted it, so a writer cannot outrun the reader."""
 
     async def end_input(self) -> None:
-        """Let the command read the end of its input."""
+        """Close the command's input."""
 
     async def signal(self, signal: Signal) -> None:
-        """Send a signal to the command and what it has started. One that has ended already is left alone."""
+        """Send a signal to the command and the processes it started. Does nothing if the command has ended."""
 
     async def close(self) -> None:
-        """Kill the command if it still runs, and free what the guest keeps for it. Never raises `GuestError`."""
+        """Kill the command if it still runs, and free its resources in the guest. Does not raise `GuestError`."""
 
 
 @runtime_checkable
-class StreamsExec(Protocol):
-    """A hypervisor whose guests' commands can be followed."""
+class SupportsExecSessions(Protocol):
+    """A hypervisor whose guests' commands can have an exec session."""
 
     async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
-        """Start a command in a guest; without `stdin` it reads the end of its input at once.
+        """Start a command in a guest; without `stdin`, its input is empty.
 
-        Raises `GuestError` when the guest does not start it in time. A program that is not there is no such error: the
-        command ends with 127, as in a shell.
+        Raises `GuestError` if the guest does not start it in time. A missing program raises nothing: the command ends
+        with 127, as in a shell.
         """
 
 
 async def open_exec(hypervisor: Hypervisor, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
-    """Start a command in a guest by the best means its hypervisor has. See `StreamsExec.open_exec`."""
-    if isinstance(hypervisor, StreamsExec):
+    """Start a command in a guest, with a full session if the driver supports it. See `SupportsExecSessions`."""
+    if isinstance(hypervisor, SupportsExecSessions):
         return await hypervisor.open_exec(name, argv, stdin=stdin)
     if stdin:
-        raise GuestError(f"{hypervisor.name} gives commands in guests no input", remedy="run it without input")
-    return RunToEnd(hypervisor, name, argv)
+        raise GuestError(
+            f"{hypervisor.name} cannot pass input to commands in guests", remedy="run the command without input"
+        )
+    return BufferedExecSession(hypervisor, name, argv)
 
 
-class RunToEnd:
-    """An `ExecSession` over `Hypervisor.execute`: what the command wrote comes when it has ended.
+class BufferedExecSession:
+    """An `ExecSession` over `Hypervisor.execute`: the output comes after the command has ended.
 
-    A killed command is no longer waited for; whether it runs on in the guest is the driver's affair.
+    After a signal the session no longer waits for the command; the driver decides whether it runs on in the guest.
     """
 
     _LIMIT_S: Final = 7 * 86400.0
-    """As long as a lease may live: who opened the session ends it sooner."""
+    """The longest time a lease may live. The caller closes the session before that."""
 
     def __init__(self, hypervisor: Hypervisor, name: str, argv: tuple[str, ...]) -> None:
         self._name, self._program = name, argv[0]
@@ -115,14 +117,14 @@ class RunToEnd:
         return self._run.result().exit_code if self._run.done() else None
 
     async def write(self, data: bytes) -> None:
-        """See `ExecSession`. There is no input to give."""
-        raise GuestError(f"`{self._program}` in {self._name} takes no input", remedy="run it without input")
+        """See `ExecSession`. Always raises."""
+        raise GuestError(f"`{self._program}` in {self._name} accepts no input", remedy="run the command without input")
 
     async def end_input(self) -> None:
-        """See `ExecSession`. It is at its end from the start."""
+        """See `ExecSession`. Does nothing: the input is empty."""
 
     async def signal(self, signal: Signal) -> None:
-        """See `ExecSession`. Whatever the signal, nobody waits for the command any more."""
+        """See `ExecSession`. Any signal ends the wait for the command."""
         if not self._run.done():
             self._killed = self._run.cancel()
 
@@ -133,6 +135,6 @@ class RunToEnd:
             await self._result()
 
     async def _result(self) -> ExecResult | None:
-        """Return how it ended, or None when it was killed."""
+        """Return the command's result, None if it was killed."""
         await asyncio.wait([self._run])
         return None if self._killed else self._run.result()

@@ -1,7 +1,7 @@
-"""A command in a guest that is followed by a tool that passes streams and input on: a shell there tells pid and code.
+"""An exec session over a tool that passes output and input on but no signals, such as `tart exec` and `anka run`.
 
-Such tools (`tart exec`, `anka run`) pass no signals, so the command says its pid, and has a session of its own where
-the guest can make one: what signals it is another, short command.
+A shell in the guest reports the command's pid and exit code on stderr, after a random word. It gives the command a
+session of its own if the guest has a program for that. A signal is sent by another, short command.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ printf '\\nWORD %d\\n' $? >&2
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How commands get into the guest of the VM `name`.
+class GuestTransport:
+    """How to run commands in the guest of the VM `name`.
 
-    `argv` is what one is put behind, and `env` is added to the agent's. `run` runs one to its end, in `SIGNAL_S`: it
-    raises `HypervisorError` or `CommandError`, and must not start a VM that does not run.
+    A command follows `argv`, and `env` is added to the agent's environment. `run` runs a command to its end, in
+    `SIGNAL_S`: it raises `HypervisorError` or `CommandError`, and must not start a VM that does not run.
     """
 
     name: str
@@ -49,33 +49,33 @@ class Way:
     run: Callable[[tuple[str, ...]], Awaitable[object]]
 
 
-class ShellCommand:
+class ShellExecSession:
     """An `ExecSession` over a tool. Made by `open`."""
 
-    def __init__(self, way: Way, command: FollowedCommand, word: bytes) -> None:
-        self._way = way
+    def __init__(self, transport: GuestTransport, command: FollowedCommand, word: bytes) -> None:
+        self._transport = transport
         self._command = command
         self._word = word
         self._pieces = self._read()
         self._pid = ""
-        self._last_words = b""
+        self._last_stderr = b""
         self.exit_code: int | None = None
 
     @classmethod
-    async def open(cls, way: Way, argv: tuple[str, ...], *, stdin: bool) -> ShellCommand:
-        """Start a command. Raises `GuestError` when the guest does not in time."""
+    async def open(cls, transport: GuestTransport, argv: tuple[str, ...], *, stdin: bool) -> ShellExecSession:
+        """Start a command. Raises `GuestError` if the guest does not start it in `OPEN_S`."""
         word = secrets.token_hex(8)
         script = _SCRIPT.replace("WORD", word)
-        whole = (*way.argv, "/bin/sh", "-c", script, "sh", *argv)
-        command = await FollowedCommand.start(whole, stdin=stdin, env=way.env)
-        session = cls(way, command, word.encode())
+        whole = (*transport.argv, "/bin/sh", "-c", script, "sh", *argv)
+        command = await FollowedCommand.start(whole, stdin=stdin, env=transport.env)
+        session = cls(transport, command, word.encode())
         try:
             async with asyncio.timeout(OPEN_S):
-                await session._begin()
+                await session._wait_for_pid()
         except BaseException as error:
             await command.close()
             if isinstance(error, TimeoutError):
-                raise GuestError(f"{way.name} did not start `{argv[0]}` in {OPEN_S:g} s") from error
+                raise GuestError(f"{transport.name} did not start `{argv[0]}` in {OPEN_S:g} s") from error
             raise
         return session
 
@@ -84,7 +84,7 @@ class ShellCommand:
         async for piece in self._pieces:
             yield piece
         if self.exit_code is None:
-            raise GuestError(f"{self._way.name} did not answer any more: {self._words()}")
+            raise GuestError(f"{self._transport.name} stopped answering: {self._tool_message()}")
 
     async def write(self, data: bytes) -> None:
         """See `ExecSession`."""
@@ -98,7 +98,7 @@ class ShellCommand:
         """See `ExecSession`."""
         if self.exit_code is None:
             script = f"kill -{signal} -- -{self._pid} || kill -{signal} {self._pid}"
-            await self._way.run(("/bin/sh", "-c", script))
+            await self._transport.run(("/bin/sh", "-c", script))
 
     async def close(self) -> None:
         """See `ExecSession`."""
@@ -107,16 +107,15 @@ class ShellCommand:
         await self._pieces.aclose()
         await self._command.close()
 
-    async def _begin(self) -> None:
-        """Read until the command has said its pid."""
+    async def _wait_for_pid(self) -> None:
         first = await anext(self._pieces, None)
         if first is None or not self._pid:
-            raise GuestError(f"{self._way.name} did not answer: {self._words()}")
+            raise GuestError(f"{self._transport.name} did not answer: {self._tool_message()}")
 
     async def _read(self) -> AsyncGenerator[Output, None]:
-        """Tell what comes, less what the shell says; first an empty piece, once the command has said its pid.
+        """Yield the output without the shell's reports; first an empty piece, once the pid is known.
 
-        A command that is quick can be read on stdout before that.
+        Output of a short command on stdout can arrive before the pid on stderr.
         """
         held, early = b"", b""
         async with contextlib.aclosing(self._command.output()) as pieces:
@@ -129,29 +128,29 @@ class ShellCommand:
                     continue
                 held += data
                 if not self._pid:
-                    begun = re.search(rb"%s (\d+)\n" % self._word, held)  # the tool may have words of its own first
+                    begun = re.search(rb"%s (\d+)\n" % self._word, held)  # the tool may print first
                     if begun is None:
                         continue
                     self._pid, held = begun[1].decode(), held[begun.end() :]
                     yield Output("stderr", b"")
                     if early:
                         yield Output("stdout", early)
-                said, held = _split(held, b"\n" + self._word)
-                if said:
-                    yield Output("stderr", said)
+                complete, held = _split(held, b"\n" + self._word)
+                if complete:
+                    yield Output("stderr", complete)
         ended = re.fullmatch(rb"\n%s (\d+)\n" % self._word, held)
         if ended is not None:
             self.exit_code = int(ended[1])
         else:
-            self._last_words = held
+            self._last_stderr = held
 
-    def _words(self) -> str:
-        said = self._last_words.decode(errors="replace").strip()[-300:]
-        return said or f"`{' '.join(self._way.argv)}` ended and said nothing"
+    def _tool_message(self) -> str:
+        message = self._last_stderr.decode(errors="replace").strip()[-300:]
+        return message or f"`{' '.join(self._transport.argv)}` ended without a message"
 
 
 def _split(data: bytes, mark: bytes) -> tuple[bytes, bytes]:
-    """Return what comes before a mark, and the rest; of data without it, what surely is not its beginning."""
+    """Split before `mark`. Without a mark in `data`, split before the bytes that may be its beginning."""
     at = data.find(mark)
     if at < 0:
         at = next(

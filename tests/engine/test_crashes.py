@@ -90,7 +90,7 @@ async def test_nothing_is_lost_or_leaked_wherever_the_agent_dies(
         leases = {lease.id: lease for lease in engine.world().leases}
         assert promised <= leases.keys(), "what was promised is kept"
         for lease in leases.values():
-            assert simulated.vms[lease.vm].life is not None
+            assert simulated.vms[lease.vm].process is not None
             assert _pids(simulated)[lease.vm] == leased_pids[lease.vm], "a leased VM is not touched"
 
         def settled() -> bool:
@@ -109,4 +109,4 @@ async def test_nothing_is_lost_or_leaked_wherever_the_agent_dies(
 
 
 def _pids(simulated: SimulatedHost) -> dict[str, int]:
-    return {name: vm.life.pid for name, vm in simulated.vms.items() if vm.life is not None}
+    return {name: vm.process.pid for name, vm in simulated.vms.items() if vm.process is not None}

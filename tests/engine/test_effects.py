@@ -97,11 +97,11 @@ async def test_a_vm_made_while_nothing_can_be_written_is_not_lost(tmp_path: Path
     async with staged(tmp_path, Behaviour(clone_s=constant(0.05))) as stage:
         await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
         async with stage.unwritable():
-            await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].whole)
+            await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].is_complete)
         assert NAME in stage.executor.busy, "nothing else is planned on it meanwhile"
         await stage.ended.wait()
         assert stage.store.state.vms[NAME].state is VmState.STARTING
-        assert stage.host.vms[NAME].life is not None
+        assert stage.host.vms[NAME].process is not None
 
 
 async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_true_cause(tmp_path: Path) -> None:

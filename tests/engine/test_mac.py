@@ -111,7 +111,7 @@ async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, mo
     text = "".join(POOLS.format(name=name, layout=layout, warm=1, standby=1) for name in names)
     (tmp_path / "assignment.toml").write_text(text)
     behaviour = Behaviour(clone_s=uniform(0, 0.005), boot_s=uniform(0, 0.01), shutdown_s=uniform(0, 0.005))
-    simulated = SimulatedHost(behaviour=behaviour, rng=random.Random(1), capabilities=MAC, most_running=SLOTS)
+    simulated = SimulatedHost(behaviour=behaviour, rng=random.Random(1), capabilities=MAC, max_running=SLOTS)
     async with running(tmp_path, simulated, slots=SLOTS) as engine:
 
         async def job(number: int) -> None:
@@ -132,19 +132,19 @@ async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, mo
         await asyncio.gather(*(job(number) for number in range(40)))
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
-        assert all(vm.memory is None for vm in simulated.vms.values()), "nothing is suspended where that cannot be done"
+        assert all(vm.snapshot is None for vm in simulated.vms.values()), "a host without suspend suspends nothing"
 
 
 async def test_a_start_refused_for_want_of_a_slot_is_no_fault_of_the_image(tmp_path: Path) -> None:
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
-    simulated = SimulatedHost(capabilities=MAC, most_running=1)
+    simulated = SimulatedHost(capabilities=MAC, max_running=1)
     async with running(tmp_path, simulated, slots=1) as engine:
         await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
         (ready,) = (vm.name for vm in engine.world().vms)
         image = engine.world().vms[0].image
         simulated.foreign["somebody-elses"] = False
-        simulated.end(simulated.vms[ready], 1)
+        simulated.end_process(simulated.vms[ready], 1)
         simulated.foreign["somebody-elses"] = True  # it was quicker
         await until(lambda: engine.world().foreign_slots == 1)  # seen at once, long before the next look was due
         failed = [event for _, event in await engine.history.events(after=0) if event.kind is EventKind.VM_FAILED]

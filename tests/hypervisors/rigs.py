@@ -119,7 +119,7 @@ class QemuRig:
         (self.vms / f"{name}.partial").mkdir(parents=True)
 
     def spoil_memory(self, name: str) -> None:
-        memory = self.vms / name / layout.MEMORY
+        memory = self.vms / name / layout.SNAPSHOT
         memory.unlink()  # it may be linked to others
         memory.write_bytes(b"no memory at all" * 100)
 

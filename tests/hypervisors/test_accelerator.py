@@ -122,7 +122,7 @@ async def test_a_spoilt_memory_is_no_obstacle(host: Host, garbage: str) -> None:
 
 async def test_the_one_asked_for_must_work(host: Host) -> None:
     host.install(kvm=KVM_HANGS)
-    with pytest.raises(HypervisorUnavailableError, match=r"kvm: a guest did nothing for 0\.3 s.*accelerator to auto"):
+    with pytest.raises(HypervisorUnavailableError, match=r"kvm: a guest ran no code for 0\.3 s.*accelerator to auto"):
         await host.driver("kvm").preflight()
     await host.driver("tcg").preflight()
     assert host.tried() == ["kvm", "tcg"]

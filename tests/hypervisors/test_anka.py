@@ -16,7 +16,7 @@ from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError, par
 from agent.config import AnkaConfig
 from agent.domain.model import Observed, VmSize
 from agent.hypervisors.anka import AnkaHypervisor
-from agent.hypervisors.anka import driver as driving
+from agent.hypervisors.anka import running as anka_running
 from agent.hypervisors.anka.license import license_fact
 from agent.hypervisors.contract import (
     GuestError,
@@ -123,7 +123,7 @@ async def test_size_and_ports_are_set_before_the_start(host: AnkaRig, anka: Anka
 
 
 async def test_an_image_that_is_no_template_is_refused(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    with pytest.raises(HypervisorError, match="no Anka template"):
+    with pytest.raises(HypervisorError, match="not an Anka template"):
         await anka.clone(spec(), anka_image(host.folder, ""))
     await anka.delete(NAME)
     with pytest.raises(HypervisorError, match="not found"):
@@ -133,7 +133,7 @@ async def test_an_image_that_is_no_template_is_refused(host: AnkaRig, anka: Anka
 async def test_a_vm_whose_process_is_not_told_is_watched_by_listings(
     host: AnkaRig, anka: AnkaHypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driving, "POLL_S", 0.05)
+    monkeypatch.setattr(anka_running, "POLL_S", 0.05)
     (host.home.root / "no-pid").touch()
     exits = Exits(anka)
     await anka.clone(spec(), host.image)
@@ -243,7 +243,7 @@ async def test_a_clone_that_breaks_off_is_found_and_removed(
         await anka.clone(spec(), host.image)
     host.faults()
     assert await anka.inventory() == (Observed(NAME, ours=True, running=False),)
-    with pytest.raises(HypervisorError, match="half made"):
+    with pytest.raises(HypervisorError, match="is incomplete"):
         await anka.start(spec())
     await anka.delete(NAME)
     assert host.traces(NAME) == []
@@ -251,8 +251,8 @@ async def test_a_clone_that_breaks_off_is_found_and_removed(
 
 async def eventually_lists(driver: AnkaHypervisor, pid: int) -> None:
     """Ask until a VM that runs and is damaged is told: the first listings that leave it out are not believed."""
-    for _ in range(driving.OMISSIONS - 1):
-        with pytest.raises(HypervisorError, match="leaves out"):
+    for _ in range(anka_running.OMISSIONS - 1):
+        with pytest.raises(HypervisorError, match="omits"):
             await driver.inventory()
     (seen,) = await driver.inventory()
     assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
@@ -261,8 +261,8 @@ async def eventually_lists(driver: AnkaHypervisor, pid: int) -> None:
 async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     host.faults(list={"omit": [NAME]})
-    for _ in range(driving.OMISSIONS - 1):
-        with pytest.raises(HypervisorError, match="leaves out"):
+    for _ in range(anka_running.OMISSIONS - 1):
+        with pytest.raises(HypervisorError, match="omits"):
             await anka.inventory()
     host.faults()
     assert await pid_of(anka, NAME) == pid

@@ -260,7 +260,7 @@ async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig)
     skip_unless_it_suspends(driver)
     name = spec().name
     pid = await running(driver, rig, booted=True)
-    with pytest.raises(HypervisorError, match="no saved memory"):
+    with pytest.raises(HypervisorError, match="no snapshot"):
         await driver.resume(spec())
     assert await pid_of(driver, name) == pid
     await driver.execute(name, ("touch", "/kept-in-memory"), timeout_s=20)
@@ -282,7 +282,7 @@ async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervi
     await driver.suspend(spec().name)
     await driver.start(spec())
     await driver.stop(spec().name, grace_s=0)
-    with pytest.raises(HypervisorError, match="no saved memory"):
+    with pytest.raises(HypervisorError, match="no snapshot"):
         await driver.resume(spec())
     assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
 

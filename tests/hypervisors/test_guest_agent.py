@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.hypervisors.contract import ExecResult, GuestError
-from agent.hypervisors.qemu.fleet import RunningVm
-from agent.hypervisors.qemu.framing import VOID, Decoder
-from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, GuestAgent
-from agent.hypervisors.qemu.identity import set_clock
+from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, RESET, Decoder, GuestAgent
+from agent.hypervisors.qemu.reinitialize import set_clock
+from agent.hypervisors.qemu.running import QemuRunningVm
 from agent.hypervisors.qemu.sockets import listen
 from agent.processes.process import ProcessIdentity
 
@@ -54,9 +53,9 @@ class ScriptedAgent:
         self._writer = writer
         try:
             while line := await reader.readline():
-                request = json.loads(line.lstrip(VOID))
+                request = json.loads(line.lstrip(RESET))
                 if request["execute"] == "guest-sync-delimited":
-                    self.send_raw(VOID)
+                    self.send_raw(RESET)
                     self.send({"return": request["arguments"]["id"]})
                 else:
                     self.requests.append(request)
@@ -220,7 +219,7 @@ async def test_nonsense_is_a_guest_error(answer: object, tmp_path: Path) -> None
         agent.send(answer)
 
     async with talking_to(script, tmp_path) as (client, _):
-        with pytest.raises(GuestError, match="makes no sense"):
+        with pytest.raises(GuestError, match="invalid answer"):
             await client.execute(("true",), timeout_s=5)
 
 
@@ -345,7 +344,7 @@ def test_messages_survive_any_cut_and_any_noise_before_them(
     noise: bytes, messages: list[dict[str, object]], cuts: list[int]
 ) -> None:
     """Whatever came before a 0xFF, and however the stream is cut into pieces, what follows is decoded exactly."""
-    stream = VOID + b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+    stream = RESET + b"".join(json.dumps(message).encode() + b"\n" for message in messages)
     noise = noise.replace(b"\n", b" ")
     rest, decoded, decoder = noise + stream, [], Decoder()
     for cut in cuts:
@@ -391,7 +390,7 @@ async def test_a_guest_is_told_the_time_also_one_without_a_hardware_clock(tmp_pa
 
     for script, commands in ((obedient, ["guest-set-time"]), (without, ["guest-set-time", "guest-exec"])):
         async with talking_to(script, tmp_path) as (client, agent):
-            await set_clock(RunningVm("vm-1", ProcessIdentity(1, 1), tmp_path, client))
+            await set_clock(QemuRunningVm("vm-1", ProcessIdentity(1, 1), tmp_path, client))
         assert [request["execute"] for request in agent.requests][:2] == commands
         told = agent.requests[-1 if script is obedient else 1]["arguments"]
         assert isinstance(told, dict)

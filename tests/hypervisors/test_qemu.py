@@ -141,7 +141,7 @@ async def test_a_vm_that_cannot_start_says_why(rig: QemuRig, driver: Hypervisor)
     exits = Exits(driver)
     await driver.clone(spec(), rig.image)
     (rig.vms / NAME / layout.DISK).write_bytes(b"not a disk")
-    with pytest.raises(HypervisorError, match=rf"{NAME} ended as soon as it was started: .*qcow2"):
+    with pytest.raises(HypervisorError, match=rf"{NAME} ended immediately after its start: .*qcow2"):
         await driver.start(spec())
     ended = await exits.next()
     assert ended.code == 1
@@ -169,11 +169,11 @@ async def test_images_for_other_machines_are_refused(rig: QemuRig, driver: Hyper
 async def test_a_memory_is_used_once(rig: QemuRig, driver: Hypervisor) -> None:
     pid = await running(driver, rig)
     await driver.suspend(NAME)
-    assert (rig.vms / NAME / layout.MEMORY).stat().st_size > 100_000
+    assert (rig.vms / NAME / layout.SNAPSHOT).stat().st_size > 100_000
     await driver.resume(spec())
     assert await pid_of(driver, NAME) != pid
-    assert not (rig.vms / NAME / layout.MEMORY).exists()
-    with pytest.raises(HypervisorError, match="no saved memory"):
+    assert not (rig.vms / NAME / layout.SNAPSHOT).exists()
+    with pytest.raises(HypervisorError, match="no snapshot"):
         await driver.resume(spec())
 
 
@@ -182,7 +182,7 @@ async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_proce
 ) -> None:
     await running(driver, rig)
     await driver.suspend(NAME)
-    (rig.vms / NAME / layout.MEMORY).write_bytes(b"no memory at all" * 100)
+    (rig.vms / NAME / layout.SNAPSHOT).write_bytes(b"no memory at all" * 100)
     with pytest.raises(HypervisorError):
         await driver.resume(spec())
     assert await driver.inventory() == (Observed(NAME, ours=True, running=False, suspended=True),)
@@ -190,7 +190,7 @@ async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_proce
 
 async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     pid = await running(driver, rig)
-    unfinished = rig.vms / NAME / f"{layout.MEMORY}{layout.PARTIAL}"
+    unfinished = rig.vms / NAME / f"{layout.SNAPSHOT}{layout.PARTIAL}"
     unfinished.symlink_to("/dev/full")
     with pytest.raises(HypervisorError, match="migrate"):
         await driver.suspend(NAME)

@@ -13,7 +13,7 @@ from agent.domain.names import vm_name
 from agent.hypervisors.contract import HypervisorUnavailableError, VmSpec
 from agent.hypervisors.qemu import firmware as firmware_module
 from agent.hypervisors.qemu import layout
-from agent.hypervisors.qemu.cmdline import Launch, command_line, mac_address
+from agent.hypervisors.qemu.cmdline import LaunchOptions, command_line, mac_address
 from agent.hypervisors.qemu.firmware import (
     Firmware,
     choose_firmware,
@@ -21,10 +21,10 @@ from agent.hypervisors.qemu.firmware import (
     parse_description,
     write_variables,
 )
-from agent.hypervisors.qemu.layout import Layout
+from agent.hypervisors.qemu.layout import QemuLayout
 from agent.hypervisors.qemu.machine import machine_for
 from agent.hypervisors.qemu.monitor import parse_forwards
-from agent.hypervisors.qemu.processes import folder_of
+from agent.hypervisors.qemu.processes import working_folder
 from agent.hypervisors.qemu.sockets import ADDRESS_LIMIT_BYTES, connect, listen
 from tests.hypervisors.rigs import spec
 
@@ -46,9 +46,9 @@ def launch(**changes: Any) -> list[str]:
         "firmware": None,
         "monitor_fd": 7,
         "agent_fd": 8,
-        "waiter_fd": 9,
+        "resume_fd": 9,
     }
-    return command_line(Launch(**(arguments | changes)))
+    return command_line(LaunchOptions(**(arguments | changes)))
 
 
 def option(argv: list[str], name: str) -> list[str]:
@@ -70,17 +70,17 @@ def test_the_command_line_says_what_was_asked_for() -> None:
 
 
 def test_a_process_is_known_by_its_command_line_alone() -> None:
-    assert folder_of(launch(), ROOT) == Path("hearth-small-1")
-    assert folder_of(launch(), Path("/elsewhere")) is None
-    assert folder_of([], ROOT) is None
-    assert folder_of(["qemu-system-x86_64", "-pidfile"], ROOT) is None
-    assert folder_of(["qemu-system-x86_64", "-pidfile", "/run/other.pid"], ROOT) is None
-    assert folder_of(["less", *launch()[1:]], ROOT) is None, "somebody looking at a VM's files is no VM"
+    assert working_folder(launch(), ROOT) == Path("hearth-small-1")
+    assert working_folder(launch(), Path("/elsewhere")) is None
+    assert working_folder([], ROOT) is None
+    assert working_folder(["qemu-system-x86_64", "-pidfile"], ROOT) is None
+    assert working_folder(["qemu-system-x86_64", "-pidfile", "/run/other.pid"], ROOT) is None
+    assert working_folder(["less", *launch()[1:]], ROOT) is None, "somebody looking at a VM's files is no VM"
     below = {"template.partial": Path("hearth-small-1/template.partial"), "elsewhere": None, "": Path("hearth-small-1")}
     for folder, found in below.items():
         argv = ["qemu-system-x86_64", "-pidfile", str(ROOT / "hearth-small-1" / folder / "qemu.pid")]
-        assert folder_of(argv, ROOT) == found, "a QEMU that makes a template is told from the VM it is made of"
-    assert folder_of(["qemu-system-x86_64", "-pidfile", str(ROOT / "qemu.pid")], ROOT) is None
+        assert working_folder(argv, ROOT) == found, "a QEMU that makes a template is told from the VM it is made of"
+    assert working_folder(["qemu-system-x86_64", "-pidfile", str(ROOT / "qemu.pid")], ROOT) is None
 
 
 def test_vms_by_uefi_get_their_own_variables() -> None:
@@ -233,7 +233,7 @@ def test_a_listener_that_does_not_accept_is_not_waited_for(tmp_path: Path) -> No
 
 
 def test_names_in_a_folder_of_vms(tmp_path: Path) -> None:
-    where = Layout(tmp_path / "vms")
+    where = QemuLayout(tmp_path / "vms")
     assert where.names() == set()
     whole, half = spec(1).name, spec(2).name
     for name in (whole, f"{half}.partial", "notes", "notes.partial"):
@@ -241,11 +241,11 @@ def test_names_in_a_folder_of_vms(tmp_path: Path) -> None:
     (tmp_path / "vms" / ".DS_Store").touch()
     (tmp_path / "vms" / "link").symlink_to(tmp_path)
     assert where.names() == {whole, half, "notes", "notes.partial"}
-    assert [where.ours(name) for name in (whole, half, "notes", "hearth-small")] == [True, True, False, False]
+    assert [where.is_ours(name) for name in (whole, half, "notes", "hearth-small")] == [True, True, False, False]
 
 
 def test_a_vm_without_its_disk_is_damaged_and_a_half_made_one_is_not(tmp_path: Path) -> None:
-    where, name = Layout(tmp_path), vm_name("ci", "0" * 26)
+    where, name = QemuLayout(tmp_path), vm_name("ci", "0" * 26)
     assert str(where.vm(name)) in where.damage(name)
     where.partial(name).mkdir()
     assert where.damage(name) == ""
@@ -258,4 +258,4 @@ def test_a_vm_without_its_disk_is_damaged_and_a_half_made_one_is_not(tmp_path: P
 def test_a_folder_of_vms_is_known_by_its_true_path(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "real")
-    assert Layout(tmp_path / "alias" / "vms").root == tmp_path / "real" / "vms"
+    assert QemuLayout(tmp_path / "alias" / "vms").root == tmp_path / "real" / "vms"

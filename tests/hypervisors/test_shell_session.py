@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.hypervisors.contract import GuestError
-from agent.hypervisors.shell_session import ShellCommand, Way
+from agent.hypervisors.shell_session import GuestTransport, ShellExecSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,17 +16,17 @@ STDERR_LAST = '"$@" 2>"$ASIDE"; cat "$ASIDE" >&2'
 WORDS_FIRST = 'echo "INFO tool: run" >&2; exec "$@"'
 
 
-def way(script: str, aside: Path) -> Way:
+def transport(script: str, aside: Path) -> GuestTransport:
     async def run(argv: tuple[str, ...]) -> None:
         """Signal nothing: all that these tests run has ended."""
 
-    return Way("vm", ("/bin/sh", "-c", script, "sh"), {"ASIDE": str(aside)}, run)
+    return GuestTransport("vm", ("/bin/sh", "-c", script, "sh"), {"ASIDE": str(aside)}, run)
 
 
 @pytest.mark.parametrize("script", [STDERR_LAST, WORDS_FIRST])
 async def test_a_quick_command_and_a_tool_with_words_of_its_own_are_understood(script: str, tmp_path: Path) -> None:
     argv = ("sh", "-c", "echo hello; echo problem >&2; exit 3")
-    session = await ShellCommand.open(way(script, tmp_path / "stderr"), argv, stdin=False)
+    session = await ShellExecSession.open(transport(script, tmp_path / "stderr"), argv, stdin=False)
     streams = {"stdout": b"", "stderr": b""}
     async for item in session.output():
         streams[item.stream] += item.data
@@ -36,6 +36,8 @@ async def test_a_quick_command_and_a_tool_with_words_of_its_own_are_understood(s
 
 async def test_a_tool_that_runs_nothing_is_told_in_its_words(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="vm did not answer: -tool: disconnected"):
-        await ShellCommand.open(way("echo '-tool: disconnected' >&2; exit 125", tmp_path), ("true",), stdin=False)
-    with pytest.raises(GuestError, match="vm did not answer: .* ended and said nothing"):
-        await ShellCommand.open(way("exit 1", tmp_path), ("true",), stdin=False)
+        await ShellExecSession.open(
+            transport("echo '-tool: disconnected' >&2; exit 125", tmp_path), ("true",), stdin=False
+        )
+    with pytest.raises(GuestError, match="vm did not answer: .* ended without a message"):
+        await ShellExecSession.open(transport("exit 1", tmp_path), ("true",), stdin=False)

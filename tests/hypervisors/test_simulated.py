@@ -15,10 +15,10 @@ import pytest
 from agent.domain.model import Observed
 from agent.hypervisors.contract import (
     Capabilities,
-    FanOutUnsupportedError,
     GuestError,
     HypervisorError,
     SlotsTakenError,
+    TemplatesUnsupportedError,
     VmExit,
 )
 from agent.hypervisors.simulated import (
@@ -76,7 +76,7 @@ async def test_a_clone_that_fails_leaves_nothing() -> None:
 
 async def test_a_clone_that_breaks_leaves_half_a_vm() -> None:
     fleet = Fleet(Behaviour(clone_breaks=1))
-    with pytest.raises(HypervisorError, match="half cloned"):
+    with pytest.raises(HypervisorError, match="cloned incompletely"):
         await fleet.driver.clone(spec(), IMAGE)
     assert await fleet.listed() == [(NAME, False)]
 
@@ -107,7 +107,7 @@ async def test_a_guest_can_hang_by_itself() -> None:
     fleet = Fleet(Behaviour(boot_s=constant(0), hangs=1, hangs_after_s=constant(0.1)))
     await fleet.start()
     await fleet.driver.ping(NAME, timeout_s=5)
-    await asyncio.gather(*fleet.host.vms[NAME].life.fates, return_exceptions=True)  # type: ignore[union-attr]
+    await asyncio.gather(*fleet.host.vms[NAME].process.scheduled, return_exceptions=True)  # type: ignore[union-attr]
     with pytest.raises(GuestError):
         await fleet.driver.ping(NAME, timeout_s=0.05)
     assert fleet.exits.empty()
@@ -137,7 +137,7 @@ async def test_a_guest_may_ignore_a_shutdown(behaviour: Behaviour, code: int) ->
 async def test_a_guest_can_lack_the_means_to_become_another() -> None:
     fleet = Fleet(Behaviour(lacks_hook=1))
     await fleet.start()
-    with pytest.raises(FanOutUnsupportedError):
+    with pytest.raises(TemplatesUnsupportedError):
         await fleet.driver.save_template(NAME, "template")
 
 
@@ -151,7 +151,7 @@ async def test_a_template_can_fail_and_so_can_what_goes_on_from_one() -> None:
     await fleet.driver.clone(spec(2), IMAGE, template="template")
     await fleet.driver.suspend(NAME)
     for resuming in (fleet.driver.start(spec(2)), fleet.driver.resume(spec())):
-        with pytest.raises(HypervisorError, match="cannot go on"):
+        with pytest.raises(HypervisorError, match="cannot resume"):
             await resuming
     assert await fleet.listed() == [(NAME, False), (spec(2).name, False)]
 
@@ -175,7 +175,7 @@ async def test_a_host_can_do_less() -> None:
     await fleet.start()
     with pytest.raises(HypervisorError, match="cannot be suspended"):
         await fleet.driver.suspend(NAME)
-    with pytest.raises(FanOutUnsupportedError):
+    with pytest.raises(TemplatesUnsupportedError):
         await fleet.driver.save_template(NAME, "template")
     assert await fleet.listed() == [(NAME, True)]
 
@@ -209,7 +209,7 @@ async def test_a_vm_can_lose_its_files_and_run_on() -> None:
 
 async def test_a_host_can_have_few_slots_and_somebody_else_may_hold_them() -> None:
     fleet = Fleet()
-    fleet.host.most_running, fleet.host.foreign = 2, {"somebody-elses": True, "stopped": False}
+    fleet.host.max_running, fleet.host.foreign = 2, {"somebody-elses": True, "stopped": False}
     await fleet.start()
     await fleet.driver.clone(spec(2), IMAGE)
     with pytest.raises(SlotsTakenError):

@@ -15,18 +15,18 @@ import pytest
 from agent.config import TartConfig
 from agent.domain.model import Observed
 from agent.hypervisors.contract import (
-    FanOutUnsupportedError,
     GuestError,
     HypervisorError,
     HypervisorUnavailableError,
     SlotsTakenError,
+    TemplatesUnsupportedError,
     VmExistsError,
     VmExit,
 )
 from agent.hypervisors.tart.driver import CONDITION, TartHypervisor
-from agent.hypervisors.tart.launch import SlotsLeakedError
-from agent.hypervisors.tart.outcome import Ending, read_outcome
-from agent.hypervisors.tart.processes import vm_of
+from agent.hypervisors.tart.processes import vm_run_by
+from agent.hypervisors.tart.run_result import RunEnding, parse_run_result
+from agent.hypervisors.tart.startup import SlotsLeakedError
 from agent.processes.command import CommandError, CommandTimeoutError
 from agent.processes.process import identify
 from tests.hypervisors.rigs import GUEST_PORT, TartRig, spec
@@ -130,7 +130,7 @@ async def test_a_size_the_image_does_not_allow_is_told_in_tarts_words(driver: Ta
     config.write_text(json.dumps(MACOS | {"cpuCountMin": 4}))
     with pytest.raises(CommandError, match="at least 4 CPUs"):
         await driver.clone(spec(), rig.image)
-    with pytest.raises(HypervisorError, match="half made"):
+    with pytest.raises(HypervisorError, match="is incomplete"):
         await driver.start(spec())
 
 
@@ -222,9 +222,9 @@ async def test_a_vm_that_dies_while_it_is_suspended_is_told(driver: TartHypervis
     """T17. The command has long returned with success."""
     rig.home.set_faults(run={"die_at": "suspending"})
     await running(driver, rig, booted=True)
-    with pytest.raises(HypervisorError, match="ended without saving its memory: .*creating a snapshot"):
+    with pytest.raises(HypervisorError, match="ended without saving its snapshot: .*creating a snapshot"):
         await driver.suspend(NAME)
-    with pytest.raises(FanOutUnsupportedError):
+    with pytest.raises(TemplatesUnsupportedError):
         await driver.save_template(NAME, "memory")
 
 
@@ -264,7 +264,7 @@ async def test_a_hung_tool_is_not_blamed_on_the_guest(driver: TartHypervisor, ri
         await driver.execute(NAME, ("true",), timeout_s=0.3)
 
 
-async def test_a_unhealthy_guest_is_reached_by_its_lease_alone(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_guest_without_agent_is_reached_by_its_lease(driver: TartHypervisor, rig: TartRig) -> None:
     """T20. Without an agent there is still the DHCP lease, and `tart ip` takes a second to say no."""
     unhealthy = rig.home.add_image("3.0", unhealthy=True)
     await driver.clone(spec(), unhealthy)
@@ -402,7 +402,7 @@ async def test_a_clone_that_is_killed_leaves_nothing_that_stays(
 @pytest.mark.parametrize("command", ["clone", "set"])
 async def test_success_without_effect_is_no_success(driver: TartHypervisor, rig: TartRig, command: str) -> None:
     rig.home.set_faults(**{command: {"garbage": True}})
-    with pytest.raises(HypervisorError, match=f"tart {command}` said that it"):
+    with pytest.raises(HypervisorError, match=f"tart {command}` reported success"):
         await driver.clone(spec(), rig.image)
 
 
@@ -442,11 +442,11 @@ async def test_a_start_that_dies_or_hangs_is_told_and_leaves_no_process(
 ) -> None:
     await driver.clone(spec(), rig.image)
     for faults, told in (
-        ({"die_at": "locked"}, "ended as soon as it was started: it said nothing"),
-        ({"die_at": "slot taken"}, "ended as soon as it was started"),
-        ({"fail": "Failed to lock auxiliary storage."}, "still runs somewhere"),
+        ({"die_at": "locked"}, "ended immediately: no output"),
+        ({"die_at": "slot taken"}, "ended immediately"),
+        ({"fail": "Failed to lock auxiliary storage."}, "still runs in a process"),
         ({"hang_on_term": True}, "has not started the VM in 1 s"),
-        ({"garbage": True}, "ended as soon as it was started"),
+        ({"garbage": True}, "ended immediately"),
     ):
         rig.home.set_faults(run=faults)
         with pytest.raises(HypervisorError, match=told):
@@ -470,7 +470,7 @@ async def test_no_tart_and_no_sense_are_told_before_anything_begins(rig: TartRig
     with pytest.raises(HypervisorUnavailableError, match="brew install"):
         await missing.preflight()
     rig.home.set_faults(**{"--version": {"garbage": True}})
-    with pytest.raises(HypervisorUnavailableError, match="says its version is"):
+    with pytest.raises(HypervisorUnavailableError, match="reports an unknown version"):
         await rig.driver().preflight()
     rig.home.set_faults()
     proven = rig.driver()
@@ -480,10 +480,10 @@ async def test_no_tart_and_no_sense_are_told_before_anything_begins(rig: TartRig
 
 def test_outcomes_are_read_from_the_last_run_only() -> None:
     before = "# hearth: 1\nguest has stopped the virtual machine due to error: x\n# hearth: 2\n"
-    assert read_outcome(before, 0) == read_outcome("", 0)
-    full = read_outcome(f"{before}VZErrorDomain Code=6 The maximum supported number of active virtual machines", 1)
-    assert (full.ending, full.code) == (Ending.NO_SLOT, 1)
-    assert read_outcome("a\nb\n\nc\nd\n", None).words == "b | c | d"
+    assert parse_run_result(before, 0) == parse_run_result("", 0)
+    full = parse_run_result(f"{before}VZErrorDomain Code=6 The maximum supported number of active virtual machines", 1)
+    assert (full.ending, full.code) == (RunEnding.NO_SLOT, 1)
+    assert parse_run_result("a\nb\n\nc\nd\n", None).message == "b | c | d"
 
 
 @pytest.mark.parametrize(
@@ -497,4 +497,4 @@ def test_outcomes_are_read_from_the_last_run_only() -> None:
     ],
 )
 def test_processes_are_told_apart_by_their_arguments(argv: list[str], vm: str | None) -> None:
-    assert vm_of(argv, "/usr/local/bin/tart") == vm
+    assert vm_run_by(argv, "/usr/local/bin/tart") == vm

@@ -1,4 +1,4 @@
-"""What explains an Anka VM's state to a person, as files: what `anka show` tells, and the tails of Anka's logs."""
+"""The evidence of an Anka VM's state, as files: the output of `anka show`, and the tails of Anka's logs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import VmExit
 
 TAIL_BYTES: Final = 256 << 10
-ASK_S: Final = 5.0
+QUERY_S: Final = 5.0
 ROOT_LOGS: Final = Path("/Library/Logs/Anka")
 COMMON_LOG: Final = "anka.log"
 
 
 def default_logs() -> Path:
-    """Return where Anka logs for the agent's user."""
+    """Return the folder of Anka's logs for the agent's user."""
     return ROOT_LOGS if runs_as_root() else Path.home() / "Library" / "Logs" / "Anka"
 
 
 async def gather_evidence(anka: Anka, logs: Path, name: str, last_exit: VmExit | None, into: Path) -> None:
-    """Write what can be had of a VM into the directory `into`. Raises `HypervisorError`."""
+    """Write the evidence of a VM into the directory `into`. Raises `HypervisorError`."""
     state: dict[str, object] = {"running": False}
     uuid = ""
     try:
-        shown = (await anka.query("show", name, timeout_s=ASK_S)).body
+        shown = (await anka.query("show", name, timeout_s=QUERY_S)).body
         if isinstance(shown, dict):
             state |= {"running": shown.get("status") == "running", "show": _without_secrets(shown)}
             uuid = str(shown.get("uuid") or "")
@@ -43,7 +43,7 @@ async def gather_evidence(anka: Anka, logs: Path, name: str, last_exit: VmExit |
     try:
         await asyncio.to_thread(_write, logs, uuid, state, into)
     except OSError as error:
-        raise HypervisorError(f"evidence cannot be kept in {into}: {error}") from error
+        raise HypervisorError(f"evidence cannot be written to {into}: {error}") from error
 
 
 def _without_secrets(shown: dict[str, object]) -> dict[str, object]:
@@ -55,5 +55,5 @@ def _write(logs: Path, uuid: str, state: dict[str, object], into: Path) -> None:
     into.joinpath("state.json").write_text(json.dumps(state, indent=2, default=str))
     sources = {"console.log": f"{uuid}.log", COMMON_LOG: COMMON_LOG}
     for target, source in sources.items():
-        if uuid and (said := read_tail(logs / source, TAIL_BYTES)):
-            into.joinpath(target).write_bytes(said)
+        if uuid and (text := read_tail(logs / source, TAIL_BYTES)):
+            into.joinpath(target).write_bytes(text)

@@ -1,4 +1,4 @@
-"""Commands in a guest by `anka run`, and its health by the smallest of them."""
+"""Commands in a guest by `anka run`. A guest is healthy if it runs `true`."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from agent.processes.command import CommandTimeoutError
 
 if TYPE_CHECKING:
     from agent.anka.command import Anka
-    from agent.hypervisors.anka.fleet import RunningVm
+    from agent.hypervisors.anka.running import AnkaRunningVm
 
-DISCONNECTED: Final = 125
 UNANSWERED: Final = (b"communication timeout", b"disconnected")
-AGAIN_S: Final = 0.2
+RETRY_S: Final = 0.2
 
 
 async def run_in_guest(anka: Anka, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
-    """Run a command in a VM that is known to run. Raises `GuestError` when the guest does not answer in time.
+    """Run a command in a running VM. Raises `GuestError` if the guest does not answer in time.
 
-    That of a hung tool is not to be told from that of a guest: `anka run` is silent in both.
+    A hung tool raises the same error: `anka run` prints nothing in either case.
     """
     try:
         result = await anka.run("run", name, *argv, timeout_s=timeout_s)
     except CommandTimeoutError:
         raise GuestError(f"the guest of {name} did not answer in {timeout_s:g} s") from None
-    said = result.stderr.strip()
-    if result.exit_code and said.startswith(b"-anka:") and any(words in said for words in UNANSWERED):
-        raise GuestError(f"the guest of {name} did not answer: {said.decode(errors='replace')[-200:]}")
+    stderr = result.stderr.strip()
+    if result.exit_code and stderr.startswith(b"-anka:") and any(words in stderr for words in UNANSWERED):
+        raise GuestError(f"the guest of {name} did not answer: {stderr.decode(errors='replace')[-200:]}")
     return ExecResult(result.exit_code, result.stdout, result.stderr, truncated=result.truncated)
 
 
-async def ping_guest(anka: Anka, vm: RunningVm, *, timeout_s: float) -> None:
-    """Return when the guest runs a command. Raises `GuestError` when it does not in time."""
+async def ping_guest(anka: Anka, vm: AnkaRunningVm, *, timeout_s: float) -> None:
+    """Return when the guest runs a command. Raises `GuestError` if it does not in time."""
     deadline_s = time.monotonic() + timeout_s
     while (left_s := deadline_s - time.monotonic()) > 0:
         try:
             await run_in_guest(anka, vm.name, ("true",), timeout_s=left_s)
         except GuestError:
-            await asyncio.sleep(min(AGAIN_S, max(0.0, deadline_s - time.monotonic())))
+            await asyncio.sleep(min(RETRY_S, max(0.0, deadline_s - time.monotonic())))
         else:
             return
         if vm.exited.is_set():

@@ -1,4 +1,4 @@
-"""The qemu driver: overlay clones, QMP, guest agent, processes adopted from the process table."""
+"""The qemu driver: VMs as overlays on an image, controlled by QMP and the guest agent."""
 
 from __future__ import annotations
 

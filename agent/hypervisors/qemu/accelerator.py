@@ -1,6 +1,6 @@
-"""Which accelerator works here: proven by running guest code with a deadline, and remembered.
+"""The selection of an accelerator that works on this host: runs guest code with a deadline, and caches the result.
 
-An open /dev/kvm proves nothing: where the host is itself a VM, KVM can take every call and then never run the guest.
+An open /dev/kvm does not suffice: if the host is itself a VM, KVM can accept every call and then never run the guest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.hypervisors.contract import HypervisorUnavailableError
-from agent.hypervisors.qemu.cmdline import ALWAYS, accelerated
+from agent.hypervisors.qemu.cmdline import COMMON_ARGUMENTS, accelerated
 from agent.processes.boot import boot_id
 from agent.processes.command import Command, CommandRunner, CommandTimeoutError
 
@@ -28,29 +28,29 @@ log = structlog.get_logger()
 
 PREFERRED: Final = {"darwin": ("hvf", "tcg"), "linux": ("kvm", "tcg")}
 TRIAL_S: Final = {"kvm": 5.0, "hvf": 5.0, "tcg": 30.0}
-"""Time for five instructions, mostly spent starting QEMU: 0.1 s on an idle machine. Emulation has nothing after it to
-fall back to, so it gets the time of a machine under load."""
+"""Time limit for five instructions, mostly the start of QEMU: 0.1 s on an idle machine. There is no fallback from
+emulation, so its limit suits a machine under load."""
 CACHE_FILE: Final = "qemu-accelerator.json"
 
 
-async def prove_accelerator(
+async def select_accelerator(
     runner: CommandRunner, machine: Machine, binary: Path, *, version: str, wanted: str, state_dir: Path
 ) -> str:
-    """Return the first accelerator that runs guest code, of those to try for `wanted` (`auto`, or one by name).
+    """Return the first accelerator that runs guest code. `wanted` is `auto`, or the name of the only one to try.
 
-    The answer is kept in `state_dir` until QEMU, the kernel or the boot changes. Raises `HypervisorUnavailableError`
-    telling what became of each trial.
+    Caches the result in `state_dir` until QEMU, the kernel or the boot changes. Raises `HypervisorUnavailableError`
+    with the reason why each trial failed.
     """
     key = [str(binary), version, platform.release(), await asyncio.to_thread(boot_id), wanted]
     cache = state_dir / CACHE_FILE
-    if known := await asyncio.to_thread(_recall, cache, key):
-        return known
+    if cached := await asyncio.to_thread(_read_cache, cache, key):
+        return cached
     failures: dict[str, str] = {}
     for accelerator in PREFERRED.get(sys.platform, ("tcg",)) if wanted == "auto" else (wanted,):
         failure = await _try(runner, machine, binary, accelerator)
         if failure is None:
-            log.info("accelerator-proven", accelerator=accelerator, failed=failures)
-            await asyncio.to_thread(_remember, cache, key, accelerator)
+            log.info("accelerator-selected", accelerator=accelerator, failed=failures)
+            await asyncio.to_thread(_write_cache, cache, key, accelerator)
             return accelerator
         log.warning("accelerator-failed", accelerator=accelerator, error=failure)
         failures[accelerator] = failure
@@ -62,33 +62,33 @@ async def prove_accelerator(
 
 
 async def _try(runner: CommandRunner, machine: Machine, binary: Path, accelerator: str) -> str | None:
-    """Boot the trial firmware. Returns why the accelerator does not work, or None when it does."""
+    """Boot the trial firmware. Returns why the accelerator does not work, None if it works."""
     with tempfile.TemporaryDirectory(prefix="hearth-") as folder:
         firmware = Path(folder, "trial.bin")
         await asyncio.to_thread(firmware.write_bytes, machine.trial.firmware())
         argv = (
-            *(str(binary), *ALWAYS, *accelerated(machine, accelerator), "-m", "64M", "-no-reboot"),
+            *(str(binary), *COMMON_ARGUMENTS, *accelerated(machine, accelerator), "-m", "64M", "-no-reboot"),
             *("-bios", str(firmware), *machine.trial.arguments),
         )
         try:
             result = await runner.run(Command(argv, timeout_s=TRIAL_S[accelerator]), check=False)
         except CommandTimeoutError:
-            return f"a guest did nothing for {TRIAL_S[accelerator]:g} s"
+            return f"a guest ran no code for {TRIAL_S[accelerator]:g} s"
     if result.exit_code == machine.trial.exit_code:
         return None
-    said = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return f"exit code {result.exit_code}: {said}" if said else f"exit code {result.exit_code}"
+    last_line = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return f"exit code {result.exit_code}: {last_line}" if last_line else f"exit code {result.exit_code}"
 
 
-def _recall(cache: Path, key: list[str]) -> str | None:
+def _read_cache(cache: Path, key: list[str]) -> str | None:
     try:
-        remembered = json.loads(cache.read_bytes())
-        return str(remembered["accelerator"]) if remembered["key"] == key else None
+        cached = json.loads(cache.read_bytes())
+        return str(cached["accelerator"]) if cached["key"] == key else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remember(cache: Path, key: list[str], accelerator: str) -> None:
+def _write_cache(cache: Path, key: list[str], accelerator: str) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     new = cache.with_suffix(".new")
     new.write_text(json.dumps({"key": key, "accelerator": accelerator}))

@@ -1,7 +1,7 @@
 """The QEMU command line of one VM. Pure.
 
-QEMU runs in the VM's directory, so that paths in it need neither length nor escaping; the one absolute path is that of
-its pid file, by which processes.py knows a VM's process in the process table.
+QEMU runs in the VM's directory, so the paths are short and need no escaping. The one absolute path is that of the pid
+file: processes.py recognises a VM's process by it.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
     from agent.hypervisors.qemu.firmware import Firmware
     from agent.hypervisors.qemu.machine import Machine
 
-WAITER: Final = "resume"
-"""What QEMU calls the port at which a guest can wait to be told that it is another now."""
+RESUME_PORT: Final = "resume"
+"""QEMU's name for the port at which a guest can wait for the request to reinitialise its identity."""
 CPU_MODELS: Final = {"tcg": "max", "kvm": "host", "hvf": "host"}
-ALWAYS: Final = ("-nodefaults", "-no-user-config", "-display", "none")
-"""What every QEMU of ours is started with: nothing but what is asked for."""
+COMMON_ARGUMENTS: Final = ("-nodefaults", "-no-user-config", "-display", "none")
+"""Arguments of every QEMU this driver starts: no default devices, no user configuration, no window."""
 
 
 class Ram(Enum):
     """Where a VM's main memory is."""
 
-    OWN = "own"  # memory that is nobody else's
-    MAPPED = "mapped"  # as `layout.RAM` holds it, which stays as it is
-    WRITTEN = "written"  # in `layout.RAM`, which is made and changed
+    OWN = "own"  # anonymous memory of the process
+    MAPPED = "mapped"  # a private mapping of `layout.RAM`, which stays unchanged
+    WRITTEN = "written"  # a shared mapping of `layout.RAM`, which QEMU creates and changes
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """One start of one VM. The descriptors are listening sockets the process inherits."""
+class LaunchOptions:
+    """Options of one QEMU process. The descriptors are listening sockets that it inherits."""
 
     binary: Path
     machine: Machine
     accelerator: str
     spec: VmSpec
     directory: Path
-    firmware: Firmware | None  # None: boot by the machine's BIOS
+    firmware: Firmware | None  # None: boot from the machine's BIOS
     monitor_fd: int
     agent_fd: int
-    waiter_fd: int
-    incoming: bool = False  # wait for a saved memory instead of booting
-    inherited: bool = False  # that memory is, or began as, another VM's
+    resume_fd: int
+    incoming: bool = False  # wait for a snapshot instead of booting
+    is_from_template: bool = False  # that snapshot is, or began as, one of another VM
     ram: Ram = Ram.OWN
 
 
-def command_line(launch: Launch) -> list[str]:
+def command_line(launch: LaunchOptions) -> list[str]:
     """Return the whole command."""
     machine, spec = launch.machine, launch.spec
     return [
         str(launch.binary),
         *("-name", spec.name),
         *("-pidfile", str(launch.directory / layout.PID_FILE)),
-        *ALWAYS,
+        *COMMON_ARGUMENTS,
         *accelerated(machine, launch.accelerator),
         *("-no-reboot", "-smp", str(spec.size.cpus), "-m", f"{spec.size.memory_mib}M"),
         *_memory(machine, spec, launch.ram),
         *_pflash(launch.firmware),
         *_disk(),
-        *_network(spec, inherited=launch.inherited),
+        *_network(spec, is_from_template=launch.is_from_template),
         *_channels(launch),
         *("-device", "virtio-rng-pci"),
         *machine.devices,
@@ -76,12 +76,12 @@ def command_line(launch: Launch) -> list[str]:
 
 
 def accelerated(machine: Machine, accelerator: str) -> tuple[str, ...]:
-    """Return the arguments that choose machine, accelerator and processor: the same for VMs and for the trial."""
+    """Return the arguments for machine, accelerator and processor: the same for VMs and for the trial."""
     return ("-machine", f"{machine.type},accel={accelerator}", "-cpu", CPU_MODELS[accelerator])
 
 
 def mac_address(name: str) -> str:
-    """Return a VM's own network address: locally administered, in QEMU's range, drawn from its name."""
+    """Return a VM's own network address: locally administered, in QEMU's range, derived from its name."""
     tail = hashlib.sha256(name.encode()).digest()[:3]
     return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, 0x00, *tail))
 
@@ -95,7 +95,7 @@ def _memory(machine: Machine, spec: VmSpec, ram: Ram) -> tuple[str, ...]:
         "size": spec.size.memory_mib << 20,
         "mem-path": layout.RAM,
         "share": ram is Ram.WRITTEN,
-        # Named as QEMU names the memory it makes by itself: a saved memory is loaded by that name.
+        # Named like the memory that QEMU makes by default: a snapshot is loaded by that name.
         "x-use-canonical-path-for-ramblock-id": False,
     }
     return ("-object", json.dumps(file), "-machine", f"memory-backend={machine.ram}")
@@ -116,7 +116,8 @@ def _pflash(firmware: Firmware | None) -> tuple[str, ...]:
 
 
 def _disk() -> tuple[str, ...]:
-    # A clone dies with its host, so the guest's flushes need not reach the platter: builds are much faster for it.
+    # A clone is not used after a crash of its host, so the guest's flushes are not passed to the storage: builds get
+    # much faster.
     disk = {
         "driver": "qcow2",
         "node-name": "disk",
@@ -124,30 +125,31 @@ def _disk() -> tuple[str, ...]:
         "cache": {"direct": False, "no-flush": True},
         "file": {"driver": "file", "filename": layout.DISK, "cache": {"direct": False, "no-flush": True}},
     }
-    # By default QEMU pauses a guest when the host's disk is full, for ever: an error lets its job fail and be told.
+    # By default QEMU pauses a guest for an unlimited time when the host's disk is full. With an I/O error the job fails
+    # and is reported.
     return ("-blockdev", json.dumps(disk), "-device", "virtio-blk-pci,drive=disk,bootindex=0,werror=report")
 
 
-def _network(spec: VmSpec, *, inherited: bool) -> tuple[str, ...]:
-    # A saved memory holds the user network's leases, and to a VM that changes its address the network would lease an IP
-    # other than the one ports are forwarded to. A first network with nobody on it takes the inherited leases in, and
-    # the VM's own begins without any.
-    taker = ("-netdev", "user,id=inherited") if inherited else ()
-    # Host port 0: the kernel picks a free one, without a race, and the monitor tells which.
+def _network(spec: VmSpec, *, is_from_template: bool) -> tuple[str, ...]:
+    # A snapshot contains the leases of QEMU's user network. A VM that changes its network address would get another IP
+    # than the one that ports are forwarded to. So a first network without a device gets the leases of the snapshot,
+    # and the VM's own network starts without leases.
+    lease_sink = ("-netdev", "user,id=inherited") if is_from_template else ()
+    # Host port 0: the kernel selects a free port without a race, and the monitor reports it.
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in spec.ports)
     device = f"virtio-net-pci,netdev=net,mac={mac_address(spec.name)},romfile="
-    return (*taker, "-netdev", f"user,id=net{forwards}", "-device", device)
+    return (*lease_sink, "-netdev", f"user,id=net{forwards}", "-device", device)
 
 
-def _channels(launch: Launch) -> tuple[str, ...]:
+def _channels(launch: LaunchOptions) -> tuple[str, ...]:
     return (
         *("-chardev", f"socket,id=monitor,fd={launch.monitor_fd},server=on,wait=off"),
         *("-mon", "chardev=monitor,mode=control"),
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=agent,fd={launch.agent_fd},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
-        *("-chardev", f"socket,id={WAITER},fd={launch.waiter_fd},server=on,wait=off"),
-        *("-device", f"virtserialport,chardev={WAITER},name=hearth.resume.0"),
+        *("-chardev", f"socket,id={RESUME_PORT},fd={launch.resume_fd},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev={RESUME_PORT},name=hearth.resume.0"),
         *("-chardev", f"file,id=console,path={layout.CONSOLE},append=on"),
         *("-serial", "chardev:console"),
     )

@@ -1,11 +1,11 @@
-"""A command in a guest that is followed while it runs, by nothing but the guest agent and a POSIX shell.
+"""An exec session in a QEMU guest that needs only the guest agent and a POSIX shell.
 
-qemu-ga tells what a command wrote only at its end, and reads of its files must not block it. So the command writes into
-two files of the guest, which are read as they grow, and reads from a named pipe. That pipe is filled by one short-lived
-`cat` for each piece of input: it ends when the command has room for it, which is all the flow control there is. A shell
-stands by the command: it keeps the pipe open until it is told of the input's end, and has its exit code.
+qemu-ga returns the output of a command only at its end, and a read from a file must not block qemu-ga. So the command
+writes to two files in the guest, which the driver reads as they grow, and reads its input from a named pipe. For each
+piece of input, a short-lived `cat` in the guest fills the pipe: it ends when the command has read enough, which is the
+flow control. A shell supervises the command: it keeps the pipe open until the input ends, and returns the exit code.
 
-The files stand in the guest until the command has ended: what a command writes must fit there.
+The files stay in the guest until the command has ended, so the guest needs space for the whole output.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ if TYPE_CHECKING:
     from agent.hypervisors.sessions import Signal
 
 READ_BYTES: Final = 192 << 10
-"""What one question to the guest reads of an output at most."""
+"""How much of an output one request reads at most."""
 WRITE_BYTES: Final = 256 << 10
-"""What one question to the guest gives as input at most."""
+"""How much input one request passes at most."""
 FIRST_PAUSE_S: Final = 0.01
 LAST_PAUSE_S: Final = 0.2
-SLOWER: Final = 1.5
-"""How long to wait before the guest is asked again for output: longer each time there is none, within these bounds."""
-ASK_S: Final = 15.0
+PAUSE_GROWTH: Final = 1.5
+"""The pause between two polls for output grows by this factor while there is none, within these bounds."""
+REPLY_S: Final = 15.0
 """How long a guest may take for one answer."""
 
-_MAKE_ROOM: Final = """
-for place in /var/tmp /tmp /run; do
-    room=$(mktemp -d "$place/hearth-exec.XXXXXX" 2>/dev/null) && break
+_MAKE_FOLDER: Final = """
+for parent in /var/tmp /tmp /run; do
+    folder=$(mktemp -d "$parent/hearth-exec.XXXXXX" 2>/dev/null) && break
 done
-[ -n "$room" ] || { echo "no folder to write to: /var/tmp, /tmp, /run" >&2; exit 1; }
-mkfifo "$room/in" && : >"$room/stdout" && : >"$room/stderr" && printf %s "$room"
+[ -n "$folder" ] || { echo "no folder to write to: /var/tmp, /tmp, /run" >&2; exit 1; }
+mkfifo "$folder/in" && : >"$folder/stdout" && : >"$folder/stderr" && printf %s "$folder"
 """
-"""Makes the files. Their folder is for its owner only, and has a name nobody can foresee."""
+"""Makes the files. Only their owner can access the folder, and its name cannot be guessed."""
 
 _RUN: Final = """
-room=$1 input=$2
+folder=$1 input=$2
 shift 2
 exec 8<>"$input"
 trap 'exec 8>&-' USR1
-setsid "$@" <"$input" >"$room/stdout" 2>"$room/stderr" 8>&- &
+setsid "$@" <"$input" >"$folder/stdout" 2>"$folder/stderr" 8>&- &
 pid=$!
-echo "$pid" >"$room/pid.new" && mv "$room/pid.new" "$room/pid"
+echo "$pid" >"$folder/pid.new" && mv "$folder/pid.new" "$folder/pid"
 while :; do
     wait "$pid"
     code=$?
     kill -0 "$pid" 2>/dev/null || exit "$code"
 done
 """
-"""Runs the command in a session of its own, which can be signalled as a whole. A `wait` that was only interrupted by
-the end of the input finds the command still there."""
+"""Runs the command in a session of its own, which can be signalled as a whole. The signal for the end of the input
+interrupts `wait` too; the command then still runs."""
 
-_TELL: Final = """
+_SIGNAL: Final = """
 until [ -s "$1/pid" ]; do sleep 1; done
 pid=$(cat "$1/pid")
 until kill -s "$2" -- "${3:--$pid}" 2>/dev/null; do
@@ -70,19 +70,19 @@ until kill -s "$2" -- "${3:--$pid}" 2>/dev/null; do
     sleep 1
 done
 """
-"""Signals the process that is named, else the whole session of the command: again when it has not become one yet."""
+"""Signals the named process, or without one the whole session of the command. Retries until the session exists."""
 
 
-class GuestCommand:
-    """One command in a QEMU guest; see `ExecSession`."""
+class QemuExecSession:
+    """A command in a QEMU guest; see `ExecSession`."""
 
-    def __init__(self, agent: GuestAgent, room: str, shell_pid: int) -> None:
+    def __init__(self, agent: GuestAgent, folder: str, shell_pid: int) -> None:
         self._agent = agent
-        self._room = room
+        self._folder = folder
         self._shell_pid = shell_pid
         self._handles: dict[str, int] = {}
         self._exit_code: int | None = None
-        self._asking = asyncio.Lock()
+        self._status_lock = asyncio.Lock()
 
     @property
     def exit_code(self) -> int | None:
@@ -90,89 +90,89 @@ class GuestCommand:
         return self._exit_code
 
     @classmethod
-    async def start(cls, agent: GuestAgent, argv: tuple[str, ...], *, stdin: bool) -> GuestCommand:
-        """Start the command. Raises `GuestError`; then, or when cancelled, it is killed if it runs already."""
-        made = await agent.execute(("sh", "-c", _MAKE_ROOM), timeout_s=OPEN_S)
+    async def start(cls, agent: GuestAgent, argv: tuple[str, ...], *, stdin: bool) -> QemuExecSession:
+        """Start the command. Raises `GuestError`. On an error or a cancel, kills the command if it runs."""
+        made = await agent.execute(("sh", "-c", _MAKE_FOLDER), timeout_s=OPEN_S)
         if made.exit_code:
-            said = made.stderr.decode(errors="replace").strip()
-            raise GuestError(f"the guest has no room for a command's output: {said}")
-        room = made.stdout.decode()
-        script = ("-c", _RUN, "hearth-exec", room, f"{room}/in" if stdin else "/dev/null", *argv)
-        started = await agent.ask("guest-exec", {"path": "sh", "arg": list(script)}, timeout_s=OPEN_S)
-        command = cls(agent, room, int(started["pid"]))
+            reason = made.stderr.decode(errors="replace").strip()
+            raise GuestError(f"the guest has no space for a command's output: {reason}")
+        folder = made.stdout.decode()
+        script = ("-c", _RUN, "hearth-exec", folder, f"{folder}/in" if stdin else "/dev/null", *argv)
+        started = await agent.request("guest-exec", {"path": "sh", "arg": list(script)}, timeout_s=OPEN_S)
+        session = cls(agent, folder, int(started["pid"]))
         try:
             for stream in ("stdout", "stderr"):
-                named: dict[str, object] = {"path": f"{room}/{stream}", "mode": "r"}
-                command._handles[stream] = await agent.ask("guest-file-open", named, timeout_s=ASK_S)
+                arguments: dict[str, object] = {"path": f"{folder}/{stream}", "mode": "r"}
+                session._handles[stream] = await agent.request("guest-file-open", arguments, timeout_s=REPLY_S)
         except BaseException:
-            await asyncio.shield(command.close())
+            await asyncio.shield(session.close())
             raise
-        return command
+        return session
 
     async def output(self) -> AsyncGenerator[Output, None]:
         """See `ExecSession`."""
         pause_s = FIRST_PAUSE_S
         while True:
-            ended = await self._ended()  # asked first: what was written before that is in the files by now
-            news = [item for stream in self._handles if (item := await self._read(stream)).data]
-            for item in news:
+            has_ended = await self._has_ended()  # before the read: by then, the files hold all of the output
+            new = [item for stream in self._handles if (item := await self._read(stream)).data]
+            for item in new:
                 yield item
-            if news:
+            if new:
                 pause_s = FIRST_PAUSE_S
                 continue
-            if ended:
+            if has_ended:
                 return
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * SLOWER, LAST_PAUSE_S)
+            pause_s = min(pause_s * PAUSE_GROWTH, LAST_PAUSE_S)
 
     async def write(self, data: bytes) -> None:
-        """See `ExecSession`. Input that a command never reads is waited with until the command ends."""
+        """See `ExecSession`. If the command does not read its input, blocks until the command ends."""
         for begin in range(0, len(data), WRITE_BYTES):
-            if await self._ended():
+            if await self._has_ended():
                 return
             piece = base64.b64encode(data[begin : begin + WRITE_BYTES]).decode()
-            argv = ["-c", 'cat >"$1"', "hearth-exec", f"{self._room}/in"]
-            given = await self._ask("guest-exec", {"path": "sh", "arg": argv, "input-data": piece})
+            argv = ["-c", 'cat >"$1"', "hearth-exec", f"{self._folder}/in"]
+            writer = await self._request("guest-exec", {"path": "sh", "arg": argv, "input-data": piece})
             pause_s = FIRST_PAUSE_S
-            while not (await self._ask("guest-exec-status", {"pid": given["pid"]}))["exited"]:
-                if await self._ended():
+            while not (await self._request("guest-exec-status", {"pid": writer["pid"]}))["exited"]:
+                if await self._has_ended():
                     return
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * SLOWER, LAST_PAUSE_S)
+                pause_s = min(pause_s * PAUSE_GROWTH, LAST_PAUSE_S)
 
     async def end_input(self) -> None:
         """See `ExecSession`."""
-        await self._tell("USR1", str(self._shell_pid))
+        await self._send_signal("USR1", str(self._shell_pid))
 
     async def signal(self, signal: Signal) -> None:
         """See `ExecSession`."""
-        await self._tell(signal)
+        await self._send_signal(signal)
 
     async def close(self) -> None:
         """See `ExecSession`."""
         with contextlib.suppress(GuestError):
-            await self._tell("KILL")
+            await self._send_signal("KILL")
             for handle in self._handles.values():
-                await self._ask("guest-file-close", {"handle": handle})
-            await self._agent.execute(("rm", "-rf", self._room), timeout_s=ASK_S)
+                await self._request("guest-file-close", {"handle": handle})
+            await self._agent.execute(("rm", "-rf", self._folder), timeout_s=REPLY_S)
 
-    async def _tell(self, signal: Literal["USR1"] | Signal, process: str = "") -> None:
-        if not await self._ended():
-            argv = ("sh", "-c", _TELL, "hearth-exec", self._room, signal, process)
-            await self._agent.execute(argv, timeout_s=ASK_S)
+    async def _send_signal(self, signal: Literal["USR1"] | Signal, process: str = "") -> None:
+        if not await self._has_ended():
+            argv = ("sh", "-c", _SIGNAL, "hearth-exec", self._folder, signal, process)
+            await self._agent.execute(argv, timeout_s=REPLY_S)
 
-    async def _ended(self) -> bool:
-        """Whether the command has ended. The guest tells that only once, so one asks at a time, and it is kept."""
-        async with self._asking:
+    async def _has_ended(self) -> bool:
+        """Whether the command has ended. qemu-ga reports the end only once, so a lock guards query and result."""
+        async with self._status_lock:
             if self._exit_code is None:
-                status = await self._ask("guest-exec-status", {"pid": self._shell_pid})
+                status = await self._request("guest-exec-status", {"pid": self._shell_pid})
                 self._exit_code = exit_code_of(status) if status["exited"] else None
             return self._exit_code is not None
 
     async def _read(self, stream: str) -> Output:
-        asked: dict[str, object] = {"handle": self._handles[stream], "count": READ_BYTES}
-        answer = await self._ask("guest-file-read", asked)
+        arguments: dict[str, object] = {"handle": self._handles[stream], "count": READ_BYTES}
+        answer = await self._request("guest-file-read", arguments)
         return Output(cast("Any", stream), base64.b64decode(answer["buf-b64"]))
 
-    async def _ask(self, command: str, arguments: dict[str, object]) -> Any:  # noqa: ANN401 - JSON
-        return await self._agent.ask(command, arguments, timeout_s=ASK_S)
+    async def _request(self, command: str, arguments: dict[str, object]) -> Any:  # noqa: ANN401 - JSON
+        return await self._agent.request(command, arguments, timeout_s=REPLY_S)

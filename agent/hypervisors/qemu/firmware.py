@@ -1,6 +1,6 @@
-"""UEFI for guests that boot by it: which firmware QEMU's packages offer, and the variables a clone starts with.
+"""UEFI firmware: finds what QEMU's packages have installed, and writes the variables that a clone starts with.
 
-Every distribution describes its firmware in JSON files in a `firmware` folder beside QEMU's own data; the format is
+Every distribution describes its firmware in JSON files in a `firmware` folder next to QEMU's own data. The format is
 QEMU's docs/interop/firmware.json.
 """
 
@@ -27,7 +27,7 @@ _SIGNATURE_OFFSET: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """A firmware: its code, shared by all VMs, and the empty variables each VM gets a copy of."""
+    """A firmware: its code, shared by all VMs, and its empty variables, copied for each VM."""
 
     code: Path
     variables: Path
@@ -46,13 +46,13 @@ def _usable(descriptions: Iterable[bytes], machine: Machine) -> Iterable[Firmwar
         try:
             firmware = parse_description(json.loads(text), machine)
         except (ValueError, KeyError, TypeError):
-            continue  # another program's file, or a newer format
+            continue  # a file of another program, or of a newer format
         if firmware and firmware.code.is_file() and firmware.variables.is_file():
             yield firmware
 
 
 def parse_description(description: dict[str, Any], machine: Machine) -> Firmware | None:
-    """Return the firmware a description speaks of, or None when VMs of `machine` cannot boot by it."""
+    """Return the described firmware, None if VMs of `machine` cannot boot from it."""
     mapping = description["mapping"]
     fits = any(
         target["architecture"] == machine.qemu_arch and any(machine.type in name for name in target["machines"])
@@ -67,32 +67,32 @@ def parse_description(description: dict[str, Any], machine: Machine) -> Firmware
 
 
 def choose_firmware(offered: tuple[Firmware, ...], machine: Machine, nvram: Path | None) -> Firmware | None:
-    """Return the firmware a VM boots by, or None for its machine's BIOS. Blocks for the size of files.
+    """Return the firmware that a VM boots from, None for its machine's BIOS. Blocks to read file sizes.
 
-    Variables only fit a firmware whose own are as large. Raises `HypervisorUnavailableError` when UEFI is needed and
-    none is installed.
+    Variables fit only a firmware whose own variables have the same size. Raises `HypervisorUnavailableError` if the VM
+    needs UEFI and none is installed.
     """
     if nvram is None and machine.bios:
         return None
     if not offered:
         raise HypervisorUnavailableError(
-            "the image boots by UEFI, and no UEFI firmware is installed", remedy=machine.firmware_remedy
+            "the image boots from UEFI, but no UEFI firmware is installed", remedy=machine.firmware_remedy
         )
     return next((firmware for firmware in offered if nvram and _same_size(nvram, firmware.variables)), offered[0])
 
 
 def write_variables(firmware: Firmware, nvram: Path | None, into: Path) -> None:
-    """Give a clone its UEFI variables: the image's where this firmware can read them, else empty ones.
+    """Write a clone's UEFI variables: the image's if this firmware can read them, otherwise empty ones.
 
-    An NVRAM made by another hypervisor (Apple's, for one) is no firmware volume of ours; the disk then boots by its
-    fallback path, as on any new machine. Blocks: call it in a thread. Raises `OSError`.
+    This firmware cannot read the NVRAM of another hypervisor, such as Apple's. The disk then boots from its fallback
+    path, as on any new machine. Blocks: call it in a thread. Raises `OSError`.
     """
     usable = nvram is not None and _same_size(nvram, firmware.variables) and _is_firmware_volume(nvram)
     shutil.copyfile(nvram if nvram and usable else firmware.variables, into)
 
 
-def _same_size(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size
+def _same_size(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size
 
 
 def _is_firmware_volume(path: Path) -> bool:

@@ -1,8 +1,11 @@
-"""Speaks to qemu-ga in one guest, over the Unix socket its virtio-serial port ends in.
+"""The client of qemu-ga in one guest, over the Unix socket of its virtio-serial port.
 
-The other end may be booting, hung, restarted or half-way through an answer to somebody else. So a connection is only
-trusted after `guest-sync-delimited` has echoed a fresh number, calls go one at a time, each has a deadline, and a
-connection that missed one is dropped: its late reply must not answer the next question.
+The other end may be booting, hung, restarted, or in the middle of an answer to an earlier client. So the client uses a
+connection only after `guest-sync-delimited` has echoed a fresh number, and runs one call at a time, each with a
+deadline. It drops a connection that missed a deadline: the late reply must not answer the next call.
+
+Source: QEMU's guest agent protocol. Messages are JSON on one line. The byte 0xFF, which JSON in UTF-8 never contains,
+invalidates all bytes before it: part of a reply to a client that has disconnected.
 """
 
 from __future__ import annotations
@@ -10,58 +13,61 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.hypervisors.contract import ExecResult, GuestError
-from agent.hypervisors.qemu.framing import VOID, Decoder, encode
 from agent.hypervisors.qemu.sockets import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+RESET: Final = b"\xff"
+MESSAGE_LIMIT_BYTES: Final = 64 << 20
+"""Longest accepted line: qemu-ga returns at most 16 MiB of each output stream, in base64."""
 OUTPUT_LIMIT_BYTES: Final = 1 << 20
-"""What `execute` returns of each output stream at most."""
+"""How much of each output stream `execute` returns at most."""
 FIRST_POLL_S: Final = 0.01
 LAST_POLL_S: Final = 0.5
-LATENESS: Final = 0.25
-"""How often a running command is asked about, since qemu-ga tells nobody when it ends: its end is noticed late by at
-most a quarter of its run, within these bounds."""
-PATIENCE_S: Final = 0.5
-"""When to connect anew if nobody answers, doubling: a line that was dropped and taken up again before the guest
-noticed, as while it was paused, can stay dead."""
+POLL_FRACTION: Final = 0.25
+"""When to poll a running command next, as a fraction of its run time so far, within these bounds: qemu-ga sends no
+event when a command ends. The driver notices the end late by at most this fraction."""
+FIRST_SYNC_S: Final = 0.5
+"""How long to wait for the sync before connecting again; doubles each time. A line that was closed and opened while the
+guest did not run, as during a pause, can stay dead."""
 REFUSAL_S: Final = 0.5
-"""A shutdown that is accepted is not answered; a refusal comes within this time."""
+"""How long to wait for the refusal of a shutdown. An accepted shutdown is not answered."""
 
 
 class GuestRefusedError(GuestError):
-    """The guest's agent answered that it does not do this."""
+    """The guest's agent refused the command."""
 
 
 class GuestAgent:
-    """The agent of the guest of one VM. Connects when first asked and again when needed."""
+    """The agent of one VM's guest. Connects at the first call, and again when the connection is lost."""
 
     def __init__(self, vm: str, socket_path: Path) -> None:
         self._vm = vm
         self._path = socket_path
-        self._turn = asyncio.Lock()
+        self._call_lock = asyncio.Lock()
         self._link: _Link | None = None
 
     async def connect(self) -> None:
-        """Take the line up before the guest runs: one that finds nobody on it sleeps a while. Raises `OSError`."""
+        """Connect before the guest runs: an agent that finds its port closed sleeps a while. Raises `OSError`."""
         self._link = await _Link.open(self._path)
 
     async def ping(self, *, timeout_s: float) -> None:
-        """Return when the agent answers. Raises `GuestError` when it does not in time."""
+        """Return when the agent answers. Raises `GuestError` if it does not in time."""
         async with self._deadline(timeout_s, "a ping"):
             await self._call("guest-ping")
 
     async def execute(self, argv: tuple[str, ...], *, timeout_s: float, stdin: bytes = b"") -> ExecResult:
-        """Run a command in the guest to its end. A shell's convention holds for signals: exit code 128 + signal.
+        """Run a command in the guest to its end. The exit code of a killed command is 128 + signal, as in a shell.
 
-        Raises `GuestError` when the guest cannot start it, or does not answer in time; what it started then runs on.
+        Raises `GuestError` if the guest cannot start it, or does not answer in time; a started command then runs on.
         """
         async with self._deadline(timeout_s, f"`{argv[0]}`"):
             arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
@@ -71,34 +77,34 @@ class GuestAgent:
             began_s = time.monotonic()
             while not (status := await self._call("guest-exec-status", {"pid": started["pid"]}))["exited"]:
                 ran_s = time.monotonic() - began_s
-                await asyncio.sleep(min(max(FIRST_POLL_S, LATENESS * ran_s), LAST_POLL_S))
+                await asyncio.sleep(min(max(FIRST_POLL_S, POLL_FRACTION * ran_s), LAST_POLL_S))
             return _exec_result(status)
 
-    async def ask(self, command: str, arguments: dict[str, object], *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
-        """Return what the agent answers to one of its own commands. Raises `GuestError`."""
+    async def request(self, command: str, arguments: dict[str, object], *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
+        """Run one of the agent's own commands and return its answer. Raises `GuestError`."""
         async with self._deadline(timeout_s, command):
             return await self._call(command, arguments)
 
     async def set_clock(self, unix_ns: int, *, timeout_s: float) -> None:
-        """Tell the guest what time it is. Raises `GuestError`; `GuestRefusedError` also where it has no hwclock."""
-        async with self._deadline(timeout_s, "the time of now"):
+        """Set the guest's clock. Raises `GuestError`; `GuestRefusedError` also if the guest has no hwclock."""
+        async with self._deadline(timeout_s, "the request to set its clock"):
             await self._call("guest-set-time", {"time": unix_ns})
 
     async def clock_ns(self, *, timeout_s: float) -> int:
-        """Ask the guest what time it is, in nanoseconds since 1970. Raises `GuestError`."""
-        async with self._deadline(timeout_s, "what time it is"):
+        """Return the guest's time, in nanoseconds since 1970. Raises `GuestError`."""
+        async with self._deadline(timeout_s, "the request for its time"):
             return int(await self._call("guest-get-time"))
 
     async def shut_down(self, *, timeout_s: float) -> None:
-        """Ask the guest to power itself off; returns once it has taken the request. Raises `GuestError`."""
+        """Request the guest to power itself off. Returns once it accepted the request. Raises `GuestError`."""
         async with self._deadline(timeout_s, "a shutdown request"):
-            await self._call("guest-ping")  # so that silence after the request means consent, and not a hung guest
+            await self._call("guest-ping")  # rules out a hung guest: then no answer to the request means consent
             with contextlib.suppress(TimeoutError, EOFError):
                 async with asyncio.timeout(REFUSAL_S):
                     await self._call("guest-shutdown", {"mode": "powerdown"})
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -111,38 +117,40 @@ class GuestAgent:
         except TimeoutError:
             raise GuestError(f"the guest agent of {self._vm} did not answer {what} in {timeout_s:g} s") from None
         except (OSError, EOFError) as error:
-            raise GuestError(f"the guest agent of {self._vm} cannot be reached: {error or 'it hung up'}") from error
+            raise GuestError(
+                f"the guest agent of {self._vm} cannot be reached: {error or 'it disconnected'}"
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise GuestError(f"the guest agent of {self._vm} gave an answer that makes no sense: {error!r}") from error
+            raise GuestError(f"the guest agent of {self._vm} sent an invalid answer: {error!r}") from error
 
     async def _call(self, command: str, arguments: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON
-        async with self._turn:
+        async with self._call_lock:
             try:
                 link = await self._synced_link()
                 link.send(encode(command, arguments))
                 reply = await link.receive()
             except BaseException:
-                self.close()  # whatever comes on it later answers a question nobody asks any more
+                self.close()  # a late reply on this connection must not answer the next call
                 raise
         if "error" in reply:
             raise GuestRefusedError(f"the guest agent of {self._vm} refused {command}: {_reason(reply['error'])}")
         return reply["return"]
 
     async def _synced_link(self) -> _Link:
-        patience_s = PATIENCE_S
+        sync_s = FIRST_SYNC_S
         while True:
-            if self._link is None or self._link.hung_up:
+            if self._link is None or self._link.is_closed:
                 self.close()
                 self._link = await _Link.open(self._path)
             link = self._link
-            if link.synced:
+            if link.is_synced:
                 return link
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(sync_s):
                     await link.sync()
                 return link
             self.close()
-            patience_s *= 2
+            sync_s *= 2
 
 
 class _Link:
@@ -153,22 +161,22 @@ class _Link:
         self._writer = writer
         self._decoder = Decoder()
         self._messages: list[dict[str, object]] = []
-        self.synced = False  # what is received answers what was sent
+        self.is_synced = False  # the next reply answers the next request
 
     @classmethod
     async def open(cls, path: Path) -> _Link:
         return cls(*await asyncio.open_unix_connection(sock=connect(path)))
 
     @property
-    def hung_up(self) -> bool:
+    def is_closed(self) -> bool:
         return self._reader.at_eof() or self._writer.is_closing()
 
     async def sync(self) -> None:
         number = secrets.randbits(31)
-        self.send(VOID + encode("guest-sync-delimited", {"id": number}))
+        self.send(RESET + encode("guest-sync-delimited", {"id": number}))
         while (await self.receive()).get("return") != number:
-            pass  # replies to an earlier owner of this line
-        self.synced = True
+            pass  # a reply to an earlier client of this port
+        self.is_synced = True
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -185,21 +193,69 @@ class _Link:
         self._writer.transport.abort()
 
 
+class Decoder:
+    """Decodes the byte stream of a guest agent, in pieces of any size, into messages. Pure."""
+
+    def __init__(self, limit_bytes: int = MESSAGE_LIMIT_BYTES) -> None:
+        self._limit = limit_bytes
+        self._partial = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, object]]:
+        """Return the messages that `data` completes. Drops lines that are not a JSON object.
+
+        Raises `GuestError` for a line longer than any reply can be.
+        """
+        # Searches only the new bytes, so a long reply in many pieces takes linear time.
+        *ended, rest = data.split(b"\n")
+        messages = []
+        for piece in ended:
+            self._append(piece)
+            if message := _parse(self._partial):
+                messages.append(message)
+            self._partial.clear()
+        self._append(rest)
+        return messages
+
+    def _append(self, piece: bytes) -> None:
+        _, reset, valid = piece.rpartition(RESET)
+        if reset:
+            self._partial.clear()
+        self._partial += valid
+        if len(self._partial) > self._limit:
+            raise GuestError(f"the guest agent sent a line of over {self._limit} bytes")
+
+
+def _parse(line: bytearray) -> dict[str, object] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def encode(command: str, arguments: dict[str, object] | None = None) -> bytes:
+    """Return a command as the guest agent reads it."""
+    message: dict[str, object] = {"execute": command}
+    if arguments:
+        message["arguments"] = arguments
+    return json.dumps(message).encode() + b"\n"
+
+
+def exit_code_of(status: dict[str, Any]) -> int:
+    """Return the exit code of a command that has ended; 128 + signal for a killed one, as in a shell."""
+    return 128 + int(status["signal"]) if "signal" in status else int(status["exitcode"])
+
+
 def _reason(error: object) -> object:
     return error.get("desc", error) if isinstance(error, dict) else error
 
 
-def exit_code_of(status: dict[str, Any]) -> int:
-    """Return the exit code of a command that has ended, as a shell tells it: 128 + signal for one that was killed."""
-    return 128 + int(status["signal"]) if "signal" in status else int(status["exitcode"])
-
-
 def _exec_result(status: dict[str, Any]) -> ExecResult:
     stdout, stderr = (base64.b64decode(status.get(key, "")) for key in ("out-data", "err-data"))
-    cut = bool(status.get("out-truncated") or status.get("err-truncated"))
+    is_cut = bool(status.get("out-truncated") or status.get("err-truncated"))
     return ExecResult(
         exit_code=exit_code_of(status),
         stdout=stdout[:OUTPUT_LIMIT_BYTES],
         stderr=stderr[:OUTPUT_LIMIT_BYTES],
-        truncated=cut or max(len(stdout), len(stderr)) > OUTPUT_LIMIT_BYTES,
+        truncated=is_cut or max(len(stdout), len(stderr)) > OUTPUT_LIMIT_BYTES,
     )

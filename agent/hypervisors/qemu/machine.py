@@ -1,4 +1,4 @@
-"""What differs between the processor architectures QEMU drives here, as a table."""
+"""The table of processor architectures that the qemu driver supports, and how their VMs differ."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from agent.hypervisors.contract import HypervisorUnavailableError
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A firmware image that proves an accelerator: guest code that ends QEMU with `exit_code`, or never does."""
+    """A firmware image that tests an accelerator: QEMU exits with `exit_code` only if the guest code runs."""
 
-    code: bytes  # at the image's start
-    reset: bytes  # at its last 16 bytes, where an x86 processor begins
+    code: bytes  # at the start of the image
+    reset: bytes  # in its last 16 bytes, where an x86 processor starts
     arguments: tuple[str, ...]
     exit_code: int
 
     def firmware(self) -> bytes:
-        """Return the image: 64 KiB, as small as QEMU takes."""
+        """Return the image: 64 KiB, the smallest size that QEMU accepts."""
         size, reset = 1 << 16, self.reset.ljust(16, b"\0")
         return self.code.ljust(size - len(reset), b"\0") + reset
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How VMs of one architecture are made."""
+    """The properties of VMs of one architecture."""
 
-    arch: str  # as images name it: "amd64" or "arm64"
-    qemu_arch: str  # as QEMU names it
+    arch: str  # the name in images: "amd64" or "arm64"
+    qemu_arch: str  # the name in QEMU
     type: str
-    ram: str  # what QEMU calls this machine's main memory
+    ram: str  # QEMU's name for this machine's main memory
     bios: bool  # can boot without UEFI
-    devices: tuple[str, ...]  # beyond those every VM has
+    devices: tuple[str, ...]  # in addition to those of every VM
     trial: Trial
     remedy: str  # how to install the emulator
     firmware_remedy: str  # how to install UEFI for it
@@ -45,8 +45,8 @@ class Machine:
         return f"qemu-system-{self.qemu_arch}"
 
 
-# From real mode through protected mode to long mode with paging, and only there the word that ends QEMU. A KVM that
-# lets VMs be made, and runs their real mode, may still spin for ever on what every kernel does next. Begins at f000:0.
+# Switches from real mode through protected mode to long mode with paging, and only then ends QEMU. A KVM that creates
+# VMs and runs real mode may still hang in the mode switches that every kernel does next. Starts at f000:0.
 _X86_TRIAL: Final = Trial(
     code=bytes.fromhex(
         "fa 2e660f01169800"  # cli; lgdt
@@ -100,9 +100,9 @@ _BY_HOST: Final = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM
 
 
 def machine_for(binary: str | None) -> Machine:
-    """Return the machine that the configured emulator makes, or that fits this host when none is configured.
+    """Return the machine of the configured emulator, or of this host's architecture if none is configured.
 
-    Raises `HypervisorUnavailableError` for an architecture nobody has described here.
+    Raises `HypervisorUnavailableError` for an architecture that is not in the table.
     """
     named = Path(binary).name.removeprefix("qemu-system-") if binary else platform.machine().lower()
     if machine := _BY_HOST.get(named):

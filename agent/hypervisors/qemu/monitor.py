@@ -1,6 +1,6 @@
-"""Speaks QMP to one QEMU process. One short-lived connection for each operation: nothing to mend after a restart.
+"""The QMP client of one QEMU process. Each operation has its own short connection, so a restart leaves none to repair.
 
-QEMU serves one client at a time; a second one waits for its greeting until the first hangs up.
+QEMU serves one client at a time; a second one gets its greeting after the first has disconnected.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-# The library logs each failed connect as an error. All of them are raised here, for whoever asked to judge.
+# The library logs each failed connect as an error. This module raises all of them, and the caller decides.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 UNLIMITED: Final = 1 << 40
-"""Bytes per second. QEMU's default of 128 MiB/s spares a network; this goes to a local file."""
+"""Bytes per second. QEMU's default of 128 MiB/s protects a network, but snapshots go to a local file."""
 POLL_S: Final = 0.005
 MIGRATING: Final = frozenset({"setup", "active", "device", "pre-switchover", "cancelling"})
 FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(?P<host>\d+)\s+\S+\s+(?P<guest>\d+)\s")
-"""A line of the monitor's `info usernet`, the only place that tells which host port the kernel chose."""
+"""A line of the monitor's `info usernet`, the only source of the host port that the kernel selected."""
 
 
 class MonitorError(HypervisorError):
-    """QEMU's monitor did not answer, or refused."""
+    """QEMU's monitor did not answer, or refused a command."""
 
     code = "monitor-error"
 
@@ -50,25 +50,25 @@ async def monitor(vm: str, socket_path: Path, *, timeout_s: float) -> AsyncItera
             try:
                 yield Monitor(client)
             finally:
-                # It tells again what the block was told, or that QEMU hung up once all was said.
+                # Raises again what the block raised, or that QEMU disconnected after the last answer.
                 with contextlib.suppress(OSError, EOFError, QMPError):
                     await client.disconnect()
     except TimeoutError:
         raise MonitorError(f"the monitor of {vm} did not answer in {timeout_s:g} s") from None
     except (OSError, EOFError, QMPError) as error:
-        raise MonitorError(f"the monitor of {vm} failed: {error or 'it hung up'}") from error
+        raise MonitorError(f"the monitor of {vm} failed: {error or 'QEMU disconnected'}") from error
 
 
 class Monitor:
-    """One connection to a monitor. A lost one is raised where the `monitor` block ends."""
+    """One connection to a monitor. A lost connection is raised at the end of the `monitor` block."""
 
     def __init__(self, client: QMPClient) -> None:
         self._client = client
 
-    async def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
-        """Run a command and return its answer. Underscores in argument names stand for dashes.
+    async def run(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        """Run a command and return its answer. Underscores in argument names become dashes.
 
-        Raises `MonitorError` when QEMU refuses it.
+        Raises `MonitorError` if QEMU refuses it.
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
@@ -78,60 +78,60 @@ class Monitor:
 
     async def forwarded_ports(self) -> dict[int, int]:
         """Return the host port of each forwarded guest port."""
-        return parse_forwards(str(await self.ask("human-monitor-command", command_line="info usernet")))
+        return parse_forwards(str(await self.run("human-monitor-command", command_line="info usernet")))
 
-    async def is_open(self, port: str) -> bool:
+    async def is_port_open(self, port: str) -> bool:
         """Whether a program in the guest has that port open."""
-        ports = await self.ask("query-chardev")
-        return any(one["label"] == port and one["frontend-open"] for one in ports)
+        devices = await self.run("query-chardev")
+        return any(device["label"] == port and device["frontend-open"] for device in devices)
 
     async def quit(self) -> None:
-        """End the process in good order. It may hang up before it answers."""
+        """End the process cleanly. QEMU may disconnect before it answers."""
         with contextlib.suppress(ExecInterruptedError, EOFError):
-            await self.ask("quit")
+            await self.run("quit")
 
-    async def go_on(self) -> None:
+    async def continue_vm(self) -> None:
         """Let a stopped VM run again. Raises `MonitorError`.
 
-        QEMU refuses for a moment after it has told that a migration is completed, and tells nobody when it is over.
+        QEMU refuses for a moment after it reported a completed migration, and sends no event when that ends.
         """
-        while (await self.ask("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - in another process
+        while (await self.run("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - in another process
             await asyncio.sleep(POLL_S)
-        await self.ask("cont")
+        await self.run("cont")
 
-    async def abandon_migration(self) -> None:
-        """Return when no migration out is under way any more. Raises `MonitorError`."""
-        await self.ask("migrate_cancel")
-        while (await self.ask("query-migrate")).get("status") in MIGRATING:  # noqa: ASYNC110 - in another process
+    async def cancel_migration(self) -> None:
+        """Cancel the migration out, if there is one, and return when it has ended. Raises `MonitorError`."""
+        await self.run("migrate_cancel")
+        while (await self.run("query-migrate")).get("status") in MIGRATING:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(POLL_S)
 
-    async def migrate_out(self, memory: Path, *, ram_apart: bool = False) -> None:
-        """Save the memory of a stopped VM to a file. When it returns, the file is whole. Raises `MonitorError`.
+    async def migrate_out(self, snapshot: Path, *, without_ram: bool = False) -> None:
+        """Save the snapshot of a stopped VM to a file, which is complete on return. Raises `MonitorError`.
 
-        With `ram_apart`, main memory that is a file shared with QEMU is left out: it is saved as it is.
+        With `without_ram`, main memory in a shared file is left out: that file already holds it.
         """
-        await self.ask("migrate-set-parameters", max_bandwidth=UNLIMITED)
-        await self._migrate("migrate", memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, ram_apart=ram_apart)
+        await self.run("migrate-set-parameters", max_bandwidth=UNLIMITED)
+        await self._migrate("migrate", snapshot, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, without_ram=without_ram)
 
-    async def migrate_in(self, memory: Path, *, ram_apart: bool = False) -> None:
-        """Load the memory of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
-        await self._migrate("migrate-incoming", memory, os.O_RDONLY, ram_apart=ram_apart)
+    async def migrate_in(self, snapshot: Path, *, without_ram: bool = False) -> None:
+        """Load the snapshot of a VM that was started with `-incoming defer`. Raises `MonitorError`."""
+        await self._migrate("migrate-incoming", snapshot, os.O_RDONLY, without_ram=without_ram)
 
-    async def _migrate(self, command: str, memory: Path, flags: int, *, ram_apart: bool) -> None:
-        capabilities = {"events": True, "x-ignore-shared": ram_apart}
-        listed = [{"capability": name, "state": state} for name, state in capabilities.items()]
-        await self.ask("migrate-set-capabilities", capabilities=listed)
-        await self._hand_over(memory, flags)
+    async def _migrate(self, command: str, snapshot: Path, flags: int, *, without_ram: bool) -> None:
+        capabilities = {"events": True, "x-ignore-shared": without_ram}
+        settings = [{"capability": name, "state": state} for name, state in capabilities.items()]
+        await self.run("migrate-set-capabilities", capabilities=settings)
+        await self._pass_file(snapshot, flags)
         with self._client.listener("MIGRATION") as listener:
-            await self.ask(command, uri=f"fd:{memory.name}")
-            if await _outcome(listener) != "completed":
-                status = await self.ask("query-migrate")
-                raise MonitorError(f"{command} of {memory} failed: {status.get('error-desc', status.get('status'))}")
+            await self.run(command, uri=f"fd:{snapshot.name}")
+            if await _wait_for_end(listener) != "completed":
+                status = await self.run("query-migrate")
+                raise MonitorError(f"{command} of {snapshot} failed: {status.get('error-desc', status.get('status'))}")
 
-    async def _hand_over(self, path: Path, flags: int) -> None:
-        """Open a file and give it to QEMU, which knows it by its name from then on.
+    async def _pass_file(self, path: Path, flags: int) -> None:
+        """Open a file and pass its descriptor to QEMU, under the file's name.
 
-        A pipe through another program would tell neither of an empty file nor of an unfinished one.
+        A pipe through another program would hide an empty or incomplete file.
         """
         try:
             descriptor = await run_in_thread(partial(os.open, path, flags, 0o600), if_cancelled=os.close)
@@ -139,13 +139,13 @@ class Monitor:
             raise MonitorError(f"{path} cannot be opened: {error}", remedy="check the data volume") from error
         try:
             self._client.send_fd_scm(descriptor)
-            await self.ask("getfd", fdname=path.name)
+            await self.run("getfd", fdname=path.name)
         finally:
             os.close(descriptor)
 
 
-async def _outcome(listener: EventListener) -> str:
-    """Wait until a migration has ended one way or the other."""
+async def _wait_for_end(listener: EventListener) -> str:
+    """Return the final status of a migration once it has ended."""
     async for event in listener:
         status = cast("dict[str, str]", event["data"])["status"]
         if status in {"completed", "failed", "cancelled"}:
@@ -154,5 +154,5 @@ async def _outcome(listener: EventListener) -> str:
 
 
 def parse_forwards(info_usernet: str) -> dict[int, int]:
-    """Return host ports by guest port from the text of `info usernet`."""
+    """Return host ports by guest port, parsed from the text of `info usernet`."""
     return {int(match["guest"]): int(match["host"]) for match in FORWARD.finditer(info_usernet)}

@@ -1,6 +1,6 @@
-"""Which QEMU processes are our VMs: the process table itself is asked, so no record of pids can be stale or lost.
+"""Which QEMU processes run VMs of this agent, read from the process table: a record of pids could be stale or lost.
 
-Even an agent killed between starting a VM and writing anything down leaves a process that names its VM.
+A process names its VM on its command line, even if the agent was killed before it wrote anything down.
 """
 
 from __future__ import annotations
@@ -12,42 +12,41 @@ from typing import TYPE_CHECKING
 import psutil
 
 from agent.hypervisors.qemu.layout import DRAFT, PID_FILE
-from agent.processes.process import ProcessIdentity, identify
+from agent.hypervisors.running import VmProcess
+from agent.processes.process import identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
-class VmProcess:
-    """A QEMU process and the VM it runs, or works on a template of."""
+class QemuProcess(VmProcess):
+    """A QEMU process, and the VM it runs or works on a template of."""
 
-    name: str
-    process: ProcessIdentity
-    drafting: bool = False
+    is_template_helper: bool = False
 
 
-def running_vms(root: Path) -> tuple[VmProcess, ...]:
-    """Return the processes of all VMs that lie, or lay, directly in `root`. Blocks: call it in a thread."""
-    return tuple(_running_vms(root))
+def find_vm_processes(root: Path) -> tuple[QemuProcess, ...]:
+    """Return the processes of all VMs directly in `root`, also of deleted ones. Blocks: call it in a thread."""
+    return tuple(_find_vm_processes(root))
 
 
-def _running_vms(root: Path) -> Iterator[VmProcess]:
+def _find_vm_processes(root: Path) -> Iterator[QemuProcess]:
     for process in psutil.process_iter(["cmdline"]):
-        folder = folder_of(process.info["cmdline"] or (), root)
+        folder = working_folder(process.info["cmdline"] or (), root)
         if folder is None:
             continue
-        # Looked at again once its identity is known: the pid may have been handed on in between.
+        # Read the arguments again once the identity is known: the kernel may have reused the pid in between.
         identity = identify(process.pid)
-        if identity is not None and folder_of(_argv(process.pid), root) == folder:
+        if identity is not None and working_folder(_argv(process.pid), root) == folder:
             name, *below = folder.parts
-            yield VmProcess(name, identity, drafting=bool(below))
+            yield QemuProcess(name, identity, is_template_helper=bool(below))
 
 
-def folder_of(argv: Sequence[str], root: Path) -> Path | None:
-    """Return where in `root` a process with these arguments works: in a VM's folder, or in that of its draft.
+def working_folder(argv: Sequence[str], root: Path) -> Path | None:
+    """Return the folder below `root` in which a process with these arguments works: a VM's, or that of its draft.
 
-    None when it is no QEMU that does either.
+    None if the process is not a QEMU of this driver.
     """
     if not argv or "qemu-system-" not in Path(argv[0]).name or "-pidfile" not in argv[:-1]:
         return None

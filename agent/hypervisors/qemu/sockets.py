@@ -1,7 +1,7 @@
-"""Unix sockets at paths of any length.
+"""Unix sockets with paths of any length.
 
-A socket address holds 104 bytes (108 on Linux), less than a data directory and a VM name can take. The kernel only
-cares about the text it is given, so a path that is too long is reached through a short-lived symlink to its folder.
+A socket address holds 104 bytes (108 on Linux), less than a data directory and a VM name can take. The limit is on the
+text of the address, so a path that is too long is reached through a temporary symlink to its folder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ADDRESS_LIMIT_BYTES: Final = 103
-"""Longest path every supported system takes: sun_path of macOS, less its terminating zero."""
+"""Longest path that every supported system accepts: sun_path of macOS without its terminating zero."""
 BACKLOG: Final = 16
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a socket that listens at `path`, replacing what a dead owner left there. Raises `OSError`."""
+    """Return a socket that listens at `path`. Replaces a socket left by an ended process. Raises `OSError`."""
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -38,8 +38,8 @@ def listen(path: Path) -> socket.socket:
 def connect(path: Path) -> socket.socket:
     """Return a non-blocking socket connected to `path`.
 
-    Never waits: raises `BlockingIOError` when the listener has stopped taking connections, and another `OSError` when
-    there is none.
+    Does not block. Raises `BlockingIOError` if the listener's backlog is full, and another `OSError` if there is no
+    listener.
     """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.setblocking(False)

@@ -1,4 +1,4 @@
-"""The programs the driver needs, found once and proven to work."""
+"""The programs that the driver needs: finds them and checks that they work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.hypervisors.qemu.accelerator import prove_accelerator
+from agent.hypervisors.qemu.accelerator import select_accelerator
 from agent.hypervisors.qemu.firmware import Firmware, find_firmware
 from agent.hypervisors.qemu.machine import Machine, machine_for
 from agent.processes.command import Command, CommandRunner, ProgramMissingError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """What VMs are made and run with on this host."""
+    """The programs and the machine type with which this host makes and runs VMs."""
 
     machine: Machine
     emulator: Path
@@ -31,14 +31,14 @@ class Toolchain:
 
 
 async def find_toolchain(config: QemuConfig, runner: CommandRunner, *, state_dir: Path) -> Toolchain:
-    """Find QEMU and prove that it runs guests. Raises `HypervisorUnavailableError` naming what to install or change."""
+    """Find QEMU and check that it runs guests. Raises `HypervisorUnavailableError` with what to install or change."""
     machine = machine_for(config.binary)
     emulator = _find(config.binary or machine.program, machine.remedy)
-    beside = emulator.with_name("qemu-img")
-    disk_tool = beside if beside.exists() else _find("qemu-img", "install the Debian package qemu-utils")
+    sibling = emulator.with_name("qemu-img")
+    disk_tool = sibling if sibling.exists() else _find("qemu-img", "install the Debian package qemu-utils")
     answer = await runner.run(Command((str(emulator), "--version"), timeout_s=30, remedy=machine.remedy))
     version = _version(answer.stdout.decode(errors="replace"))
-    accelerator = await prove_accelerator(
+    accelerator = await select_accelerator(
         runner, machine, emulator, version=version, wanted=config.accelerator, state_dir=state_dir
     )
     firmware = await asyncio.to_thread(find_firmware, machine, emulator)
@@ -53,6 +53,6 @@ def _find(program: str, remedy: str) -> Path:
 
 
 def _version(text: str) -> str:
-    """Return the version out of `QEMU emulator version 7.2.22 (Debian …)`."""
+    """Return the version from `QEMU emulator version 7.2.22 (Debian …)`."""
     found = re.search(r"version (\S+)", text)
     return found[1] if found else text.strip()

@@ -1,4 +1,4 @@
-"""The simulated hypervisor: no VM is real, every promise of the contract is. For load tests, fleets and demos."""
+"""The simulated hypervisor: keeps the whole contract without real VMs. For load tests, fleets and demos."""
 
 from __future__ import annotations
 

@@ -1,61 +1,73 @@
-"""The guest of one simulated VM: boots, hangs, answers, and serves its ports for real where that is wanted."""
+"""The guest of a simulated VM: boots, hangs, answers, and optionally serves its ports on the loopback interface."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import ExecResult
 
 if TYPE_CHECKING:
     from agent.hypervisors.contract import VmSpec
-    from agent.hypervisors.simulated.vm import Memory
 
 _EXIT: Final = re.compile(r"exit (\d{1,3})")
-"""The one script a simulated shell knows."""
+"""The only script that a simulated shell supports."""
 
 
-class Guest:
-    """What answers inside a VM. It does so once it is up, until it hangs."""
+@dataclass(slots=True)
+class GuestState:
+    """The state of a guest that a snapshot contains."""
 
-    def __init__(self, greeting: str, memory: Memory) -> None:
+    hostname: str
+    files: set[str]
+
+    def copy(self) -> GuestState:
+        """Return an independent copy for another guest."""
+        return GuestState(self.hostname, set(self.files))
+
+
+class SimulatedGuest:
+    """The guest of one VM. It answers while `up` is set: from the end of its boot until it hangs."""
+
+    def __init__(self, greeting: str, state: GuestState) -> None:
         self.up = asyncio.Event()
         self.ports: dict[int, int] = {}
-        self.memory = memory
+        self.state = state
         self._greeting = greeting
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def serve(self, spec: VmSpec) -> None:
-        """Listen on a free loopback port for each of the VM's ports, with a little HTTP behind it."""
+        """Listen with a small HTTP server on a free loopback port for each of the VM's ports."""
         for port in spec.ports:
             server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
             self._servers.append(server)
             self.ports[port] = server.sockets[0].getsockname()[1]
 
     def execute(self, argv: tuple[str, ...]) -> ExecResult:
-        """Pretend to run a command: a few do what they are known for, as far as it can be seen; all others succeed."""
+        """Simulate a command. A few have their usual output and effect on files; all others succeed without output."""
         program, *arguments = argv
-        memory, path = self.memory, arguments[-1] if arguments else ""
-        said, succeeds = b"", True
-        if program == "sh" and (told := _EXIT.fullmatch(path)):
-            return ExecResult(exit_code=int(told[1]), stdout=b"", stderr=b"")
+        state, path = self.state, arguments[-1] if arguments else ""
+        stdout, succeeds = b"", True
+        if program == "sh" and (script := _EXIT.fullmatch(path)):
+            return ExecResult(exit_code=int(script[1]), stdout=b"", stderr=b"")
         match program:
             case "echo":
-                said = f"{' '.join(arguments)}\n".encode()
+                stdout = f"{' '.join(arguments)}\n".encode()
             case "hostname":
-                said = f"{memory.hostname}\n".encode()
+                stdout = f"{state.hostname}\n".encode()
             case "touch":
-                memory.files.add(path)
+                state.files.add(path)
             case "rm":
-                memory.files.discard(path)
+                state.files.discard(path)
             case "ls" | "test":
-                succeeds = path in memory.files
+                succeeds = path in state.files
             case "false":
                 succeeds = False
-        return ExecResult(exit_code=0 if succeeds else 1, stdout=said, stderr=b"")
+        return ExecResult(exit_code=0 if succeeds else 1, stdout=stdout, stderr=b"")
 
     def close(self) -> None:
         """Close every port and connection."""
@@ -65,7 +77,7 @@ class Guest:
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request with the guest's greeting. One that hangs leaves its client waiting."""
+        """Answer one request with the greeting, once the guest is up."""
         self._connections.add(writer)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):

@@ -1,4 +1,4 @@
-"""One simulated VM: the state that a process, its files and its guest would have."""
+"""The state of a simulated VM: its files, its snapshot, its process."""
 
 from __future__ import annotations
 
@@ -10,50 +10,38 @@ if TYPE_CHECKING:
     from agent.domain.model import VmSize
     from agent.hypervisors.contract import VmSpec
     from agent.hypervisors.simulated.behaviour import Behaviour
-    from agent.hypervisors.simulated.guest import Guest
-
-
-@dataclass(slots=True)
-class Memory:
-    """What a guest knows, and still knows after a suspension."""
-
-    hostname: str
-    files: set[str]
-
-    def copy(self) -> Memory:
-        """Return a memory of its own for another guest."""
-        return Memory(self.hostname, set(self.files))
+    from agent.hypervisors.simulated.guest import GuestState, SimulatedGuest
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
-    """A kept memory, and which VMs it fits."""
+class SimulatedTemplate:
+    """A saved guest, and which VMs can start from it."""
 
     image: str
     size: VmSize
-    memory: Memory
+    snapshot: GuestState
 
 
 @dataclass(slots=True)
-class Life:
-    """One run of a VM, from its start to its end: what a process is to a real one."""
+class SimulatedProcess:
+    """One run of a VM, from its start to its end."""
 
     pid: int
-    guest: Guest
+    guest: SimulatedGuest
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    fates: list[asyncio.Task[None]] = field(default_factory=list)  # what will happen to it by itself
+    scheduled: list[asyncio.Task[None]] = field(default_factory=list)  # what will happen to it: boot, hang, crash
 
 
 @dataclass(slots=True)
 class SimulatedVm:
-    """A VM on a simulated host. It runs while it has a life."""
+    """A VM on a simulated host. It runs while it has a process."""
 
     spec: VmSpec
     image: str
     behaviour: Behaviour
-    whole: bool = False
-    memory: Memory | None = None  # saved, while it is suspended
-    template: str | None = None  # that it was cloned from
-    twin: bool = False  # it has not become itself yet
-    life: Life | None = None
+    is_complete: bool = False
+    snapshot: GuestState | None = None  # while it is suspended
+    template: str | None = None  # the template it was cloned from
+    is_identity_pending: bool = False  # cloned from a template, and not started yet
+    process: SimulatedProcess | None = None
     console: list[str] = field(default_factory=list)

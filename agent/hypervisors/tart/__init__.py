@@ -1,1 +1,1 @@
-"""The tart driver: macOS and Linux VMs on Macs, by the command line of Tart and by what it keeps on the disk."""
+"""The tart driver: macOS and Linux VMs on Macs, by the command line of Tart and by the files it keeps."""

@@ -1,4 +1,4 @@
-"""Speaking to a guest through the VM's control socket: `tart exec`, which needs no network and no privacy grant."""
+"""Commands in a guest by `tart exec`, through the VM's control socket: needs neither a network nor a privacy grant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import ExecResult, GuestError, HypervisorError
-from agent.hypervisors.shell_session import SIGNAL_S, Way
-from agent.hypervisors.tart.tool import told_apart
+from agent.hypervisors.shell_session import SIGNAL_S, GuestTransport
+from agent.hypervisors.tart.tool import error_from_stderr
 from agent.processes.command import CommandError, CommandTimeoutError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SHUTDOWN: Final = "sudo -n shutdown -h now || shutdown -h now"
 TOOL_CHECK_S: Final = 3.0
 RESOLVERS: Final = ("agent", "dhcp")
-"""The guest knows its address best; leases can be stale, but are there without an agent."""
+"""In order of preference: the guest's agent has the current address; a DHCP lease can be stale but needs no agent."""
 IP_S: Final = 3.5
-"""How long one such question may take: Tart gives up by itself after two seconds."""
+"""How long one `tart ip` may take. Tart itself stops after two seconds."""
 
 
 async def ping(tool: TartTool, name: str, *, timeout_s: float) -> None:
@@ -30,37 +30,37 @@ async def ping(tool: TartTool, name: str, *, timeout_s: float) -> None:
 
 
 async def execute(tool: TartTool, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
-    """Run a command in the guest. Raises `GuestError` when the guest does not answer, `HypervisorError` otherwise.
+    """Run a command in the guest. Raises `GuestError` if the guest does not answer, `HypervisorError` otherwise.
 
-    `tart exec` ends with the command's own exit code, or with one of its own, and nobody can tell which. So a shell in
-    the guest tells the code as the last line on stderr, behind a word that no command can know.
+    `tart exec` exits with the command's code or with one of its own, and the two cannot be told apart. So a shell in
+    the guest prints the code as the last line on stderr, after a random word that the command cannot know.
     """
     word = secrets.token_hex(8)
     script = f'"$@"; printf \'\\n{word} %d\\n\' "$?" >&2'
     try:
         result = await tool.try_run("exec", name, "/bin/sh", "-c", script, "sh", *argv, timeout_s=timeout_s)
     except CommandTimeoutError as error:
-        await _prove_tool(tool)
+        await _check_tool(tool)
         raise GuestError(f"{name} did not answer within {timeout_s:g} s") from error
-    told = re.search(rb"\n%s (\d+)\n\Z" % word.encode(), result.stderr)
-    if told is not None:
-        return ExecResult(int(told[1]), result.stdout, result.stderr[: told.start()], truncated=result.truncated)
-    said = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-300:] or "nothing"
-    if known := told_apart(result, f"{name} cannot be asked: {said}"):
+    marker = re.search(rb"\n%s (\d+)\n\Z" % word.encode(), result.stderr)
+    if marker is not None:
+        return ExecResult(int(marker[1]), result.stdout, result.stderr[: marker.start()], truncated=result.truncated)
+    output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-300:] or "no output"
+    if known := error_from_stderr(result, f"{name} cannot run commands: {output}"):
         raise known
-    if "control socket" in said:
-        raise GuestError(f"{name} did not answer: {said}")
-    raise HypervisorError(f"`tart exec` on {name} ended with code {result.exit_code} and said: {said}")
+    if "control socket" in output:
+        raise GuestError(f"{name} did not answer: {output}")
+    raise HypervisorError(f"`tart exec` on {name} ended with code {result.exit_code}: {output}")
 
 
-def way(tool: TartTool, name: str, *, stdin: bool) -> Way:
-    """Return how commands that are followed get into the guest: `tart exec` passes input on only where asked to."""
+def exec_transport(tool: TartTool, name: str, *, stdin: bool) -> GuestTransport:
+    """Return the transport of a command's streams. `tart exec` passes input on only with -i."""
     argv = (tool.program, "exec", *(("-i",) if stdin else ()), name)
-    return Way(name, argv, tool.env, lambda short: execute(tool, name, short, timeout_s=SIGNAL_S))
+    return GuestTransport(name, argv, tool.env, lambda command: execute(tool, name, command, timeout_s=SIGNAL_S))
 
 
 async def shut_down(tool: TartTool, name: str, *, timeout_s: float) -> bool:
-    """Ask the guest to shut down; return whether it may be about to. It may hang up on the question."""
+    """Request a shutdown of the guest. Returns whether it may have started: the guest may hang up before it answers."""
     try:
         result = await execute(tool, name, ("/bin/sh", "-c", SHUTDOWN), timeout_s=timeout_s)
     except GuestError as error:
@@ -74,13 +74,13 @@ async def find_ip(tool: TartTool, name: str) -> str | None:
     """Return the guest's address, None while it has none. Raises `HypervisorError` or `CommandError`."""
     for resolver in RESOLVERS:
         result = await tool.try_run("ip", f"--resolver={resolver}", name, timeout_s=IP_S)
-        if known := told_apart(result, f"the address of {name} cannot be told"):
+        if known := error_from_stderr(result, f"the address of {name} is not known"):
             raise known
         with suppress(ValueError):
             return str(ipaddress.ip_address(result.stdout.decode(errors="replace").strip()))
     return None
 
 
-async def _prove_tool(tool: TartTool) -> None:
-    """Ask Tart what no guest can delay: when that hangs too, it is not the guest's fault."""
+async def _check_tool(tool: TartTool) -> None:
+    """Run a Tart command that no guest can delay: if it hangs too, raise its `CommandError` instead of a guest's."""
     await tool.run("--version", timeout_s=TOOL_CHECK_S)

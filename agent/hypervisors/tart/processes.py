@@ -1,99 +1,104 @@
-"""Which VMs run, asked of the kernel: who holds the lock on a VM's configuration, and which process works for it.
+"""Which VMs run: who holds the lock on a VM's configuration, and which process is a `tart run` of this home.
 
-Tart itself goes by the lock alone. It lies when that file was replaced while the VM ran (tart issue 967), so the
-process table is asked too: what `tart run` of ours there is. Nothing is written down, so nothing can be stale.
+Tart itself trusts the lock alone. The lock is lost when the file is replaced while the VM runs (tart issue 967), so the
+driver also reads the process table. Neither source can be out of date.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from agent.hypervisors.running import VmProcess
 from agent.hypervisors.tart.layout import CONFIG
 from agent.processes.posix_locks import lock_holder
-from agent.processes.process import ProcessIdentity, identify
+from agent.processes.process import identify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.hypervisors.tart.layout import Layout
+    from agent.hypervisors.tart.layout import TartLayout
+    from agent.processes.process import ProcessIdentity
 
-HELPER: Final = "com.apple.Virtualization.VirtualMachine"
-"""The process of the framework's that is a VM, as the kernel sees it."""
-_GONE: Final = " (deleted)"
-_ROOM_FOR_INTERPRETER: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class VmProcess:
-    """A `tart run` and the VM it runs."""
-
-    name: str
-    process: ProcessIdentity
+FRAMEWORK_PROCESS: Final = "com.apple.Virtualization.VirtualMachine"
+"""The process in which Apple's framework runs a VM."""
+_DELETED: Final = " (deleted)"
+_PROGRAM_POSITIONS: Final = 4
+"""How many leading arguments may be an interpreter and its options, before `tart` itself."""
 
 
-def running_vms(where: Layout, program: str) -> tuple[VmProcess, ...]:
-    """Return the processes of all VMs that run in a home. Blocks: call it in a thread. Raises `OSError`."""
-    found: dict[str, VmProcess] = {}
-    for name in where.names():
-        holder = lock_holder(where.vm(name) / CONFIG)
-        identity = None if holder is None else identify(holder)
-        if identity is not None and (not where.ours(name) or _runs(holder, program) == name):
-            found[name] = VmProcess(name, identity)
-    for process in psutil.process_iter(["cmdline"]):
-        ran = vm_of(process.info["cmdline"] or (), program)
-        if ran is None or ran in found or not where.ours(ran) or not _works_in(process, where):
-            continue
-        # Looked at again once its identity is known: the pid may have been handed on in between.
-        identity = identify(process.pid)
-        if identity is not None and _runs(process.pid, program) == ran:
-            found[ran] = VmProcess(ran, identity)
+def find_vm_processes(where: TartLayout, program: str) -> tuple[VmProcess, ...]:
+    """Return the processes of all running VMs of a home. Blocks: call it in a thread. Raises `OSError`."""
+    found = {vm.name: vm for vm in (*_tart_runs(where, program), *_lock_holders(where, program))}
     return tuple(found.values())
 
 
-def vm_of(argv: Sequence[str], program: str) -> str | None:
-    """Return the VM that a process with these arguments runs as this driver starts them, None when it runs none."""
+def _lock_holders(where: TartLayout, program: str) -> list[VmProcess]:
+    found = []
+    for name in where.names():
+        holder = lock_holder(where.vm(name) / CONFIG)
+        identity = None if holder is None else identify(holder)
+        if identity is not None and (not where.is_ours(name) or _run_by(holder, program) == name):
+            found.append(VmProcess(name, identity))
+    return found
+
+
+def _tart_runs(where: TartLayout, program: str) -> list[VmProcess]:
+    """Return the `tart run` processes of this agent's VMs, whether they hold a lock or not."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        name = vm_run_by(process.info["cmdline"] or (), program)
+        if name is None or not where.is_ours(name) or not _belongs_to(process, where):
+            continue
+        # Read the arguments again once the identity is known: the kernel may have reused the pid in between.
+        identity = identify(process.pid)
+        if identity is not None and _run_by(process.pid, program) == name:
+            found.append(VmProcess(name, identity))
+    return found
+
+
+def vm_run_by(argv: Sequence[str], program: str) -> str | None:
+    """Return the VM that a `tart run` with these arguments runs, None if they are of another command."""
     name = Path(program).name
-    for number, argument in enumerate(argv[:_ROOM_FOR_INTERPRETER]):
+    for number, argument in enumerate(argv[:_PROGRAM_POSITIONS]):
         if Path(argument).name == name and argv[number + 1 : number + 2] == ["run"]:
             return argv[-1]
     return None
 
 
 def is_suspendable(process: ProcessIdentity) -> bool:
-    """Whether a running VM was started so that it survives being suspended."""
+    """Whether a running VM was started so that it survives a suspend."""
     return "--suspendable" in arguments(process.pid)
 
 
-def helpers() -> tuple[int, ...]:
-    """Return the processes that are VMs to the kernel, whoever started them. Blocks."""
+def list_framework_pids() -> tuple[int, ...]:
+    """Return the processes in which Apple's framework runs VMs, of all users. Blocks."""
     return tuple(
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if (process.info["cmdline"] or ("",))[0].endswith(HELPER)
+        if (process.info["cmdline"] or ("",))[0].endswith(FRAMEWORK_PROCESS)
     )
 
 
 def arguments(pid: int) -> list[str]:
-    """Return the arguments of a process, none when it is gone."""
+    """Return the arguments of a process, empty if it has ended."""
     try:
         return psutil.Process(pid).cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return []
 
 
-def _runs(pid: int | None, program: str) -> str | None:
-    return None if pid is None else vm_of(arguments(pid), program)
+def _run_by(pid: int | None, program: str) -> str | None:
+    return None if pid is None else vm_run_by(arguments(pid), program)
 
 
-def _works_in(process: psutil.Process, where: Layout) -> bool:
-    """Whether a process belongs to this home: `tart run` works in its VM's directory, and was told its home."""
+def _belongs_to(process: psutil.Process, where: TartLayout) -> bool:
+    """Whether a process belongs to this home: by its working directory, that of its VM, or by its environment."""
     with contextlib.suppress(psutil.Error, OSError):
-        if Path(process.cwd().removesuffix(_GONE)).parent == where.vms:
+        if Path(process.cwd().removesuffix(_DELETED)).parent == where.vms:
             return True
     with contextlib.suppress(psutil.Error, OSError):
         return process.environ().get("TART_HOME") == str(where.home)

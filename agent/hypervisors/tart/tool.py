@@ -1,6 +1,6 @@
-"""Running `tart`: always with its home and without its auto-prune, always bounded, its errors told by their text.
+"""The program `tart`: runs its commands in one home, bounded in time, and recognises its errors by their text.
 
-Exit codes alone do not tell: a missing VM is 2 or 1 depending on the command, and `tart exec` passes on any code.
+Exit codes do not suffice: a missing VM is 2 or 1 depending on the command, and `tart exec` passes on any code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BY_TEXT: Final[tuple[tuple[str, type[HypervisorError]], ...]] = (
 
 
 class TartTool:
-    """Runs commands of Tart's on one home."""
+    """Runs Tart's commands in one home."""
 
     def __init__(self, config: TartConfig, runner: CommandRunner) -> None:
         self._config = config
@@ -37,7 +37,7 @@ class TartTool:
 
     @property
     def env(self) -> Mapping[str, str]:
-        """What every process of Tart's gets. Without the second it deletes images when it finds the disk too full."""
+        """Environment of every Tart process. Without TART_NO_AUTO_PRUNE, Tart deletes images when the disk is full."""
         return {"TART_HOME": str(self._config.home_path), "TART_NO_AUTO_PRUNE": "1"}
 
     async def run(self, *arguments: str, timeout_s: float | None = None) -> CommandResult:
@@ -45,10 +45,10 @@ class TartTool:
         try:
             return await self.try_run(*arguments, timeout_s=timeout_s, check=True)
         except CommandFailedError as error:
-            raise told_apart(error.result, str(error)) or error from error
+            raise error_from_stderr(error.result, str(error)) or error from error
 
     async def try_run(self, *arguments: str, timeout_s: float | None = None, check: bool = False) -> CommandResult:
-        """Run a command and return how it ended, whatever its exit code. Raises `CommandError` when it does not end."""
+        """Run a command and return its result, whatever its exit code. Raises `CommandError` if it does not end."""
         command = Command(
             (self.program, *arguments),
             timeout_s=self._config.command_timeout_s if timeout_s is None else timeout_s,
@@ -58,7 +58,7 @@ class TartTool:
         return await self._runner.run(command, check=check)
 
 
-def told_apart(result: CommandResult, message: str) -> HypervisorError | None:
-    """Return the error that Tart's own words on stderr mean; None for words that only a person can judge."""
-    said = result.stderr.decode(errors="replace")
-    return next((kind(message) for text, kind in _BY_TEXT if text in said), None)
+def error_from_stderr(result: CommandResult, message: str) -> HypervisorError | None:
+    """Return the error that Tart's stderr stands for, with `message`; None if the text is not a known one."""
+    stderr = result.stderr.decode(errors="replace")
+    return next((kind(message) for text, kind in _BY_TEXT if text in stderr), None)

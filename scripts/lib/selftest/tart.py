@@ -15,8 +15,8 @@ from ulid import ULID
 
 from agent.config import TartConfig
 from agent.hypervisors.tart.layout import SOCKET
-from agent.hypervisors.tart.outcome import Ending, read_outcome
-from agent.hypervisors.tart.processes import helpers
+from agent.hypervisors.tart.processes import list_framework_pids
+from agent.hypervisors.tart.run_result import RunEnding, parse_run_result
 from agent.processes.posix_locks import lock_holder
 from agent.processes.process import is_alive, kill, spawn_detached
 
@@ -99,7 +99,7 @@ class TartChecks:
         self._answer(addresses, expected=agent.exit_code == 0 and agent.stdout == dhcp.stdout)
 
         self._report.begin("T-helper", "Which processes does a VM have in addition to `tart run`?")
-        self._answer(f"com.apple.Virtualization processes: {await asyncio.to_thread(helpers)}")
+        self._answer(f"com.apple.Virtualization processes: {await asyncio.to_thread(list_framework_pids)}")
 
     async def _check_suspend(self) -> None:
         name = self._vms[0]
@@ -128,7 +128,7 @@ class TartChecks:
             await self._start(name)
         await self._wait_for_kill(self._vms[2])
         output = (self._logs / self._vms[2]).read_text(errors="replace")
-        self._answer(output.strip()[-300:], expected=read_outcome(output, 1).ending is Ending.NO_SLOT)
+        self._answer(output.strip()[-300:], expected=parse_run_result(output, 1).ending is RunEnding.NO_SLOT)
 
         self._report.begin("T-killed", "Does a killed `tart run` free its lock and its slot immediately?")
         self._kill(self._vms[1])

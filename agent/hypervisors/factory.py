@@ -1,4 +1,4 @@
-"""Which driver the configuration asks for. A driver's module is imported only when it is chosen."""
+"""Builds the configured driver. Imports a driver's modules only if it is the configured one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def build_hypervisor(config: Config, observer: Callable[[CommandReport], None] = ignore_report) -> Hypervisor:
-    """Return the configured driver, not yet proven to work; `observer` is told of every command it runs."""
+    """Return the configured driver before its `preflight`. `observer` gets a report of every command that it runs."""
     match config.hypervisor.driver:
         case "simulated":
             from agent.hypervisors.simulated import SimulatedHypervisor  # noqa: PLC0415

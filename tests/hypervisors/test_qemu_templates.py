@@ -21,13 +21,13 @@ import pytest
 from agent.domain.model import Observed
 from agent.hypervisors.contract import GuestError, HypervisorError
 from agent.hypervisors.qemu import driver as driver_module
-from agent.hypervisors.qemu import fan_out, identity, layout
+from agent.hypervisors.qemu import layout, reinitialize, template_capture
 from agent.hypervisors.qemu.cmdline import mac_address
 from agent.hypervisors.qemu.monitor import Monitor
-from agent.hypervisors.qemu.templates import RECORD, Templates
+from agent.hypervisors.qemu.templates import RECORD, TemplateStore
 from tests.hypervisors.rigs import GUEST_PORT, QemuRig, local_image, spec
 from tests.hypervisors.test_conformance import BOOT_S, pid_of, running
-from tests.hypervisors.test_fan_out import TEMPLATE, said, twin
+from tests.hypervisors.test_templates import TEMPLATE, said, twin
 from tests.support.processes import eventually
 
 if TYPE_CHECKING:
@@ -45,19 +45,19 @@ EXACT_S = 2.0
 AGENT = textwrap.dedent("""
     import asyncio, os, signal, sys
     from pathlib import Path
-    from agent.hypervisors.qemu import driver, fan_out, guest_agent, monitor, templates
+    from agent.hypervisors.qemu import driver, template_capture, guest_agent, monitor, templates
     from tests.hypervisors.rigs import QemuRig, local_image, spec
-    from tests.hypervisors.test_fan_out import TEMPLATE, twin
+    from tests.hypervisors.test_templates import TEMPLATE, twin
 
     def die(*_arguments, **_named):
         os.killpg(0, signal.SIGKILL)
 
     STEPS = {
         "saving": (monitor.Monitor, "migrate_out"),
-        "copying": (fan_out, "_copy_disk"),
+        "copying": (template_capture, "_copy_disk"),
         "parting": (monitor.Monitor, "migrate_in"),
-        "publishing": (templates.Templates, "publish"),
-        "becoming": (driver, "become"),
+        "publishing": (templates.TemplateStore, "publish"),
+        "becoming": (driver, "reinitialize"),
         "become": (guest_agent.GuestAgent, "clock_ns"),
     }
 
@@ -180,9 +180,9 @@ async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
     waits: bool, kept: Kept, rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not waits:
-        monkeypatch.setattr(Monitor, "is_open", nobody_waits)
+        monkeypatch.setattr(Monitor, "is_port_open", nobody_waits)
     kept.lend_to(rig)
-    saved_at_s = (kept.files / layout.MEMORY).stat().st_mtime
+    saved_at_s = (kept.files / layout.SNAPSHOT).stat().st_mtime
     await eventually(lambda: time.time() - saved_at_s > AGED_S)
     await asyncio.gather(twin(driver, rig, 1), twin(driver, rig, 2))
     for name in (spec(1).name, spec(2).name):
@@ -195,7 +195,7 @@ async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
     for name in (spec(1).name, spec(2).name):
         await said(driver, name, "ls", "/run/kept")
         assert await serves(rig, driver, name), "a new network address gets the old IP, which ports are forwarded to"
-        assert not (rig.vms / name / layout.MEMORY).exists()
+        assert not (rig.vms / name / layout.SNAPSHOT).exists()
         assert not (rig.vms / name / layout.RAM).exists(), "a twin that is suspended later has a memory of its own"
     if not waits:
         return  # what follows is the same for both
@@ -219,12 +219,12 @@ async def test_a_twin_whose_agent_was_killed_is_never_taken_for_itself(
     (seen,) = await driver.inventory()
     assert (seen.name, seen.running, seen.suspended) == (NAME, True, False)
     for ask in (driver.ping(NAME, timeout_s=5), driver.execute(NAME, ("true",), timeout_s=5), driver.address(NAME)):
-        with pytest.raises(GuestError, match="not become itself"):
+        with pytest.raises(GuestError, match="not reinitialised its identity"):
             await ask
     with pytest.raises(HypervisorError, match="interrupted"):
         await driver.start(spec())
     await driver.stop(NAME, grace_s=0)
-    with pytest.raises(HypervisorError, match="no saved memory"):
+    with pytest.raises(HypervisorError, match="no snapshot"):
         await driver.start(spec())  # its disk has moved on
     await driver.delete(NAME)
     assert rig.traces(NAME) == []
@@ -272,20 +272,20 @@ async def test_a_template_that_cannot_be_made_leaves_the_vm_running(
 
         def begin(draft: Path) -> None:
             draft.mkdir()
-            make(draft / layout.MEMORY)
+            make(draft / layout.SNAPSHOT)
 
         return begin
 
     with monkeypatch.context() as patch:
-        patch.setattr(fan_out, "_begin", plant(lambda memory: memory.symlink_to("/dev/full")))
+        patch.setattr(template_capture, "_make_draft", plant(lambda memory: memory.symlink_to("/dev/full")))
         await fails("migrate")
     await still_runs()
     with monkeypatch.context() as patch:
-        patch.setattr(fan_out, "_copy_disk", lambda *_: os.listdir("/no/such/folder"))
+        patch.setattr(template_capture, "_copy_disk", lambda *_: os.listdir("/no/such/folder"))
         await fails("/no/such/folder")
     await still_runs()
     with monkeypatch.context() as patch:
-        patch.setattr(driver_module, "Record", lambda *_: None)
+        patch.setattr(driver_module, "TemplateRecord", lambda *_: None)
         with pytest.raises(TypeError):
             await driver.save_template(NAME, TEMPLATE)
     await still_runs()
@@ -300,11 +300,11 @@ async def test_a_template_that_cannot_be_made_leaves_the_vm_running(
     await still_runs()
 
     with monkeypatch.context() as patch:
-        patch.setattr(fan_out, "_begin", plant(os.mkfifo))
-        patch.setattr(fan_out, "WAKE_S", 1.0)
+        patch.setattr(template_capture, "_make_draft", plant(os.mkfifo))
+        patch.setattr(template_capture, "CONTINUE_S", 1.0)
         saving = asyncio.create_task(driver.save_template(NAME, TEMPLATE))
-        await eventually((rig.vms / NAME / layout.DRAFT / layout.MEMORY).exists)
-        stuck = os.open(rig.vms / NAME / layout.DRAFT / layout.MEMORY, os.O_RDWR)
+        await eventually((rig.vms / NAME / layout.DRAFT / layout.SNAPSHOT).exists)
+        stuck = os.open(rig.vms / NAME / layout.DRAFT / layout.SNAPSHOT, os.O_RDWR)
         with pytest.raises(GuestError):  # paused
             for _ in range(50):
                 await driver.ping(NAME, timeout_s=0.3)
@@ -329,11 +329,11 @@ async def test_a_guest_whose_hook_fails_is_no_vm(
         await driver.delete(NAME)
         assert rig.traces(NAME) == []
 
-    monkeypatch.setattr(identity, "SEED_BYTES", 63)
-    await is_no_vm(f"{identity.HOOK} in {NAME} failed: cannot do without NAME MAC NANOSECONDS SEED")
-    monkeypatch.setattr(Monitor, "is_open", nobody_waits)
-    await is_no_vm(rf"{identity.HOOK} in {NAME} ended with 1: cannot reseed the kernel from 64 bytes")
-    monkeypatch.setattr(identity, "HOOK", "/bin/cat")  # it complains that its arguments are no files
+    monkeypatch.setattr(reinitialize, "SEED_BYTES", 63)
+    await is_no_vm(f"{reinitialize.HOOK} in {NAME} failed: cannot do without NAME MAC NANOSECONDS SEED")
+    monkeypatch.setattr(Monitor, "is_port_open", nobody_waits)
+    await is_no_vm(rf"{reinitialize.HOOK} in {NAME} ended with 1: cannot reseed the kernel from 64 bytes")
+    monkeypatch.setattr(reinitialize, "HOOK", "/bin/cat")  # it complains that its arguments are no files
     await is_no_vm(rf"/bin/cat in {NAME} ended with 1: .*No such file")
 
 
@@ -362,9 +362,9 @@ async def test_templates_of_another_machine_or_image_are_neither_listed_nor_kept
 
 
 def test_a_template_whose_removal_was_interrupted_can_be_removed_and_made_again(tmp_path: Path) -> None:
-    templates = Templates(tmp_path)
+    templates = TemplateStore(tmp_path)
     for name in ("one", f"one{layout.PARTIAL}"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / layout.MEMORY).touch()
-    templates.drop("one")
+        (tmp_path / name / layout.SNAPSHOT).touch()
+    templates.remove("one")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A command in a simulated guest that is followed while it runs; see `ExecSession`."""
+"""An exec session in a simulated guest; see `ExecSession`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ if TYPE_CHECKING:
 
     from agent.hypervisors.sessions import Signal
     from agent.hypervisors.simulated.host import Clock
-    from agent.hypervisors.simulated.vm import Life
+    from agent.hypervisors.simulated.vm import SimulatedProcess
 
 
-class SimulatedCommand:
-    """`cat` gives back its input and `sleep` takes its time; all others end at once, see `Guest.execute`."""
+class SimulatedExecSession:
+    """`cat` returns its input and `sleep` waits; all other commands end immediately, see `SimulatedGuest.execute`."""
 
-    def __init__(self, name: str, life: Life, clock: Clock, argv: tuple[str, ...], *, stdin: bool) -> None:
-        self._name, self._life, self._clock, self._argv = name, life, clock, argv
+    def __init__(
+        self, name: str, process: SimulatedProcess, clock: Clock, argv: tuple[str, ...], *, stdin: bool
+    ) -> None:
+        self._name, self._process, self._clock, self._argv = name, process, clock, argv
         self._input: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
-        self._told: asyncio.Queue[Output | None] = asyncio.Queue()
+        self._output: asyncio.Queue[Output | None] = asyncio.Queue()
         self._killed = asyncio.Event()
-        self._over = asyncio.Event()
-        self._exit_code: int | None = None  # stays None when the VM ends first
+        self._ended = asyncio.Event()
+        self._exit_code: int | None = None  # stays None if the VM ends first
         if not stdin:
             self._input.put_nowait(b"")
-        self._run = asyncio.create_task(self._live())
+        self._task = asyncio.create_task(self._run())
 
     async def output(self) -> AsyncGenerator[Output, None]:
         """See `ExecSession`."""
-        while (item := await self._told.get()) is not None:
+        while (item := await self._output.get()) is not None:
             yield item
         if self._exit_code is None:
             raise GuestError(f"{self._name} ended while `{self._argv[0]}` ran in it")
@@ -46,11 +48,11 @@ class SimulatedCommand:
     async def write(self, data: bytes) -> None:
         """See `ExecSession`."""
         if data:
-            await self._first_of(self._input.put(data), self._over.wait())
+            await self._wait_for_first(self._input.put(data), self._ended.wait())
 
     async def end_input(self) -> None:
         """See `ExecSession`."""
-        await self._first_of(self._input.put(b""), self._over.wait())
+        await self._wait_for_first(self._input.put(b""), self._ended.wait())
 
     async def signal(self, signal: Signal) -> None:
         """See `ExecSession`."""
@@ -61,36 +63,36 @@ class SimulatedCommand:
     async def close(self) -> None:
         """See `ExecSession`."""
         await self.signal("KILL")
-        await asyncio.wait([self._run])
+        await asyncio.wait([self._task])
 
-    async def _live(self) -> None:
-        """Run the command until it ends by itself, is killed, or its VM ends."""
-        work = asyncio.create_task(self._work())
+    async def _run(self) -> None:
+        """Run the command until it ends, is killed, or its VM ends."""
+        work = asyncio.create_task(self._execute())
         try:
-            await self._first_of(self._life.ended.wait(), self._killed.wait(), asyncio.wait([work]))
+            await self._wait_for_first(self._process.ended.wait(), self._killed.wait(), asyncio.wait([work]))
             if work.done():
                 self._exit_code = work.result()
         finally:
             work.cancel()
-            self._over.set()
-            self._told.put_nowait(None)
+            self._ended.set()
+            self._output.put_nowait(None)
 
-    async def _work(self) -> int:
+    async def _execute(self) -> int:
         program, *arguments = self._argv
         match program:
             case "cat":
                 while data := await self._input.get():
-                    self._told.put_nowait(Output("stdout", data))
+                    self._output.put_nowait(Output("stdout", data))
             case "sleep":
                 await self._clock.sleep(float(arguments[0]))
             case _:
-                result = self._life.guest.execute(self._argv)
+                result = self._process.guest.execute(self._argv)
                 if result.stdout:
-                    self._told.put_nowait(Output("stdout", result.stdout))
+                    self._output.put_nowait(Output("stdout", result.stdout))
                 return result.exit_code
         return 0
 
-    async def _first_of(self, *waits: Coroutine[object, object, object]) -> None:
+    async def _wait_for_first(self, *waits: Coroutine[object, object, object]) -> None:
         tasks = [asyncio.ensure_future(wait) for wait in waits]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
