@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 SIGNAL_S: Final = 10.0
 _SCRIPT: Final = """
-exec 3<&0
+exec 3>&2 2>/dev/null
 if command -v setsid >/dev/null; then session='setsid'
 elif command -v perl >/dev/null; then session='perl -MPOSIX -e POSIX::setsid();exec(@ARGV)'
 fi
-$session /bin/sh -c 'printf "WORD %d\\n" $$ >&2; exec "$@"' sh "$@" <&3 3<&- &
-wait $!
-printf '\\nWORD %d\\n' $? >&2
+$session /bin/sh -c 'printf "WORD %d\\n" $$ >&2; exec "$@"' sh "$@" 2>&3 3>&-
+printf '\\nWORD %d\\n' $? >&3
 """
+"""Runs the command in the foreground: a shell without job control starts a background command with SIGINT and SIGQUIT
+ignored. The shell's own stderr is closed, because it would report there that a signal killed the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class ShellExecSession:
     async def signal(self, signal: Signal) -> None:
         """See `ExecSession`."""
         if self.exit_code is None:
-            script = f"kill -{signal} -- -{self._pid} || kill -{signal} {self._pid}"
+            script = f"kill -s {signal} -- -{self._pid} || kill -s {signal} {self._pid}"  # dash: no `kill -INT -- -PID`
             await self._transport.run(("/bin/sh", "-c", script))
 
     async def close(self) -> None:

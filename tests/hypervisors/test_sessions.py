@@ -61,12 +61,12 @@ async def test_a_command_is_followed_fed_and_ended(driver: Hypervisor, rig: Rig)
         await session.end_input()
         assert [item async for item in output] == []
         assert session.exit_code == 0
-    for name in ("TERM", "KILL"):
+    for name, exit_code in (("INT", 130), ("TERM", 143), ("KILL", KILLED)):
         async with command(driver, "sleep", "600") as session:
             await session.signal(name)
             await told(session)
-            assert session.exit_code == {"TERM": 143, "KILL": KILLED}[name]
-            await session.signal("TERM")  # what has ended is left alone
+            assert session.exit_code == exit_code
+            await session.signal("TERM")  # has no effect on a command that has ended
     async with command(driver, "sleep", "600") as session:
         rig.kill(spec().name)
         with pytest.raises(GuestError, match=spec().name):

@@ -3,7 +3,7 @@
 qemu-ga returns the output of a command only at its end, and a read from a file must not block qemu-ga. So the command
 writes to two files in the guest, which the driver reads as they grow, and reads its input from a named pipe. For each
 piece of input, a short-lived `cat` in the guest fills the pipe: it ends when the command has read enough, which is the
-flow control. A shell supervises the command: it keeps the pipe open until the input ends, and returns the exit code.
+flow control. A shell starts the command, keeps the pipe open until the input ends, and returns the exit code.
 
 The files stay in the guest until the command has ended, so the guest needs space for the whole output.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from agent.hypervisors.contract import GuestError
 from agent.hypervisors.qemu.guest_agent import exit_code_of
@@ -48,29 +48,32 @@ mkfifo "$folder/in" && : >"$folder/stdout" && : >"$folder/stderr" && printf %s "
 _RUN: Final = """
 folder=$1 input=$2
 shift 2
-exec 8<>"$input"
-trap 'exec 8>&-' USR1
-setsid "$@" <"$input" >"$folder/stdout" 2>"$folder/stderr" 8>&- &
-pid=$!
-echo "$pid" >"$folder/pid.new" && mv "$folder/pid.new" "$folder/pid"
-while :; do
-    wait "$pid"
-    code=$?
-    kill -0 "$pid" 2>/dev/null || exit "$code"
-done
+if [ "$input" != /dev/null ]; then
+    exec 8<>"$input"
+    sleep 1000000 >/dev/null 2>&1 &
+    echo "$!" >"$folder/holder"
+fi
+exec 9<"$input" 8>&-
+setsid sh -c 'echo "$$" >"$1/pid.new" && mv "$1/pid.new" "$1/pid"; shift; exec "$@"' sh "$folder" "$@" \
+    <&9 >"$folder/stdout" 2>"$folder/stderr" 9<&-
+code=$?
+[ ! -e "$folder/holder" ] || kill "$(cat "$folder/holder")"
+exit "$code"
 """
-"""Runs the command in a session of its own, which can be signalled as a whole. The signal for the end of the input
-interrupts `wait` too; the command then still runs."""
+"""Runs the command in a session of its own, which can be signalled as a whole, and in the foreground: a shell without
+job control starts a background command with SIGINT and SIGQUIT ignored. A `sleep` keeps the pipe open."""
+
+_END_INPUT: Final = """
+until [ -s "$1/pid" ]; do sleep 1; done
+[ ! -e "$1/holder" ] || kill "$(cat "$1/holder")" 2>/dev/null
+"""
+"""Ends the process that keeps the pipe open. It waits for the pid of the command, which is written last."""
 
 _SIGNAL: Final = """
 until [ -s "$1/pid" ]; do sleep 1; done
-pid=$(cat "$1/pid")
-until kill -s "$2" -- "${3:--$pid}" 2>/dev/null; do
-    kill -0 "$pid" 2>/dev/null || exit 0
-    sleep 1
-done
+kill -s "$2" -- "-$(cat "$1/pid")" 2>/dev/null
 """
-"""Signals the named process, or without one the whole session of the command. Retries until the session exists."""
+"""Signals the whole session of the command."""
 
 
 class QemuExecSession:
@@ -142,23 +145,23 @@ class QemuExecSession:
 
     async def end_input(self) -> None:
         """See `ExecSession`."""
-        await self._send_signal("USR1", str(self._shell_pid))
+        await self._run_unless_ended(_END_INPUT)
 
     async def signal(self, signal: Signal) -> None:
         """See `ExecSession`."""
-        await self._send_signal(signal)
+        await self._run_unless_ended(_SIGNAL, signal)
 
     async def close(self) -> None:
         """See `ExecSession`."""
         with contextlib.suppress(GuestError):
-            await self._send_signal("KILL")
+            await self.signal("KILL")
             for handle in self._handles.values():
                 await self._request("guest-file-close", {"handle": handle})
             await self._agent.execute(("rm", "-rf", self._folder), timeout_s=REPLY_S)
 
-    async def _send_signal(self, signal: Literal["USR1"] | Signal, process: str = "") -> None:
+    async def _run_unless_ended(self, script: str, *arguments: str) -> None:
         if not await self._has_ended():
-            argv = ("sh", "-c", _SIGNAL, "hearth-exec", self._folder, signal, process)
+            argv = ("sh", "-c", script, "hearth-exec", self._folder, *arguments)
             await self._agent.execute(argv, timeout_s=REPLY_S)
 
     async def _has_ended(self) -> bool:

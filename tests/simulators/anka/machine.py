@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.simulators.anka.state import Document, Home
-from tests.simulators.tartsim.guest import execute, outlived_by_nothing
+from tests.simulators.tartsim.guest import execute, outlived_by_nothing, reset_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +161,7 @@ def _bind_from(base: int) -> socket.socket:
 
 def main() -> None:
     """Run the VM that the arguments name: home, UUID, name."""
+    reset_signals()
     _, home, uuid, _ = sys.argv[1:]
     try:
         Machine(Home(Path(home)), uuid).run()

@@ -174,8 +174,21 @@ def _feed(reader: Any, child: Any) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
+def reset_signals() -> None:
+    """Restore the default disposition of ignored signals and an empty mask, for the commands this process will start.
+
+    A real guest inherits neither from the agent. SIGPIPE and SIGXFSZ stay ignored: Python ignores them itself, and
+    restores them in each child.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def main() -> None:
     """Boot, and run until shut down or killed. Dies with `tart run`, as Apple's helper does with its client."""
+    reset_signals()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     about = json.loads(sys.argv[2])
@@ -184,7 +197,7 @@ def main() -> None:
     guest = Guest(Path(sys.argv[1]), about)
     guest.rites = outlived_by_nothing()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what `shutdown` in guest_bin sends
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a handler: its commands would inherit an ignored signal
     threading.Thread(target=guest.boot, daemon=True).start()
     while True:
         signal.pause()
