@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.hypervisors.contract import Hypervisor
-    from agent.hypervisors.sessions import ExecSession
+    from agent.hypervisors.sessions import ExecSession, Signal
     from tests.hypervisors.rigs import Rig
 
 
@@ -61,7 +61,8 @@ async def test_a_command_is_followed_fed_and_ended(driver: Hypervisor, rig: Rig)
         await session.end_input()
         assert [item async for item in output] == []
         assert session.exit_code == 0
-    for name, exit_code in (("INT", 130), ("TERM", 143), ("KILL", KILLED)):
+    exit_codes: dict[Signal, int] = {"INT": 130, "TERM": 143, "KILL": KILLED}
+    for name, exit_code in exit_codes.items():
         async with command(driver, "sleep", "600") as session:
             await session.signal(name)
             await told(session)
