@@ -81,10 +81,10 @@ async def test_host_document_has_vitals_and_failing_doctor_checks(host: Host) ->
     await host.start(excused=frozenset({"disk"}))
 
     def told(document: Document, _: list[Document]) -> bool:
-        return any(one["type"] == "DiskShort" for one in document["conditions"])
+        return any(one["type"] == "DiskPressure" for one in document["conditions"])
 
     document = await host.wait_until(told, timeout_s=30)
-    condition = next(one for one in document["conditions"] if one["type"] == "DiskShort")
+    condition = next(one for one in document["conditions"] if one["type"] == "DiskPressure")
     assert (condition["status"], condition["problem"], condition["reason"]) == ("true", True, "DoctorFoundError")
     assert "set images.budget_mib" in condition["message"]
     assert document["cores"]["performance"] >= 1

@@ -18,7 +18,7 @@ from agent.host.service import plist
 from agent.host.service.errors import ServiceRefusedError, ServiceUnsupportedError
 from agent.host.service.launchctl import Launchctl
 from agent.host.service.launchd_service import Service
-from agent.host.service.target import ROOT, Kind, Target, agent_of, daemon
+from agent.host.service.target import ROOT, ServiceKind, Target, daemon_target, user_target
 from agent.host.user_accounts import invoking_user
 from agent.processes.command import CommandRunner
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run Hearth under launchd on a Mac.")
 
-_KIND_BY_HYPERVISOR: Final = {"tart": Kind.USER}
+_KIND_BY_HYPERVISOR: Final = {"tart": ServiceKind.USER}
 
 _As = Annotated[
-    Kind | None,
+    ServiceKind | None,
     typer.Option(
         "--as", show_default=False,
         help="daemon: root, from boot on. user: the user at the screen, from login on. Default: what is installed, "
@@ -75,7 +75,7 @@ def install(
     _require_launchd()
     path = options.config_path(config).absolute()
     loaded = load_config(path)
-    target = _target(as_kind, _KIND_BY_HYPERVISOR.get(loaded.hypervisor.driver, Kind.DAEMON))
+    target = _target(as_kind, _KIND_BY_HYPERVISOR.get(loaded.hypervisor.driver, ServiceKind.DAEMON))
     _refuse_two(target)
     found = _program_path(program)
     document = plist.render(target, program=found, config=path, environment=_environment(env or ()))
@@ -94,7 +94,7 @@ def install(
 @app.command()
 def uninstall(as_kind: _As = None, as_json: options.Json = False) -> None:
     """Stop the agent and remove its job. VMs run on, and so does what the agent wrote: drain first to end them."""
-    target = _target(as_kind, Kind.DAEMON)
+    target = _target(as_kind, ServiceKind.DAEMON)
     removed = _run(_service(target).uninstall())
     _tell(as_json, target, removed, f"{target.service} is gone", f"{target.service} was not installed")
 
@@ -102,7 +102,7 @@ def uninstall(as_kind: _As = None, as_json: options.Json = False) -> None:
 @app.command()
 def start(as_kind: _As = None, as_json: options.Json = False) -> None:
     """Start the installed agent."""
-    target = _target(as_kind, Kind.DAEMON)
+    target = _target(as_kind, ServiceKind.DAEMON)
     started = _run(_service(target).start())
     _tell(as_json, target, started, f"{target.service} runs", f"{target.service} ran already")
 
@@ -110,7 +110,7 @@ def start(as_kind: _As = None, as_json: options.Json = False) -> None:
 @app.command()
 def stop(as_kind: _As = None, as_json: options.Json = False) -> None:
     """Stop the agent until the next start, boot or login. VMs run on: `hearth drain --wait` first to end them."""
-    target = _target(as_kind, Kind.DAEMON)
+    target = _target(as_kind, ServiceKind.DAEMON)
     stopped = _run(_service(target).stop())
     _tell(as_json, target, stopped, f"{target.service} is stopped; VMs run on", f"{target.service} did not run")
 
@@ -118,7 +118,7 @@ def stop(as_kind: _As = None, as_json: options.Json = False) -> None:
 @app.command()
 def restart(as_kind: _As = None, as_json: options.Json = False) -> None:
     """Stop the agent and start it anew, as after an upgrade. VMs run on, and the new agent adopts them."""
-    target = _target(as_kind, Kind.DAEMON)
+    target = _target(as_kind, ServiceKind.DAEMON)
     _run(_service(target).restart())
     _tell(as_json, target, True, f"{target.service} runs anew", "")
 
@@ -126,7 +126,7 @@ def restart(as_kind: _As = None, as_json: options.Json = False) -> None:
 @app.command()
 def status(as_kind: _As = None, as_json: options.Json = False) -> int:
     """Show what launchd has of Hearth. Exit code 0: it runs, 3: it does not, 4: it is not installed."""
-    document = _run(_status(_service(_target(as_kind, Kind.DAEMON))))
+    document = _run(_status(_service(_target(as_kind, ServiceKind.DAEMON))))
     if as_json:
         print_json(document)
     else:
@@ -138,7 +138,7 @@ def status(as_kind: _As = None, as_json: options.Json = False) -> int:
 
 
 async def _status(service: Service) -> dict[str, Any]:
-    target, job = service.target, await service.look()
+    target, job = service.target, await service.find_job()
     return {
         "service": target.service,
         "as": str(target.kind),
@@ -161,7 +161,7 @@ def _tell(as_json: bool, target: Target, changed: bool, done: str, nothing: str)
         say(done if changed else nothing)
 
 
-def _target(asked: Kind | None, otherwise: Kind) -> Target:
+def _target(asked: ServiceKind | None, otherwise: ServiceKind) -> Target:
     """Return the place that was asked for, else the one where Hearth is installed, else the given kind's."""
     _require_launchd()
     places = _places()
@@ -175,11 +175,11 @@ def _target(asked: Kind | None, otherwise: Kind) -> Target:
     return places[kind]
 
 
-def _places() -> dict[Kind, Target]:
-    places = {Kind.DAEMON: daemon(ROOT)}
+def _places() -> dict[ServiceKind, Target]:
+    places = {ServiceKind.DAEMON: daemon_target(ROOT)}
     account = invoking_user()
     if account.uid:
-        places[Kind.USER] = agent_of(account, ROOT)
+        places[ServiceKind.USER] = user_target(account, ROOT)
     return places
 
 

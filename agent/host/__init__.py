@@ -1,1 +1,1 @@
-"""Facts about the host itself: memory, processors, disk, identity."""
+"""The host itself: identity, resources, vitals, the doctor's checks, and the launchd service."""

@@ -1,4 +1,4 @@
-"""One agent per data directory: an advisory lock that dies with its process, so that it is never stale."""
+"""The lock on the data directory: one agent at a time. The kernel releases it when its process ends."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ if TYPE_CHECKING:
 
 
 class AlreadyRunningError(HearthError):
-    """Another agent works on this data directory."""
+    """Another agent uses this data directory."""
 
     code = "already-running"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class DataDirectoryError(HearthError):
-    """The data directory cannot be made or written to."""
+    """The data directory cannot be created or written."""
 
     code = "bad-data-directory"
 
 
 @contextmanager
 def lock_data_directory(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for this process. Raises `AlreadyRunningError` naming the process that holds it."""
+    """Hold the lock on the data directory while the context is active.
+
+    Raises `AlreadyRunningError` with the pid of the other agent, and `DataDirectoryError`.
+    """
     path = data_dir / "agent.lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DataDirectoryError(
-            f"{data_dir} cannot be used: {error.strerror}", remedy="check data_dir in the configuration, and its owner"
+            f"{data_dir} cannot be used: {error.strerror}",
+            remedy="check data_dir in the configuration, and the owner of the directory",
         ) from error
     try:
         try:
@@ -44,10 +48,10 @@ def lock_data_directory(data_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise AlreadyRunningError(
-                f"an agent (process {holder}) already works on {data_dir}",
-                remedy="stop it first, or give this one a data_dir of its own",
+                f"an agent (process {holder}) already uses {data_dir}",
+                remedy="stop that agent first, or configure another data_dir for this one",
             ) from None
-        with suppress(OSError):  # on a full disk nobody is told who holds it; it is held all the same
+        with suppress(OSError):  # on a full disk the pid cannot be written; the lock is held nevertheless
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -1,4 +1,4 @@
-"""What the host is made of: asked once, at the start."""
+"""Hardware of the host, read once at the start of the agent."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PROPERTY: Final = re.compile(r'^\s*"(\w+)" = "([^"]*)"$', re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One machine. What cannot be told is empty: Linux shows serial and UUID to root only, virtual machines have none.
+    """Hardware of one machine. Unknown values are empty: Linux shows serial and UUID only to root, and VMs have none.
 
-    Efficiency cores are the slower ones of a processor that has two kinds; 0 where all are alike.
+    Efficiency cores are the slower cores of a processor with two kinds; 0 if all cores are equal.
     """
 
     model: str = ""
@@ -41,61 +41,64 @@ UNKNOWN_HARDWARE: Final = Hardware()
 
 
 async def read_hardware(runner: CommandRunner) -> Hardware:
-    """Read what this machine is made of. Never fails: what cannot be told is empty."""
+    """Read the hardware of this machine. Never raises; unknown values are empty."""
     if platform.system() != "Darwin":
-        return _of_linux(_DMI, Path("/sys/devices"), _cpu_model())
+        return _linux_hardware(_DMI, Path("/sys/devices"), _cpu_model())
     try:
         result = await runner.run(Command(("/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"), IOREG_TIMEOUT_S))
         listing = result.stdout.decode(errors="replace")
     except CommandError:
         listing = ""
-    return of_mac(parse_ioreg(listing), sysctl.text, sysctl.integer)
+    return mac_hardware(parse_ioreg(listing), sysctl.text, sysctl.integer)
 
 
 def parse_ioreg(listing: str) -> Mapping[str, str]:
-    """Return the properties of text that `ioreg` lists."""
+    """Return the text properties in the output of `ioreg`."""
     return dict(_PROPERTY.findall(listing))
 
 
-def of_mac(properties: Mapping[str, str], text: Callable[[str], str], integer: Callable[[str], int]) -> Hardware:
-    """Return a Mac's hardware from ioreg's properties and the kernel's names. Level 0 are the performance cores."""
+def mac_hardware(properties: Mapping[str, str], text: Callable[[str], str], integer: Callable[[str], int]) -> Hardware:
+    """Return the hardware of a Mac from properties of ioreg and values of sysctl.
 
-    def asked(name: str) -> str:
+    Performance level 0 contains the performance cores.
+    """
+
+    def read_text(name: str) -> str:
         try:
             return text(name)
         except OSError:
             return ""
 
-    def counted(name: str) -> int:
+    def read_count(name: str) -> int:
         try:
             return integer(name)
         except OSError:
             return 0
 
     return Hardware(
-        model=asked("hw.model"),
-        chip=asked("machdep.cpu.brand_string"),
+        model=read_text("hw.model"),
+        chip=read_text("machdep.cpu.brand_string"),
         serial=properties.get("IOPlatformSerialNumber", ""),
         uuid=properties.get("IOPlatformUUID", ""),
-        performance_cores=counted("hw.perflevel0.physicalcpu") or counted("hw.physicalcpu"),
-        efficiency_cores=counted("hw.perflevel1.physicalcpu"),
+        performance_cores=read_count("hw.perflevel0.physicalcpu") or read_count("hw.physicalcpu"),
+        efficiency_cores=read_count("hw.perflevel1.physicalcpu"),
     )
 
 
-def _of_linux(dmi: Path, devices: Path, chip: str) -> Hardware:
-    """Return a Linux host's hardware. Hybrid processors of Intel list their two kinds of cores apart."""
-    efficient = _count(_line(devices / "cpu_atom/cpus"))
+def _linux_hardware(dmi: Path, devices: Path, chip: str) -> Hardware:
+    """Return the hardware of a Linux host. Hybrid processors of Intel list their two kinds of cores separately."""
+    efficient = _count_numbers(_read_line(devices / "cpu_atom/cpus"))
     return Hardware(
-        model=_line(dmi / "product_name"),
+        model=_read_line(dmi / "product_name"),
         chip=chip,
-        serial=_line(dmi / "product_serial"),
-        uuid=_line(dmi / "product_uuid"),
-        performance_cores=_count(_line(devices / "cpu_core/cpus")) or (os.cpu_count() or 1) - efficient,
+        serial=_read_line(dmi / "product_serial"),
+        uuid=_read_line(dmi / "product_uuid"),
+        performance_cores=_count_numbers(_read_line(devices / "cpu_core/cpus")) or (os.cpu_count() or 1) - efficient,
         efficiency_cores=efficient,
     )
 
 
-def _line(path: Path) -> str:
+def _read_line(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -103,11 +106,11 @@ def _line(path: Path) -> str:
 
 
 def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _line(Path("/proc/cpuinfo")), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", _read_line(Path("/proc/cpuinfo")), re.MULTILINE)
     return found[1] if found else platform.processor()
 
 
-def _count(ranges: str) -> int:
-    """Return how many numbers a list such as `0-7,16` has."""
+def _count_numbers(ranges: str) -> int:
+    """Return how many numbers a list such as `0-7,16` contains."""
     ends = [part.partition("-") for part in ranges.split(",") if part]
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)

@@ -1,7 +1,7 @@
-"""What VMs take of this machine: processor time and memory of the processes that carry their names.
+"""Resource usage of VMs: processor time and memory of the processes that have the VM's name in their command line.
 
-Drivers need not be asked for it: every hypervisor here names the VM on its process's command line. Processes on a
-terminal are people's, who may name a VM too.
+This needs no driver, because every supported hypervisor has the name of the VM in the command line of its process.
+Processes on a terminal are excluded: a user can type the name of a VM into a command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ATTRIBUTES: Final = ("cmdline", "cpu_times", "memory_info", "terminal")
 
 @dataclass(frozen=True, slots=True)
 class VmUsage:
-    """One VM: processor time since its process began, and memory it holds now."""
+    """Usage of one VM: processor time since the start of its processes, and current resident memory."""
 
     cpu_s: float
     resident_bytes: int
@@ -30,7 +30,7 @@ class VmUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The machine and its VMs at one moment. `cpu_busy_s` adds up over all processors since the machine booted."""
+    """Usage of the machine and its VMs at one time. `cpu_busy_s` is the sum of all processors since boot."""
 
     at_s: float
     cpus: int
@@ -42,7 +42,7 @@ class Usage:
 
 
 def measure(names: Collection[str]) -> Usage:
-    """Read what the VMs of these names take. Blocks for some milliseconds: call it in a thread."""
+    """Measure the usage of the VMs with these names. Blocks for some milliseconds: call it in a thread."""
     times, memory = psutil.cpu_times(), psutil.virtual_memory()
     idle_s = times.idle + getattr(times, "iowait", 0.0)
     return Usage(
@@ -52,24 +52,24 @@ def measure(names: Collection[str]) -> Usage:
         load_1m=os.getloadavg()[0],
         memory_total_bytes=memory.total,
         memory_available_bytes=memory.available,
-        vms=_of_vms(names),
+        vms=_measure_vms(names),
     )
 
 
-def _of_vms(names: Collection[str]) -> dict[str, VmUsage]:
+def _measure_vms(names: Collection[str]) -> dict[str, VmUsage]:
     found: dict[str, VmUsage] = {}
     if not names:
         return found
-    # The longest first: no name is taken for another one that it begins with.
+    # Longest names first: otherwise a name that is a prefix of another one would match in its place.
     pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
     for process in psutil.process_iter(_ATTRIBUTES):
-        about = process.info
-        named = pattern.search(" ".join(about["cmdline"] or ()))
-        if named is None or about["terminal"] or about["cpu_times"] is None or about["memory_info"] is None:
+        info = process.info
+        named = pattern.search(" ".join(info["cmdline"] or ()))
+        if named is None or info["terminal"] or info["cpu_times"] is None or info["memory_info"] is None:
             continue
         before = found.get(named[0], VmUsage(0.0, 0))
-        times = about["cpu_times"]
+        times = info["cpu_times"]
         found[named[0]] = VmUsage(
-            before.cpu_s + times.user + times.system, before.resident_bytes + about["memory_info"].rss
+            before.cpu_s + times.user + times.system, before.resident_bytes + info["memory_info"].rss
         )
     return found

@@ -1,4 +1,4 @@
-"""Users of this machine: whom the agent runs as, and who calls a command."""
+"""User accounts of this machine: of the running process, and of the user who called a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user of this machine."""
+    """One user account."""
 
     name: str
     uid: int
@@ -19,12 +19,12 @@ class Account:
 
 
 def current_user() -> Account:
-    """Return the user this process runs as."""
+    """Return the user of this process."""
     return _account(os.geteuid())
 
 
 def invoking_user() -> Account:
-    """Return the user who runs this command; behind sudo, the one who called it."""
+    """Return the user who called this command; under sudo, the user who called sudo."""
     uid = os.getuid()
     return _account(int(os.environ.get("SUDO_UID", "0")) if uid == 0 else uid)
 
@@ -32,6 +32,6 @@ def invoking_user() -> Account:
 def _account(uid: int) -> Account:
     try:
         entry = pwd.getpwuid(uid)
-    except KeyError:  # a user of no database, as containers have them
+    except KeyError:  # containers can have users without a database entry
         return Account(str(uid), uid, os.getgid(), Path.home())
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))

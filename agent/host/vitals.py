@@ -1,4 +1,4 @@
-"""How the host is right now: memory pressure and heat, as its own kernel judges them."""
+"""Vitals of the host: memory pressure, thermal pressure and purgeable space, as its kernel reports them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ON_MAC: Final = platform.system() == "Darwin"
 
 
 class MemoryPressure(StrEnum):
-    """How short memory is."""
+    """Memory pressure levels."""
 
     NORMAL = "normal"
     WARNING = "warning"
@@ -32,7 +32,7 @@ class MemoryPressure(StrEnum):
 
 
 class Heat(StrEnum):
-    """How much heat slows the processor, in the steps of macOS."""
+    """Thermal pressure levels of macOS: how much heat slows the processor."""
 
     NOMINAL = "nominal"
     MODERATE = "moderate"
@@ -43,9 +43,9 @@ class Heat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The host's state as last measured, in steps that do not move by themselves: pollers see every change.
+    """The vitals as last measured, in coarse steps, because clients that poll get a new document for each change.
 
-    Purgeable space is that of the data volume, in whole GiB; None where it cannot be told.
+    `purgeable_bytes` is for the data volume, rounded down to whole GiB; None if unknown.
     """
 
     memory_pressure: MemoryPressure = MemoryPressure.UNKNOWN
@@ -54,7 +54,7 @@ class Vitals:
 
 
 class VitalsSampler:
-    """The latest vitals, measured every `PERIOD_S` seconds while `run` runs."""
+    """Measures the vitals every `PERIOD_S` seconds while `run` is active; `latest` is the last result."""
 
     def __init__(self, measure: Callable[[], Vitals]) -> None:
         self._measure = measure
@@ -74,18 +74,21 @@ _THERMAL_NOTICE: Final = b"com.apple.system.thermalpressurelevel"
 _PSI: Final = re.compile(r"^(some|full) avg10=([\d.]+)", re.MULTILINE)
 SOME_WARNING: Final = 10.0
 FULL_CRITICAL: Final = 20.0
-"""Shares of the last 10 s, in percent, in which some tasks, or all at once, waited for memory."""
+"""Shares of the last 10 s, in percent, in which some tasks, or all tasks at the same time, waited for memory."""
 
 
 def measure_vitals(data_dir: Path) -> Vitals:
-    """Measure now. Blocks: apart from free space, which decisions hang on. What cannot be told is unknown."""
+    """Measure now. Blocks. Unknown values are `UNKNOWN` or None.
+
+    Free space is not included: decisions depend on it, so the observer measures it.
+    """
     if _ON_MAC:
         return Vitals(_mac_pressure(), _mac_heat(), _purgeable(data_dir))
     try:
         stalls = Path("/proc/pressure/memory").read_text(encoding="ascii")
     except OSError:
         stalls = ""
-    return Vitals(pressure_of_stalls(stalls))
+    return Vitals(pressure_from_stalls(stalls))
 
 
 def _purgeable(data_dir: Path) -> int | None:
@@ -96,12 +99,12 @@ def _purgeable(data_dir: Path) -> int | None:
 
 
 def whole_gib(size_bytes: int | None) -> int | None:
-    """Round a size in bytes down to whole GiB. Nobody decides by less, and caches grow and shrink all the time."""
+    """Round a size in bytes down to whole GiB, because caches grow and shrink all the time."""
     return None if size_bytes is None else size_bytes // GIB * GIB
 
 
-def pressure_of_stalls(text: str) -> MemoryPressure:
-    """Judge memory by the kernel's stall information; Linux has no word of its own for it."""
+def pressure_from_stalls(text: str) -> MemoryPressure:
+    """Return the memory pressure from the stall information (PSI) of Linux, which has no levels of its own."""
     shares = {kind: float(share) for kind, share in _PSI.findall(text)}
     if "some" not in shares:
         return MemoryPressure.UNKNOWN
@@ -118,7 +121,7 @@ def _mac_pressure() -> MemoryPressure:
 
 
 def _mac_heat() -> Heat:
-    """Read the level that the system posts to whoever registers for it (notify(3), OSThermalNotification.h)."""
+    """Read the thermal level that macOS publishes with notify(3) (OSThermalNotification.h)."""
     libc = ctypes.CDLL(None)
     token, level = ctypes.c_int(), ctypes.c_uint64()
     if libc.notify_register_check(_THERMAL_NOTICE, ctypes.byref(token)):

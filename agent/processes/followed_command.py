@@ -1,4 +1,4 @@
-"""An external command whose output is streamed while it runs, and which takes input.
+"""An external command that takes input and streams its output while it runs.
 
 Unlike a command of `command.py`, it has no timeout: it runs until its caller closes it.
 """

@@ -24,7 +24,7 @@ def reset_inherited_signals() -> None:
     """Let child processes start with default signal dispositions and an empty signal mask.
 
     Call it once, in the main thread, before other threads start, because threads inherit the mask of their creator. It
-    costs nothing for each child, unlike a wrapper program or `preexec_fn`, which also is unsafe beside threads.
+    costs nothing for each child. A wrapper program costs an exec, and `preexec_fn` is unsafe in a process with threads.
 
     An ignored signal gets a handler that does nothing: this process still survives the signal, and exec(2) resets a
     caught signal, but not an ignored one, to its default. Blocked signals are unblocked, so that a blocked SIGTERM can

@@ -1,1 +1,1 @@
-"""What the agent tells about itself: structured logs and metrics. Imports the domain only."""
+"""Telemetry of the agent: structured logs, metrics, and the watchdog of the event loop."""

@@ -37,9 +37,9 @@ def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return CheckResult(WARNING, "it is old", "13.6", "update it")
 
     checks = (
-        Check("sleep", "Sleep", "HostSleeps", (), fault),
-        Check("macos", "macOS", "MacosUnfit", ("x",), by_hand),
-        Check("kvm", "KVM", "NoKvm", (), lambda _, __: passed("fast", "12 ms")),
+        Check("sleep", "Sleep", "SleepEnabled", (), fault),
+        Check("macos", "macOS", "MacosUnsupported", ("x",), by_hand),
+        Check("kvm", "KVM", "KvmUnavailable", (), lambda _, __: passed("fast", "12 ms")),
     )
     looking = Doctor(lambda: subject(root=True, uid=0), CommandRunner(), checks, {"x": FunctionSource(lambda _: "")})
     monkeypatch.setattr(command, "_doctor", lambda _: looking)

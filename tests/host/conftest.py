@@ -1,4 +1,4 @@
-"""Fixtures of the host's tests."""
+"""Fixtures for the tests of the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def launchd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
-    """A launchd of this test's own; commands run by the test speak to it."""
+    """A simulated launchd for this test, used by the commands that the test runs."""
     made = Launchd(tmp_path)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The data volume as the engine sees it, above its watermarks and below."""
+"""Space on the data volume, above and below its watermarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the host is and how it is: read from recorded outputs of a Mac, and from this very host."""
+"""Identity, hardware and vitals: from recorded outputs of a Mac, and from this host."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from agent.host import hardware, host_info, vitals
-from agent.host.hardware import Hardware, of_mac, parse_ioreg, read_hardware
-from agent.host.vitals import Heat, MemoryPressure, Vitals, VitalsSampler, measure_vitals, pressure_of_stalls
+from agent.host.hardware import Hardware, mac_hardware, parse_ioreg, read_hardware
+from agent.host.vitals import Heat, MemoryPressure, Vitals, VitalsSampler, measure_vitals, pressure_from_stalls
 from agent.processes import sysctl
 from agent.processes.boot import boot_id
 from agent.processes.command import CommandRunner
 
 RECORDED = Path(__file__).with_name("recorded")
-LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 class Kernel:
-    """The names a kernel answers to."""
+    """Values of sysctl by name."""
 
     def __init__(self, **values: str | int) -> None:
         self.values = {name.replace("__", "."): value for name, value in values.items()}
@@ -47,7 +47,7 @@ def test_hardware_of_a_mac_mini() -> None:
         hw__perflevel1__physicalcpu=6,
     )  # fmt: skip
     properties = parse_ioreg((RECORDED / "ioreg_platform.txt").read_text())
-    assert of_mac(properties, kernel.text, kernel.integer) == Hardware(
+    assert mac_hardware(properties, kernel.text, kernel.integer) == Hardware(
         model="Mac16,10", chip="Apple M4", serial="H7XQ2LP0MN", uuid="5E1C9A3B-7D42-5B1F-8C60-0A9D3F2E4B71",
         performance_cores=4, efficiency_cores=6,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_hardware_of_a_mac_mini() -> None:
 
 def test_hardware_is_empty_when_a_mac_reports_little() -> None:
     kernel = Kernel(hw__physicalcpu=6)
-    assert of_mac(parse_ioreg("garbage"), kernel.text, kernel.integer) == Hardware(performance_cores=6)
+    assert mac_hardware(parse_ioreg("garbage"), kernel.text, kernel.integer) == Hardware(performance_cores=6)
 
 
 def test_hardware_of_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_hardware_of_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> Non
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "cpus").write_text(f"{cpus}\n")
     (tmp_path / "product_name").write_text("Rack 1\n")
-    seen = hardware._of_linux(tmp_path, tmp_path, "Some CPU")
+    seen = hardware._linux_hardware(tmp_path, tmp_path, "Some CPU")
     assert seen == Hardware("Rack 1", "Some CPU", "", "", 9, 8)
 
 
@@ -90,7 +90,7 @@ def test_sysctl_raises_on_systems_without_it() -> None:
         sysctl.text("hw.model")
 
 
-@pytest.mark.skipif(sys.platform != "darwin", reason="of macOS")
+@pytest.mark.skipif(sys.platform != "darwin", reason="needs macOS")
 def test_sysctl_and_vitals_on_this_mac() -> None:
     assert sysctl.text("hw.model")
     assert sysctl.integer("hw.memsize") > 1 << 30
@@ -118,23 +118,23 @@ def test_memory_pressure_follows_the_stalls_of_linux() -> None:
         ("12.50", "1.00", MemoryPressure.WARNING),
         ("60.00", "31.00", MemoryPressure.CRITICAL),
     ):
-        assert pressure_of_stalls(line.format("some", some) + line.format("full", full)) is expected
-    assert pressure_of_stalls("") is MemoryPressure.UNKNOWN
+        assert pressure_from_stalls(line.format("some", some) + line.format("full", full)) is expected
+    assert pressure_from_stalls("") is MemoryPressure.UNKNOWN
 
 
 async def test_vitals_sampler_measures_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "PERIOD_S", 0.0)
-    beats = asyncio.Semaphore(0)
+    measured = asyncio.Semaphore(0)
     loop = asyncio.get_running_loop()
 
     def measure() -> Vitals:
-        loop.call_soon_threadsafe(beats.release)
+        loop.call_soon_threadsafe(measured.release)
         return Vitals(MemoryPressure.WARNING, Heat.HEAVY)
 
-    pulse = VitalsSampler(measure)
-    assert pulse.latest == Vitals()
-    task = asyncio.create_task(pulse.run())
+    sampler = VitalsSampler(measure)
+    assert sampler.latest == Vitals()
+    task = asyncio.create_task(sampler.run())
     for _ in range(3):
-        await asyncio.wait_for(beats.acquire(), 10)
-    assert pulse.latest == Vitals(MemoryPressure.WARNING, Heat.HEAVY)
+        await asyncio.wait_for(measured.acquire(), 10)
+    assert sampler.latest == Vitals(MemoryPressure.WARNING, Heat.HEAVY)
     task.cancel()

@@ -1,4 +1,4 @@
-"""Failing checks become conditions, and are taken back; nothing else is posted."""
+"""Conditions of failing checks are posted and cleared; nothing else is posted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """A host whose one fault is set by the test."""
+    """A host with one check; the test sets its severity."""
 
     def __init__(self) -> None:
         self.severity: Severity = OK
         self.board = ConditionBoard()
         self.now_s = 100.0
-        check = Check("sleep", "Sleep", "HostSleeps", (), self._evaluate)
+        check = Check("sleep", "Sleep", "SleepEnabled", (), self._evaluate)
         doctor = Doctor(subject, CommandRunner(), (check,), {})
         self.monitor = HostMonitor(
             doctor, self.board.post, period_s=60, vitals=VitalsSampler(Vitals), clock=lambda: self.now_s
@@ -39,19 +39,19 @@ class Host:
         return [(one.type, str(one.status), one.problem) for one in self.board.all()]
 
     def condition(self) -> Condition:
-        return self.board.as_mapping()["HostSleeps"]
+        return self.board.as_mapping()["SleepEnabled"]
 
 
 async def test_failing_check_is_a_condition_until_it_passes() -> None:
     host = Host()
     assert await host.look(OK) == []
     assert await host.look(UNKNOWN) == []
-    assert await host.look(WARNING) == [("HostSleeps", "true", False)]
-    assert await host.look(ERROR) == [("HostSleeps", "true", True)]
+    assert await host.look(WARNING) == [("SleepEnabled", "true", False)]
+    assert await host.look(ERROR) == [("SleepEnabled", "true", True)]
     assert host.condition().message == "it sleeps after 10 minutes; let it never sleep"
     since_s = host.condition().since_s
-    assert await host.look(ERROR) == [("HostSleeps", "true", True)]
+    assert await host.look(ERROR) == [("SleepEnabled", "true", True)]
     assert host.condition().since_s == since_s
-    assert await host.look(UNKNOWN) == [("HostSleeps", "true", True)], "nothing is known to have changed"
-    assert await host.look(OK) == [("HostSleeps", "false", False)]
+    assert await host.look(UNKNOWN) == [("SleepEnabled", "true", True)], "an unknown result changes nothing"
+    assert await host.look(OK) == [("SleepEnabled", "false", False)]
     assert host.condition().since_s == host.now_s

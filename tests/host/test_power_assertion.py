@@ -1,4 +1,4 @@
-"""The power assertion: held by a caffeinate while VMs run, and by nothing a moment longer."""
+"""The power assertion: caffeinate runs exactly while VMs run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def caffeinate(folder: Path, text: str = CAFFEINATE) -> str:
 
 async def test_caffeinate_runs_only_while_vms_run(tmp_path: Path) -> None:
     running = True
-    awake = PowerAssertion(CommandRunner(), lambda: running, program=caffeinate(tmp_path), poll_s=0.01)
-    task = asyncio.create_task(awake.run())
+    assertion = PowerAssertion(CommandRunner(), lambda: running, program=caffeinate(tmp_path), poll_s=0.01)
+    task = asyncio.create_task(assertion.run())
     held = await pids_in(tmp_path / "pids", 1)
     assert (tmp_path / "arguments").read_text() == f"-i -s -w {os.getpid()}\n"
     running = False
@@ -48,8 +48,8 @@ async def test_caffeinate_runs_only_while_vms_run(tmp_path: Path) -> None:
 
 async def test_caffeinate_is_retried_when_missing_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
-    awake = PowerAssertion(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), poll_s=0.01)
-    task = asyncio.create_task(awake.run())
+    assertion = PowerAssertion(CommandRunner(), lambda: True, program=str(tmp_path / "caffeinate"), poll_s=0.01)
+    task = asyncio.create_task(assertion.run())
     await asyncio.sleep(0)
     caffeinate(tmp_path, "#!/bin/sh\necho $$ >>{folder}/pids\n")
     path = tmp_path / "pids"

@@ -1,4 +1,4 @@
-"""What VMs take is read off their processes, by name."""
+"""Resource usage of VMs, measured by the names of their processes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def test_usage_sums_vm_processes_without_those_on_terminals() -> None:
     command = [sys.executable, "-c", BURN, f"/vms/{NAME}/disk"]
     piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
     vm = subprocess.Popen(command, **piped)  # type: ignore[call-overload]
-    person = subprocess.Popen(
+    on_terminal = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {BURN}", NAME],
         stdin=follower, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        assert vm.stdout.readline() == person.stdout.readline() == b"burnt\n"  # type: ignore[union-attr]
+        assert vm.stdout.readline() == on_terminal.stdout.readline() == b"burnt\n"  # type: ignore[union-attr]
         usage = measure([NAME, NAME[:-1], "hearth-other"])
     finally:
-        for process in (vm, person):
+        for process in (vm, on_terminal):
             process.kill()
             process.communicate()
         os.close(leader)

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from agent.host.service.target import Target, agent_of, daemon
+from agent.host.service.target import Target, daemon_target, user_target
 from agent.host.user_accounts import Account
 
 SIMULATORS = Path(__file__).parents[1] / "simulators"
@@ -29,11 +29,11 @@ class Launchd:
         }
 
     def daemon(self) -> Target:
-        return daemon(self.root)
+        return daemon_target(self.root)
 
     def user(self) -> Target:
         account = Account(ACCOUNT.name, ACCOUNT.uid, ACCOUNT.gid, self.root / "Users/ci")
-        return agent_of(account, self.root)
+        return user_target(account, self.root)
 
     def log_in(self) -> None:
         """Open a GUI session."""

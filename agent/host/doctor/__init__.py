@@ -1,4 +1,4 @@
-"""What breaks a host, found before it does: readings of the system, pure judges of them, and ways to mend.
+"""Checks for problems of the host: readings of the system, pure functions that evaluate them, and fixes.
 
-`table.py` has every check; `doctor.py` takes the readings and runs the judges.
+`checks.py` lists every check; `doctor.py` takes the readings and evaluates the checks.
 """

@@ -1,4 +1,4 @@
-"""The doctor: takes the readings of this host's checks, judges them, and mends what may be mended."""
+"""The doctor: takes the readings of the host's checks, evaluates them, and applies fixes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 FIX_TIMEOUT_S: Final = 60.0
 _ON_MAC: Final = platform.system() == "Darwin"
 TOOL_CHECKS: Final[Mapping[str, str]] = {"tart": "tart", "anka": "anka", "anka-license": "anka"}
-"""Checks of one hypervisor's own tool: it is not called on hosts that do not use it."""
+"""Checks that run the tool of one hypervisor. They are skipped on hosts with another hypervisor."""
 
 
 class Doctor:
-    """Looks at one host. `subject` is asked anew each time: the time, and who is logged in, change."""
+    """Checks one host. `subject` is called for each run, because the time and the logged-in user change."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Doctor:
         self._sources = sources
 
     async def run_checks(self, only: frozenset[str] = frozenset()) -> list[Finding]:
-        """Return what each check finds, in the order of the table; `only` those named, or all."""
+        """Run the checks named in `only`, or all. Return their findings in the order of the list of checks."""
         subject = self._subject()
         checks = [check for check in self._checks if not only or check.name in only]
         checks = [check for check in checks if TOOL_CHECKS.get(check.name, subject.hypervisor) == subject.hypervisor]
         names = {name for check in checks for name in (*check.required, *check.optional)}
-        taken = await readings.take_readings(names, self._sources, subject, self._runner)
-        found = (decide(check, taken, subject) for check in checks)
+        values = await readings.take_readings(names, self._sources, subject, self._runner)
+        found = (decide(check, values, subject) for check in checks)
         return [finding for finding in found if finding is not None]
 
     async def apply_fix(self, fix: Fix) -> None:
-        """Run the commands of a fix. Raises `CommandError`; those before the one that failed are done."""
+        """Run the commands of a fix. Raises `CommandError`; commands before the failed one have taken effect."""
         subject = self._subject()
         for command in fix.commands:
             argv = command
@@ -66,13 +66,13 @@ class Doctor:
 
 
 def build_doctor(subject: Callable[[], Subject], runner: CommandRunner) -> Doctor:
-    """Return a doctor with the checks of the system this runs on."""
+    """Return a doctor with the checks for this operating system."""
     system_checks, sources = (checks.MAC, readings.MAC) if _ON_MAC else (checks.LINUX, readings.LINUX)
     return Doctor(subject, runner, system_checks, {**readings.COMMON, **sources})
 
 
 def build_subject(config: Config, account: Account, hypervisor: str, *, in_agent: bool) -> Subject:
-    """Return what a configured host is looked at for. `hypervisor` is the driver's name."""
+    """Return the subject of the checks for a configured host. `hypervisor` is the name of the driver."""
     data_dir = config.data_dir
     vm_dirs, tool = [data_dir], ""
     if hypervisor == "tart":

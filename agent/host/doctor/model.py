@@ -1,4 +1,4 @@
-"""The values of the doctor: what was read, what a check finds, and what would mend it. Pure."""
+"""Values of the doctor: readings, checks, results and fixes. Pure."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """Severity of a check result."""
 
     OK = "ok"
-    UNKNOWN = "unknown"  # it could not be read: no reason to worry, and none not to
-    WARNING = "warning"  # costs time or capacity, or will one day
-    ERROR = "error"  # this host does not serve, or will stop to
+    UNKNOWN = "unknown"  # it could not be read
+    WARNING = "warning"  # it costs time or capacity now, or will later
+    ERROR = "error"  # the host cannot serve, or soon cannot
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the host is looked at for: whose VMs, by which hypervisor, where."""
+    """What the checks depend on: the hypervisor, its folders, and the user of the agent."""
 
     hypervisor: str  # as configured: tart, anka, qemu, simulated, auto
     data_dir: Path
-    vm_dirs: tuple[Path, ...]  # where clones and images stand
+    vm_dirs: tuple[Path, ...]  # folders of clones and images
     disk_reserve_bytes: int
-    user: str  # who the agent runs as, or shall
+    user: str  # user of the agent
     uid: int
     home: Path
-    tool: str  # the hypervisor's own program, where it has one
-    version: str  # of this Hearth
-    root: bool  # whether the looking itself is done by root
-    in_agent: bool  # in the agent, and not at a command line
+    tool: str  # program of the hypervisor; empty if it has none
+    version: str  # version of Hearth
+    root: bool  # whether the checks run as root
+    in_agent: bool  # whether the checks run in the agent, not in the command line
     now_s: float
 
     @property
     def for_tart(self) -> bool:
-        """Whether VMs need the session of a user who is logged in at the screen."""
+        """Whether the hypervisor is Tart: its VMs need the login session of a user at the screen."""
         return self.hypervisor == "tart"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a tool said. `trouble` tells why it could not be asked; then the rest is empty."""
+    """Output of a tool. `error` is the reason why it could not be read; then the other fields are empty."""
 
     out: str = ""
     err: str = ""
@@ -59,11 +59,11 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """Both streams: several tools of macOS answer on stderr."""
+        """Both streams, because several tools of macOS print their result to stderr."""
         return "\n".join(part for part in (self.out.strip(), self.err.strip()) if part)
 
     def plist(self) -> Mapping[str, Any]:
-        """Return the property list that was printed; empty when there is none."""
+        """Return the property list in the output; empty if there is none."""
         try:
             read = plistlib.loads(self.out.encode())
         except (plistlib.InvalidFileException, ExpatError, ValueError):
@@ -76,11 +76,11 @@ Readings = dict[str, Reading]
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """Commands that mend a finding without harm, whoever runs them and however often."""
+    """Commands that fix a finding. They are harmless and can be repeated."""
 
     commands: tuple[tuple[str, ...], ...]
     root: bool = True
-    restart: bool = False  # of the Mac, before it counts
+    restart: bool = False  # whether the Mac must restart before the fix is effective
 
     def __str__(self) -> str:
         prefix = "sudo " if self.root else ""
@@ -89,7 +89,7 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a judge says: how bad, what, by which evidence, and the way out."""
+    """Result of a check: severity, message, evidence, and how to fix it."""
 
     severity: Severity
     message: str
@@ -100,56 +100,59 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `required` are the readings without which nothing can be said; a judge returns None where the check
-    is of no concern. `condition` is the type of the host condition that a failing check becomes in the agent."""
+    """One check.
+
+    `evaluate` returns None if the check does not apply to the host. If one of the `required` readings is missing, the
+    result is unknown. `condition` is the type of the host condition for a failing check.
+    """
 
     name: str
     title: str
     condition: str
     required: tuple[str, ...]
     evaluate: Callable[[Readings, Subject], CheckResult | None]
-    optional: tuple[str, ...] = ()  # readings it can do without
+    optional: tuple[str, ...] = ()  # readings that may be missing
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A check with its result."""
+    """A check and its result."""
 
     check: Check
     result: CheckResult
 
     @property
     def is_failing(self) -> bool:
-        """Whether there is something to mend."""
+        """Whether the result is a warning or an error."""
         return self.result.severity in (Severity.WARNING, Severity.ERROR)
 
     @property
     def is_ok(self) -> bool:
-        """Whether it is known that nothing is to be mended."""
+        """Whether the check passed. An unknown result is neither failing nor ok."""
         return self.result.severity is Severity.OK
 
 
 def passed(message: str, evidence: str = "") -> CheckResult:
-    """Return that all is well."""
+    """Return the result of a passed check."""
     return CheckResult(Severity.OK, message, evidence)
 
 
 def unknown(message: str, remedy: str = "") -> CheckResult:
-    """Return that it cannot be told."""
+    """Return the result of a check that could not be evaluated."""
     return CheckResult(Severity.UNKNOWN, message, remedy=remedy)
 
 
 def decide(check: Check, readings: Readings, subject: Subject) -> Finding | None:
-    """Return what a check finds; None when it is of no concern here."""
+    """Evaluate a check. Return None if it does not apply to this host."""
     for name in check.required:
         if readings[name].error:
-            return Finding(check, unknown(f"it cannot be told: {readings[name].error}"))
+            return Finding(check, unknown(f"not checked: {readings[name].error}"))
     result = check.evaluate(readings, subject)
     return Finding(check, result) if result is not None else None
 
 
 def condition_of(finding: Finding, now_s: float) -> Condition:
-    """Return the host condition of a finding. Only errors ask for attention at once; warnings are there to be seen."""
+    """Return the host condition for a finding. An error is a problem that needs attention; a warning is not."""
     result = finding.result
     if not finding.is_failing:
         return Condition(finding.check.condition, ConditionStatus.FALSE, "AsExpected", "", now_s)

@@ -1,4 +1,4 @@
-"""The readings: which command, file or call answers each, and all of them taken at once, bounded in time."""
+"""Readings for the checks: the command or function for each, and taking them concurrently with time limits."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 10.0
 SLOW_TIMEOUT_S: Final = 30.0
-AT_ONCE: Final = 4
-"""Commands that run side by side: enough to be quick, few enough not to be felt by builds."""
+MAX_CONCURRENT: Final = 4
+"""Commands that run at the same time: enough to be quick, few enough not to slow builds."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandSource:
-    """A command that is asked for a reading. `of_user`: in the session of the agent's user, whoever looks."""
+    """A command that prints a reading. `of_user`: run it in the session of the agent's user, also as root."""
 
     argv: Callable[[Subject], tuple[str, ...]]
     timeout_s: float = TIMEOUT_S
@@ -42,7 +42,7 @@ class CommandSource:
 
 @dataclass(frozen=True, slots=True)
 class FunctionSource:
-    """A call within this process, made in a thread. Raises `OSError`."""
+    """A function that returns a reading. It runs in a thread and can raise `OSError`."""
 
     read: Callable[[Subject], str]
 
@@ -101,7 +101,7 @@ def _own_files(_: Subject) -> str:
 def _kvm(_: Subject) -> str:
     if not Path("/dev/kvm").exists():
         return "no"
-    return "rw" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "exists, but may not be opened"
+    return "rw" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "exists, but permission is denied"
 
 
 def _qemu(_: Subject) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ MAC: Final[Mapping[str, Source]] = {
     "console": _fixed("/usr/bin/stat", "-f", "%Su", "/dev/console"),
     "keychain": CommandSource(_keychain, of_user=True),
     "screenlock": CommandSource(lambda _: ("/usr/sbin/sysadminctl", "-screenLock", "status"), of_user=True),
-    # `sudo defaults write` of this domain lands in root's own preferences, where macOS looks for it.
+    # `sudo defaults write` of this domain writes to the preferences of root, where macOS reads it.
     "local_network": _exported(f"/var/root/Library/Preferences/{LOCAL_NETWORK}"),
     "filevault": _fixed("/usr/bin/fdesetup", "status"),
     "csrutil": _fixed("/usr/bin/csrutil", "status"),
@@ -163,7 +163,7 @@ LINUX: Final[Mapping[str, Source]] = {
 
 
 def as_user(argv: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
-    """Return a command that runs in the session of the agent's user, also when root calls it."""
+    """Return a command that runs in the session of the agent's user, also if root runs it."""
     if not (subject.root and subject.uid):
         return argv
     return ("/bin/launchctl", "asuser", str(subject.uid), "/usr/bin/sudo", "-n", "-u", subject.user, *argv)
@@ -172,15 +172,15 @@ def as_user(argv: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
 async def take_readings(
     names: Iterable[str], sources: Mapping[str, Source], subject: Subject, runner: CommandRunner
 ) -> Readings:
-    """Take readings, a few at a time. One that cannot be taken says why; none raises."""
-    gate = asyncio.Semaphore(AT_ONCE)
-    wanted = sorted(set(names))
+    """Take readings, `MAX_CONCURRENT` at a time. A reading that fails has its `error` set; none raises."""
+    gate = asyncio.Semaphore(MAX_CONCURRENT)
+    sorted_names = sorted(set(names))
 
     async def take(name: str) -> Reading:
         async with gate:
             return await _take_reading(sources[name], subject, runner)
 
-    return dict(zip(wanted, await asyncio.gather(*(take(name) for name in wanted)), strict=True))
+    return dict(zip(sorted_names, await asyncio.gather(*(take(name) for name in sorted_names)), strict=True))
 
 
 async def _take_reading(source: Source, subject: Subject, runner: CommandRunner) -> Reading:
@@ -189,7 +189,7 @@ async def _take_reading(source: Source, subject: Subject, runner: CommandRunner)
             async with asyncio.timeout(TIMEOUT_S):
                 return Reading(await asyncio.to_thread(source.read, subject))
         except TimeoutError:
-            return Reading(error=f"no answer within {TIMEOUT_S:g} s")
+            return Reading(error=f"no result within {TIMEOUT_S:g} s")
         except OSError as error:
             return Reading(error=str(error))
     argv = source.argv(subject)
@@ -198,7 +198,7 @@ async def _take_reading(source: Source, subject: Subject, runner: CommandRunner)
     try:
         result = await runner.run(Command(argv, source.timeout_s, env={"LC_ALL": "C"}), check=False)
     except CommandTimeoutError:
-        return Reading(error=f"`{argv[0]}` did not answer within {source.timeout_s:g} s")
+        return Reading(error=f"`{argv[0]}` did not end within {source.timeout_s:g} s")
     except CommandError as error:
         return Reading(error=error.message)
     return Reading(result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"), result.exit_code)

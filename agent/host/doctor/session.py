@@ -1,4 +1,4 @@
-"""Checks of the user's session and of privacy: what Tart's guests need, and what keeps a Mac from coming back."""
+"""Checks of the login session, privacy and security: requirements of Tart, and of an unattended restart."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ _LOCKS: Final = re.compile(r"lock-on-sleep|timeout=(\d+)s")
 
 
 def auto_login(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the right user is logged in at boot. The name alone is not enough: the password has to be kept."""
+    """Check that the user of the agent is logged in at boot. It needs the user name and the stored password."""
     user = readings["loginwindow"].plist().get("autoLoginUser")
-    wanted = subject.user if subject.for_tart else "USER"
-    remedy = f"run `sudo sysadminctl -autologin set -userName {wanted} -password -`, then restart"
+    account = subject.user if subject.for_tart else "USER"
+    remedy = f"run `sudo sysadminctl -autologin set -userName {account} -password -`, then restart"
     severity = ERROR if subject.for_tart else WARNING
-    told = readings["autologin"].text
+    evidence = readings["autologin"].text[-200:]
     if not user:
-        return CheckResult(severity, "nobody is logged in at boot", told[-200:], remedy)
+        return CheckResult(severity, "automatic login is off: no user is logged in at boot", evidence, remedy)
     if readings["kcpassword"].out != "yes":
-        message = f"{user} is named for automatic login, but /etc/kcpassword is missing: the login fails"
-        return CheckResult(severity, message, told[-200:], remedy)
+        message = f"automatic login of {user} fails, because /etc/kcpassword is missing"
+        return CheckResult(severity, message, evidence, remedy)
     if subject.for_tart and user != subject.user:
-        message = f"{user} is logged in at boot, but the agent is of {subject.user}"
+        message = f"{user} is logged in at boot, but the agent runs as {subject.user}"
         return CheckResult(ERROR, message, f"autoLoginUser {user}", remedy)
     return passed(f"{user} is logged in at boot", f"autoLoginUser {user}")
 
 
 def console(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the session that Tart needs is there."""
+    """Check that the user of the agent is logged in at the screen, as Tart requires."""
     if not subject.for_tart:
         return None
     user = readings["console"].out.strip()
     if user == subject.user:
         return passed(f"{user} is logged in at the screen")
-    there = "nobody" if user in ("root", "") else user
-    message = f"{there} is logged in at the screen, but the agent is of {subject.user}"
+    shown = "no user" if user in ("root", "") else user
+    message = f"{shown} is logged in at the screen, but the agent runs as {subject.user}"
     return CheckResult(
-        ERROR, message, f"/dev/console of {user}", f"log in as {subject.user}, by automatic login for good"
+        ERROR, message, f"/dev/console belongs to {user}", f"log in as {subject.user}, and set up automatic login"
     )
 
 
 def keychain(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the login keychain is open, and stays so. A locked one asks at the screen, and nobody answers."""
+    """Check that the login keychain is unlocked and stays so.
+
+    macOS prompts for the password of a locked keychain at the screen, where no user is present.
+    """
     if not subject.for_tart:
         return None
     reading = readings["keychain"]
@@ -66,65 +69,65 @@ def keychain(readings: Readings, subject: Subject) -> CheckResult | None:
     if "no-timeout" not in reading.text and _LOCKS.search(reading.text):
         fix = Fix((("/usr/bin/security", "set-keychain-settings", path),), root=False)
         return CheckResult(
-            ERROR, "the login keychain locks itself after a time", reading.text[-200:], "let it stay open", fix
+            ERROR, "the login keychain locks itself after some time", reading.text[-200:], "disable its timeout", fix
         )
-    return passed("the login keychain is open, and stays so", "no-timeout")
+    return passed("the login keychain stays unlocked", "no-timeout")
 
 
 def screen_lock(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the screen locks itself."""
+    """Check that the screen does not lock."""
     text = readings["screenlock"].text
     if "screenLock is off" in text:
         return passed("the screen does not lock")
     if "screenLock delay" not in text:
-        return unknown("sysadminctl does not tell whether the screen locks")
+        return unknown("sysadminctl does not report whether the screen locks")
     remedy = f"run `sysadminctl -screenLock off -password -` as {subject.user}"
-    return CheckResult(
-        WARNING, "the screen locks itself, which needs a password after a look at it", text[-100:], remedy
-    )
+    return CheckResult(WARNING, "the screen locks: whoever works at it needs a password", text[-100:], remedy)
 
 
 def local_network(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the agent may reach its guests: a user's launchd job is denied without being asked."""
+    """Check that the agent can connect to guests. macOS denies it to launchd jobs of a user without a prompt."""
     version = _macos_major(readings["sw_vers"])
     if version is not None and version < _FIRST_WITH_LOCAL_NETWORK:
-        return passed("this macOS asks nobody for local addresses")
+        return passed("this macOS has no Local Network privacy")
     if not subject.for_tart:
-        return passed("root may reach local addresses")
+        return passed("root can connect to local addresses")
     if not subject.root:
-        return unknown("only root can read which networks are exempt", "run `sudo hearth doctor`")
+        return unknown("only root can read the exempt networks", "run `sudo hearth doctor`")
     allowed = readings["local_network"].plist()
     missing = [key for key in LOCAL_NETWORK_KEYS if not allowed.get(key)]
     if not missing:
         return passed(
-            "guests' networks are exempt from Local Network privacy", ", ".join(allowed[LOCAL_NETWORK_KEYS[0]])
+            "networks of the guests are exempt from Local Network privacy", ", ".join(allowed[LOCAL_NETWORK_KEYS[0]])
         )
     fix = Fix(
         tuple(("/usr/bin/defaults", "write", LOCAL_NETWORK, key, "-array", *GUEST_NETWORKS) for key in missing),
         restart=True,
     )
     message = "probes over the network fail with `No route to host`: Local Network privacy denies a user's launchd jobs"
-    return CheckResult(ERROR, message, f"{', '.join(missing)} not set", "exempt private networks, then restart", fix)
+    return CheckResult(
+        ERROR, message, f"{', '.join(missing)} not set", "exempt the private networks, then restart the Mac", fix
+    )
 
 
 def filevault(readings: Readings, _: Subject) -> CheckResult | None:
-    """Judge whether the Mac comes back from a restart without anybody's help."""
+    """Check that the Mac restarts unattended."""
     text = readings["filevault"].text
     if "FileVault is Off" in text:
         return passed("FileVault is off")
     if "FileVault is On" not in text:
-        return unknown(f"fdesetup says {text[:100]!r}")
-    message = "FileVault holds every boot until somebody types a password, and turns automatic login off"
+        return unknown(f"fdesetup reports {text[:100]!r}")
+    message = "FileVault stops each boot until a user types a password, and disables automatic login"
     return CheckResult(ERROR, message, text[-200:], "run `sudo fdesetup disable`")
 
 
 def sip(readings: Readings, _: Subject) -> CheckResult | None:
-    """Judge whether System Integrity Protection is on: nothing here needs it off."""
+    """Check that System Integrity Protection is on. Hearth does not need it off."""
     text = readings["csrutil"].text
     if "status: enabled" in text:
         return passed("System Integrity Protection is on")
     remedy = "run `csrutil enable` in recoveryOS"
-    return CheckResult(WARNING, "System Integrity Protection is off, or partly", text[:200], remedy)
+    return CheckResult(WARNING, "System Integrity Protection is off or partly off", text[:200], remedy)
 
 
 def _macos_major(reading: Reading) -> int | None:

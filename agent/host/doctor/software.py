@@ -1,4 +1,4 @@
-"""Checks of programs: versions, licence, updates, the service, and what hypervisors leave behind."""
+"""Checks of programs: versions, licence, updates, the launchd service, and leaked VM processes."""
 
 from __future__ import annotations
 
@@ -22,77 +22,83 @@ ENOUGH_FILES: Final = 10_240
 LICENSE_WARNING_DAYS: Final = 14
 UPDATES: Final = "/Library/Preferences/com.apple.SoftwareUpdate"
 _VM_PROCESS: Final = "com.apple.Virtualization.VirtualMachine"
-_OWNERS: Final = re.compile(r"/tart (?:--\S+ )*run |^tart run |ankahv|anka_vm|/(?:utm|limactl|vfkit|lume|prlctl)\b")
+_OWNER_PROCESS: Final = re.compile(
+    r"/tart (?:--\S+ )*run |^tart run |ankahv|anka_vm|/(?:utm|limactl|vfkit|lume|prlctl)\b"
+)
 _BETA: Final = re.compile(r"[a-z]$")
 
 
 def macos(readings: Readings, _: Subject) -> CheckResult | None:
-    """Judge whether this macOS is one that Hearth knows, and no beta."""
+    """Check that this macOS is supported, and not a beta."""
     fields = dict(re.findall(r"^(\w+):\s*(.+)$", readings["sw_vers"].out, re.MULTILINE))
     version, build = fields.get("ProductVersion", ""), fields.get("BuildVersion", "")
     if not version[:1].isdigit():
-        return unknown("sw_vers tells no version")
-    told = f"macOS {version} ({build})"
+        return unknown("sw_vers reports no version")
+    release = f"macOS {version} ({build})"
     if int(version.partition(".")[0]) < OLDEST_MACOS:
-        return CheckResult(ERROR, f"{told} is older than {OLDEST_MACOS}", told, "drain this host and update macOS")
+        return CheckResult(
+            ERROR, f"{release} is older than {OLDEST_MACOS}", release, "drain this host and update macOS"
+        )
     if _BETA.search(build):
-        return CheckResult(WARNING, f"{told} is a beta", told, "run a released macOS on hosts that serve")
-    return passed(told)
+        return CheckResult(WARNING, f"{release} is a beta", release, "install a released macOS")
+    return passed(release)
 
 
 def tart(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether Tart is there and new enough."""
+    """Check that Tart is installed and recent enough."""
     if not subject.for_tart:
         return None
     reading, remedy = readings["tart"], "run `brew install cirruslabs/cli/tart`"
     if reading.error:
         return CheckResult(ERROR, "tart cannot be run", reading.error, remedy)
-    return _new_enough("Tart", reading.text, OLDEST_TART, "run `brew upgrade cirruslabs/cli/tart`")
+    return _check_version("Tart", reading.text, OLDEST_TART, "run `brew upgrade cirruslabs/cli/tart`")
 
 
 def anka(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether Anka is there and new enough."""
+    """Check that Anka is installed and recent enough."""
     if subject.hypervisor != "anka":
         return None
     if readings["anka"].error:
         return CheckResult(ERROR, "anka cannot be run", readings["anka"].error, "install the Anka package")
     version = str(_body(readings["anka"]).get("version", ""))
-    return _new_enough("Anka", version, OLDEST_ANKA, "install the newest Anka package")
+    return _check_version("Anka", version, OLDEST_ANKA, "install the newest Anka package")
 
 
 def anka_license(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether Anka will go on starting VMs."""
+    """Check that the licence of Anka is valid and does not end soon."""
     if subject.hypervisor != "anka":
         return None
     body = _body(readings["license"])
     status, product = body.get("status"), body.get("license_type") or body.get("product") or ""
     remedy = "run `sudo anka license accept-eula` and `sudo anka license activate KEY`"
     if not body:
-        return CheckResult(ERROR, "Anka tells no licence", readings["license"].text[:200], remedy)
+        return CheckResult(ERROR, "Anka reports no licence", readings["license"].text[:200], remedy)
     if status != "valid":
-        return CheckResult(ERROR, f"Anka's licence is {status}: no VM starts", f"{product} {status}", remedy)
+        return CheckResult(ERROR, f"the licence of Anka is {status}: no VM can start", f"{product} {status}", remedy)
     days = _days_left(str(body.get("expires", "")), subject.now_s)
     evidence = f"{product}, valid" + (f", {days} days left" if days is not None else "")
     if days is not None and days <= LICENSE_WARNING_DAYS:
-        remedy = "let this host reach Anka's licence server, which renews it, or activate a new key"
-        return CheckResult(WARNING, f"Anka's licence ends in {days} days", evidence, remedy)
-    return passed("Anka's licence is valid", evidence)
+        remedy = "connect this host to the licence server of Anka, which renews it, or activate a new key"
+        return CheckResult(WARNING, f"the licence of Anka ends in {days} days", evidence, remedy)
+    return passed("the licence of Anka is valid", evidence)
 
 
 def hearth(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the installed version is this one."""
+    """Check that the installed version is the running one."""
     installed = readings["installed"]
     if installed.error:
         return passed(f"Hearth {subject.version}, not installed under /opt/hearth")
     version = installed.out.strip().removeprefix("hearth ")
     if version == subject.version:
         return passed(f"Hearth {version}")
-    message = f"/opt/hearth/current is {version}, this one is {subject.version}"
-    return CheckResult(WARNING, message, installed.out.strip(), "run `hearth service restart`, or the installed hearth")
+    message = f"/opt/hearth/current is {version}, but this is {subject.version}"
+    return CheckResult(
+        WARNING, message, installed.out.strip(), "run `hearth service restart`, or use the installed `hearth`"
+    )
 
 
 def service(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether launchd keeps the agent running."""
+    """Check that launchd keeps the agent running."""
     reading = readings["service"]
     if reading.exit_code:
         if subject.in_agent:
@@ -103,92 +109,98 @@ def service(readings: Readings, subject: Subject) -> CheckResult | None:
     job = parse_job(reading.out)
     evidence = f"{job.state}, {job.runs} runs, last exit {job.last_exit or 'unknown'}"
     if job.pid is None:
-        remedy = "see launchd.err.log (`hearth service status` says where), and `hearth config check`"
+        remedy = "read launchd.err.log (`hearth service status` shows its path), and run `hearth config check`"
         return CheckResult(ERROR, "launchd cannot keep the agent running", evidence, remedy)
     return passed("launchd keeps the agent running", evidence)
 
 
 def updates(readings: Readings, _: Subject) -> CheckResult | None:
-    """Judge whether macOS restarts the host for an update."""
+    """Check that macOS does not restart the host for an update."""
     found = readings["updates"].plist()
     on = [key for key in ("AutomaticallyInstallMacOSUpdates", "AutomaticDownload") if found.get(key, True)]
     if not on:
-        return passed("updates wait for you")
+        return passed("macOS does not install updates automatically")
     fix = Fix(tuple(("/usr/bin/defaults", "write", UPDATES, key, "-bool", "false") for key in on))
     message = (
-        "macOS updates itself, and restarts under the VMs"
+        "macOS installs updates automatically, and restarts while VMs run"
         if on[0] != "AutomaticDownload"
-        else "macOS downloads updates"
+        else "macOS downloads updates automatically"
     )
     severity = ERROR if on[0] != "AutomaticDownload" else WARNING
     return CheckResult(
-        severity, message, ", ".join(f"{key} {found.get(key, 'not set')}" for key in on), "turn it off", fix
+        severity, message, ", ".join(f"{key} {found.get(key, 'not set')}" for key in on), "disable it", fix
     )
 
 
 def leaked_vms(readings: Readings, _: Subject) -> CheckResult | None:
-    """Judge whether virtual machines of nobody hold slots: they do until they are ended, or the Mac restarts."""
+    """Check for leaked VM processes. They hold slots of macOS until they are killed or the Mac restarts."""
     lines = [line.strip() for line in readings["processes"].out.splitlines()]
     machines = [line for line in lines if _VM_PROCESS in line]
-    owners = [line for line in lines if _OWNERS.search(line.split(maxsplit=3)[-1])]
+    owners = [line for line in lines if _OWNER_PROCESS.search(line.split(maxsplit=3)[-1])]
     if len(machines) <= len(owners):
-        return passed("no VM is without its owner", f"{len(machines)} VM processes, {len(owners)} owners")
+        return passed("each VM process has its owner", f"{len(machines)} VM processes, {len(owners)} owners")
     pids = " ".join(line.split()[0] for line in machines)
-    message = f"{len(machines)} VM processes, but only {len(owners)} programs that own one: the rest hold Apple's slots"
-    remedy = "drain this host; end those that remain by `sudo kill -9 PID`, or restart the Mac"
+    message = (
+        f"{len(machines)} VM processes, but only {len(owners)} programs that own one: the others hold slots of macOS"
+    )
+    remedy = "drain this host; then end the remaining processes with `sudo kill -9 PID`, or restart the Mac"
     return CheckResult(ERROR, message, f"processes {pids}", remedy)
 
 
 def file_limits(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether the agent can hold its files, sockets and pipes."""
+    """Check that the agent can open enough files, sockets and pipes."""
     own, system = readings["own_files"].out.strip(), readings["system_files"].out.strip()
     if not (own.lstrip("-").isdigit() and system.isdigit()):
         return unknown("the limits of open files cannot be read")
-    evidence = f"own limit {own}, of one process {system}"
+    evidence = f"own limit {own}, limit per process {system}"
     if int(system) < ENOUGH_FILES:
-        remedy = f"raise the system's limit to {ENOUGH_FILES} or more"
-        return CheckResult(WARNING, f"no process may open more than {system} files", evidence, remedy)
+        remedy = f"raise the limit of the system to {ENOUGH_FILES} or more"
+        return CheckResult(WARNING, f"no process can open more than {system} files", evidence, remedy)
     if subject.in_agent and 0 <= int(own) < ENOUGH_FILES:
-        remedy = "run the agent by `hearth service install`, or with a higher `ulimit -n`"
-        return CheckResult(WARNING, f"the agent may open only {own} files", evidence, remedy)
-    return passed("enough files can be open", evidence)
+        remedy = "run the agent with `hearth service install`, or with a higher `ulimit -n`"
+        return CheckResult(WARNING, f"the agent can open only {own} files", evidence, remedy)
+    return passed("enough files can be opened", evidence)
 
 
 def kvm(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether VMs run at the speed of the processor."""
+    """Check that KVM is usable. Without it VMs are emulated, which is many times slower."""
     if subject.hypervisor != "qemu":
         return None
     match readings["kvm"].out:
         case "rw":
-            return passed("/dev/kvm can be used")
+            return passed("/dev/kvm is usable")
         case "no":
-            remedy = "turn on virtualization in the firmware, or load the kvm module; without it VMs are emulated"
-            return CheckResult(WARNING, "there is no /dev/kvm: VMs are many times slower", "", remedy)
-    remedy = "add the agent's user to the group kvm, then start it again"
-    return CheckResult(WARNING, "/dev/kvm may not be used: VMs are many times slower", readings["kvm"].out, remedy)
+            remedy = "enable virtualization in the firmware, or load the kvm module"
+            return CheckResult(
+                WARNING, "/dev/kvm does not exist: VMs are emulated, which is many times slower", "", remedy
+            )
+    remedy = "add the user of the agent to the group kvm, then restart the agent"
+    return CheckResult(
+        WARNING, "/dev/kvm is not accessible: VMs are emulated, which is many times slower", readings["kvm"].out, remedy
+    )
 
 
 def qemu(readings: Readings, subject: Subject) -> CheckResult | None:
-    """Judge whether QEMU is there."""
+    """Check that QEMU is installed."""
     if subject.hypervisor != "qemu":
         return None
     if readings["qemu"].error:
         return CheckResult(ERROR, "QEMU cannot be run", readings["qemu"].error, "run scripts/setup")
-    return passed(readings["qemu"].out.splitlines()[0] if readings["qemu"].out else "QEMU is there")
+    return passed(readings["qemu"].out.splitlines()[0] if readings["qemu"].out else "QEMU is installed")
 
 
-def _new_enough(name: str, text: str, oldest: tuple[int, int], remedy: str) -> CheckResult:
+def _check_version(name: str, text: str, oldest: tuple[int, int], remedy: str) -> CheckResult:
     found = re.search(r"(\d+)\.(\d+)(\S*)", text)
     if found is None:
-        return unknown(f"{name} says {text[:60]!r} for a version")
-    told = f"{name} {found[0]}"
+        return unknown(f"{name} reports the unknown version {text[:60]!r}")
+    version = f"{name} {found[0]}"
     if (int(found[1]), int(found[2])) < oldest:
-        return CheckResult(ERROR, f"{told} is older than {oldest[0]}.{oldest[1]}", told, remedy)
-    return passed(told)
+        return CheckResult(ERROR, f"{version} is older than {oldest[0]}.{oldest[1]}", version, remedy)
+    return passed(version)
 
 
 def _body(reading: Reading) -> Mapping[str, Any]:
-    """Return the body of Anka's last line of JSON; empty for anything else."""
+    """Return the body of the last JSON line of `anka`; empty if there is none."""
     for line in reversed(reading.out.splitlines()):
         try:
             body = json.loads(line)["body"]

@@ -1,1 +1,1 @@
-"""Hearth as a job of launchd: what is written for it, how launchd is spoken to, and the steps of each command."""
+"""The launchd service of Hearth: its files, launchctl, and the steps of `hearth service`."""

@@ -1,4 +1,4 @@
-"""Why Hearth cannot be put under launchd, or taken from it."""
+"""Errors of the launchd service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agent.domain.errors import ErrorOrigin, HearthError
 
 
 class ServiceError(HearthError):
-    """launchd did not do what was asked; the message holds its own words."""
+    """A request to launchd failed. The message contains its output."""
 
     code = "service-failed"
 
@@ -21,7 +21,7 @@ class ServiceUnsupportedError(ServiceError):
 
 
 class ServiceRefusedError(ServiceError):
-    """It would leave the host worse than it is: two agents, a program that is not there, a secret in a plist."""
+    """The request would harm the host: two agents, a missing program, or a secret in a plist."""
 
     code = "service-refused"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST

@@ -1,6 +1,6 @@
-"""launchctl, as launchctl(1) and launchd's error table have it: exit codes, not words, tell what happened.
+"""Calls of launchctl(1). Their results are taken from exit codes (launchd's error table), not from the output.
 
-`load` and `unload` are never used: they report success for jobs that did not start.
+`load` and `unload` are not used, because they report success for jobs that did not start.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 20.0
 
 _ABSENT: Final = (3, 113)  # ESRCH of bootout; "Could not find service" of print and kickstart
-_IN_PROGRESS: Final = (36, 37)  # EINPROGRESS, EALREADY: launchd still works on an earlier request
-_MAYBE_LOADED: Final = (5, 17, 37)  # EIO and EEXIST stand for many things, a job that is loaded already among them
+_IN_PROGRESS: Final = (36, 37)  # EINPROGRESS, EALREADY: launchd still processes an earlier request
+_MAYBE_LOADED: Final = (5, 17, 37)  # EIO and EEXIST have many causes; a job that is loaded already is one
 _REMEDIES: Final[Mapping[int, str]] = {
-    1: "run it with sudo",
-    5: "launchd gives no reason: run it with sudo, see that the plist belongs to the job's user and nobody else may "
-    "write to it, and see `log show --last 5m --predicate 'process == \"launchd\"'`",
-    112: "log in at the screen as the job's user first: an agent needs that user's session",
-    119: "the plist of a daemon belongs to root, that of a user to that user",
-    125: "log in at the screen as the job's user first: an agent needs that user's session",
+    1: "run the command with sudo",
+    5: "launchd reports no cause: run the command with sudo, check that the plist belongs to the user of the job and "
+    "is writable only for this user, and read `log show --last 5m --predicate 'process == \"launchd\"'`",
+    112: "log in at the screen as the user of the job first: the job needs this login session",
+    119: "change the owner of the plist: root for a daemon, the user for a user service",
+    125: "log in at the screen as the user of the job first: the job needs this login session",
     133: "run `launchctl enable` for the service",
-    134: "log in at the screen as the job's user first: an agent needs that user's session",
-    150: "run it with sudo",
+    134: "log in at the screen as the user of the job first: the job needs this login session",
+    150: "run the command with sudo",
 }
 _FIELD: Final = re.compile(r"^\t([a-z][a-z ]*) = (.*)$", re.MULTILINE)
 
 
-class Answer(Enum):
-    """What became of a request that launchd did not refuse."""
+class RequestOutcome(Enum):
+    """Outcome of a request that launchd did not refuse."""
 
     DONE = "done"
     IN_PROGRESS = "in progress"
@@ -49,7 +49,7 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that launchd knows. `pid` is None while it waits to be started again."""
+    """A loaded job. `pid` is None while the job waits for its next start."""
 
     state: str
     pid: int | None
@@ -60,62 +60,62 @@ class Job:
 
 
 class Launchctl:
-    """Speaks to launchd. Every method raises `ServiceError` with launchctl's own words, and `CommandError`."""
+    """Sends requests to launchd. Each method raises `ServiceError` with the output of launchctl, and `CommandError`."""
 
     def __init__(self, runner: CommandRunner, program: str = "launchctl") -> None:
         self._runner = runner
         self._program = program
 
-    async def look(self, target: Target) -> Job | None:
-        """Return the job as launchd has it, or None when it has none."""
+    async def find_job(self, target: Target) -> Job | None:
+        """Return the loaded job, or None if it is not loaded."""
         result = await self._call("print", target.service)
         if result.exit_code in _ABSENT:
             return None
         if result.exit_code:
-            raise _refused("print", result)
+            raise _request_error("print", result)
         return parse_job(result.stdout.decode(errors="replace"))
 
-    async def bootstrap(self, target: Target, plist: Path) -> Answer:
-        """Load a job, which starts it. Done as well when it is loaded already."""
+    async def bootstrap(self, target: Target, plist: Path) -> RequestOutcome:
+        """Load a job, which starts it. Return DONE also if it is loaded already."""
         result = await self._call("bootstrap", target.domain, str(plist))
         if result.exit_code == 0:
-            return Answer.DONE
-        if result.exit_code in _MAYBE_LOADED and await self.look(target) is not None:
-            return Answer.IN_PROGRESS if result.exit_code in _IN_PROGRESS else Answer.DONE
+            return RequestOutcome.DONE
+        if result.exit_code in _MAYBE_LOADED and await self.find_job(target) is not None:
+            return RequestOutcome.IN_PROGRESS if result.exit_code in _IN_PROGRESS else RequestOutcome.DONE
         if result.exit_code in _IN_PROGRESS:
-            return Answer.IN_PROGRESS
-        raise _refused("bootstrap", result)
+            return RequestOutcome.IN_PROGRESS
+        raise _request_error("bootstrap", result)
 
-    async def bootout(self, target: Target) -> Answer:
-        """Ask for the end of a job. It may take until its ExitTimeOut: `look` tells when it is gone."""
+    async def bootout(self, target: Target) -> RequestOutcome:
+        """Request the end of a job. It can take until its ExitTimeOut: poll `find_job` until it is gone."""
         try:
             result = await self._call("bootout", target.service)
-        except CommandTimeoutError:  # some releases wait for the job's end before they answer
-            return Answer.IN_PROGRESS
+        except CommandTimeoutError:  # some releases of macOS return only after the end of the job
+            return RequestOutcome.IN_PROGRESS
         if result.exit_code in _ABSENT:
-            return Answer.ABSENT
+            return RequestOutcome.ABSENT
         if result.exit_code in _IN_PROGRESS:
-            return Answer.IN_PROGRESS
+            return RequestOutcome.IN_PROGRESS
         if result.exit_code:
-            raise _refused("bootout", result)
-        return Answer.DONE
+            raise _request_error("bootout", result)
+        return RequestOutcome.DONE
 
-    async def kickstart(self, target: Target) -> Answer:
-        """Start a loaded job now, whatever launchd waits for. One that runs is left alone."""
+    async def kickstart(self, target: Target) -> RequestOutcome:
+        """Start a loaded job without its ThrottleInterval. A running job is not affected."""
         result = await self._call("kickstart", target.service)
         if result.exit_code in _ABSENT:
-            return Answer.ABSENT
+            return RequestOutcome.ABSENT
         if result.exit_code in _IN_PROGRESS:
-            return Answer.IN_PROGRESS
+            return RequestOutcome.IN_PROGRESS
         if result.exit_code:
-            raise _refused("kickstart", result)
-        return Answer.DONE
+            raise _request_error("kickstart", result)
+        return RequestOutcome.DONE
 
     async def enable(self, target: Target) -> None:
-        """Lift a `launchctl disable` that was left on the service: bootstrap refuses such a job without a reason."""
+        """Revert an earlier `launchctl disable`: bootstrap refuses a disabled job without a cause."""
         result = await self._call("enable", target.service)
         if result.exit_code:
-            raise _refused("enable", result)
+            raise _request_error("enable", result)
 
     async def _call(self, *arguments: str) -> CommandResult:
         command = Command((self._program, *arguments), TIMEOUT_S)
@@ -123,8 +123,8 @@ class Launchctl:
 
 
 def parse_job(text: str) -> Job:
-    """Read what `launchctl print` says of a job. Its layout is no interface: what is missing stays empty."""
-    fields = dict(reversed(_FIELD.findall(text)))  # the first of a name is the job's own
+    """Parse the output of `launchctl print` for a job. Its format is not stable: missing fields are empty."""
+    fields = dict(reversed(_FIELD.findall(text)))  # the first field of each name belongs to the job itself
     pid, runs = fields.get("pid", ""), fields.get("runs", "")
     return Job(
         state=fields.get("state", "unknown"),
@@ -136,9 +136,9 @@ def parse_job(text: str) -> Job:
     )
 
 
-def _refused(verb: str, result: CommandResult) -> ServiceError:
-    said = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")
+def _request_error(verb: str, result: CommandResult) -> ServiceError:
+    output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")
     return ServiceError(
-        f"launchctl {verb} ended with {result.exit_code}: {said or 'it said nothing'}",
-        remedy=_REMEDIES.get(result.exit_code, "see `launchctl error " + str(result.exit_code) + "`"),
+        f"launchctl {verb} ended with {result.exit_code}: {output or 'no output'}",
+        remedy=_REMEDIES.get(result.exit_code, f"run `launchctl error {result.exit_code}` for its meaning"),
     )

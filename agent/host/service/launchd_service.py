@@ -1,7 +1,7 @@
-"""The steps of `hearth service`: each may be repeated, and none ends a VM.
+"""The steps of `hearth service`. Each can be repeated, and none ends a VM.
 
-An upgrade takes the old agent out, waits until it is gone, and brings the new one in, which adopts the VMs. When the
-new job cannot be loaded the old one is put back.
+An upgrade unloads the old job, waits until its agent has ended, and loads the new job; its agent adopts the VMs. If
+the new job cannot be loaded, the old one is restored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.domain.errors import HearthError
 from agent.host.service.errors import ServiceError, ServiceMissingError
-from agent.host.service.launchctl import Answer, Job
+from agent.host.service.launchctl import Job, RequestOutcome
 from agent.processes.command import Command, ProgramMissingError
 
 if TYPE_CHECKING:
@@ -24,129 +24,131 @@ if TYPE_CHECKING:
     from agent.host.service.target import Target
     from agent.processes.command import CommandRunner
 
-GONE_S: Final = 45.0
-"""How long a job may take to end: its ExitTimeOut of 30 s, and launchd's own time."""
-UP_S: Final = 20.0
-"""How long launchd may take to start a job: its ThrottleInterval and some."""
-LOOK_S: Final = 0.2
+UNLOAD_TIMEOUT_S: Final = 45.0
+"""Time that a job gets to end: its ExitTimeOut of 30 s, and time for launchd."""
+START_TIMEOUT_S: Final = 20.0
+"""Time that launchd gets to start a job: its ThrottleInterval, and a margin."""
+POLL_S: Final = 0.2
 LINT_S: Final = 10.0
 
 
 class Service:
-    """Hearth's job at one place of launchd."""
+    """The job of Hearth in one domain of launchd."""
 
     def __init__(self, target: Target, launchctl: Launchctl, runner: CommandRunner) -> None:
         self.target = target
         self._launchctl = launchctl
         self._runner = runner
 
-    async def look(self) -> Job | None:
-        """Return the job as launchd has it. Raises `ServiceError`."""
-        return await self._launchctl.look(self.target)
+    async def find_job(self) -> Job | None:
+        """Return the loaded job, or None. Raises `ServiceError`."""
+        return await self._launchctl.find_job(self.target)
 
     async def install(self, plist: bytes, newsyslog: str) -> tuple[bool, list[str]]:
-        """Make launchd run this job. Returns whether anything changed, and what a person should know.
+        """Install and start this job. Return whether anything changed, and notes for the user.
 
-        Raises `ServiceError`; then the job that was there before is there again.
+        Raises `ServiceError`; then the previous job is restored.
         """
         notes = self._install_newsyslog(newsyslog)
         before = _read(self.target.plist)
-        job = await self.look()
+        job = await self.find_job()
         if before == plist and job is not None and job.pid is not None:
             return False, notes
         await self._write(plist)
         try:
-            await self._take_out(job)
-            await self._bring_in()
+            await self._unload(job)
+            await self._load()
         except HearthError:
             if before is not None and before != plist:
-                await self._put_back(before)
+                await self._restore(before)
             raise
         return True, notes
 
     async def uninstall(self) -> bool:
-        """Take the job out of launchd and remove its files. Returns False when there was none. VMs run on."""
-        job = await self.look()
-        await self._take_out(job)
+        """Unload the job and remove its files. Return False if there was none. VMs keep running."""
+        job = await self.find_job()
+        await self._unload(job)
         had = self.target.plist.exists()
         self.target.plist.unlink(missing_ok=True)
-        with suppress(PermissionError):  # root's; it does no harm without the job
+        with suppress(PermissionError):  # the file belongs to root, and is harmless without the job
             self.target.newsyslog.unlink(missing_ok=True)
         return had or job is not None
 
     async def start(self) -> bool:
-        """Start the installed job. Returns False when it runs already. Raises `ServiceMissingError`."""
-        self._installed()
-        job = await self.look()
+        """Start the installed job. Return False if it runs already. Raises `ServiceMissingError`."""
+        self._require_installed()
+        job = await self.find_job()
         if job is not None and job.pid is not None:
             return False
-        if job is not None and await self._launchctl.kickstart(self.target) is not Answer.ABSENT:
-            await self._until_up()
+        if job is not None and await self._launchctl.kickstart(self.target) is not RequestOutcome.ABSENT:
+            await self._wait_until_running()
         else:
-            await self._bring_in()
+            await self._load()
         return True
 
     async def stop(self) -> bool:
-        """Take the job out until the next start, boot or login. Returns False when it was not loaded. VMs run on."""
-        self._installed()
-        job = await self.look()
-        await self._take_out(job)
+        """Unload the job until the next start, boot or login. Return False if it was not loaded. VMs keep running."""
+        self._require_installed()
+        job = await self.find_job()
+        await self._unload(job)
         return job is not None
 
     async def restart(self) -> None:
-        """Stop and start in order, so that the agent ends as SIGTERM lets it. VMs run on."""
+        """Stop the job with SIGTERM, wait for its end, and start it. VMs keep running."""
         await self.stop()
-        await self._bring_in()
+        await self._load()
 
-    def _installed(self) -> None:
+    def _require_installed(self) -> None:
         if not self.target.plist.exists():
             raise ServiceMissingError(
-                f"there is no {self.target.plist}", remedy="run `hearth service install` first, or name another --as"
+                f"{self.target.plist} does not exist", remedy="run `hearth service install` first, or name another --as"
             )
 
-    async def _take_out(self, job: Job | None) -> None:
+    async def _unload(self, job: Job | None) -> None:
         if job is None:
             return
         await self._launchctl.bootout(self.target)
-        deadline_s = time.monotonic() + GONE_S
-        while await self.look() is not None:
+        deadline_s = time.monotonic() + UNLOAD_TIMEOUT_S
+        while await self.find_job() is not None:
             if time.monotonic() > deadline_s:
                 raise ServiceError(
-                    f"{self.target.service} is still there {GONE_S:g} s after it was told to end",
-                    remedy=f"see `launchctl print {self.target.service}` and the agent's log",
+                    f"{self.target.service} has not ended {UNLOAD_TIMEOUT_S:g} s after the request",
+                    remedy=f"check `launchctl print {self.target.service}` and the log of the agent",
                 )
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
-    async def _bring_in(self) -> None:
-        """Load the job and wait until it runs; as long as launchd is still busy with an earlier one, ask again."""
+    async def _load(self) -> None:
+        """Load the job and wait until it runs. Retry while launchd still processes an earlier request."""
         await self._launchctl.enable(self.target)
-        deadline_s = time.monotonic() + UP_S
-        while await self._launchctl.bootstrap(self.target, self.target.plist) is Answer.IN_PROGRESS:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while await self._launchctl.bootstrap(self.target, self.target.plist) is RequestOutcome.IN_PROGRESS:
             if time.monotonic() > deadline_s:
-                raise ServiceError(f"launchd was still busy with {self.target.service} after {UP_S:g} s")
-            await asyncio.sleep(LOOK_S)
-        await self._until_up()
+                raise ServiceError(
+                    f"launchd still processes an earlier request for {self.target.service} after {START_TIMEOUT_S:g} s"
+                )
+            await asyncio.sleep(POLL_S)
+        await self._wait_until_running()
 
-    async def _until_up(self) -> None:
-        deadline_s = time.monotonic() + UP_S
-        job = await self.look()
+    async def _wait_until_running(self) -> None:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        job = await self.find_job()
         while job is None or job.pid is None:
             if time.monotonic() > deadline_s:
-                ended = f"; it last ended with {job.last_exit}" if job and job.last_exit else ""
+                ended = f"; its last exit code is {job.last_exit}" if job and job.last_exit else ""
                 raise ServiceError(
-                    f"{self.target.service} does not run {UP_S:g} s after it was loaded{ended}",
-                    remedy=f"see {self.target.logs}/launchd.err.log and `launchctl print {self.target.service}`",
+                    f"{self.target.service} does not run {START_TIMEOUT_S:g} s after it was loaded{ended}",
+                    remedy=f"check {self.target.logs}/launchd.err.log and `launchctl print {self.target.service}`",
                 )
-            await asyncio.sleep(LOOK_S)
-            job = await self.look()
+            await asyncio.sleep(POLL_S)
+            job = await self.find_job()
 
-    async def _put_back(self, before: bytes) -> None:
-        _place(self.target.plist, before, 0o644, self.target)
-        with suppress(HearthError):  # the first error is the one to tell
-            await self._bring_in()
+    async def _restore(self, before: bytes) -> None:
+        _write_file(self.target.plist, before, 0o644, self.target)
+        with suppress(HearthError):  # the caller reports the first error
+            await self._load()
 
     async def _write(self, plist: bytes) -> None:
-        """Put the plist in place whole or not at all, once plutil, where there is one, finds it good."""
+        """Write the plist atomically, after plutil, if present, accepted it."""
         _make_folder(self.target.plist.parent, self.target, mode=0o755)
         _make_folder(self.target.logs, self.target, mode=0o750)
         draft = self.target.plist.with_suffix(".draft")
@@ -154,10 +156,10 @@ class Service:
         try:
             await self._runner.run(Command(("plutil", "-lint", "-s", str(draft)), LINT_S))
         except ProgramMissingError:
-            pass  # a Mac without its plutil: the plist was read back by plistlib when it was made
+            pass  # without plutil: plistlib has read the plist back when it was rendered
         finally:
             draft.unlink()
-        _place(self.target.plist, plist, 0o644, self.target)
+        _write_file(self.target.plist, plist, 0o644, self.target)
 
     def _install_newsyslog(self, text: str) -> list[str]:
         path = self.target.newsyslog
@@ -168,8 +170,8 @@ class Service:
             path.write_text(text, encoding="utf-8")
             path.chmod(0o644)
         except PermissionError:
-            where, mend = self.target.logs, "run this once with sudo"
-            return [f"launchd's own output in {where} is not rotated, since only root may write {path}: {mend}"]
+            logs, remedy = self.target.logs, "run this once with sudo"
+            return [f"launchd's output in {logs} is not rotated, because only root can write {path}: {remedy}"]
         return []
 
 
@@ -180,25 +182,25 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _place(path: Path, content: bytes, mode: int, target: Target) -> None:
-    """Write a file whole: launchd refuses plists that others own or may write to."""
-    fresh = path.with_suffix(".fresh")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+def _write_file(path: Path, content: bytes, mode: int, target: Target) -> None:
+    """Write a file atomically. launchd refuses plists that other users own or can write."""
+    temporary = path.with_suffix(".fresh")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with open(descriptor, "wb") as file:
         file.write(content)
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
-    _own(fresh, target)
-    fresh.replace(path)
+    _set_owner(temporary, target)
+    temporary.replace(path)
 
 
 def _make_folder(path: Path, target: Target, *, mode: int) -> None:
-    """Make a folder that the job's user owns, also where root makes it; one that is there stays as it is."""
+    """Create a folder that the user of the job owns. Leave an existing folder unchanged."""
     if not path.exists():
         path.mkdir(parents=True, mode=mode)
-        _own(path, target)
+        _set_owner(path, target)
 
 
-def _own(path: Path, target: Target) -> None:
+def _set_owner(path: Path, target: Target) -> None:
     if os.geteuid() == 0:
         os.chown(path, target.account.uid, target.account.gid)

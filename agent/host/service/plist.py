@@ -1,4 +1,4 @@
-"""The job as launchd reads it: the templates of launchd/ with this host's paths filled in, and proven to parse."""
+"""Plists of the service: the templates of launchd/ with the paths of this host, verified to parse."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def templates() -> Path:
-    """Return the folder of the templates: beside the package in a checkout, in it when installed."""
+    """Return the folder of the templates: next to the package in a checkout, in the package when installed."""
     package = Path(agent.__file__).parent
     return next((folder for folder in (package / "launchd", package.parent / "launchd") if folder.is_dir()), package)
 
 
 def render(target: Target, *, program: Path, config: Path, environment: Mapping[str, str]) -> bytes:
-    """Return the plist of a job. `environment` is added to the template's, and may hold no secret.
+    """Return the plist of a job. `environment` is added to the variables of the template.
 
-    Raises `ServiceRefusedError`, and `ServiceError` when the template cannot be used.
+    Raises `ServiceRefusedError` if a variable looks like a secret, and `ServiceError` if the template is unusable.
     """
     for name, value in environment.items():
         refuse_secret(name, value)
@@ -43,18 +43,18 @@ def render(target: Target, *, program: Path, config: Path, environment: Mapping[
     try:
         job = _filled(plistlib.loads(path.read_bytes()), values)
     except (OSError, plistlib.InvalidFileException, ExpatError, ValueError) as error:
-        raise ServiceError(f"the template {path} cannot be used: {error}", remedy="install Hearth anew") from error
+        raise ServiceError(f"the template {path} cannot be used: {error}", remedy="install Hearth again") from error
     job["EnvironmentVariables"] = {**job["EnvironmentVariables"], **environment}
     written = plistlib.dumps(job)
     if plistlib.loads(written) != job or job["Label"] != LABEL:
-        raise ServiceError(f"the template {path} makes a plist that reads back as another one")
+        raise ServiceError(f"the template {path} gives a plist that does not read back unchanged")
     return written
 
 
 def refuse_secret(name: str, value: str) -> None:
-    """Raise `ServiceRefusedError` for a variable that cannot be set, or that every user could read a secret from."""
+    """Raise `ServiceRefusedError` for an invalid name, and for a probable secret."""
     if not _NAME.fullmatch(name):
-        raise ServiceRefusedError(f"`{name}` is no name of a variable", remedy="write it as NAME=VALUE")
+        raise ServiceRefusedError(f"`{name}` is not a valid name of a variable", remedy="write it as NAME=VALUE")
     if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
         raise ServiceRefusedError(
             f"{name} looks like a secret, and every user of this Mac can read a plist",
@@ -63,17 +63,17 @@ def refuse_secret(name: str, value: str) -> None:
 
 
 def newsyslog(target: Target) -> str:
-    """Return the rule by which macOS rotates what launchd writes of the job."""
+    """Return the newsyslog rule for the output files of the job."""
     template = (templates() / "newsyslog.conf").read_text(encoding="utf-8")
     owner = f"{target.account.name}:{'wheel' if target.account.uid == 0 else 'staff'}"
     return template.replace("@LOGS@", str(target.logs)).replace("@OWNER@", owner)
 
 
-def _filled(value: Any, values: Mapping[str, str]) -> Any:  # noqa: ANN401 - a plist holds anything
+def _filled(value: Any, values: Mapping[str, str]) -> Any:  # noqa: ANN401 - values of a plist have any type
     match value:
         case str():
-            for name, put in values.items():
-                value = value.replace(name, put)
+            for name, replacement in values.items():
+                value = value.replace(name, replacement)
             return value
         case list():
             return [_filled(item, values) for item in value]

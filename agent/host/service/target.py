@@ -1,4 +1,4 @@
-"""Where Hearth lives under launchd: a daemon of the system, or an agent of the user who is logged in. Pure."""
+"""Targets of the service: a system daemon, or an agent of the logged-in user, with their domain and files. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ ROOT: Final = Path("/")
 ROOT_HOME: Final = Path("/var/root")
 
 
-class Kind(StrEnum):
-    """Whose job it is."""
+class ServiceKind(StrEnum):
+    """Kinds of launchd jobs."""
 
-    DAEMON = "daemon"  # root's, from boot on
-    USER = "user"  # of the user at the screen, from login on
+    DAEMON = "daemon"  # runs as root, from boot
+    USER = "user"  # runs as the user at the screen, from login
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One place for the job: its domain in launchd, its files, and who owns them."""
+    """One target for the job: its domain in launchd, its files, and their owner."""
 
-    kind: Kind
+    kind: ServiceKind
     account: Account
     domain: str
     plist: Path
@@ -34,14 +34,14 @@ class Target:
 
     @property
     def service(self) -> str:
-        """The service as launchctl names it."""
+        """The service name of launchctl: domain and label."""
         return f"{self.domain}/{LABEL}"
 
 
-def daemon(root: Path = ROOT) -> Target:
-    """Return the place of the system's daemon."""
+def daemon_target(root: Path = ROOT) -> Target:
+    """Return the target of the system daemon."""
     return Target(
-        kind=Kind.DAEMON,
+        kind=ServiceKind.DAEMON,
         account=Account("root", 0, 0, ROOT_HOME),
         domain="system",
         plist=root / f"Library/LaunchDaemons/{LABEL}.plist",
@@ -50,10 +50,10 @@ def daemon(root: Path = ROOT) -> Target:
     )
 
 
-def agent_of(account: Account, root: Path = ROOT) -> Target:
-    """Return the place of a user's agent."""
+def user_target(account: Account, root: Path = ROOT) -> Target:
+    """Return the target of a user's agent."""
     return Target(
-        kind=Kind.USER,
+        kind=ServiceKind.USER,
         account=account,
         domain=f"gui/{account.uid}",
         plist=account.home / f"Library/LaunchAgents/{LABEL}.plist",

@@ -1,4 +1,4 @@
-"""Each check, judged from recorded outputs of macOS's tools, and from garbage."""
+"""Each check, evaluated on recorded outputs of the tools of macOS, and on garbage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_of(name: str, checks: tuple[Check, ...]) -> Check:
 
 def find(case: Case, checks: tuple[Check, ...]) -> Finding:
     check = check_of(case.check, checks)
-    assert set(case.readings) == {*check.required, *check.optional}, "a case gives what the check reads, and no more"
+    assert set(case.readings) == {*check.required, *check.optional}, "a case has exactly the readings of its check"
     found = decide(check, case.readings, subject(**case.changes))
     assert found is not None
     return found
@@ -37,20 +37,20 @@ def find(case: Case, checks: tuple[Check, ...]) -> Finding:
 
 @pytest.mark.parametrize("case", MAC_CASES, ids=str)
 def test_check_of_a_mac(case: Case) -> None:
-    judged(case, checks.MAC)
+    assert_case(case, checks.MAC)
 
 
 @pytest.mark.parametrize("case", LINUX_CASES, ids=str)
 def test_check_of_a_linux_host(case: Case) -> None:
-    judged(case, checks.LINUX)
+    assert_case(case, checks.LINUX)
 
 
-def judged(case: Case, checks: tuple[Check, ...]) -> None:
+def assert_case(case: Case, checks: tuple[Check, ...]) -> None:
     found = find(case, checks)
     result = found.result
     assert (result.severity, case.message.lower() in result.message.lower()) == (case.severity, True), result
     if found.is_failing:
-        assert result.remedy, "what is wrong has a way out"
+        assert result.remedy, "a failing check has a remedy"
     condition = condition_of(found, NOW_S)
     assert condition.problem == (case.severity is ERROR)
     assert (condition.status is ConditionStatus.TRUE) == found.is_failing

@@ -1,4 +1,4 @@
-"""The doctor on tools that hang, fail and are not there; and what it mends."""
+"""The doctor with tools that hang, fail or are missing, and its fixes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from agent.host.doctor.readings import Source
 
 
-def said(readings: Readings, _: Subject) -> CheckResult:
+def show_output(readings: Readings, _: Subject) -> CheckResult:
     return passed(readings["tool"].text)
 
 
-CHECK = Check("tool", "Tool", "ToolBroken", ("tool",), said)
+CHECK = Check("tool", "Tool", "ToolBroken", ("tool",), show_output)
 
 
 def doctor(source: Source) -> Doctor:
@@ -50,7 +50,7 @@ async def test_result_is_unknown_when_a_reading_fails(tmp_path: Path) -> None:
 
     hangs = script(tmp_path, "trap '' TERM; sleep 60")
     sources: dict[str, Source] = {
-        "did not answer within 0.2 s": CommandSource(lambda _: hangs, timeout_s=0.2),
+        "did not end within 0.2 s": CommandSource(lambda _: hangs, timeout_s=0.2),
         "nosuchtool": CommandSource(lambda _: ("nosuchtool",)),
         "Permission denied": FunctionSource(fails),
     }
@@ -69,11 +69,11 @@ async def test_doctor_runs_only_the_named_checks() -> None:
 
 async def test_fix_runs_its_commands_and_reports_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIX_TIMEOUT_S", 5)
-    looking = doctor(FunctionSource(lambda _: ""))
-    await looking.apply_fix(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
+    doctor_of_tools = doctor(FunctionSource(lambda _: ""))
+    await doctor_of_tools.apply_fix(Fix((("touch", str(tmp_path / "a")), ("touch", str(tmp_path / "b")))))
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
     with pytest.raises(CommandFailedError, match="cannot touch|No such file"):
-        await looking.apply_fix(Fix((("touch", str(tmp_path / "no" / "such")),)))
+        await doctor_of_tools.apply_fix(Fix((("touch", str(tmp_path / "no" / "such")),)))
 
 
 def test_fix_is_shown_as_a_shell_command() -> None:

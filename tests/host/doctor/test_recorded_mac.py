@@ -1,4 +1,4 @@
-"""A whole Mac as its tools tell it: the very commands that are asked, each with its recorded answer."""
+"""All checks and fixes on a whole Mac, from recorded outputs of its tools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AS_CI: Final = "/bin/launchctl asuser 501 /usr/bin/sudo -n -u ci "
 
-WELL_KEPT: Final[dict[str, tuple[str, int]]] = {
+SET_UP: Final[dict[str, tuple[str, int]]] = {
     "/usr/bin/pmset -g custom": ("pmset_mini.txt", 0),
     "/usr/bin/pmset -g therm": ("pmset_therm_cool.txt", 0),
     "/usr/sbin/sysctl -n kern.memorystatus_vm_pressure_level": ("=1", 0),
@@ -60,9 +60,9 @@ WELL_KEPT: Final[dict[str, tuple[str, int]]] = {
     "/bin/ps -axo pid=,ppid=,etime=,command=": ("ps_good.txt", 0),
     "/usr/sbin/sysctl -n kern.maxfilesperproc": ("=122880", 0),
 }  # fmt: skip
-"""What a Mac answers that was set up as the README says. `=` before what is no recording but a word."""
+"""Outputs of a Mac that was set up as the docs describe. After `=` the output itself, else the name of a recording."""
 
-AS_BOUGHT: Final[dict[str, tuple[str, int]]] = {
+NEW_MAC: Final[dict[str, tuple[str, int]]] = {
     "/usr/bin/pmset -g custom": ("pmset_factory.txt", 0),
     "/usr/bin/defaults export /Library/Preferences/com.apple.loginwindow -": ("defaults_loginwindow_none.plist", 0),
     "/usr/sbin/sysadminctl -autologin status": ("sysadminctl_autologin_off.txt", 0),
@@ -81,9 +81,9 @@ AS_BOUGHT: Final[dict[str, tuple[str, int]]] = {
     "/usr/bin/defaults export /Library/Preferences/com.apple.SoftwareUpdate -": ("defaults_updates_on.plist", 0),
     "/bin/launchctl print gui/501/dev.hearth.agent": ("launchctl_missing.txt", 113),
 }  # fmt: skip
-"""What a Mac answers out of its box, where it differs."""
+"""Outputs of a new Mac that differ from `SET_UP`."""
 
-MENDED_BY: Final = {
+CHANGED_BY_FIX: Final = {
     "/usr/bin/pmset -a": ["/usr/bin/pmset -g custom"],
     "/usr/bin/mdutil -i off": ["/usr/bin/mdutil -s /System/Volumes/Data"],
     "/usr/bin/defaults write com.apple.network.local-network": [
@@ -99,29 +99,29 @@ MENDED_BY: Final = {
         f"{AS_CI}/usr/bin/security show-keychain-info /Users/ci/Library/Keychains/login.keychain-db"
     ],
 }
-"""Which answers are as on a well-kept Mac after a command."""
+"""The commands whose output changes to `SET_UP` after a fix."""
 
 
 class Mac(CommandRunner):
-    """Answers every command with its recording. Of commands that change something it notes what they mend."""
+    """Runs no command but returns its recorded output. Records the commands that change something."""
 
     def __init__(self, **changes: tuple[str, int]) -> None:
         super().__init__()
-        self.answers = {**WELL_KEPT, **changes}
+        self.outputs = {**SET_UP, **changes}
         self.changed: list[str] = []
 
     async def run(
         self, command: Command, *, check: bool = True, on_output: Callable[[bytes], None] | None = None
     ) -> CommandResult:
         text = " ".join(command.argv)
-        for start, mended in MENDED_BY.items():
+        for start, changed in CHANGED_BY_FIX.items():
             if text.startswith(start):
                 self.changed.append(text)
-                self.answers |= {asked: WELL_KEPT[asked] for asked in mended}
+                self.outputs |= {name: SET_UP[name] for name in changed}
                 return CommandResult(0, b"", b"", False, 0.0)
-        if text not in self.answers:
-            raise ProgramMissingError(f"nobody recorded `{text}`")
-        name, code = self.answers[text]
+        if text not in self.outputs:
+            raise ProgramMissingError(f"no recording of `{text}`")
+        name, code = self.outputs[text]
         answer = name[1:].encode() if name.startswith("=") else (RECORDED / name).read_bytes()
         return CommandResult(code, answer, b"", False, 0.0)
 
@@ -131,12 +131,12 @@ def doctor(mac: Mac, here: Subject, *, kcpassword: str = "yes") -> Doctor:
         "kcpassword": kcpassword, "leases": leases(3).out, "space": space(300).out, "own_files": "65536",
     }  # fmt: skip
     sources: Mapping[str, Source] = {
-        **readings.COMMON, **readings.MAC, **{name: _said(text) for name, text in calls.items()},
+        **readings.COMMON, **readings.MAC, **{name: _returning(text) for name, text in calls.items()},
     }  # fmt: skip
     return Doctor(lambda: here, mac, checks.MAC, sources)
 
 
-def _said(text: str) -> FunctionSource:
+def _returning(text: str) -> FunctionSource:
     return FunctionSource(lambda _: text)
 
 
@@ -148,9 +148,9 @@ async def test_all_checks_pass_on_a_mac_set_up_by_the_docs() -> None:
 
 
 async def test_fixes_leave_only_manual_steps_on_a_new_mac() -> None:
-    mac = Mac(**AS_BOUGHT)
-    looking = doctor(mac, subject(), kcpassword="no")
-    found = await looking.run_checks()
+    mac = Mac(**NEW_MAC)
+    doctor_of_mac = doctor(mac, subject(), kcpassword="no")
+    found = await doctor_of_mac.run_checks()
     failing = {one.check.name for one in found if one.is_failing}
     assert failing == {
         "sleep", "power-loss", "low-power", "auto-login", "keychain", "screen-lock", "local-network", "filevault",
@@ -158,8 +158,8 @@ async def test_fixes_leave_only_manual_steps_on_a_new_mac() -> None:
     }  # fmt: skip
     for one in found:
         if one.is_failing and one.result.fix:
-            await looking.apply_fix(one.result.fix)
-    left = {one.check.name: one.result.remedy for one in await looking.run_checks() if one.is_failing}
+            await doctor_of_mac.apply_fix(one.result.fix)
+    left = {one.check.name: one.result.remedy for one in await doctor_of_mac.run_checks() if one.is_failing}
     assert left.keys() == {"auto-login", "screen-lock", "filevault", "service"}, "these need a person or a password"
     assert "/usr/bin/pmset -a sleep 0 disksleep 0 standby 0" in mac.changed
 
@@ -185,17 +185,19 @@ async def test_fix_uses_sudo_only_when_not_root(root: bool) -> None:
 
 
 async def test_failing_checks_of_a_new_mac_become_conditions() -> None:
-    board, mac = ConditionBoard(), Mac(**AS_BOUGHT)
-    looking = doctor(mac, subject(in_agent=True), kcpassword="no")
-    monitor = HostMonitor(looking, board.post, period_s=60, vitals=VitalsSampler(Vitals))
+    board, mac = ConditionBoard(), Mac(**NEW_MAC)
+    doctor_of_mac = doctor(mac, subject(in_agent=True), kcpassword="no")
+    monitor = HostMonitor(doctor_of_mac, board.post, period_s=60, vitals=VitalsSampler(Vitals))
     await monitor.run_checks()
     assert {one.type for one in board.all() if one.problem} == {
-        "HostSleeps", "NoAutoLogin", "KeychainLocked", "LocalNetworkDenied", "FileVaultOn", "UpdatesItself",
-        "DhcpLeasesLong",
+        "SleepEnabled", "AutomaticLoginOff", "KeychainLocked", "LocalNetworkDenied", "FileVaultEnabled",
+        "AutomaticUpdatesOn", "DhcpLeaseTimeLong",
     }  # fmt: skip
     assert {one.type for one in board.all() if not one.problem} == {
-        "StaysOffAfterPowerLoss", "LowPowerMode", "ScreenLocks", "SpotlightReadsVms", "ServiceNotKept",
+        "AutomaticRestartOff", "LowPowerMode", "ScreenLockEnabled", "SpotlightIndexesVms", "ServiceNotSupervised",
     }  # fmt: skip
-    mac.answers = dict(WELL_KEPT)
+    mac.outputs = dict(SET_UP)
     await monitor.run_checks()
-    assert {one.type for one in board.all() if str(one.status) == "true"} == {"NoAutoLogin"}, "its password is not kept"
+    assert {one.type for one in board.all() if str(one.status) == "true"} == {"AutomaticLoginOff"}, (
+        "its password is not stored"
+    )

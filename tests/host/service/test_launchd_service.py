@@ -1,4 +1,4 @@
-"""The steps of `hearth service` against a launchd that answers as the real one does, quirks included."""
+"""The steps of `hearth service` with a simulated launchd that has the quirks of the real one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent.host.service.target import Target
     from tests.support.launchd import Launchd
 
-# Like the agent: a VM in a session of its own, a helper in its own group, a stop that takes a moment.
+# Like the agent: a VM in its own session, a helper in the group of the agent, and a stop that takes some time.
 AGENT = """
     import os, signal, subprocess, sys, time
     from pathlib import Path
@@ -47,7 +47,7 @@ AGENT = """
 
 
 class Mac:
-    """A program to run, and a service for it."""
+    """A program, and a service that runs it."""
 
     def __init__(self, launchd: Launchd, folder: Path) -> None:
         self.launchd = launchd
@@ -65,8 +65,8 @@ class Mac:
         return Service(target or self.launchd.daemon(), Launchctl(runner), runner)
 
     def plist(self, target: Target | None = None, **environment: str) -> bytes:
-        where = target or self.launchd.daemon()
-        return render(where, program=self.program, config=self.folder / "hearth.toml", environment=environment)
+        chosen = target or self.launchd.daemon()
+        return render(chosen, program=self.program, config=self.folder / "hearth.toml", environment=environment)
 
     async def install(self, service: Service, **environment: str) -> tuple[bool, list[str]]:
         return await service.install(self.plist(service.target, **environment), newsyslog(service.target))
@@ -94,20 +94,20 @@ def mac(launchd: Launchd, tmp_path: Path) -> object:
 async def test_install_starts_the_job_and_is_idempotent(mac: Mac) -> None:
     service = mac.service()
     assert await mac.install(service) == (True, [])
-    job = await service.look()
+    job = await service.find_job()
     assert job is not None
     assert (job.state, job.runs, job.program) == ("running", 1, str(mac.program))
     limits = mac.folder / "limits"
-    told = await eventually(lambda: limits.read_text() if limits.exists() else "")
-    assert told.startswith("77 ['HOME', 'LANG', ")
-    assert told.endswith(f"['run', '--config', '{mac.folder}/hearth.toml']")
+    limits_text = await eventually(lambda: limits.read_text() if limits.exists() else "")
+    assert limits_text.startswith("77 ['HOME', 'LANG', ")
+    assert limits_text.endswith(f"['run', '--config', '{mac.folder}/hearth.toml']")
     assert (service.target.logs / "launchd.out.log").read_text() == "started\n"
     assert service.target.plist.stat().st_mode & 0o777 == 0o644
     assert service.target.newsyslog.read_text() == newsyslog(service.target)
     assert [path.name for path in service.target.plist.parent.iterdir()] == ["dev.hearth.agent.plist"]
 
     assert await mac.install(service) == (False, [])
-    assert (await service.look()) == job
+    assert (await service.find_job()) == job
     assert [call[0] for call in mac.launchd.calls()] == ["enable", "bootstrap"]
 
 
@@ -121,8 +121,8 @@ async def test_upgrade_waits_for_the_old_agent_and_keeps_vms(mac: Mac) -> None:
     assert changed
     (new,) = mac.launchd.pids()
     assert new != old
-    assert identify(old) is None, "it had ended before the new one was started"
-    assert is_alive(identify(vm)), "its session is its own"  # type: ignore[arg-type]
+    assert identify(old) is None, "the old agent had ended before the new one started"
+    assert is_alive(identify(vm)), "the VM has its own session"  # type: ignore[arg-type]
     assert [call[0] for call in mac.launchd.calls()] == ["enable", "bootstrap", "bootout", "enable", "bootstrap"]
 
 
@@ -156,7 +156,7 @@ async def test_process_group_survives_a_killed_agent(mac: Mac) -> None:
     assert is_alive(identify(helper)), "AbandonProcessGroup"  # type: ignore[arg-type]
     os.kill(helper, signal.SIGKILL)
 
-    assert await service.start(), "launchd waits out its ThrottleInterval; start does not"
+    assert await service.start(), "start does not wait for the ThrottleInterval"
     (again,) = mac.launchd.pids()
     assert again != agent
     assert ["kickstart", service.target.service] in mac.launchd.calls()
@@ -168,29 +168,29 @@ async def test_service_stops_starts_restarts_and_uninstalls(mac: Mac) -> None:
         await service.start()
     await mac.install(service)
     vm = await mac.pid("vm")
-    assert not await service.start(), "it runs"
+    assert not await service.start(), "the job runs already"
     assert await service.stop()
-    assert await service.look() is None
+    assert await service.find_job() is None
     assert not await service.stop()
     assert await service.start()
     (first,) = mac.launchd.pids()
     await service.restart()
     assert mac.launchd.pids() != [first]
     assert await service.uninstall()
-    assert await service.look() is None
+    assert await service.find_job() is None
     assert not service.target.plist.exists()
     assert not service.target.newsyslog.exists()
     assert not await service.uninstall()
     assert is_alive(identify(vm))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("answer", ["5", "17", "37"])
-async def test_loaded_job_is_not_an_error_for_any_launchd_code(mac: Mac, answer: str) -> None:
-    mac.launchd.set("loaded-answer", answer)
+@pytest.mark.parametrize("code", ["5", "17", "37"])
+async def test_loaded_job_is_not_an_error_for_any_launchd_code(mac: Mac, code: str) -> None:
+    mac.launchd.set("loaded-answer", code)
     service = mac.service()
     await mac.install(service)
     (running,) = mac.launchd.pids()
-    await service._bring_in() if answer != "37" else None
+    await service._load() if code != "37" else None
     assert mac.launchd.pids() == [running]
 
 
@@ -209,7 +209,7 @@ async def test_user_service_needs_a_login_session(mac: Mac) -> None:
     assert "log in at the screen" in caught.value.remedy
     mac.launchd.log_in()
     assert (await mac.install(service))[0]
-    assert (await service.look()) is not None
+    assert (await service.find_job()) is not None
 
 
 async def test_install_notes_a_missing_rotation_rule_without_root(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ async def test_install_notes_a_missing_rotation_rule_without_root(mac: Mac, monk
     monkeypatch.setattr(Path, "write_text", refuse)
     changed, (note,) = await mac.install(service)
     assert changed
-    assert note.endswith("only root may write " + str(service.target.newsyslog) + ": run this once with sudo")
+    assert note.endswith("only root can write " + str(service.target.newsyslog) + ": run this once with sudo")
     assert (await mac.install(service))[0] is False
 
 
@@ -234,13 +234,13 @@ async def test_daemon_errors_have_a_remedy_without_root(mac: Mac) -> None:
     mac.launchd.set("unprivileged")
     with pytest.raises(ServiceError, match="Try re-running the command as root") as caught:
         await mac.install(service)
-    assert "run it with sudo" in caught.value.remedy
+    assert "with sudo" in caught.value.remedy
     mac.launchd.unset("unprivileged")
     await mac.install(service)
     mac.launchd.set("unprivileged")
     with pytest.raises(ServiceError, match="Operation not permitted") as caught:
         await service.stop()
-    assert caught.value.remedy == "run it with sudo"
+    assert caught.value.remedy == "run the command with sudo"
 
 
 async def test_stop_does_not_wait_for_a_blocked_bootout(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ async def test_stop_does_not_wait_for_a_blocked_bootout(mac: Mac, monkeypatch: p
     mac.launchd.set("bootout-waits")
     monkeypatch.setattr(launchctl, "TIMEOUT_S", 1.0)
     assert await service.stop()
-    assert await service.look() is None
+    assert await service.find_job() is None
 
 
 async def test_stop_fails_when_the_agent_does_not_end(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,23 +257,23 @@ async def test_stop_fails_when_the_agent_does_not_end(mac: Mac, monkeypatch: pyt
     service = mac.service()
     await mac.install(service)
     await mac.pid("vm")
-    monkeypatch.setattr(launchd_service, "GONE_S", 0.5)
-    with pytest.raises(ServiceError, match="is still there"):
+    monkeypatch.setattr(launchd_service, "UNLOAD_TIMEOUT_S", 0.5)
+    with pytest.raises(ServiceError, match="has not ended"):
         await service.stop()
 
 
 async def test_start_reports_the_exit_code_of_a_crashing_program(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     mac.program.write_text("#!/bin/sh\nexit 78\n")
-    monkeypatch.setattr(launchd_service, "UP_S", 1.0)
+    monkeypatch.setattr(launchd_service, "START_TIMEOUT_S", 1.0)
     service = mac.service()
     ended = mac.launchd.state / "jobs"
     await asyncio.gather(mac.install(service), return_exceptions=True)
     await eventually(lambda: any('"78"' in path.read_text() for path in ended.iterdir()))
-    job = await service.look()
+    job = await service.find_job()
     assert job is not None
     assert job.last_exit == "78"
-    with pytest.raises(ServiceError, match="it last ended with 78"):
-        await service._until_up()
+    with pytest.raises(ServiceError, match="its last exit code is 78"):
+        await service._wait_until_running()
 
 
 async def test_install_writes_no_plist_that_plutil_refuses(

@@ -1,4 +1,4 @@
-"""The plists: what launchd reads, that no secret gets into one, and that each key is explained."""
+"""The plists of the service: their keys and variables, without secrets, and documented."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from agent.daemon import STOP_LIMIT_S
 from agent.host.service import plist
 from agent.host.service.errors import ServiceError, ServiceRefusedError
-from agent.host.service.launchd_service import GONE_S, UP_S
-from agent.host.service.target import LABEL, Kind, Target, agent_of, daemon
+from agent.host.service.launchd_service import START_TIMEOUT_S, UNLOAD_TIMEOUT_S
+from agent.host.service.target import LABEL, ServiceKind, Target, daemon_target, user_target
 from agent.host.user_accounts import Account
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM, CONFIG = Path("/opt/hearth/current/bin/hearth"), Path("/etc/hearth/hearth.toml")
-USER = agent_of(Account("ci", 501, 20, Path("/Users/ci")))
+USER = user_target(Account("ci", 501, 20, Path("/Users/ci")))
 
 
 def job(target: Target, **environment: str) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def job(target: Target, **environment: str) -> dict[str, Any]:
     return dict(plistlib.loads(written))
 
 
-@pytest.mark.parametrize("target", [daemon(), USER], ids=lambda target: target.kind)
+@pytest.mark.parametrize("target", [daemon_target(), USER], ids=lambda target: target.kind)
 def test_job_is_kept_alive_and_abandons_its_vms(target: Target) -> None:
     made = job(target)
     assert made["Label"] == LABEL
     assert made["ProgramArguments"] == [str(PROGRAM), "run", "--config", str(CONFIG)]
     assert made["KeepAlive"] is made["RunAtLoad"] is made["AbandonProcessGroup"] is True
-    assert STOP_LIMIT_S < made["ExitTimeOut"] < GONE_S
-    assert made["ThrottleInterval"] < UP_S
+    assert STOP_LIMIT_S < made["ExitTimeOut"] < UNLOAD_TIMEOUT_S
+    assert made["ThrottleInterval"] < START_TIMEOUT_S
     assert made["ProcessType"] == "Interactive"
     assert made["Umask"] == 0o077
     assert made["SoftResourceLimits"]["NumberOfFiles"] == made["HardResourceLimits"]["NumberOfFiles"] == 65536
@@ -47,12 +47,12 @@ def test_job_is_kept_alive_and_abandons_its_vms(target: Target) -> None:
 
 
 def test_daemon_and_user_jobs_differ_in_owner_and_session() -> None:
-    system, session = job(daemon()), job(USER)
+    system, session = job(daemon_target()), job(USER)
     assert (system["UserName"], system["LimitLoadToSessionType"]) == ("root", "System")
     assert "UserName" not in session
     assert session["LimitLoadToSessionType"] == "Aqua"
     assert system.keys() - session.keys() == {"UserName", "GroupName"}
-    assert (daemon().service, USER.service) == (f"system/{LABEL}", f"gui/501/{LABEL}")
+    assert (daemon_target().service, USER.service) == (f"system/{LABEL}", f"gui/501/{LABEL}")
     assert USER.plist == Path(f"/Users/ci/Library/LaunchAgents/{LABEL}.plist")
 
 
@@ -64,7 +64,7 @@ def test_plist_has_added_variables_but_no_secrets() -> None:
     }.items():  # fmt: skip
         with pytest.raises(ServiceRefusedError, match="every user of this Mac can read a plist"):
             job(USER, **{name: value})
-    with pytest.raises(ServiceRefusedError, match="no name of a variable"):
+    with pytest.raises(ServiceRefusedError, match="not a valid name of a variable"):
         job(USER, **{"A B": "x"})
 
 
@@ -72,7 +72,7 @@ def test_broken_template_error_names_its_path(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "daemon.plist").write_text("<plist><dict>")
     monkeypatch.setattr(plist, "templates", lambda: tmp_path)
     with pytest.raises(ServiceError, match=f"template {tmp_path}/daemon.plist cannot be used"):
-        job(daemon())
+        job(daemon_target())
 
 
 def test_newsyslog_rotates_the_output_of_launchd() -> None:
@@ -80,20 +80,20 @@ def test_newsyslog_rotates_the_output_of_launchd() -> None:
     assert [rule[0] for rule in rules] == [f"{USER.logs}/launchd.{stream}.log" for stream in ("out", "err")]
     for rule in rules:
         assert rule[1:] == ["ci:staff", "640", "4", "1024", "*", "N"]
-    assert " root:wheel " in plist.newsyslog(daemon())
+    assert " root:wheel " in plist.newsyslog(daemon_target())
 
 
 def test_each_plist_key_is_documented() -> None:
     page = (REPOSITORY / "docs" / "launchd.md").read_text(encoding="utf-8")
-    explained = set(re.findall(r"^\| `([A-Z][A-Za-z]+|[A-Z_]+)` \|", page, re.MULTILINE))
-    jobs = [job(daemon()), job(USER)]
-    assert explained == {key for made in jobs for key in (*made, *made["EnvironmentVariables"])}
+    documented = set(re.findall(r"^\| `([A-Z][A-Za-z]+|[A-Z_]+)` \|", page, re.MULTILINE))
+    jobs = [job(daemon_target()), job(USER)]
+    assert documented == {key for made in jobs for key in (*made, *made["EnvironmentVariables"])}
 
 
 def test_wheel_contains_the_plist_templates() -> None:
     wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"launchd": "agent/launchd"}
     assert {path.name for path in plist.templates().iterdir()} == {
-        *(f"{kind}.plist" for kind in Kind),
+        *(f"{kind}.plist" for kind in ServiceKind),
         "newsyslog.conf",
     }
