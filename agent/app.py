@@ -49,7 +49,7 @@ from agent.host.power_assertion import PowerAssertion
 from agent.host.user_accounts import current_user
 from agent.host.vitals import VitalsSampler, measure_vitals
 from agent.hypervisors.factory import build_hypervisor
-from agent.images.choose import choose_images
+from agent.images.host_images import open_host_images
 from agent.processes.command import CommandRunner
 from agent.telemetry.metrics import Metrics
 
@@ -137,7 +137,7 @@ async def _build_foundation(
     hypervisor = hypervisor or build_hypervisor(config, metering.count_command)
     stack.push_async_callback(hypervisor.close)
     await hypervisor.preflight()
-    images = await stack.enter_async_context(choose_images(config, hypervisor.name, runner))
+    images = await stack.enter_async_context(open_host_images(config, hypervisor.name, runner))
     database = await Database.open(config.data_dir / "journal.sqlite")
     stack.push_async_callback(database.close)
     http = await stack.enter_async_context(aiohttp.ClientSession())

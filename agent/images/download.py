@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.images.errors import TransferError
 from agent.images.plan import MAX_RANGE_BYTES
-from agent.images.streams import Streams
+from agent.images.transfer_limits import StreamLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from agent.images.liblz4 import BlockCodec
     from agent.images.manifest import Blob
-    from agent.images.meter import Meter
-    from agent.images.retry import Retry
+    from agent.images.pull_progress import PullProgressTracker
     from agent.images.sources.contract import Source, Write
+    from agent.images.transfer_limits import RetryPolicy
 
     Consume = Callable[[memoryview], Awaitable[None]]
     Filled = tuple[bytearray, int]
@@ -41,16 +41,16 @@ _MAX_FAILURES: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class TransferTools:
     """What a transfer works with. `streams` is the most chunks, and the most requests, under way at once."""
 
     executor: Executor
     codec: BlockCodec
-    retry: Retry
+    retry: RetryPolicy
     streams: int
 
 
-class Buffers:
+class BufferPool:
     """A fixed set of buffers of `MAX_RANGE_BYTES`, made when first needed and used again. First come, first served."""
 
     def __init__(self, count: int) -> None:
@@ -70,12 +70,12 @@ class Buffers:
 class Downloader:
     """Reads from one source for one pull."""
 
-    def __init__(self, source: Source, tools: Tools, meter: Meter) -> None:
+    def __init__(self, source: Source, tools: TransferTools, tracker: PullProgressTracker) -> None:
         self.source = source
         self._retry = tools.retry
-        self._meter = meter
-        self._buffers = Buffers(tools.streams + SPARE_BUFFERS)
-        self._streams = Streams(tools.streams)
+        self._tracker = tracker
+        self._buffers = BufferPool(tools.streams + SPARE_BUFFERS)
+        self._streams = StreamLimiter(tools.streams)
 
     async def whole(self, blob: Blob, consume: Consume) -> None:
         """Read a blob from its first byte to its last, and have each piece consumed in order."""
@@ -179,21 +179,21 @@ class Downloader:
             nonlocal got
             await write(piece)
             got += len(piece)
-            self._meter.received(len(piece))
+            self._tracker.add_fetched(len(piece))
 
         while got < size:
             before = got
             try:
                 await self.source.read(blob, start + got, size - got, count)
-                self._streams.went_well()
+                self._streams.record_success()
             except TransferError as error:
                 if error.overloaded:
-                    self._streams.overloaded()
+                    self._streams.record_overload()
                 failures = 1 if got - before >= PROGRESS_BYTES else failures + 1
                 failures_in_all += 1
                 if failures_in_all >= _MAX_FAILURES:
                     raise
-                await self._retry.pause(failures, error)
+                await self._retry.wait_before_retry(failures, error)
 
     async def _consume(self, filled: Filled, consume: Consume) -> None:
         buffer, size = filled

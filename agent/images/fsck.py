@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.images.chunk_digests import chunk_matches
 from agent.images.errors import ImageError
 from agent.images.manifest import Blob, Chunk, Manifest, digest_of, parse_manifest
-from agent.images.rehash import chunk_matches
 from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from agent.images.shelf import Shelf
+    from agent.images.reuse_index import ReuseIndex
     from agent.images.store import Store
 
 log = structlog.get_logger()
@@ -37,18 +37,18 @@ class Finding:
     repaired: bool
 
 
-def check_store(store: Store, shelf: Shelf, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
+def check_store(store: Store, reuse_index: ReuseIndex, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
     """Check all images, several chunks at once. Blocks for as long as the disk takes to be read."""
     findings: list[Finding] = []
     for digest in store.digests():
         problems = tuple(_problems(digest, store.path(digest), executor))
         if problems and repair:
             store.remove(digest)
-            shelf.drop(digest)
-            log.warning("image-removed-damaged", image=digest, problem=problems[0])
+            reuse_index.drop(digest)
+            log.warning("damaged-image-removed", image=digest, problem=problems[0])
         findings.extend(Finding(digest, problem, repair) for problem in problems)
     if repair:
-        shelf.rebuild()
+        reuse_index.rebuild()
         store.staging.sweep()
     return tuple(findings)
 

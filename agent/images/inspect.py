@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from agent.images.download import Downloader
 from agent.images.errors import CorruptImageError
 from agent.images.manifest import digest_of, parse_manifest, parse_vm_config
-from agent.images.meter import Meter
+from agent.images.pull_progress import PullProgressTracker
 from agent.images.reference import parse_reference
-from agent.images.threads import in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from agent.images.service import ImageService
@@ -33,13 +33,13 @@ class Description:
 async def describe(images: ImageService, reference: str) -> Description:
     """Ask the place that `reference` names what it means now. Raises `ImageError` subclasses."""
     parsed = parse_reference(reference)
-    source = images.places.open(parsed)
+    source = images.repositories.open(parsed)
     retry = images.tools.retry
     raw = await retry.run(lambda: source.manifest(parsed.target))
     if parsed.digest and digest_of(raw) != parsed.digest:
         raise CorruptImageError(f"{source.name} answers with another manifest than {parsed.digest}")
     manifest = parse_manifest(raw)
-    downloader = Downloader(source, images.tools, Meter(reference, manifest.digest))
+    downloader = Downloader(source, images.tools, PullProgressTracker(reference, manifest.digest))
     content = await downloader.into_memory(manifest.vm_config)
     if digest_of(content) != manifest.vm_config.digest:
         raise CorruptImageError(f"{source.name} sends another blob than {manifest.vm_config.digest}")
@@ -52,5 +52,5 @@ async def describe(images: ImageService, reference: str) -> Description:
         disk_bytes=manifest.disk_bytes,
         compressed_bytes=manifest.total_bytes,
         chunks=len(manifest.chunks),
-        local=await in_thread(None, images.store.has, manifest.digest),
+        local=await run_in_thread(images.store.has, manifest.digest),
     )

@@ -117,7 +117,7 @@ class LibcompressionCodec:
         """See `BlockCodec.decode`."""
         if at + size > len(window):
             raise ValueError("a block larger than its window")
-        # One byte more than it may fill, where there is room: it would not tell that it stopped at the end.
+        # One byte more than it may fill, where there is space: it would not tell that it stopped at the end.
         room = min(size + 1, len(window) - at)
         got = self._decode(_address(window) + at, room, _address(source), len(source), None, _COMPRESSION_LZ4_RAW)
         if got != size:

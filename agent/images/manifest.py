@@ -96,6 +96,11 @@ def digest_of(content: bytes | bytearray | memoryview) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+def descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
+    """Return the OCI descriptor of a blob."""
+    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}
+
+
 def parse_manifest(raw: bytes) -> Manifest:
     """Check a manifest's bytes. Raises `BadImageError` that says why they are no VM image."""
     if len(raw) > MAX_MANIFEST_BYTES:

@@ -11,7 +11,7 @@ from agent.images.blockindex import ZERO_BLOCK, ChunkBlocks
 from agent.images.lz4frame import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
     from agent.images.manifest import Blob, Chunk, Manifest
@@ -25,6 +25,27 @@ MAX_FIRSTS: Final = 200_000
 """New blocks remembered, so that the memory of a plan stays bounded."""
 WORTH_IT: Final = 0.9
 """A chunk whose missing blocks are more than this part of it is fetched whole."""
+FIRST_BLOCKS: Final = 2_000
+"""The first portion is small, so that bytes move while the rest is planned."""
+PORTION_BLOCKS: Final = 100_000
+"""What is known of single blocks is held for one portion at a time: 80 GB have a million of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutline:
+    """The chunks of an image: in place already, left as holes, and missing, those with equal bytes together."""
+
+    done: frozenset[int]
+    holes: tuple[int, ...]
+    missing: tuple[tuple[int, ...], ...]
+
+    def write_bytes(self, manifest: Manifest) -> int:
+        """Return the most bytes that can land on the disk."""
+        return sum(manifest.chunks[number].raw_size for numbers in self.missing for number in numbers)
+
+    def done_bytes(self, manifest: Manifest) -> int:
+        """Return the compressed size of the chunks that need no work."""
+        return sum(manifest.chunks[number].blob.size for number in (*self.done, *self.holes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +130,49 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class LocalContent:
     """What images on this host can give: whole chunks by raw digest, blocks by block digest."""
 
     chunks: Mapping[str, Spot] = field(default_factory=dict)
     blocks: MutableMapping[bytes, Spot] = field(default_factory=dict)
 
 
+def outline_chunks(manifest: Manifest, *, done: Collection[int] = (), zero_digests: Mapping[int, str]) -> ChunkOutline:
+    """Tell what is missing. `done` are the chunks in place, `zero_digests` what zeros hash to, by size."""
+    missing: dict[str, list[int]] = {}
+    holes: list[int] = []
+    for number, chunk in enumerate(manifest.chunks):
+        if number in done:
+            continue
+        if zero_digests.get(chunk.raw_size) == chunk.raw_digest:
+            holes.append(number)
+        else:
+            missing.setdefault(chunk.raw_digest, []).append(number)
+    return ChunkOutline(frozenset(done), tuple(holes), tuple(map(tuple, missing.values())))
+
+
+def portions(
+    missing: Sequence[tuple[int, ...]], index: Sequence[ChunkBlocks | None]
+) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the missing chunks portion by portion, counted in blocks that the index knows of."""
+    portion: list[tuple[int, ...]] = []
+    blocks, most = 0, FIRST_BLOCKS
+    for numbers in missing:
+        known = index[numbers[0]] if index else None
+        portion.append(numbers)
+        blocks += len(known.lengths) if known else 0
+        if blocks >= most:
+            yield portion
+            portion, blocks, most = [], 0, PORTION_BLOCKS
+    if portion:
+        yield portion
+
+
 def make_plan(
     manifest: Manifest,
     missing: Iterable[Sequence[int]],
     *,
-    here: Here | None = None,
+    local: LocalContent | None = None,
     index: Sequence[ChunkBlocks | None] = (),
     own_disk: Path | None = None,
     firsts: dict[bytes, int] | None = None,
@@ -131,7 +183,7 @@ def make_plan(
     image holds often moves once: `firsts` says where on it such blocks come to lie, and is kept from plan to plan of
     one pull.
     """
-    here = here or Here()
+    local = local or LocalContent()
     firsts = {} if firsts is None else firsts
     jobs: dict[str, list[Any]] = {"fetches": [], "rebuilds": [], "repeats": []}
     for numbers in missing:
@@ -140,18 +192,18 @@ def make_plan(
         fetch = Fetch(chunk, tuple(numbers), tuple(manifest.chunks[number].offset for number in numbers))
         digests = blocks.all_digests() if blocks else []
         own = {digest: Spot(own_disk, firsts[digest]) for digest in firsts.keys() & digests} if own_disk else {}
-        steps = _steps(chunk, blocks, Here(here.chunks, ChainMap(here.blocks, own)) if own else here)
+        steps = _steps(chunk, blocks, LocalContent(local.chunks, ChainMap(local.blocks, own)) if own else local)
         kind = "fetches" if not steps else "repeats" if own else "rebuilds"
         jobs[kind].append(Rebuild(fetch, steps, _needs(manifest, steps, own_disk)) if steps else fetch)
         if own_disk is not None and digests and kind != "repeats" and len(firsts) < MAX_FIRSTS:
-            firsts.update(_fetched_blocks(chunk, digests, here))
+            firsts.update(_fetched_blocks(chunk, digests, local))
     return Plan(**{kind: tuple(found) for kind, found in jobs.items()})
 
 
-def _fetched_blocks(chunk: Chunk, digests: Sequence[bytes], here: Here) -> dict[bytes, int]:
+def _fetched_blocks(chunk: Chunk, digests: Sequence[bytes], local: LocalContent) -> dict[bytes, int]:
     """Return the blocks that will have come over the wire with a chunk, and where on the disk they lie then."""
     found = dict(zip(digests, range(chunk.offset, chunk.offset + chunk.raw_size, BLOCK_BYTES), strict=True))
-    for known in (*(found.keys() & here.blocks.keys()), ZERO_BLOCK):
+    for known in (*(found.keys() & local.blocks.keys()), ZERO_BLOCK):
         found.pop(known, None)
     return found
 
@@ -179,22 +231,22 @@ def wanted_blocks(chunks: Iterable[int], index: Sequence[ChunkBlocks | None]) ->
     return found
 
 
-def _steps(chunk: Chunk, blocks: ChunkBlocks | None, here: Here) -> tuple[Step, ...]:
+def _steps(chunk: Chunk, blocks: ChunkBlocks | None, local: LocalContent) -> tuple[Step, ...]:
     """Return how to put a chunk together; nothing when it is better fetched whole."""
-    spot = here.chunks.get(chunk.raw_digest)
+    spot = local.chunks.get(chunk.raw_digest)
     if spot is not None:
         return (Local(spot, chunk.raw_size),)
-    if blocks is None or not _worth_it(chunk, blocks, here):
+    if blocks is None or not _worth_it(chunk, blocks, local):
         return ()
-    steps = tuple(_joined(_bridged(list(_single_steps(chunk, blocks, here)))))
+    steps = tuple(_joined(_bridged(list(_single_steps(chunk, blocks, local)))))
     fetched = sum(step.size for step in steps if isinstance(step, Remote))
     return steps if fetched <= WORTH_IT * chunk.blob.size else ()
 
 
-def _worth_it(chunk: Chunk, blocks: ChunkBlocks, here: Here) -> bool:
+def _worth_it(chunk: Chunk, blocks: ChunkBlocks, local: LocalContent) -> bool:
     """Whether blocks that are here can save enough. Most chunks of a new image end here, so it must cost little."""
     digests = blocks.all_digests()
-    known = {digest for digest in set(digests) if digest == ZERO_BLOCK or digest in here.blocks}
+    known = {digest for digest in set(digests) if digest == ZERO_BLOCK or digest in local.blocks}
     if not known:
         return False
     missing = sum(length for digest, length in zip(digests, blocks.lengths, strict=True) if digest not in known)
@@ -209,12 +261,12 @@ class _Block:
     remote: Remote
 
 
-def _single_steps(chunk: Chunk, blocks: ChunkBlocks, here: Here) -> Iterator[_Block]:
+def _single_steps(chunk: Chunk, blocks: ChunkBlocks, local: LocalContent) -> Iterator[_Block]:
     start, left = 0, chunk.raw_size
     for digest, length in blocks:
         raw_size = min(BLOCK_BYTES, left)
         remote = Remote(start, length, raw_size)
-        spot = here.blocks.get(digest)
+        spot = local.blocks.get(digest)
         if digest == ZERO_BLOCK and raw_size == BLOCK_BYTES:
             yield _Block(Zeros(raw_size), remote)
         elif spot is not None:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from agent.images.blockindex import INDEX_TYPE, ChunkBlocks, block_digests, encode_index
+from agent.images.chunk_digests import zero_digest
+from agent.images.concurrency import run_all_or_raise_first
+from agent.images.disk_files import data_extents
 from agent.images.errors import BadDiskError
 from agent.images.files import pread_into
 from agent.images.lz4frame import encode_frame
@@ -29,20 +32,19 @@ from agent.images.manifest import (
     SECTOR_BYTES,
     VM_CONFIG_TYPE,
     Blob,
+    descriptor,
     digest_of,
 )
 from agent.images.referrers import attach
-from agent.images.sparse import data_extents
-from agent.images.threads import all_or_first_error, in_thread
 from agent.images.vmconfig import Hardware, oci_config, vm_config
-from agent.images.zeros import zero_digest
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent.images.download import Tools
-    from agent.images.sources.contract import Place
+    from agent.images.download import TransferTools
+    from agent.images.sources.contract import Repository
 
 log = structlog.get_logger()
 
@@ -75,13 +77,13 @@ class _Encoded:
 class Pusher:
     """Pushes with the given tools."""
 
-    tools: Tools
+    tools: TransferTools
     chunk_bytes: int = CHUNK_BYTES
 
     async def push(
         self,
         disk: Path,
-        sink: Place,
+        sink: Repository,
         tag: str,
         *,
         hardware: Hardware,
@@ -93,17 +95,17 @@ class Pusher:
 
         `mount_from` names another repository of the same registry, from which equal chunks are taken over.
         """
-        size = await in_thread(None, check_disk, disk, len(nvram))
+        size = await run_in_thread(check_disk, disk, len(nvram))
         descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
         try:
             upload = _Upload(self, sink, descriptor, size, mount_from, progress)
-            await all_or_first_error([upload.worker() for _ in range(self.tools.streams)])
+            await run_all_or_raise_first([upload.worker() for _ in range(self.tools.streams)])
         finally:
             os.close(descriptor)
         chunks = upload.in_order()
         seed = "".join(annotated["annotations"][RAW_DIGEST] for annotated in chunks)
         small = [oci_config(hardware), vm_config(hardware, seed=seed), nvram]
-        await all_or_first_error([upload.send(content) for content in small])
+        await run_all_or_raise_first([upload.send(content) for content in small])
         manifest = _manifest(chunks, small, size)
         subject = Blob(digest_of(manifest), len(manifest))
         index = encode_index(upload.blocks[offset] for offset in sorted(upload.blocks))
@@ -121,7 +123,7 @@ class _Upload:
     def __init__(
         self,
         pusher: Pusher,
-        sink: Place,
+        sink: Repository,
         descriptor: int,
         size: int,
         mount_from: str | None,
@@ -145,10 +147,10 @@ class _Upload:
     async def worker(self) -> None:
         """Encode and upload chunks until there are no more."""
         for offset in self._offsets:
-            encoded = await in_thread(self._tools.executor, self._encode, offset)
+            encoded = await run_in_thread(self._encode, offset, executor=self._tools.executor)
             await self._send(encoded.blob, encoded.content)
             annotations = {RAW_SIZE: str(encoded.raw_size), RAW_DIGEST: encoded.raw_digest}
-            self._layers[offset] = {**_descriptor(DISK_TYPE, encoded.blob), "annotations": annotations}
+            self._layers[offset] = {**descriptor(DISK_TYPE, encoded.blob), "annotations": annotations}
             self.blocks[offset] = encoded.blocks
             self._done += encoded.raw_size
             self._progress(PushProgress(self._size, self._done, self.uploaded))
@@ -219,12 +221,8 @@ def _manifest(chunks: list[dict[str, Any]], small: list[bytes], size: int) -> by
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
-        "config": _descriptor(OCI_CONFIG_TYPE, oci),
-        "layers": [_descriptor(VM_CONFIG_TYPE, config), *chunks, _descriptor(NVRAM_TYPE, nvram)],
+        "config": descriptor(OCI_CONFIG_TYPE, oci),
+        "layers": [descriptor(VM_CONFIG_TYPE, config), *chunks, descriptor(NVRAM_TYPE, nvram)],
         "annotations": {DISK_SIZE: str(size)},
     }
     return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}

@@ -9,65 +9,65 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.images.errors import BadImageError, ImageNotFoundError
-from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, Blob, digest_of, parse_json
+from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, Blob, descriptor, digest_of, parse_json
 from agent.images.reference import is_digest
 
 if TYPE_CHECKING:
-    from agent.images.sources.contract import Place
+    from agent.images.sources.contract import Repository
 
 EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY: Final = b"{}"
 _MAX_BLOB_BYTES: Final = 1 << 40
 
 
-async def find_attached(place: Place, subject: str, artifact_type: str) -> Blob | None:
+async def find_attached(repository: Repository, subject: str, artifact_type: str) -> Blob | None:
     """Return the first layer of the newest artifact of that type attached to the manifest `subject`, if there is one.
 
     Raises the errors of `Source`, and `BadImageError` for listings and artifacts that make no sense.
     """
-    listing = await place.referrers(subject)
+    listing = await repository.referrers(subject)
     if listing is None:
         try:
-            listing = await place.manifest(_tag(subject))
+            listing = await repository.manifest(_tag(subject))
         except ImageNotFoundError:
             return None
     for entry in reversed(_entries(listing)):
         if entry.get("artifactType") == artifact_type and is_digest(str(entry.get("digest"))):
-            return _first_layer(await place.manifest(entry["digest"]), subject)
+            return _first_layer(await repository.manifest(entry["digest"]), subject)
     return None
 
 
-async def attach(place: Place, subject: Blob, artifact_type: str, content: bytes) -> None:
+async def attach(repository: Repository, subject: Blob, artifact_type: str, content: bytes) -> None:
     """Attach `content` to the manifest `subject`, whose digest and length are given."""
     blob, empty = Blob(digest_of(content), len(content)), Blob(digest_of(EMPTY), len(EMPTY))
     for part, data in ((blob, content), (empty, EMPTY)):
-        if not await place.has(part):
-            await place.put(part, data)
+        if not await repository.has(part):
+            await repository.put(part, data)
     manifest = json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "artifactType": artifact_type,
-            "config": _descriptor(EMPTY_TYPE, empty),
-            "layers": [_descriptor(artifact_type, blob)],
-            "subject": _descriptor(MANIFEST_TYPE, subject),
+            "config": descriptor(EMPTY_TYPE, empty),
+            "layers": [descriptor(artifact_type, blob)],
+            "subject": descriptor(MANIFEST_TYPE, subject),
         },
         separators=(",", ":"),
     ).encode()
-    if not await place.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=None):
-        await _attach_by_tag(place, subject.digest, artifact_type, manifest)
+    if not await repository.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=None):
+        await _attach_by_tag(repository, subject.digest, artifact_type, manifest)
 
 
-async def _attach_by_tag(place: Place, subject: str, artifact_type: str, manifest: bytes) -> None:
+async def _attach_by_tag(repository: Repository, subject: str, artifact_type: str, manifest: bytes) -> None:
     tag = _tag(subject)
     try:
-        entries = _entries(await place.manifest(tag))
+        entries = _entries(await repository.manifest(tag))
     except (ImageNotFoundError, BadImageError):
         entries = []
-    entry = _descriptor(MANIFEST_TYPE, Blob(digest_of(manifest), len(manifest))) | {"artifactType": artifact_type}
+    entry = descriptor(MANIFEST_TYPE, Blob(digest_of(manifest), len(manifest))) | {"artifactType": artifact_type}
     entries = [*(known for known in entries if known.get("digest") != entry["digest"]), entry]
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
-    await place.put_manifest(json.dumps(index, separators=(",", ":")).encode(), media_type=INDEX_TYPE, tag=tag)
+    await repository.put_manifest(json.dumps(index, separators=(",", ":")).encode(), media_type=INDEX_TYPE, tag=tag)
 
 
 def _tag(subject: str) -> str:
@@ -91,7 +91,3 @@ def _first_layer(raw: bytes, subject: str) -> Blob:
     if not isinstance(size, int) or not 0 < size < _MAX_BLOB_BYTES:
         raise BadImageError("the artifact claims an impossible size")
     return Blob(layer["digest"], size)
-
-
-def _descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}

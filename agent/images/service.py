@@ -1,32 +1,34 @@
-"""The images package as the engine sees it: one object over store, puller and pusher."""
+"""The image service: one object over store, puller and pusher."""
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from os import cpu_count
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from agent.images.download import Tools
+from agent.images.concurrency import retry_while_busy
+from agent.images.download import TransferTools
 from agent.images.errors import BadReferenceError
 from agent.images.fsck import Finding, check_store
 from agent.images.liblz4 import best_codec
 from agent.images.manifest import digest_of
-from agent.images.meter import Meter
-from agent.images.places import Places
 from agent.images.pull import Puller
+from agent.images.pull_progress import PullProgressTracker
 from agent.images.push import Pusher
 from agent.images.reference import parse_reference
-from agent.images.retry import Retry
-from agent.images.room import RoomMaker
-from agent.images.shelf import Shelf
+from agent.images.repositories import Repositories
+from agent.images.reuse_index import ReuseIndex
+from agent.images.shared_pulls import SharedPulls
+from agent.images.space_manager import SpaceManager
 from agent.images.store import ImageStore, Store, local_image
 from agent.images.tarthome import TartHome
-from agent.images.threads import in_thread, when_free
+from agent.images.transfer_limits import RetryPolicy
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from agent.domain.model import Image, LocalImage
     from agent.images.contract import PullProgress
     from agent.images.push import PushProgress
+    from agent.images.reference import Reference
+    from agent.images.shared_pulls import PullStart
     from agent.images.vmconfig import Hardware
     from agent.processes.command import CommandRunner
 
@@ -43,24 +47,15 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _Flight:
-    """One pull under way, with everyone who waits for it."""
-
-    task: asyncio.Task[None]
-    meter: Meter
-    waiters: int = 0
-
-
-@dataclass(slots=True)
 class ImageService:
-    """The image store with its puller (`agent.images.contract.Images`), and what the command line needs besides."""
+    """Implements `agent.images.contract.Images`, and pushes, checks and searches for the command line."""
 
     store: Store
-    shelf: Shelf
-    places: Places
-    tools: Tools
-    room: RoomMaker
-    _flights: dict[str, _Flight] = field(default_factory=dict)
+    reuse_index: ReuseIndex
+    repositories: Repositories
+    tools: TransferTools
+    space: SpaceManager
+    _pulls: SharedPulls = field(default_factory=SharedPulls)
 
     @classmethod
     def build(
@@ -68,100 +63,93 @@ class ImageService:
         config: Config,
         *,
         store: Store | None = None,
-        places: Places | None = None,
-        retry: Retry | None = None,
+        repositories: Repositories | None = None,
+        retry: RetryPolicy | None = None,
         runner: CommandRunner | None = None,
     ) -> Self:
-        """Return the service of a configuration, over the hypervisor's store or another. Touches nothing yet."""
+        """Return the service for a configuration, over the hypervisor's store or `store`. Does no I/O yet."""
         executor = ThreadPoolExecutor(max_workers=max(2, cpu_count() or 1), thread_name_prefix="images")
-        store = store or _store_of(config)
-        shelf = Shelf(store)
+        store = store or _store_for(config)
+        reuse_index = ReuseIndex(store)
         return cls(
             store=store,
-            shelf=shelf,
-            places=places or Places(config.images.registries, bytes_per_s=_bytes_per_s(config), runner=runner),
-            tools=Tools(executor, best_codec(), retry or Retry(), config.images.streams),
-            room=RoomMaker(
+            reuse_index=reuse_index,
+            repositories=repositories
+            or Repositories(config.images.registries, bytes_per_s=_bytes_per_s(config), runner=runner),
+            tools=TransferTools(executor, best_codec(), retry or RetryPolicy(), config.images.streams),
+            space=SpaceManager(
                 store,
-                shelf,
+                reuse_index,
                 reserve_bytes=config.host.disk_reserve_mib << 20,
                 budget_bytes=None if config.images.budget_mib is None else config.images.budget_mib << 20,
             ),
         )
 
     async def open(self) -> None:
-        """Make the store ready and sweep what interrupted pulls left long ago."""
-        await in_thread(None, self.store.prepare)
-        await in_thread(None, self.store.staging.sweep)
-        await in_thread(None, self.shelf.prepare)
+        """Prepare the store and remove old interrupted pulls."""
+        await run_in_thread(self.store.prepare)
+        await run_in_thread(self.store.staging.sweep)
+        await run_in_thread(self.reuse_index.prepare)
 
     async def close(self) -> None:
-        """End pulls under way, which go on where they are next time, and close all connections."""
-        flights = [flight.task for flight in self._flights.values()]
-        for task in flights:
-            task.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
-        await self.places.close()
+        """Cancel running pulls, which can resume later, and close all connections."""
+        await self._pulls.cancel_all()
+        await self.repositories.close()
         self.tools.executor.shutdown(wait=False)
 
     async def resolve(self, reference: str) -> str:
-        """See `Images.resolve`. A pinned digest asks nobody."""
+        """See `Images.resolve`. A reference with a digest needs no request."""
         parsed = parse_reference(reference)
         if parsed.digest:
             return parsed.digest
-        source = self.places.open(parsed)
+        source = self.repositories.open(parsed)
         tag = parsed.target
         claimed = await self.tools.retry.run(lambda: source.digest(tag))
-        if claimed is not None and await in_thread(None, self.store.has, claimed):
+        if claimed is not None and await run_in_thread(self.store.has, claimed):
             return claimed
         return digest_of(await self.tools.retry.run(lambda: source.manifest(tag)))
 
     async def pull(self, reference: str, digest: str) -> None:
         """See `Images.pull`."""
         parsed = parse_reference(reference)
-        if not await in_thread(None, self.store.has, digest):
-            flight = self._flights.get(digest)
-            if flight is None:
-                flight = self._start(reference, digest)
-            await self._wait(flight)
-        await when_free(self.store.remember, parsed, digest)
+        if not await run_in_thread(self.store.has, digest):
+            await self._pulls.join(digest, lambda: self._start_pull(reference, parsed, digest))
+        await retry_while_busy(self.store.remember, parsed, digest)
 
     def progress(self) -> tuple[PullProgress, ...]:
         """See `Images.progress`."""
-        return tuple(flight.meter.snapshot() for flight in self._flights.values())
+        return self._pulls.progress()
 
     async def list(self) -> tuple[Image, ...]:
         """See `Images.list`."""
-        return await in_thread(None, self.store.list)
+        return await run_in_thread(self.store.list)
 
     async def local(self, digest: str) -> LocalImage:
         """See `Images.local`."""
-        return await in_thread(None, self._use, digest)
+        return await run_in_thread(self._mark_used, digest)
 
     async def remove(self, digest: str) -> None:
         """See `Images.remove`."""
-        await in_thread(None, self.store.remove, digest)
-        await in_thread(None, self.shelf.drop, digest)
+        await run_in_thread(self.store.remove, digest)
+        await run_in_thread(self.reuse_index.drop, digest)
         log.info("image-removed", image=digest)
 
     def protect(self, in_use: Callable[[], Collection[str]]) -> None:
-        """Let pulls remove images for room, least recently used first, but never one that `in_use` names.
-
-        Until this is called nothing is removed by itself. `in_use` is called in threads, at any time.
-        """
-        self.room.in_use = in_use
+        """See `Images.protect`."""
+        self.space.in_use = in_use
 
     def limit_bandwidth(self, bytes_per_s: float | None) -> None:
-        """Cap what all pulls take of the network together, those under way included; None lifts the cap."""
-        self.places.throttle.bytes_per_s = bytes_per_s
+        """See `Images.limit_bandwidth`. Applies to running pulls too."""
+        self.repositories.bandwidth.bytes_per_s = bytes_per_s
 
     async def check(self, *, repair: bool) -> tuple[Finding, ...]:
-        """Check every image byte for byte; with `repair` remove damaged ones and make the indexes anew."""
-        return await in_thread(None, check_store, self.store, self.shelf, self.tools.executor, repair=repair)
+        """Check every image byte for byte. With `repair`, remove damaged images and rebuild the indexes."""
+        check = partial(check_store, self.store, self.reuse_index, self.tools.executor, repair=repair)
+        return await run_in_thread(check)
 
     async def find(self, text: str) -> str | None:
-        """Return the digest of what is whole here under a reference or digest, without asking any registry."""
-        return await in_thread(None, self.store.find, parse_reference(text))
+        """Return the digest of the local image that a reference names, without a request to a registry."""
+        return await run_in_thread(self.store.find, parse_reference(text))
 
     async def push(
         self,
@@ -173,44 +161,30 @@ class ImageService:
         mount_from: str | None = None,
         progress: Callable[[PushProgress], None] = lambda _: None,
     ) -> str:
-        """Push a raw disk under a tag and return the image's digest."""
+        """Push a raw disk under a tag and return the image's digest. See `Pusher.push`."""
         parsed = parse_reference(reference)
         if parsed.tag is None:
-            raise BadReferenceError(f"{reference!r} names a digest", remedy="push to a tag: the digest comes of it")
-        sink = self.places.open(parsed)
+            raise BadReferenceError(
+                f"{reference!r} names a digest", remedy="push to a tag; the digest results from the content"
+            )
+        sink = self.repositories.open(parsed)
         return await Pusher(self.tools).push(
             disk, sink, parsed.tag, hardware=hardware, nvram=nvram, mount_from=mount_from, progress=progress
         )
 
-    def _start(self, reference: str, digest: str) -> _Flight:
-        parsed = parse_reference(reference)
-        source = self.places.open(parsed)
-        meter = Meter(reference, digest, source=source.name)
-        puller = Puller(self.store, self.shelf, self.tools, self.room)
-        task = asyncio.create_task(puller.pull(source, parsed, digest, meter), name=f"pull {digest}")
-        flight = _Flight(task, meter)
-        self._flights[digest] = flight
-        task.add_done_callback(lambda _: self._flights.pop(digest, None))
-        return flight
+    def _start_pull(self, text: str, reference: Reference, digest: str) -> PullStart:
+        source = self.repositories.open(reference)
+        tracker = PullProgressTracker(text, digest, source=source.name)
+        puller = Puller(self.store, self.reuse_index, self.tools, self.space)
+        return puller.pull(source, reference, digest, tracker), tracker
 
-    def _use(self, digest: str) -> LocalImage:
+    def _mark_used(self, digest: str) -> LocalImage:
         self.store.touch(digest)
         return local_image(self.store, digest)
 
-    async def _wait(self, flight: _Flight) -> None:
-        """Wait with all others for one pull; when the last of them gives up, the pull ends too."""
-        flight.waiters += 1
-        try:
-            await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if not flight.waiters and not flight.task.done():
-                flight.task.cancel()
-                await asyncio.gather(flight.task, return_exceptions=True)
 
-
-def _store_of(config: Config) -> Store:
-    """Return where images must lie for the configured hypervisor: Tart only clones from its own cache."""
+def _store_for(config: Config) -> Store:
+    """Return the store for the configured hypervisor. Tart only clones from its own cache."""
     if config.hypervisor.driver == "tart":
         return TartHome(config.hypervisor.tart.home_path)
     return ImageStore(config.data_dir / "images")
@@ -223,7 +197,7 @@ def _bytes_per_s(config: Config) -> float | None:
 
 @asynccontextmanager
 async def open_images(config: Config, *, runner: CommandRunner | None = None) -> AsyncIterator[ImageService]:
-    """Open the image service of a configuration for as long as it is needed; `runner` runs its external commands."""
+    """Open the image service of a configuration, and close it at exit; `runner` runs its external commands."""
     service = ImageService.build(config, runner=runner)
     try:
         await service.open()

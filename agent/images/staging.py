@@ -86,6 +86,6 @@ class StagingArea:
                 return False
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
-            log.info("partial-image-swept", image=path.name)
+            log.info("partial-image-removed", image=path.name)
             return True
         return False

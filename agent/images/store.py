@@ -3,7 +3,7 @@
 <root>/sha256-<hex>/{config.json, disk.img, nvram.bin, manifest.json}
 <root>/references.json      which version each pulled reference meant last
 <root>/.staging/<hex>/      pulls under way or interrupted; each locked by the process that works in it
-<root>/.index/              what is derived from the images, see `agent.images.shelf`
+<root>/.index/              what is derived from the images, see `agent.images.reuse_index`
 <root>/.lock                held for the moment of publishing, removing, or changing a reference
 """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from agent.images.anka.version import identity
+from agent.images.anka.version import version_digest
 from scripts.lib.backend import list_paths, running_commands
 from tests.simulators.anka.faults import Switches, read_faults, set_faults
 from tests.simulators.anka.install import install
@@ -56,7 +56,7 @@ class AnkaBackend:
         """Return the digest of a pushed tag."""
         template = next(one for one in self.registry.templates.values() if one.name == TEMPLATE)
         tag = next(tag for tag in template.tags if tag.name == version)
-        return identity(template.id, version, tuple(tag.images))
+        return version_digest(template.id, version, tuple(tag.images))
 
     async def make_images(self, host: Host, versions: tuple[str, ...]) -> dict[str, str]:
         """See `Backend`."""

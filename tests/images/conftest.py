@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
-from agent.images.places import Places
+from agent.images.repositories import Repositories
 from agent.images.service import ImageService
-from agent.images.sources.http import Patience
+from agent.images.sources.registry_http import RegistryTimeouts
 from tests.images.disks import QUICK, write_disk
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from agent.images.store import Store
 
-IMPATIENT = Patience(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
+IMPATIENT = RegistryTimeouts(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
 """For tests of registries that stall; a busy machine can look like one, so no other test uses it."""
 
 
@@ -46,13 +46,13 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def patience() -> Patience:
+def timeouts() -> RegistryTimeouts:
     """How long registries are waited for. Tests of slow ones override it."""
-    return Patience()
+    return RegistryTimeouts()
 
 
 @pytest.fixture
-async def make_service(tmp_path: Path, patience: Patience) -> AsyncIterator[MakeService]:
+async def make_service(tmp_path: Path, timeouts: RegistryTimeouts) -> AsyncIterator[MakeService]:
     services: list[ImageService] = []
 
     async def make(
@@ -68,8 +68,8 @@ async def make_service(tmp_path: Path, patience: Patience) -> AsyncIterator[Make
             host=HostConfig(disk_reserve_mib=reserve_mib),
             images=ImagesConfig(registries=registries),
         )
-        places = Places(registries, patience=patience, docker_config=tmp_path / "docker-config.json")
-        service = ImageService.build(config, store=store, places=places, retry=QUICK)
+        repositories = Repositories(registries, timeouts=timeouts, docker_config=tmp_path / "docker-config.json")
+        service = ImageService.build(config, store=store, repositories=repositories, retry=QUICK)
         await service.open()
         services.append(service)
         return service

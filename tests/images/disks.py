@@ -6,11 +6,11 @@ import hashlib
 import random
 from typing import TYPE_CHECKING, Final
 
-from agent.images.download import Tools
+from agent.images.download import TransferTools
 from agent.images.liblz4 import best_codec
 from agent.images.push import Pusher
-from agent.images.retry import Retry
 from agent.images.sources.layout import OciLayout
+from agent.images.transfer_limits import RetryPolicy
 from agent.images.vmconfig import Hardware
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB: Final = 1 << 20
-QUICK: Final = Retry(attempts=4, base_s=0.001, cap_s=0.01, ask_cap_s=0.5)
+QUICK: Final = RetryPolicy(attempts=4, base_s=0.001, cap_s=0.01, retry_after_cap_s=0.5)
 
 
 def write_disk(path: Path, *, mib: int = 8, seed: int = 1, every: int = 3) -> Path:
@@ -41,5 +41,5 @@ async def push_layout(
     disk: Path, layout: Path, executor: Executor, *, tag: str = "v1", chunk_bytes: int = MIB, nvram: bytes = b""
 ) -> str:
     """Push a disk into an OCI layout, in chunks small enough to have many, and return the digest."""
-    tools = Tools(executor, best_codec(), QUICK, streams=4)
+    tools = TransferTools(executor, best_codec(), QUICK, streams=4)
     return await Pusher(tools, chunk_bytes).push(disk, OciLayout(layout), tag, hardware=Hardware(), nvram=nvram)

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from agent.anka.command import AnkaReplyError
 from agent.config import AnkaConfig, Config, HostConfig, HypervisorConfig, ImagesConfig, RegistryConfig
 from agent.images.anka.service import AnkaImages, open_anka_images
-from agent.images.anka.strays import find_strays, is_transfer
+from agent.images.anka.stray_pulls import find_stray_pulls, is_pull
 from agent.images.errors import (
     BadImageError,
     BadReferenceError,
@@ -183,7 +183,7 @@ async def test_a_failed_pull_leaves_nothing_that_a_later_one_takes_for_whole(hos
 async def test_a_pull_that_only_says_it_succeeded_is_not_believed(host: Host, images: AnkaImages) -> None:
     digest = await images.resolve("anka:macos:v1")
     host.faults(pull={"lie": True})
-    with pytest.raises(TransferError, match="but it is not here"):
+    with pytest.raises(TransferError, match="but the tag does not exist"):
         await images.pull("anka:macos:v1", digest)
     assert await images.list() == ()
 
@@ -206,7 +206,7 @@ async def test_what_an_agent_left_that_died_in_a_pull_is_removed_first(host: Hos
 async def test_a_pull_that_says_no_more_is_ended(host: Host) -> None:
     host.faults(pull={"stall": True})
     async with open_anka_images(host.config(pull_silence_s=0.3)) as images:
-        with pytest.raises(TransferError, match=r"told nothing for 0\.3 s"):
+        with pytest.raises(TransferError, match=r"printed no progress for 0\.3 s"):
             await pulled(images, "anka:macos:v1")
 
 
@@ -243,7 +243,7 @@ async def test_a_pull_that_outlived_its_agent_is_ended_before_the_next(host: Hos
     try:
         await eventually(lambda: list(host.home.images.glob(".*")), timeout_s=30)  # a layer is on its way
         (pull,) = await asyncio.to_thread(transfers, str(host.binary))
-        assert find_strays(str(host.binary)) == (), "one whose agent lives is left alone"
+        assert find_stray_pulls(str(host.binary)) == (), "one whose agent lives is left alone"
     finally:
         agent.kill()
         await agent.wait()
@@ -260,7 +260,7 @@ async def test_a_pull_that_outlived_its_agent_is_ended_before_the_next(host: Hos
 def transfers(program: str) -> list[ProcessIdentity]:
     """Return all pulls by a program, whoever waits for them."""
     found = psutil.process_iter(["pid", "cmdline"])
-    pids = [one.info["pid"] for one in found if is_transfer(one.info["cmdline"] or (), program)]
+    pids = [one.info["pid"] for one in found if is_pull(one.info["cmdline"] or (), program)]
     return [identity for pid in pids if (identity := identify(pid))]
 
 
@@ -272,7 +272,7 @@ async def test_everybody_who_waits_for_a_version_waits_for_one_pull(host: Host, 
 async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Host, images: AnkaImages) -> None:
     old = await pulled(images, "anka:macos:v1")
     host.registry.push("macos", "v1")
-    with pytest.raises(TransferError, match="pushed anew"):
+    with pytest.raises(TransferError, match="pushed again"):
         await images.pull("anka:macos:v1", "sha256:" + "0" * 64)
     host.home.find("macos")
     assert [image.digest for image in await images.list()] == [old]

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 
 from agent.config import RegistryConfig
 from agent.images.errors import RegistryDeniedError, RegistryError
-from agent.images.places import Places
 from agent.images.reference import parse_reference
-from agent.images.sources.challenge import Challenge, parse_challenges
+from agent.images.repositories import Repositories
 from agent.images.sources.credentials import Credentials, DockerCredentials
-from agent.images.sources.retry_after import retry_after_s
+from agent.images.sources.http_headers import Challenge, parse_challenges, retry_after_s
 from agent.processes.command import CommandOutcome, CommandReport, CommandRunner
 from tests.images.disks import push_layout, sha256_of
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
@@ -263,9 +262,9 @@ async def test_a_private_authority_is_trusted_only_when_configured(tmp_path: Pat
     registry = FaultyRegistry(manifests={"v1": b"{}"})
     async with run_faulty(registry, tls=context):
         reference = parse_reference(registry.reference())
-        trusting = Places({registry.host: RegistryConfig(ca_file=cert)})
-        careful = Places({})
-        broken = Places({registry.host: RegistryConfig(ca_file=key)})
+        trusting = Repositories({registry.host: RegistryConfig(ca_file=cert)})
+        careful = Repositories({})
+        broken = Repositories({registry.host: RegistryConfig(ca_file=key)})
         try:
             assert await trusting.open(reference).manifest("v1") == b"{}"
             with pytest.raises(RegistryError) as raised:
@@ -292,7 +291,7 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{runner.addresses[0][1]}")
     monkeypatch.setenv("no_proxy", "")
-    places = Places({"registry.example": RegistryConfig(insecure=True)})
+    places = Repositories({"registry.example": RegistryConfig(insecure=True)})
     try:
         reference = parse_reference("registry.example/tests/image:v1")
         assert await places.open(reference).manifest("v1") == b"{}"

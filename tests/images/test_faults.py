@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from agent.images.sources.http import Patience
+    from agent.images.sources.registry_http import RegistryTimeouts
     from tests.images.conftest import MakeService
 
 pytestmark = pytest.mark.timeout(30)
@@ -37,7 +37,7 @@ PASSES = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429
 
 
 @pytest.fixture
-def patience() -> Patience:
+def timeouts() -> RegistryTimeouts:
     return IMPATIENT
 
 
@@ -242,7 +242,7 @@ async def test_a_manifest_with_another_digest_is_refused(faulty: FaultyRegistry,
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     faulty.manifests[digest] += b" "
-    with pytest.raises(CorruptImageError, match="another manifest"):
+    with pytest.raises(CorruptImageError, match="whose digest is not"):
         await images.pull(faulty.reference(), digest)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.images.index import ChunkIndex
+from agent.images.chunk_index import ChunkIndex
 from tests.images.disks import MIB, push_layout
 from tests.images.test_cli import hearth_image
 

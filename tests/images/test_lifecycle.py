@@ -16,7 +16,7 @@ import pytest
 
 from agent.images.errors import DiskTooSmallError, ImageNotFoundError, RegistryError, StoreError
 from agent.images.manifest import parse_manifest
-from agent.images.room import RoomMaker
+from agent.images.space_manager import SpaceManager
 from agent.processes.boot import boot_id
 from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
@@ -352,7 +352,7 @@ async def test_an_image_that_cannot_fit_is_refused_before_the_download(
         with pytest.raises(DiskTooSmallError) as raised:
             await images.pull(faulty.reference(), digest)
         assert "needs 3 MiB" in raised.value.message
-        assert "1 MiB of them" in raised.value.message
+        assert "1 MiB are reserved" in raised.value.message
         assert not chunks_of(faulty, digest) & {seen.path.rpartition("/")[2] for seen in faulty.gets()}
 
 
@@ -360,7 +360,7 @@ async def test_a_disk_that_is_full_at_any_write_is_a_clear_error_or_the_right_by
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From no space at all up to enough: whatever write is the first to fail, nothing is left of it."""
-    monkeypatch.setattr(RoomMaker, "make", lambda *_: None)  # which would refuse most of these before they begin
+    monkeypatch.setattr(SpaceManager, "ensure_space", lambda *_: None)  # it would refuse most of these pulls
     outcomes = set()
     with small_file_system(tmp_path, 8) as mount:
         images = await make_service(faulty.host, data_dir=mount / "data")
@@ -397,7 +397,7 @@ async def test_a_disk_that_fills_up_half_way_is_freed_again(
             return False
 
         faulty.arm("500", only=fill_it)
-        with pytest.raises(DiskTooSmallError, match="filled up"):
+        with pytest.raises(DiskTooSmallError, match="became full"):
             await images.pull(faulty.reference(), digest)
         assert staged(images) == []
         assert await images.list() == ()

@@ -23,13 +23,13 @@ class LikeLibcompression:
         for call in (library.LZ4_decompress_safe, library.LZ4_compress_default):
             call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
 
-        def decode(to: int, room: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
+        def decode(to: int, space: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
             assert algorithm == 0x101
-            return max(0, int(library.LZ4_decompress_safe(source, to, size, room)))
+            return max(0, int(library.LZ4_decompress_safe(source, to, size, space)))
 
-        def encode(to: int, room: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
+        def encode(to: int, space: int, source: int, size: int, _scratch: None, algorithm: int) -> int:
             assert algorithm == 0x101
-            return int(library.LZ4_compress_default(source, to, size, room))
+            return int(library.LZ4_compress_default(source, to, size, space))
 
         self.compression_decode_buffer, self.compression_encode_buffer = decode, encode
 

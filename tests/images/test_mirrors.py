@@ -9,7 +9,7 @@ import pytest
 
 from agent.config import RegistryConfig
 from agent.images.errors import ImageNotFoundError, RegistryError
-from agent.images.throttle import Throttle
+from agent.images.transfer_limits import BandwidthLimiter
 from tests.images.conftest import IMPATIENT
 from tests.images.disks import push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.images.service import ImageService
-    from agent.images.sources.http import Patience
+    from agent.images.sources.registry_http import RegistryTimeouts
     from tests.images.conftest import MakeService
 
 Trio = tuple[FaultyRegistry, FaultyRegistry, FaultyRegistry]
 
 
 @pytest.fixture
-def patience() -> Patience:
+def timeouts() -> RegistryTimeouts:
     return IMPATIENT
 
 
@@ -130,17 +130,17 @@ class Time:
 
 async def test_the_cap_holds_and_changes_apply_at_once() -> None:
     time = Time()
-    throttle = Throttle(1000.0, clock=time.clock, sleep=time.sleep)
+    limiter = BandwidthLimiter(1000.0, clock=time.clock, sleep=time.sleep)
     for _ in range(50):
-        await throttle.take(100)
+        await limiter.take(100)
     assert 4.8 <= time.now_s - 100.0 <= 5.0
-    throttle.bytes_per_s = 10_000.0
+    limiter.bytes_per_s = 10_000.0
     began_s = time.now_s
     for _ in range(50):
-        await throttle.take(100)
+        await limiter.take(100)
     assert time.now_s - began_s <= 0.6
-    throttle.bytes_per_s = None
-    assert await throttle.take(10**12) == 0.0
+    limiter.bytes_per_s = None
+    assert await limiter.take(10**12) == 0.0
 
 
 async def test_a_capped_pull_takes_its_time_and_is_not_taken_for_a_stall(

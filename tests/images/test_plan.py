@@ -10,13 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.images.blockindex import BadIndexError, ChunkBlocks, block_digests, decode_index, encode_index
-from agent.images.chunk import ChunkBuilder, ChunkWriter, RawWriter
+from agent.images.chunk_digests import zero_digest, zero_digests
+from agent.images.chunk_writers import ChunkBuilder, ChunkWriter, RawWriter
 from agent.images.liblz4 import best_codec
 from agent.images.lz4frame import BLOCK_BYTES, encode_frame
 from agent.images.manifest import Blob, Chunk, Manifest, digest_of
-from agent.images.outline import PORTION_BLOCKS, make_outline, portions
-from agent.images.plan import BRIDGE_BLOCKS, Fetch, Here, Local, Rebuild, Remote, Spot, Zeros, make_plan
-from agent.images.zeros import zero_digest, zero_digests
+from agent.images.plan import (
+    BRIDGE_BLOCKS,
+    PORTION_BLOCKS,
+    Fetch,
+    Local,
+    LocalContent,
+    Rebuild,
+    Remote,
+    Spot,
+    Zeros,
+    make_plan,
+    outline_chunks,
+    portions,
+)
 
 CODEC = best_codec()
 CHUNK = 8 * BLOCK_BYTES
@@ -49,7 +61,7 @@ def image(letters: str) -> tuple[Manifest, list[ChunkBlocks | None], list[bytes]
     return Manifest(digest_of(raw), b"", small, small, tuple(chunks), small), index, blobs
 
 
-def here(letters: str, manifest: Manifest) -> Here:
+def local_content(letters: str, manifest: Manifest) -> LocalContent:
     """Return what a disk of these letters can give to an image."""
     raw = disk(letters)
     whole = {digest_of(raw[at : at + CHUNK]): Spot(OLD, at) for at in range(0, len(raw), CHUNK)}
@@ -57,11 +69,11 @@ def here(letters: str, manifest: Manifest) -> Here:
         block_digests(memoryview(raw[at : at + BLOCK_BYTES])): Spot(OLD, at) for at in range(0, len(raw), BLOCK_BYTES)
     }
     wanted = {chunk.raw_digest for chunk in manifest.chunks}
-    return Here({digest: spot for digest, spot in whole.items() if digest in wanted}, blocks)
+    return LocalContent({digest: spot for digest, spot in whole.items() if digest in wanted}, blocks)
 
 
 def missing(manifest: Manifest) -> tuple[tuple[int, ...], ...]:
-    return make_outline(manifest, zero_digests=zero_digests(manifest)).missing
+    return outline_chunks(manifest, zero_digests=zero_digests(manifest)).missing
 
 
 letters = st.text("00abcdefgh", min_size=1, max_size=40)
@@ -72,10 +84,10 @@ letters = st.text("00abcdefgh", min_size=1, max_size=40)
 def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: set[int]) -> None:
     manifest, index, _ = image(new)
     done &= set(range(len(manifest.chunks)))
-    known = here(old, manifest)
+    known = local_content(old, manifest)
     zeros = zero_digests(manifest)
-    outline = make_outline(manifest, done=done, zero_digests=zeros)
-    plan = make_plan(manifest, outline.missing, here=known, index=index, own_disk=Path("/new"))
+    outline = outline_chunks(manifest, done=done, zero_digests=zeros)
+    plan = make_plan(manifest, outline.missing, local=known, index=index, own_disk=Path("/new"))
     jobs = [job.fetch if isinstance(job, Rebuild) else job for job in plan.jobs]
     numbers = [number for fetch in jobs for number in fetch.numbers] + [*outline.done, *outline.holes]
     assert sorted(numbers) == list(range(len(manifest.chunks)))
@@ -95,8 +107,8 @@ def test_what_a_plan_rebuilds_is_the_image(
     folder = tmp_path_factory.mktemp("plan")
     (folder / "old").write_bytes(disk(old))
     manifest, index, blobs = image(new)
-    known = here(old, manifest)
-    moved = Here(
+    known = local_content(old, manifest)
+    moved = LocalContent(
         {digest: Spot(folder / "old", spot.offset) for digest, spot in known.chunks.items()},
         {digest: Spot(folder / "old", spot.offset) for digest, spot in known.blocks.items()},
     )
@@ -105,7 +117,7 @@ def test_what_a_plan_rebuilds_is_the_image(
         file.truncate(manifest.disk_bytes)
         for at in range(0, len(wanted), portion):
             some = wanted[at : at + portion]
-            plan = make_plan(manifest, some, here=moved, index=index, own_disk=folder / "new", firsts=firsts)
+            plan = make_plan(manifest, some, local=moved, index=index, own_disk=folder / "new", firsts=firsts)
             for job in plan.jobs:
                 fetch = job.fetch if isinstance(job, Rebuild) else job
                 assert not isinstance(job, Rebuild) or job.needs <= placed
@@ -141,7 +153,7 @@ def test_portions_leave_nothing_out_and_stay_small(blocks: list[int]) -> None:
 
 def steps(old: str, new: str) -> tuple[Rebuild, ...] | tuple[Fetch, ...]:
     manifest, index, _ = image(new)
-    plan = make_plan(manifest, missing(manifest), here=here(old, manifest), index=index)
+    plan = make_plan(manifest, missing(manifest), local=local_content(old, manifest), index=index)
     return plan.rebuilds or plan.fetches
 
 
@@ -179,8 +191,8 @@ def test_the_cheapest_steps_are_chosen(old: str, new: str, expected: str) -> Non
 
 def test_a_new_block_moves_once() -> None:
     manifest, index, _ = image("abcdefgX" + "XXXXefgh" + "abcXefgY")
-    known = here("abcdefgh", manifest)
-    plan = make_plan(manifest, missing(manifest), here=known, index=index, own_disk=Path("/new"))
+    known = local_content("abcdefgh", manifest)
+    plan = make_plan(manifest, missing(manifest), local=known, index=index, own_disk=Path("/new"))
     assert [len(rebuild.remote) for rebuild in plan.rebuilds] == [1]
     assert [[step.raw_size for step in rebuild.remote] for rebuild in plan.repeats] == [[], [BLOCK_BYTES]]
 

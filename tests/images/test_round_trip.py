@@ -1,4 +1,4 @@
-"""Push and pull against real places: docker-registry, OCI layouts, and skopeo between them."""
+"""Push and pull against real repositories: docker-registry, OCI layouts, and skopeo between them."""
 
 from __future__ import annotations
 

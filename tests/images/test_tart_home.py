@@ -140,7 +140,7 @@ async def test_publishing_waits_for_tarts_lock(
 async def test_a_lock_that_is_never_given_up_is_an_error(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.images.threads.BUSY_DEADLINE_S", 0.5)
+    monkeypatch.setattr("agent.images.concurrency.BUSY_DEADLINE_S", 0.5)
     images = await make_service(registry.host, store=TartHome(tmp_path / "tart", lock_timeout_s=0.1))
     host = tmp_path / "tart" / "cache" / "OCIs" / registry.host.replace(":", "%3A")
     host.mkdir(parents=True)

@@ -1,6 +1,7 @@
-"""Brings one version to this host by `anka pull`, and believes it only when it is proven to be there (A18).
+"""Pull a version with `anka pull`, and verify that it is complete: the command's own success is not enough (A18).
 
-Staged first, then switched to: `--fetch-only` leaves what is checked out alone, so VMs are made and served meanwhile.
+The version is fetched first and checked out afterwards. `--fetch-only` does not change the checked-out version, so VMs
+start from it during the pull.
 """
 
 from __future__ import annotations
@@ -16,175 +17,176 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError
-from agent.images.anka.shelf import Held
-from agent.images.anka.strays import end_strays
+from agent.images.anka.stray_pulls import end_stray_pulls
+from agent.images.anka.version import DownloadSize
+from agent.images.anka.version_records import VersionRecord
 from agent.images.errors import BadImageError, DiskTooSmallError, ImageNotFoundError, TransferError
 from agent.processes.command import CommandError, CommandTimeoutError
 
 if TYPE_CHECKING:
     from agent.anka.command import Anka
     from agent.images.anka.remotes import Remotes
-    from agent.images.anka.room import Room
-    from agent.images.anka.shelf import VersionShelf
+    from agent.images.anka.space_manager import AnkaSpaceManager
     from agent.images.anka.version import Version
-    from agent.images.meter import Meter
+    from agent.images.anka.version_records import VersionRecords
+    from agent.images.pull_progress import PullProgressTracker
 
 log = structlog.get_logger()
 
-SIZE_S: Final = 60.0
-SWITCH_S: Final = 120.0
-DELETE_S: Final = 120.0
-BASE_S: Final = 600.0
+SIZE_TIMEOUT_S: Final = 60.0
+CHECKOUT_TIMEOUT_S: Final = 120.0
+DELETE_TIMEOUT_S: Final = 120.0
+PULL_BASE_TIMEOUT_S: Final = 600.0
 SLOWEST_BYTES_PER_S: Final = 2 << 20
-"""A pull that is slower than this hangs, or might as well."""
+"""A slower pull counts as hanging and is ended."""
 _PERCENT: Final = re.compile(rb"(\d{1,3})\s?%")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_FULL: Final = ("no space left", "disk full", "not enough space", "status 74")
+_DISK_FULL: Final = ("no space left", "disk full", "not enough space", "status 74")
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """What `--check-download-size` told, in bytes. `available` is None where it did not."""
-
-    missing: int
-    available: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Puller:
-    """Pulls one version at a time: two pulls at once corrupt each other (A19)."""
+class AnkaPuller:
+    """Pulls versions. The caller must run one pull at a time: parallel pulls corrupt each other (A19)."""
 
     anka: Anka
-    shelf: VersionShelf
+    records: VersionRecords
     remotes: Remotes
-    room: Room
+    space: AnkaSpaceManager
 
-    async def pull(self, version: Version, reference: str, meter: Meter) -> None:
-        """Make a version whole on this host. Raises `ImageError`s; what a failed try left is removed then."""
-        mark = await asyncio.to_thread(self.shelf.mark, version)
+    async def pull(self, version: Version, reference: str, tracker: PullProgressTracker) -> None:
+        """Pull a version, verify it and check it out.
+
+        A failed pull raises `ImageError`s; its remains are removed first.
+        """
+        marker = await asyncio.to_thread(self.records.marker, version)
         try:
-            await end_strays(self.anka.program)
+            await end_stray_pulls(self.anka.program)
             await self.remotes.prepare(version)
             local = await self._local(version)
-            owned = not local or await asyncio.to_thread(self.shelf.owns, local)
-            if await asyncio.to_thread(mark.exists):
+            owned = not local or await asyncio.to_thread(self.records.owns, local)
+            if await asyncio.to_thread(marker.exists):
                 await self._discard(local, version)
-            await asyncio.to_thread(mark.touch)
+            await asyncio.to_thread(marker.touch)
             size = await self.size(version)
-            await self.room.make(version, size, self.size)
-            meter.expect(version.size_bytes or size.missing)
-            meter.done(max(0, version.size_bytes - size.missing))
-            local = await self._fetch_and_switch(version, local, size, meter)
+            await self.space.ensure_space(version, size, self.size)
+            tracker.set_total(version.size_bytes or size.missing)
+            tracker.add_done(max(0, version.size_bytes - size.missing))
+            local = await self._fetch_and_check_out(version, local, size, tracker)
         except CommandError as error:
-            raise _explained(version, error) from error
-        held = Held(version, local, (reference,), owned)
-        await asyncio.to_thread(self.shelf.keep, held)
+            raise _pull_error(version, error) from error
+        record = VersionRecord(version, local, (reference,), owned)
+        await asyncio.to_thread(self.records.save, record)
 
-    async def size(self, version: Version) -> Size:
-        """Ask how much is missing. An empty answer means nothing, if it says so; else nobody knows."""
+    async def size(self, version: Version) -> DownloadSize:
+        """Query how many bytes are missing. An empty reply means 0, but only with the message "available locally"."""
         arguments = ("pull", *version.options, "--check-download-size", "--tag", version.tag)
-        answer = await self.anka.query(*arguments, version.template, version.source, timeout_s=SIZE_S)
+        answer = await self.anka.query(*arguments, version.template, version.source, timeout_s=SIZE_TIMEOUT_S)
         body = answer.body if isinstance(answer.body, dict) else {}
         if not body and "available locally" in answer.message:
-            return Size(0)
+            return DownloadSize(0)
         try:
             missing = int(body["size"]) - int(body.get("cached", 0))
-            return Size(max(0, missing), int(body["available"]) if "available" in body else None)
+            return DownloadSize(max(0, missing), int(body["available"]) if "available" in body else None)
         except (KeyError, TypeError, ValueError) as error:
-            raise AnkaReplyError(f"`anka pull --check-download-size` of {version.template} tells no size") from error
+            raise AnkaReplyError(f"`anka pull --check-download-size` of {version.template} reported no size") from error
 
     async def tags(self, local: str) -> frozenset[str] | None:
-        """Return the tags that a template has here; None when there is no such template."""
+        """Return the local tags of a template; None if the template does not exist."""
         try:
             return await self.anka.tags(local) if local else None
         except AnkaNotFoundError:
             return None
 
-    async def _fetch_and_switch(self, version: Version, local: str, size: Size, meter: Meter) -> str:
-        """Stage, prove and check out; return the template's UUID. Removes the tag when that fails, if it is new."""
+    async def _fetch_and_check_out(
+        self, version: Version, local: str, size: DownloadSize, tracker: PullProgressTracker
+    ) -> str:
+        """Fetch, verify and check out; return the template's UUID. On failure, remove the tag if it is new."""
         new = version.tag not in (await self.tags(local) or ())
         try:
-            told = await self._fetch(version, size, meter)
-            local = local or told or await self._local(version)
-            await self._prove(version, local)
-            await self._switch(version, local)
+            reported = await self._fetch(version, size, tracker)
+            local = local or reported or await self._local(version)
+            await self._verify(version, local)
+            await self._check_out(version, local)
         except CommandError:
             if new:
                 await self._discard(local or await self._local(version), version)
             raise
         return local
 
-    async def _fetch(self, version: Version, size: Size, meter: Meter) -> str:
-        """Run `anka pull`, following how far it is; return the UUID it told, if it did."""
+    async def _fetch(self, version: Version, size: DownloadSize, tracker: PullProgressTracker) -> str:
+        """Run `anka pull` and track its progress. Return the UUID that it reported, or an empty string."""
         silence_s = self.anka.config.pull_silence_s
-        limit_s = BASE_S + size.missing / SLOWEST_BYTES_PER_S
+        limit_s = PULL_BASE_TIMEOUT_S + size.missing / SLOWEST_BYTES_PER_S
         done, loop = 0, asyncio.get_running_loop()
 
         def follow(output: bytes) -> None:
             nonlocal done
-            if told := _PERCENT.findall(output):
-                now = size.missing * min(100, int(told[-1])) // 100
+            if percents := _PERCENT.findall(output):
+                now = size.missing * min(100, int(percents[-1])) // 100
                 if now > done:
-                    meter.received(now - done)
-                    meter.done(now - done)
+                    tracker.add_fetched(now - done)
+                    tracker.add_done(now - done)
                     done = now
                 silence.reschedule(loop.time() + silence_s)
 
         arguments = ("pull", *version.options, "--fetch-only", "--tag", version.tag, version.template, version.source)
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         try:
             async with asyncio.timeout(None) as silence:
                 answer = await self.anka.query(*arguments, timeout_s=limit_s, on_output=follow)
         except TimeoutError:
-            raise CommandTimeoutError(f"`anka pull` of {version.template} told nothing for {silence_s:g} s") from None
+            raise CommandTimeoutError(
+                f"`anka pull` of {version.template} printed no progress for {silence_s:g} s"
+            ) from None
         log.info(
-            "anka-pull-ended", image=version.digest, missing_bytes=size.missing,
-            duration_s=round(time.monotonic() - began_s, 3),
+            "anka-pull-finished", image=version.digest, missing_bytes=size.missing,
+            duration_s=round(time.monotonic() - started_s, 3),
         )  # fmt: skip
-        told = _UUID.search(answer.message)
-        return told.group() if told else ""
+        uuid = _UUID.search(answer.message)
+        return uuid.group() if uuid else ""
 
-    async def _prove(self, version: Version, local: str) -> None:
-        """Make sure that a pull that said it succeeded did: the tag is there, and nothing of it is missing."""
+    async def _verify(self, version: Version, local: str) -> None:
+        """Verify that a successful pull left the tag, and that no byte of it is missing."""
+        success = f"`anka pull` reported success for {version.template}:{version.tag}"
         tags = await self.tags(local)
         if tags is None or version.tag not in tags:
-            raise AnkaError(f"`anka pull` said that {version.template}:{version.tag} is pulled, but it is not here")
-        left = await self.size(version)
-        if left.missing:
-            raise AnkaError(f"`anka pull` of {version.template}:{version.tag} left out {left.missing} bytes")
+            raise AnkaError(f"{success}, but the tag does not exist")
+        size = await self.size(version)
+        if size.missing:
+            raise AnkaError(f"{success}, but {size.missing} bytes are missing")
 
-    async def _switch(self, version: Version, local: str) -> None:
-        """Check the tag out, which also clears a template that failed, and make sure of it."""
-        await self.anka.query("pull", "--local", "--tag", version.tag, local, timeout_s=SWITCH_S)
+    async def _check_out(self, version: Version, local: str) -> None:
+        """Check the tag out, which also resets a failed template, and verify the result."""
+        await self.anka.query("pull", "--local", "--tag", version.tag, local, timeout_s=CHECKOUT_TIMEOUT_S)
         found = next((vm for vm in await self.anka.list() if local in (vm.uuid, vm.name)), None)
         if found is None or found.version != version.tag:
-            raise AnkaError(f"{version.template}:{version.tag} is here but cannot be checked out")
+            raise AnkaError(f"`anka pull --local` did not check out {version.template}:{version.tag}")
         if found.status == "failed":
-            raise AnkaError(f"the template {version.template} is in a failed state")
+            raise AnkaError(f"the template {version.template} is in a failed state after its pull")
 
     async def _discard(self, local: str, version: Version) -> None:
-        """Remove what a pull that did not end left: a later one would take it for whole (A18)."""
+        """Remove the remains of an unfinished pull. A later pull would treat them as complete (A18)."""
         try:
             if local:
                 with suppress(AnkaNotFoundError):
-                    await self.anka.query("delete", "--yes", "--tag", version.tag, local, timeout_s=DELETE_S)
-            await self.anka.query("delete", "--cache", timeout_s=DELETE_S)
-        except CommandError as error:  # the mark stands: it is tried again before the next pull
-            log.warning("anka-leftover-stays", image=version.digest, error=str(error))
+                    await self.anka.query("delete", "--yes", "--tag", version.tag, local, timeout_s=DELETE_TIMEOUT_S)
+            await self.anka.query("delete", "--cache", timeout_s=DELETE_TIMEOUT_S)
+        except CommandError as error:  # the marker still exists, so the next pull retries the removal
+            log.warning("anka-cleanup-failed", image=version.digest, error=str(error))
 
     async def _local(self, version: Version) -> str:
-        """Return the UUID that a version's template has on this host, or nothing."""
+        """Return the local UUID of a version's template, or an empty string."""
         name = PurePath(version.template).name
         return next((vm.uuid for vm in await self.anka.list() if name in (vm.uuid, vm.name)), "")
 
 
-def _explained(version: Version, error: CommandError) -> Exception:
-    """Return what a failure of `anka` means for the pull, and whose fault it is."""
-    what, said = f"{version.template}:{version.tag} cannot be pulled", str(error)
+def _pull_error(version: Version, error: CommandError) -> Exception:
+    """Return the image error for a failure of `anka`, by its message."""
+    message, cause = f"pulling {version.template}:{version.tag} failed: {error}", str(error)
     if isinstance(error, AnkaNotFoundError):
-        return ImageNotFoundError(f"{what}: {said}", remedy="push it, or mend the reference")
-    if any(words in said.lower() for words in _FULL):
-        return DiskTooSmallError(f"{what}: {said}", remedy="free some disk space")
-    if "failed state" in said:
-        return BadImageError(f"{what}: {said}")
-    return TransferError(f"{what}: {said}")
+        return ImageNotFoundError(message, remedy="push the template, or correct the reference")
+    if any(words in cause.lower() for words in _DISK_FULL):
+        return DiskTooSmallError(message, remedy="free some disk space")
+    if "failed state" in cause:
+        return BadImageError(message)
+    return TransferError(message)

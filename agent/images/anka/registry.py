@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from agent.images.anka.version import Version, identity
+from agent.images.anka.version import Version, version_digest
 from agent.images.errors import BadImageError, ImageNotFoundError, RegistryDeniedError, RegistryError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class AnkaRegistry:
         if not isinstance(layers, list) or not layers or not isinstance(tag, str):
             raise BadImageError(f"{self.url} lists no layers of {name}", remedy="push the tag again")
         return Version(
-            digest=identity(template, tag, tuple(str(layer) for layer in layers)),
+            digest=version_digest(template, tag, tuple(str(layer) for layer in layers)),
             template=template,
             tag=tag,
             source=self._config.remote,

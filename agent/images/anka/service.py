@@ -1,4 +1,4 @@
-"""The images of an Anka host as the engine sees them (`agent.images.contract.Images`)."""
+"""The images of an Anka host (`agent.images.contract.Images`): tags of templates."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import asyncio
 import platform
 import sys
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from agent.anka.command import Anka
 from agent.images.anka.login import Login
-from agent.images.anka.pull import DELETE_S, Puller
+from agent.images.anka.pull import DELETE_TIMEOUT_S, AnkaPuller
 from agent.images.anka.registry import AnkaRegistry
 from agent.images.anka.remotes import Remotes
-from agent.images.anka.room import Room
-from agent.images.anka.shelf import VersionShelf
+from agent.images.anka.space_manager import AnkaSpaceManager
 from agent.images.anka.version import TemplateName, Version, parse_name
+from agent.images.anka.version_records import VersionRecords
 from agent.images.errors import BadImageError, TransferError
 from agent.images.manifest import digest_of
-from agent.images.meter import Meter
-from agent.images.places import Places
+from agent.images.pull_progress import PullProgressTracker
 from agent.images.reference import Reference, RegistryName
+from agent.images.repositories import Repositories
+from agent.images.shared_pulls import SharedPulls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
 
     from agent.config import Config
     from agent.domain.model import Image, LocalImage
-    from agent.images.anka.shelf import Held
     from agent.images.contract import PullProgress
+    from agent.images.shared_pulls import PullStart
     from agent.processes.command import CommandRunner
 
 log = structlog.get_logger()
@@ -39,126 +40,108 @@ log = structlog.get_logger()
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-@dataclass(slots=True)
-class _Flight:
-    """One pull under way or waiting for its turn, with everyone who waits for it."""
-
-    task: asyncio.Task[None]
-    meter: Meter
-    waiters: int = 0
-
-
 class AnkaImages:
-    """Versions of templates: found by REST, brought by `anka pull`, one at a time. `close` when done."""
+    """Versions of templates, found by the REST API and pulled by `anka pull`, one pull at a time."""
 
     def __init__(self, config: Config, *, runner: CommandRunner | None = None, arch: str | None = None) -> None:
         anka = config.hypervisor.anka
         self._anka = Anka(anka, runner)
         self._registry = AnkaRegistry(anka, Login(anka, runner))
-        self._places = Places(config.images.registries)
-        self._insecure = {host for host, one in config.images.registries.items() if one.insecure}
-        self._shelf = VersionShelf(config.data_dir / "images" / "anka")
+        self._repositories = Repositories(config.images.registries)
+        self._insecure = {host for host, registry in config.images.registries.items() if registry.insecure}
+        self._records = VersionRecords(config.data_dir / "images" / "anka")
         self._arch = arch or (_host_arch() if sys.platform == "darwin" else "")
-        self._turn = asyncio.Lock()
-        self._flights: dict[str, _Flight] = {}
-        self._room = Room(
+        self._pull_lock = asyncio.Lock()
+        self._pulls = SharedPulls()
+        self._space = AnkaSpaceManager(
             self._anka,
-            self._shelf,
+            self._records,
             config.data_dir,
             reserve_bytes=config.host.disk_reserve_mib << 20,
             budget_bytes=None if config.images.budget_mib is None else config.images.budget_mib << 20,
             evict=self.remove,
         )
-        self._puller = Puller(self._anka, self._shelf, Remotes(self._anka, anka), self._room)
+        self._puller = AnkaPuller(self._anka, self._records, Remotes(self._anka, anka), self._space)
 
     async def close(self) -> None:
-        """End pulls under way and close all connections."""
-        flights = [flight.task for flight in self._flights.values()]
-        for task in flights:
-            task.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        """Cancel running pulls and close all connections."""
+        await self._pulls.cancel_all()
         await self._registry.close()
-        await self._places.close()
+        await self._repositories.close()
 
     async def resolve(self, reference: str) -> str:
-        """See `Images.resolve`: template, tag and layers of an Anka Registry, the manifest of an OCI registry."""
+        """See `Images.resolve`. The digest is made of template, tag and layers, or is that of an OCI manifest."""
         return (await self._find(reference)).digest
 
     async def pull(self, reference: str, digest: str) -> None:
         """See `Images.pull`."""
-        if digest in await self._here():
-            await asyncio.to_thread(self._remember, reference, digest)
-            return
-        flight = self._flights.get(digest)
-        if flight is None:
-            meter = Meter(reference, digest, source=self._registry.url)
-            flight = _Flight(asyncio.create_task(self._pull(reference, digest, meter), name=f"pull {digest}"), meter)
-            self._flights[digest] = flight
-            flight.task.add_done_callback(lambda _: self._flights.pop(digest, None))
-        flight.waiters += 1
-        try:
-            await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if not flight.waiters and not flight.task.done():
-                flight.task.cancel()
-                await asyncio.gather(flight.task, return_exceptions=True)
+        if digest in await self._present_versions():
+            await asyncio.to_thread(self._add_reference, reference, digest)
+        else:
+            await self._pulls.join(digest, lambda: self._start_pull(reference, digest))
 
     def progress(self) -> tuple[PullProgress, ...]:
         """See `Images.progress`."""
-        return tuple(flight.meter.snapshot() for flight in self._flights.values())
+        return self._pulls.progress()
 
     async def list(self) -> tuple[Image, ...]:
-        """See `Images.list`: what is written down and Anka has."""
-        return await asyncio.to_thread(self._shelf.images, frozenset(await self._here()))
+        """See `Images.list`. Returns the versions that have a record and whose tag Anka has."""
+        return await asyncio.to_thread(self._records.images, await self._present_versions())
 
     async def local(self, digest: str) -> LocalImage:
         """See `Images.local`."""
-        return await asyncio.to_thread(self._shelf.use, digest)
+        return await asyncio.to_thread(self._records.use, digest)
 
     def protect(self, in_use: Callable[[], Collection[str]]) -> None:
         """See `Images.protect`."""
-        self._room.in_use = in_use
+        self._space.in_use = in_use
 
     def limit_bandwidth(self, bytes_per_s: float | None) -> None:
-        """See `Images.limit_bandwidth`. It is not: `anka pull` takes what it gets."""
+        """Log a warning, because `anka pull` has no bandwidth option."""
         if bytes_per_s is not None:
-            log.warning("bandwidth-not-limited", reason="`anka pull` cannot be limited")
+            log.warning("bandwidth-limit-unsupported", reason="`anka pull` has no bandwidth option")
 
     async def remove(self, digest: str) -> None:
-        """See `Images.remove`. A template goes with its last tag, if it came with us."""
-        held = (await asyncio.to_thread(self._shelf.all)).get(digest)
-        if held is None:
+        """See `Images.remove`. A template that the agent pulled is deleted with its last tag."""
+        record = (await asyncio.to_thread(self._records.all)).get(digest)
+        if record is None:
             return
-        tags = await self._puller.tags(held.local)
-        if tags is not None and held.version.tag in tags:
-            last = held.owned and tags == {held.version.tag}
-            which = () if last else ("--tag", held.version.tag)
-            await self._anka.query("delete", "--yes", *which, held.local, timeout_s=DELETE_S)
-            tags = await self._puller.tags(held.local)
-            if tags is not None and held.version.tag in tags:
-                raise TransferError(f"`anka delete` said that {held.local}:{held.version.tag} is gone, but it is here")
-        await asyncio.to_thread(self._shelf.drop, digest)
+        tags = await self._puller.tags(record.local)
+        if tags is not None and record.version.tag in tags:
+            whole_template = record.owned and tags == {record.version.tag}
+            tag_option = () if whole_template else ("--tag", record.version.tag)
+            await self._anka.query("delete", "--yes", *tag_option, record.local, timeout_s=DELETE_TIMEOUT_S)
+            tags = await self._puller.tags(record.local)
+            if tags is not None and record.version.tag in tags:
+                raise TransferError(
+                    f"`anka delete` reported success for {record.local}:{record.version.tag}, but the tag still exists"
+                )
+        await asyncio.to_thread(self._records.drop, digest)
         log.info("image-removed", image=digest)
 
-    async def _pull(self, reference: str, digest: str, meter: Meter) -> None:
-        async with self._turn:
+    def _start_pull(self, reference: str, digest: str) -> PullStart:
+        tracker = PullProgressTracker(reference, digest, source=self._registry.url)
+        return self._pull(reference, digest, tracker), tracker
+
+    async def _pull(self, reference: str, digest: str, tracker: PullProgressTracker) -> None:
+        async with self._pull_lock:
             version = await self._find(reference)
             if version.digest != digest:
                 raise TransferError(
-                    f"{reference} was pushed anew while it was to be pulled", remedy="it is resolved again"
+                    f"{reference} was pushed again before its pull started",
+                    remedy="pull it again; the agent does so automatically",
                 )
             if self._arch and version.arch and version.arch != self._arch:
-                raise BadImageError(f"{reference} is for {version.arch}, this host is {self._arch}")
-            await self._puller.pull(version, reference, meter)
+                raise BadImageError(f"{reference} is built for {version.arch}, but this host is {self._arch}")
+            await self._puller.pull(version, reference, tracker)
 
     async def _find(self, reference: str) -> Version:
-        """Return the version that a reference means now."""
+        """Return the version that a reference names now."""
         name = parse_name(reference)
         if isinstance(name, TemplateName):
             return await self._registry.find(name)
         assert isinstance(name.name, RegistryName)
-        source, tag = self._places.open(name), name.target
+        source, tag = self._repositories.open(name), name.target
         digest = await source.digest(tag) or digest_of(await source.manifest(tag))
         return Version(digest, name.name.namespace, tag, self._url(name), oci=True)
 
@@ -166,19 +149,17 @@ class AnkaImages:
         assert isinstance(name.name, RegistryName)
         return f"http{'' if name.name.host in self._insecure else 's'}://{name.name.host}"
 
-    async def _here(self) -> dict[str, Held]:
-        """Return the versions that are written down and whose tags Anka has."""
-        held = await asyncio.to_thread(self._shelf.all)
-        tags: dict[str, frozenset[str] | None] = {}
-        for one in held.values():
-            if one.local not in tags:
-                tags[one.local] = await self._puller.tags(one.local)
-        return {digest: one for digest, one in held.items() if one.version.tag in (tags[one.local] or ())}
+    async def _present_versions(self) -> frozenset[str]:
+        """Return the digests of the versions that have a record and whose tag Anka has."""
+        records = await asyncio.to_thread(self._records.all)
+        templates = {record.local for record in records.values()}
+        tags = {local: await self._puller.tags(local) or frozenset() for local in templates}
+        return frozenset(digest for digest, record in records.items() if record.version.tag in tags[record.local])
 
-    def _remember(self, reference: str, digest: str) -> None:
-        held = self._shelf.all().get(digest)
-        if held is not None and reference not in held.references:
-            self._shelf.keep(replace(held, references=(*held.references, reference)))
+    def _add_reference(self, reference: str, digest: str) -> None:
+        record = self._records.all().get(digest)
+        if record is not None and reference not in record.references:
+            self._records.save(replace(record, references=(*record.references, reference)))
 
 
 def _host_arch() -> str:
@@ -188,7 +169,7 @@ def _host_arch() -> str:
 
 @asynccontextmanager
 async def open_anka_images(config: Config, runner: CommandRunner | None = None) -> AsyncIterator[AnkaImages]:
-    """Open the images of an Anka host for as long as they are needed."""
+    """Open the images of an Anka host, and close them at exit."""
     images = AnkaImages(config, runner=runner)
     try:
         yield images

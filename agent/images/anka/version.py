@@ -1,7 +1,7 @@
-"""What names an image on an Anka host: its reference, and the one version that it means now.
+"""References to Anka templates, and the versions that they name.
 
-A tag can be pushed again, and no digest is exposed, so a version is told by its template, its tag and the ordered list
-of its layers (Anka Build Cloud documentation, working with the Registry API).
+A tag can be pushed again, and Anka exposes no digest. Therefore a version is identified by its template, its tag and
+the ordered list of its layers (Anka Build Cloud documentation, "Working with the Registry API").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAG: Final = re.compile(r"[^\s:/-][^\s/]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class TemplateName:
-    """A template of the Anka Registry, by name or UUID. Without a tag the newest is meant."""
+    """A template of the Anka Registry, by name or UUID. Without a tag, the newest version."""
 
     template: str
     tag: str | None = None
@@ -34,25 +34,28 @@ class TemplateName:
 
 
 def parse_name(text: str) -> TemplateName | Reference:
-    """Parse a reference. Raises `BadReferenceError` that says what is wrong."""
+    """Parse a reference. Raises `BadReferenceError` with the invalid part."""
     if not text.startswith(SCHEME):
         reference = parse_reference(text)
         if not isinstance(reference.name, RegistryName) or reference.tag is None:
-            raise BadReferenceError(f"{text!r} names nothing that `anka` can pull", remedy=_REMEDY)
+            raise BadReferenceError(f"{text!r} is not a reference that `anka` can pull", remedy=_REMEDY)
         return reference
     template, colon, tag = text.removeprefix(SCHEME).partition(":")
     if _TEMPLATE.fullmatch(template) is None:
-        raise BadReferenceError(f"{text!r} is no image reference: {template!r} is no template", remedy=_REMEDY)
+        raise BadReferenceError(
+            f"{text!r} is not an image reference: {template!r} is not a template name", remedy=_REMEDY
+        )
     if colon and _TAG.fullmatch(tag) is None:
-        raise BadReferenceError(f"{text!r} is no image reference: {tag!r} is no tag", remedy=_REMEDY)
+        raise BadReferenceError(f"{text!r} is not an image reference: {tag!r} is not a tag", remedy=_REMEDY)
     return TemplateName(template, tag or None)
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a template. `source` is where `anka pull` brings it from: a remote's name, or an OCI host's URL.
+    """One version of a template.
 
-    `template` is its UUID, or for one of an OCI registry the repository there. `size_bytes` is that of all its layers.
+    `source` is the argument of `anka pull`: the name of a remote, or the URL of an OCI registry. `template` is a UUID,
+    or the repository in an OCI registry. `size_bytes` is the size of all layers; 0 if unknown.
     """
 
     digest: str
@@ -64,16 +67,24 @@ class Version:
     oci: bool = False
 
     def to_json(self) -> str:
-        """Return it as JSON."""
+        """Return the version as JSON."""
         return json.dumps(asdict(self))
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What `anka pull` is told besides template and tag."""
+        """The options of `anka pull` for this version."""
         return ("-o", OCI_VERSION) if self.oci else ()
 
 
-def identity(template: str, tag: str, layers: tuple[str, ...]) -> str:
-    """Return what tells this version from every other, in the form of a digest."""
-    told = json.dumps([template, tag, list(layers)], ensure_ascii=False, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
+@dataclass(frozen=True, slots=True)
+class DownloadSize:
+    """The result of `anka pull --check-download-size`, in bytes. `available` is None if Anka did not report it."""
+
+    missing: int
+    available: int | None = None
+
+
+def version_digest(template: str, tag: str, layers: tuple[str, ...]) -> str:
+    """Return the identity of a version, in the form of a digest."""
+    document = json.dumps([template, tag, list(layers)], ensure_ascii=False, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(document.encode()).hexdigest()}"

@@ -19,14 +19,14 @@ import aiohttp
 from yarl import URL
 
 from agent.images.errors import RegistryDeniedError, RegistryError, TransferError
-from agent.images.sources.retry_after import retry_after_s
+from agent.images.sources.http_headers import retry_after_s
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable
 
-    from agent.images.sources.challenge import Challenge
     from agent.images.sources.credentials import Credentials, CredentialStore
+    from agent.images.sources.http_headers import Challenge
 
 TOKEN_TIMEOUT_S: Final = 15.0
 DEFAULT_LIFE_S: Final = 60.0

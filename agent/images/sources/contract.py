@@ -66,7 +66,7 @@ class Sink(Protocol):
         """
 
 
-class Place(Source, Sink, Protocol):
+class Repository(Source, Sink, Protocol):
     """A place to read from and write to."""
 
     async def referrers(self, digest: str) -> bytes | None:

@@ -17,7 +17,7 @@ from agent.images.files import pread_into, replace_durably
 from agent.images.locks import locked
 from agent.images.manifest import INDEX_TYPE, MAX_MANIFEST_BYTES, digest_of, parse_json
 from agent.images.reference import is_digest
-from agent.images.threads import in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ class OciLayout:
         buffer = memoryview(bytearray(min(_READ_BYTES, size)))
         for at in range(start, start + size, _READ_BYTES):
             piece = buffer[: start + size - at]
-            await in_thread(None, self._read_piece, blob, at, piece)
+            await run_in_thread(self._read_piece, blob, at, piece)
             await write(piece)
 
     def distrust(self, blob: Blob) -> None:
@@ -85,7 +85,7 @@ class OciLayout:
         return False
 
     async def referrers(self, digest: str) -> bytes | None:
-        """See `Place.referrers`."""
+        """See `Repository.referrers`."""
         return None
 
     def _blob_path(self, digest: str) -> Path:

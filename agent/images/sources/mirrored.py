@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from agent.images.manifest import Blob
-    from agent.images.sources.contract import Place, Source, Write
+    from agent.images.sources.contract import Repository, Source, Write
 
 log = structlog.get_logger()
 
@@ -30,11 +30,11 @@ COOL_S: Final = 30.0
 """How long a mirror that failed is left alone."""
 
 
-class MirroredPlace:
-    """A `Place` in front of a registry's repository and its mirrors."""
+class MirroredRepository:
+    """A `Repository` in front of a registry's repository and its mirrors."""
 
     def __init__(
-        self, origin: Place, mirrors: Sequence[Source], *, clock: Callable[[], float] = time.monotonic
+        self, origin: Repository, mirrors: Sequence[Source], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._origin = origin
         self._mirrors = mirrors
@@ -105,7 +105,7 @@ class MirroredPlace:
         return await self._origin.put_manifest(content, media_type=media_type, tag=tag)
 
     async def referrers(self, digest: str) -> bytes | None:
-        """See `Place.referrers`."""
+        """See `Repository.referrers`."""
         return await self._origin.referrers(digest)
 
     def _warm(self) -> tuple[Source, ...]:

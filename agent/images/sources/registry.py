@@ -13,7 +13,7 @@ from yarl import URL
 from agent.images.errors import BadImageError, ImageNotFoundError, RegistryError, TransferError
 from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, digest_of
 from agent.images.reference import is_digest
-from agent.images.sources.http import RegistryHttp, Request
+from agent.images.sources.registry_http import RegistryHttp, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,7 +119,7 @@ class RegistryRepository:
         # Joined as text: the location may hold signed parameters that must come back unchanged.
         target = URL(f"{location}{'&' if '?' in location else '?'}digest={blob.digest}", encoded=True)
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
-        limit_s = self._http.patience.answer_s + blob.size / _UPLOAD_BYTES_PER_S
+        limit_s = self._http.timeouts.answer_s + blob.size / _UPLOAD_BYTES_PER_S
         finish = self._request("PUT", target, "pull,push", _CREATED, headers)
         finish = replace(finish, body=lambda: _pieces(content), limit_s=limit_s)
         async with self._http.send(finish):
@@ -140,7 +140,7 @@ class RegistryRepository:
             return "OCI-Subject" in response.headers
 
     async def referrers(self, digest: str) -> bytes | None:
-        """See `Place.referrers`."""
+        """See `Repository.referrers`."""
         path = f"{self._namespace}/referrers/{digest}"
         request = self._request("GET", path, "pull", _OK | _NO_SUCH_CALL, {"Accept": INDEX_TYPE})
         async with self._http.send(request) as response:
@@ -154,7 +154,7 @@ class RegistryRepository:
             size -= len(piece)
             with pace.our_own_time():
                 await write(piece)
-                await self._http.throttle.take(len(data))
+                await self._http.bandwidth.take(len(data))
             pace.check(len(data))
             if not size:
                 return
@@ -174,7 +174,7 @@ class RegistryRepository:
     ) -> Request:
         """Return a request with a small answer."""
         scope = f"repository:{self._namespace}:{actions}"
-        return Request(method, path, scope, accept, headers, limit_s=self._http.patience.answer_s)
+        return Request(method, path, scope, accept, headers, limit_s=self._http.timeouts.answer_s)
 
     def _scope(self, actions: str) -> str:
         return f"repository:{self._namespace}:{actions}"
@@ -192,7 +192,7 @@ class _Pace:
 
     def __init__(self, http: RegistryHttp) -> None:
         self._host = http.host
-        self._patience = http.patience
+        self._timeouts = http.timeouts
         self._clock = asyncio.get_running_loop().time
         self._since_s = self._clock()
         self._bytes = 0
@@ -201,10 +201,10 @@ class _Pace:
         """Count bytes. Raises `TransferError` when there were too few for too long."""
         self._bytes += count
         lasted_s = self._clock() - self._since_s
-        if lasted_s < self._patience.slow_window_s:
+        if lasted_s < self._timeouts.slow_window_s:
             return
         rate = self._bytes / lasted_s
-        if rate < self._patience.slow_bytes_per_s:
+        if rate < self._timeouts.slow_bytes_per_s:
             raise TransferError(f"the registry {self._host} sends only {rate:.0f} bytes per second")
         self._since_s, self._bytes = self._clock(), 0
 

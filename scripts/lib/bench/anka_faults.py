@@ -65,7 +65,7 @@ FAULTS: Final = (
     Fault("pull fails half-way", {"pull": {"break_at": 1}}, "Input/output error", by="pull"),
     Fault("pull reports success and does nothing", {"pull": FALSE_SUCCESS}, "not here", by="pull"),
     Fault("pull dies", {"pull": {"die_at": 1}}, "exit code -9", by="pull"),
-    Fault("pull stalls", {"pull": {"stall": True}}, "told nothing for 2 s", by="pull"),
+    Fault("pull stalls", {"pull": {"stall": True}}, "printed no progress for 2 s", by="pull"),
     Fault("pull hangs before it begins", {"pull": HANG}, "did not end in", by="pull"),
     Fault("everything takes 0.4 s more", {"*": {"slow_s": 0.4}}),
     Fault("everything hangs", {"*": HANG}, "did not end in 1 s", by="observe"),

@@ -27,7 +27,7 @@ from agent.config import Config, ImagesConfig, RegistryConfig
 from agent.images.blockindex import INDEX_TYPE, decode_index
 from agent.images.download import Downloader
 from agent.images.manifest import parse_manifest
-from agent.images.meter import Meter
+from agent.images.pull_progress import PullProgressTracker
 from agent.images.reference import parse_reference
 from agent.images.referrers import find_attached
 from agent.images.service import ImageService, open_images
@@ -260,11 +260,11 @@ def _change(old: Version, new: Version) -> Document:
 
 
 async def _version(images: ImageService, reference: str) -> Version:
-    place = images.places.open(parse_reference(reference))
+    place = images.repositories.open(parse_reference(reference))
     manifest = parse_manifest(await place.manifest(parse_reference(reference).target))
     blob = await find_attached(place, manifest.digest, INDEX_TYPE)
     assert blob is not None
-    raw = await Downloader(place, images.tools, Meter(reference, manifest.digest)).into_memory(blob)
+    raw = await Downloader(place, images.tools, PullProgressTracker(reference, manifest.digest)).into_memory(blob)
     return Version(manifest, decode_index(bytes(raw), manifest))
 
 

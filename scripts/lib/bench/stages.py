@@ -23,18 +23,17 @@ import structlog
 from aiohttp import web
 
 from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
-from agent.images.chunk import ChunkWriter, RawWriter
+from agent.images.chunk_digests import zero_digests
+from agent.images.chunk_writers import ChunkWriter, RawWriter
+from agent.images.concurrency import run_all_or_raise_first
+from agent.images.disk_files import data_runs, start_writeback
 from agent.images.download import Downloader
 from agent.images.files import pread_into, pwrite_all
 from agent.images.manifest import Manifest, parse_manifest
-from agent.images.meter import Meter
-from agent.images.outline import make_outline
-from agent.images.plan import Fetch, make_plan
+from agent.images.plan import Fetch, make_plan, outline_chunks
+from agent.images.pull_progress import PullProgressTracker
 from agent.images.reference import parse_reference
 from agent.images.service import ImageService, open_images
-from agent.images.sparse import data_runs, start_writeback
-from agent.images.threads import all_or_first_error
-from agent.images.zeros import zero_digests
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -82,8 +81,8 @@ async def pull(images: ImageService, reference: str) -> dict[str, Any]:
 async def download(images: ImageService, reference: str) -> dict[str, Any]:
     """Fetch every chunk as a pull does, and discard it."""
     fetches = _fetches(await _manifest(images, reference))
-    place = images.places.open(parse_reference(reference))
-    downloader = Downloader(place, images.tools, Meter(reference, ""))
+    place = images.repositories.open(parse_reference(reference))
+    downloader = Downloader(place, images.tools, PullProgressTracker(reference, ""))
     queue = iter(fetches)
 
     async def drop(_: memoryview) -> None:
@@ -94,15 +93,15 @@ async def download(images: ImageService, reference: str) -> dict[str, Any]:
             await downloader.whole(fetch.blob, drop)
 
     clock = Clock()
-    await all_or_first_error([worker() for _ in range(images.tools.streams)])
+    await run_all_or_raise_first([worker() for _ in range(images.tools.streams)])
     return clock.read()
 
 
 async def digest(images: ImageService, reference: str) -> dict[str, Any]:
     """Hash and decode every chunk from memory; write to /dev/null."""
     fetches = _fetches(await _manifest(images, reference))
-    place = images.places.open(parse_reference(reference))
-    downloader = Downloader(place, images.tools, Meter(reference, ""))
+    place = images.repositories.open(parse_reference(reference))
+    downloader = Downloader(place, images.tools, PullProgressTracker(reference, ""))
     blobs = [await downloader.into_memory(fetch.blob) for fetch in fetches]
     null = os.open(os.devnull, os.O_WRONLY)
 
@@ -171,12 +170,12 @@ def _data(disk: Path, manifest: Manifest) -> Iterable[tuple[int, bytearray]]:
 
 async def _manifest(images: ImageService, reference: str) -> Manifest:
     return parse_manifest(
-        await images.places.open(parse_reference(reference)).manifest(parse_reference(reference).target)
+        await images.repositories.open(parse_reference(reference)).manifest(parse_reference(reference).target)
     )
 
 
 def _fetches(manifest: Manifest) -> tuple[Fetch, ...]:
-    return make_plan(manifest, make_outline(manifest, zero_digests=zero_digests(manifest)).missing).fetches
+    return make_plan(manifest, outline_chunks(manifest, zero_digests=zero_digests(manifest)).missing).fetches
 
 
 async def _serve_livez() -> web.AppRunner:

@@ -7,10 +7,10 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from agent.images.disk_files import data_runs, make_hole
 from agent.images.files import pread_into, pwrite_all
 from agent.images.lz4frame import END, FrameDecoder, FrameError
 from agent.images.plan import Local, Remote, Spot, Zeros
-from agent.images.sparse import data_runs, make_hole
 
 if TYPE_CHECKING:
     from pathlib import Path

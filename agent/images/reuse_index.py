@@ -1,4 +1,4 @@
-"""What the images on this host can give to one that is being pulled: a disk to clone, whole chunks, single blocks."""
+"""The reuse index: which data of local images a pull can reuse - a disk to clone, whole chunks, single blocks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.images.blockindex import BadIndexError, ChunkBlocks, decode_index
+from agent.images.chunk_index import ChunkIndex
 from agent.images.errors import ImageError
 from agent.images.files import replace_durably
-from agent.images.index import ChunkIndex
 from agent.images.lz4frame import BLOCK_BYTES
 from agent.images.manifest import parse_manifest
 from agent.images.plan import Spot
@@ -29,64 +29,64 @@ log = structlog.get_logger()
 
 _FOLDER: Final = ".index"
 _SEARCHED: Final = 4
-"""Images searched for blocks: an index of 80 GB has a million of them."""
+"""Number of images searched for blocks. The block index of an 80 GB image has a million entries."""
 
 
-class Shelf:
-    """The indexes over a store. They are derived: losing them costs speed, and `rebuild` brings them back."""
+class ReuseIndex:
+    """The indexes over a store, derived from its images. Without them pulls are slower; `rebuild` recreates them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folder = store.root / _FOLDER
 
     def prepare(self) -> None:
-        """Make ready, and take up images that the index does not know, and drop those that are gone."""
+        """Create the index if it is missing, add images it does not list, and drop images that no longer exist."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        here = set(self._store.digests())
+        present = set(self._store.digests())
         try:
             known = self._chunks.images()
-            for digest in known - here:
+            for digest in known - present:
                 self._chunks.drop(digest)
-            for manifest in self._manifests(here - known):
+            for manifest in self._manifests(present - known):
                 self._chunks.add(manifest)
         except sqlite3.Error as error:
             log.warning("chunk-index-unusable", error=str(error))
         for path in self._folder.glob("*.blocks"):
-            if f"sha256:{path.stem}" not in here:
+            if f"sha256:{path.stem}" not in present:
                 path.unlink(missing_ok=True)
 
     def add(self, manifest: Manifest, block_index: bytes | None) -> None:
-        """Take up an image that has just been made whole."""
-        with self._only_an_index():
+        """Add an image that has just been pulled."""
+        with self._ignore_index_errors():
             self._chunks.add(manifest)
             if block_index is not None:
                 replace_durably(self._blocks_path(manifest.digest), block_index)
 
     def drop(self, digest: str) -> None:
-        """Forget an image."""
-        with self._only_an_index():
+        """Remove an image from the indexes."""
+        with self._ignore_index_errors():
             self._chunks.drop(digest)
             self._blocks_path(digest).unlink(missing_ok=True)
 
     def rebuild(self) -> None:
-        """Make the chunk index anew from what is on the disk."""
+        """Recreate the chunk index from the manifests in the store."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._chunks.rebuild(self._manifests(self._store.digests()))
 
-    def chunks(self, raw_digests: Collection[str]) -> dict[str, Spot]:
-        """Return where whole chunks lie."""
+    def find_chunks(self, raw_digests: Collection[str]) -> dict[str, Spot]:
+        """Return the locations of whole chunks, by raw digest."""
         found: dict[str, Spot] = {}
-        with self._only_an_index():
+        with self._ignore_index_errors():
             for raw_digest, image, offset in self._chunks.find(raw_digests):
                 if raw_digest not in found and self._store.has(image):
                     found[raw_digest] = Spot(self._disk(image), offset)
         return found
 
-    def base(self, manifest: Manifest, wanted: Collection[str]) -> tuple[Path, frozenset[int]] | None:
-        """Return the disk that shares most with an image, and the numbers of the chunks it has at the same offset."""
+    def find_base(self, manifest: Manifest, wanted: Collection[str]) -> tuple[Path, frozenset[int]] | None:
+        """Return the disk that shares most chunks with an image, and the numbers of its chunks at equal offsets."""
         numbers = {(chunk.raw_digest, chunk.offset): number for number, chunk in enumerate(manifest.chunks)}
         shared: dict[str, set[int]] = {}
-        with self._only_an_index():
+        with self._ignore_index_errors():
             for raw_digest, image, offset in self._chunks.find(wanted):
                 number = numbers.get((raw_digest, offset))
                 if number is not None and self._store.has(image):
@@ -96,8 +96,8 @@ class Shelf:
         [(image, _)] = Counter({image: len(found) for image, found in shared.items()}).most_common(1)
         return self._disk(image), frozenset(shared[image])
 
-    def blocks(self, wanted: set[bytes]) -> dict[bytes, Spot]:
-        """Return where single blocks lie, by block digest, as far as the images used last hold them."""
+    def find_blocks(self, wanted: set[bytes]) -> dict[bytes, Spot]:
+        """Return the locations of single blocks, by block digest, in the most recently used images."""
         found: dict[bytes, Spot] = {}
         for image in self._manifests(self._store.digests()[:_SEARCHED] if wanted else ()):
             disk = self._disk(image.digest)
@@ -129,6 +129,6 @@ class Shelf:
     def _blocks_path(self, digest: str) -> Path:
         return self._folder / f"{digest.removeprefix('sha256:')}.blocks"
 
-    def _only_an_index(self) -> suppress:
-        """Go on without the index when it fails: images are never lost with it."""
+    def _ignore_index_errors(self) -> suppress:
+        """Continue without the index if it fails: it is only an optimisation."""
         return suppress(sqlite3.Error, OSError)

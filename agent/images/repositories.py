@@ -1,4 +1,4 @@
-"""Opens the place that a reference names: a registry's repository or an OCI layout directory."""
+"""Access to the repositories that references name: in registries and in OCI image layout directories."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from agent.images.errors import RegistryError
 from agent.images.reference import LayoutName, Reference, RegistryName
 from agent.images.sources.auth import Authorizer
 from agent.images.sources.credentials import ConfiguredCredentials
-from agent.images.sources.http import Patience, RegistryHttp
 from agent.images.sources.layout import OciLayout
-from agent.images.sources.mirrored import MirroredPlace
+from agent.images.sources.mirrored import MirroredRepository
 from agent.images.sources.registry import RegistryRepository
-from agent.images.throttle import Throttle
+from agent.images.sources.registry_http import RegistryHttp, RegistryTimeouts
+from agent.images.transfer_limits import BandwidthLimiter
 from agent.processes.command import CommandRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent.images.sources.contract import Place
+    from agent.images.sources.contract import Repository
 
 _RECEIVE_BYTES = 512 << 10
 
 
-class Places:
-    """Keeps one HTTP session, and per registry its logins, for as long as the agent runs.
+class Repositories:
+    """Opens repositories over one HTTP session, and keeps the logins of each registry until `close`.
 
-    `throttle` caps what all of them bring in together; it can be changed at any time. `runner` runs docker's credential
-    helpers.
+    `bandwidth` limits the bytes that all registries send together; its limit can be changed at any time. `runner` runs
+    docker's credential helpers.
     """
 
     def __init__(
@@ -41,28 +41,31 @@ class Places:
         registries: Mapping[str, RegistryConfig],
         *,
         bytes_per_s: float | None = None,
-        patience: Patience | None = None,
+        timeouts: RegistryTimeouts | None = None,
         docker_config: Path | None = None,
         runner: CommandRunner | None = None,
     ) -> None:
         self._registries = registries
-        self._patience = patience or Patience()
-        self.throttle = Throttle(bytes_per_s)
+        self._timeouts = timeouts or RegistryTimeouts()
+        self.bandwidth = BandwidthLimiter(bytes_per_s)
         self._credentials = ConfiguredCredentials(
             registries, docker_config or default_docker_config(), runner or CommandRunner()
         )
         self._session: aiohttp.ClientSession | None = None
         self._hosts: dict[str, RegistryHttp] = {}
 
-    def open(self, reference: Reference) -> Place:
-        """Return the place that a reference names, with its mirrors. Needs a running event loop; asks nobody yet."""
+    def open(self, reference: Reference) -> Repository:
+        """Return the repository that a reference names, with its mirrors.
+
+        Sends no request, but needs a running event loop.
+        """
         match reference.name:
             case LayoutName(path):
                 return OciLayout(path)
             case RegistryName(host, namespace):
                 origin = RegistryRepository(self._host(host), namespace)
                 mirrors = [RegistryRepository(self._host(m), namespace) for m in self._settings(host).mirrors]
-                return MirroredPlace(origin, mirrors) if mirrors else origin
+                return MirroredRepository(origin, mirrors) if mirrors else origin
 
     async def close(self) -> None:
         """Close all connections."""
@@ -82,8 +85,8 @@ class Places:
                 host,
                 authorizer,
                 insecure=settings.insecure,
-                patience=self._patience,
-                throttle=self.throttle,
+                timeouts=self._timeouts,
+                bandwidth=self.bandwidth,
                 trust=trust,
             )
         return self._hosts[host]
@@ -102,18 +105,19 @@ class Places:
 
 
 def _trust(host: str, settings: RegistryConfig) -> ssl.SSLContext | bool:
-    """Return whose certificates are trusted: the system's, and those of the configured file."""
+    """Return the trusted authorities: those of the system, and those in the configured file."""
     if settings.ca_file is None:
         return True
     context = ssl.create_default_context()
     try:
         context.load_verify_locations(settings.ca_file)
     except (OSError, ssl.SSLError) as error:
-        remedy = f'mend ca_file under [images.registries."{host}"]'
-        raise RegistryError(f"the certificates {settings.ca_file} cannot be used: {error}", remedy=remedy) from error
+        remedy = f'correct ca_file under [images.registries."{host}"]'
+        message = f"the certificates in {settings.ca_file} for the registry {host} cannot be loaded: {error}"
+        raise RegistryError(message, remedy=remedy) from error
     return context
 
 
 def default_docker_config() -> Path:
-    """Return where docker keeps its configuration."""
+    """Return the path of docker's config.json."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"

@@ -1,9 +1,11 @@
-"""Reads `WWW-Authenticate` (RFC 9110 §11.6.1): several challenges in one header, quoted values with commas in them."""
+"""Parsers of the response headers `WWW-Authenticate` (RFC 9110 §11.6.1) and `Retry-After` (RFC 9110 §10.2.3)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -18,15 +20,33 @@ _MAX_BYTES: Final = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in that a registry offers: `scheme` in lower case, parameter names in lower case."""
+    """An authentication scheme that a registry offers. `scheme` and the parameter names are in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
-    """Return the challenges of all the headers. What makes no sense ends the header it is in."""
+    """Return the challenges of all `WWW-Authenticate` headers.
+
+    One header may hold several challenges, and quoted values may hold commas. Parsing of a header stops at the first
+    invalid part.
+    """
     return tuple(challenge for header in headers for challenge in _parse(header[:_MAX_BYTES]))
+
+
+def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
+    """Return the seconds to wait, never negative; None if `value` is missing or neither seconds nor an HTTP date."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 def _parse(header: str) -> list[Challenge]:

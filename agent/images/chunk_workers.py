@@ -1,6 +1,6 @@
-"""Brings the chunks of an image to the disk, many at once: fetched whole, or put together from what is here.
+"""Workers that write the chunks of an image to the disk in parallel: fetched whole, or rebuilt from local data.
 
-Each worker owns one chunk from its first byte to its line in the journal, so an interruption costs at most one chunk
+Each worker owns one chunk from its first byte to its line in the checkpoint, so an interruption costs at most one chunk
 per worker.
 """
 
@@ -11,56 +11,58 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from agent.images.chunk import ChunkBuilder, ChunkWriter, CorruptChunkError, RawWriter
+from agent.images.chunk_writers import ChunkBuilder, ChunkWriter, CorruptChunkError, RawWriter
+from agent.images.concurrency import run_all_or_raise_first
+from agent.images.disk_files import make_hole, start_writeback
 from agent.images.errors import CorruptImageError
 from agent.images.plan import Rebuild
-from agent.images.sparse import make_hole, start_writeback
-from agent.images.threads import all_or_first_error, in_thread
+from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from agent.images.download import Downloader, Tools
-    from agent.images.meter import Meter
+    from agent.images.download import Downloader, TransferTools
     from agent.images.plan import Fetch, Plan
+    from agent.images.pull_progress import PullProgressTracker
 
 log = structlog.get_logger()
 
 CORRUPT_ATTEMPTS: Final = 3
 
 
-class _Placed:
-    """The chunks that are in place, for those who need them."""
+class _FinishedChunks:
+    """The numbers of the finished chunks, for workers whose chunk copies blocks from them."""
 
     def __init__(self) -> None:
         self._numbers: set[int] = set()
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     async def wait_for(self, numbers: frozenset[int]) -> None:
-        """Wait until all of these are in place."""
-        async with self._news:
-            await self._news.wait_for(lambda: numbers <= self._numbers)
+        """Wait until all these chunks are finished."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: numbers <= self._numbers)
 
     async def add(self, numbers: tuple[int, ...]) -> None:
-        """Tell that these are."""
-        async with self._news:
+        """Add chunks and wake the workers that wait for them."""
+        async with self._changed:
             self._numbers.update(numbers)
-            self._news.notify_all()
+            self._changed.notify_all()
 
 
 class ChunkWorkers:
-    """Makes the chunks of one image whole in one open disk file.
+    """Writes the chunks of one image to one open disk file.
 
-    `base` is the disk that it was cloned from, if any; `dirty` says that it may hold bytes of an interrupted try.
+    `base` is the disk from which the file was cloned, if any. If `dirty`, the file may hold data of an
+    interrupted pull.
     """
 
     def __init__(
         self,
         downloader: Downloader,
         descriptor: int,
-        tools: Tools,
-        meter: Meter,
+        tools: TransferTools,
+        tracker: PullProgressTracker,
         *,
         base: Path | None = None,
         dirty: bool = False,
@@ -68,21 +70,21 @@ class ChunkWorkers:
         self._downloader = downloader
         self._descriptor = descriptor
         self._tools = tools
-        self._meter = meter
+        self._tracker = tracker
         self._base = base
         self._dirty = dirty
 
-    async def run(self, plans: Iterator[Plan], finished: Callable[[Fetch], None]) -> None:
-        """Do all that is planned, calling `finished` for each chunk that is verified and in place.
+    async def run(self, plans: Iterator[Plan], record: Callable[[Fetch], None]) -> None:
+        """Execute all plans, calling `record` for each chunk that is verified and on the disk.
 
-        A plan is made in a thread when the one before is nearly done. The first error ends all.
+        The next plan is computed in a thread when the current one is nearly done. The first error ends all workers.
         """
         queue: asyncio.Queue[Fetch | Rebuild | None] = asyncio.Queue(maxsize=1)
-        placed = _Placed()
+        finished = _FinishedChunks()
 
         async def plan() -> None:
-            while (planned := await in_thread(None, next, plans, None)) is not None:
-                for job in planned.jobs:
+            while (portion := await run_in_thread(lambda: next(plans, None))) is not None:
+                for job in portion.jobs:
                     await queue.put(job)
             for _ in range(self._tools.streams):
                 await queue.put(None)
@@ -90,36 +92,38 @@ class ChunkWorkers:
         async def work() -> None:
             while (job := await queue.get()) is not None:
                 fetch = job.fetch if isinstance(job, Rebuild) else job
-                # What it needs came before it, so others are at work on that or are done.
-                await placed.wait_for(job.needs if isinstance(job, Rebuild) else frozenset())
-                await self._make(job)
-                finished(fetch)
-                self._meter.done(fetch.blob.size)
-                await placed.add(fetch.numbers)
-                # Not in the pool: this waits for the disk when that is busy, and the others have work to do.
-                await in_thread(None, self._start_writeback, fetch)
+                # The chunks it needs precede it in the queue, so other workers have started or finished them.
+                await finished.wait_for(job.needs if isinstance(job, Rebuild) else frozenset())
+                await self._write(job)
+                record(fetch)
+                self._tracker.add_done(fetch.blob.size)
+                await finished.add(fetch.numbers)
+                # Not in the executor: a busy disk blocks this call, and other workers need the executor's threads.
+                await run_in_thread(self._start_writeback, fetch)
 
-        await all_or_first_error([plan(), *(work() for _ in range(self._tools.streams))])
+        await run_all_or_raise_first([plan(), *(work() for _ in range(self._tools.streams))])
 
-    async def _make(self, job: Fetch | Rebuild) -> None:
+    async def _write(self, job: Fetch | Rebuild) -> None:
         fetch = job.fetch if isinstance(job, Rebuild) else job
         if not (isinstance(job, Rebuild) and await self._rebuild(job)):
             await self._fetch(fetch, dirty=self._dirty or isinstance(job, Rebuild))
 
     async def _rebuild(self, rebuild: Rebuild) -> bool:
-        """Put a chunk together; whether that gave the right bytes."""
+        """Rebuild a chunk from local data. Return False if it cannot be rebuilt correctly."""
         if rebuild.remote and not self._downloader.source.ranged:
             return False
         if self._dirty:
-            await self._thread(self._clear, rebuild.fetch)
+            await self._in_executor(self._clear, rebuild.fetch)
         writer = RawWriter(rebuild.fetch, self._descriptor, base=self._base)
         builder = ChunkBuilder(rebuild, writer, self._tools.codec)
         ranges = ((step.start, step.size) for step in rebuild.remote)
         try:
-            await self._downloader.ranges(rebuild.fetch.blob, ranges, lambda piece: self._thread(builder.feed, piece))
-            await self._thread(builder.finish)
+            await self._downloader.ranges(
+                rebuild.fetch.blob, ranges, lambda piece: self._in_executor(builder.feed, piece)
+            )
+            await self._in_executor(builder.finish)
         except CorruptChunkError as error:
-            log.info("rebuild-failed", blob=rebuild.fetch.blob.digest, error=str(error))
+            log.info("chunk-rebuild-failed", blob=rebuild.fetch.blob.digest, error=str(error))
             return False
         finally:
             builder.close()
@@ -129,14 +133,14 @@ class ChunkWorkers:
         source = self._downloader.source.name
         for attempt in range(1, CORRUPT_ATTEMPTS + 1):
             if dirty or self._base is not None:
-                await self._thread(self._clear, fetch)
+                await self._in_executor(self._clear, fetch)
             writer = ChunkWriter(fetch, RawWriter(fetch, self._descriptor), self._tools.codec)
             try:
                 await self._downloader.whole(
                     fetch.blob,
-                    lambda piece: self._thread(writer.feed, piece),  # noqa: B023
+                    lambda piece: self._in_executor(writer.feed, piece),  # noqa: B023
                 )
-                await self._thread(writer.finish)
+                await self._in_executor(writer.finish)
             except CorruptChunkError as error:
                 log.warning("chunk-corrupt", blob=fetch.blob.digest, source=source, error=str(error))
                 self._downloader.source.distrust(fetch.blob)
@@ -147,12 +151,12 @@ class ChunkWorkers:
             else:
                 return
         raise CorruptImageError(
-            f"{source} sends a corrupt blob {fetch.blob.digest}, {CORRUPT_ATTEMPTS} times over: {reason}",
+            f"{source} sent a corrupt blob {fetch.blob.digest} {CORRUPT_ATTEMPTS} times: {reason}",
             remedy="push the image again, or check the registry's storage",
         )
 
-    async def _thread(self, function: Callable[..., None], *arguments: object) -> None:
-        await in_thread(self._tools.executor, function, *arguments)
+    async def _in_executor(self, function: Callable[..., None], *arguments: object) -> None:
+        await run_in_thread(function, *arguments, executor=self._tools.executor)
 
     def _start_writeback(self, fetch: Fetch) -> None:
         for offset in fetch.offsets:

@@ -17,14 +17,13 @@ import aiohttp
 from yarl import URL
 
 from agent.images.errors import ImageNotFoundError, RegistryError, TransferError
-from agent.images.sources.challenge import parse_challenges
-from agent.images.sources.retry_after import retry_after_s
+from agent.images.sources.http_headers import parse_challenges, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from agent.images.sources.auth import Authorizer
-    from agent.images.throttle import Throttle
+    from agent.images.transfer_limits import BandwidthLimiter
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 5
@@ -37,7 +36,7 @@ UNRANGED_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RegistryTimeouts:
     """How long a registry is waited for. All of it is per try; `retry` decides how many there are."""
 
     connect_s: float = 10.0
@@ -77,13 +76,13 @@ class RegistryHttp:
         authorizer: Authorizer,
         *,
         insecure: bool,
-        patience: Patience,
-        throttle: Throttle,
+        timeouts: RegistryTimeouts,
+        bandwidth: BandwidthLimiter,
         trust: ssl.SSLContext | bool = True,
     ) -> None:
         self.host = host
-        self.patience = patience
-        self.throttle = throttle
+        self.timeouts = timeouts
+        self.bandwidth = bandwidth
         self._trust = trust
         self._unranged_until_s = 0.0
         self._session = session
@@ -156,7 +155,7 @@ class RegistryHttp:
             headers=headers,
             data=body,
             allow_redirects=False,
-            timeout=self.patience.timeout(),
+            timeout=self.timeouts.timeout(),
             ssl=self._trust,
         )
 

@@ -1,4 +1,4 @@
-"""How far one pull is and how fast it goes."""
+"""Progress and rate of one pull."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _WINDOW_S: Final = 5.0
 _STEP_S: Final = 0.25
 
 
-class Meter:
-    """Counts one pull's bytes. The rate is that of the last five seconds."""
+class PullProgressTracker:
+    """Counts the bytes of one pull. The rate is the mean of the last five seconds."""
 
     def __init__(
         self, reference: str, digest: str, *, source: str = "", clock: Callable[[], float] = time.monotonic
@@ -28,12 +28,12 @@ class Meter:
         self._total = self._done = self._fetched = 0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def expect(self, total: int) -> None:
-        """Set the compressed size of the whole image."""
+    def set_total(self, total: int) -> None:
+        """Set the compressed size of the image in bytes."""
         self._total = total
 
-    def received(self, count: int) -> None:
-        """Count bytes that came over the wire."""
+    def add_fetched(self, count: int) -> None:
+        """Count bytes received over the network."""
         self._fetched += count
         now_s = self._clock()
         if now_s - self._samples[-1][0] >= _STEP_S:
@@ -41,15 +41,15 @@ class Meter:
             while len(self._samples) > 2 and now_s - self._samples[0][0] > _WINDOW_S:
                 self._samples.popleft()
 
-    def done(self, count: int) -> None:
-        """Count bytes that are verified and in place, wherever they came from."""
+    def add_done(self, count: int) -> None:
+        """Count bytes that are verified and on the disk, whatever their source."""
         self._done += count
 
     def snapshot(self) -> PullProgress:
-        """Return how far it is now."""
+        """Return the current progress."""
         since_s, before = self._samples[0]
-        lasted_s = self._clock() - since_s
-        rate = (self._fetched - before) / lasted_s if lasted_s > 0 else 0.0
+        elapsed_s = self._clock() - since_s
+        rate = (self._fetched - before) / elapsed_s if elapsed_s > 0 else 0.0
         left = max(0, self._total - self._done)
         return PullProgress(
             reference=self._reference,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.images import sparse
-from agent.images.reflink import clone_file
-from agent.images.sparse import HOLE_BYTES, data_extents, make_hole
+from agent.images import disk_files
+from agent.images.disk_files import HOLE_BYTES, clone_file, data_extents, make_hole
 from tests.support.volumes import xfs
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def test_a_hole_reads_as_zeros_and_gives_its_space_back(volume: tuple[Path, bool
 
 
 def test_where_no_hole_can_be_punched_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "_punch", lambda _descriptor, _start, end: (end, end))
+    monkeypatch.setattr(disk_files, "_punch", lambda _descriptor, _start, end: (end, end))
     path = write(tmp_path / "disk", MIB)
     before = path.read_bytes()
     with path.open("r+b") as file:

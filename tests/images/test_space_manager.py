@@ -1,4 +1,4 @@
-"""Room for images: who has to go, who never does, and what is said when nobody can."""
+"""Disk space for pulls: which images are evicted, which stay, and the error if the space is not enough."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.domain.model import Image
 from agent.images.errors import DiskTooSmallError, ImageNotFoundError
-from agent.images.space import Room, holders, victims
+from agent.images.space_manager import StoreSpace, describe_largest, select_sufficient_evictions
 from tests.images.disks import MIB, push_layout, write_disk
 from tests.images.test_lifecycle import small_file_system, staged
 
@@ -35,18 +35,16 @@ images_strategy = st.lists(
 
 
 @given(images_strategy, st.integers(0, 5000), st.data())
-def test_only_what_nobody_uses_goes_and_only_if_it_is_enough(
-    images: list[Image], missing: int, data: st.DataObject
-) -> None:
+def test_pull_evicts_idle_images_only_if_sufficient(images: list[Image], missing: int, data: st.DataObject) -> None:
     in_use = set(data.draw(st.lists(st.sampled_from([image.digest for image in images]) if images else st.nothing())))
-    chosen = list(victims(images, in_use=in_use, missing=missing))
+    chosen = select_sufficient_evictions(images, in_use, missing)
     assert not {image.digest for image in chosen} & in_use
     freed = [image.allocated_bytes for image in chosen]
     idle = [image for image in images if image.digest not in in_use]
     if missing > 0 and sum(image.allocated_bytes for image in idle) >= missing:
         assert sum(freed) >= missing > sum(freed[:-1])
     else:
-        assert chosen == []
+        assert chosen == ()
     ages = [image.last_used_at_s for image in chosen]
     assert ages == sorted(ages)
     kept = [image.last_used_at_s for image in idle if image not in chosen]
@@ -54,23 +52,23 @@ def test_only_what_nobody_uses_goes_and_only_if_it_is_enough(
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), images_strategy)
-def test_disk_and_budget_both_hold(free: int, reserve: int, needed: int, images: list[Image]) -> None:
+def test_shortfall_respects_disk_and_budget(free: int, reserve: int, needed: int, images: list[Image]) -> None:
     held = sum(image.allocated_bytes for image in images)
     for budget in (None, 0, 2000, 10**9):
-        missing = Room(free, reserve, budget).missing(needed, images)
+        missing = StoreSpace(free, reserve, budget).shortfall(needed, images)
         fits = needed <= free - reserve and (budget is None or held + needed <= budget)
         assert (missing == 0) == fits
 
 
-def test_the_largest_holders_are_named() -> None:
+def test_largest_images_are_listed_first() -> None:
     images = [Image(f"sha256:{n}", (f"host/a:{n}",), allocated_bytes=n * MIB) for n in range(8)]
-    text = holders(images, {"sha256:7"})
+    text = describe_largest(images, {"sha256:7"})
     assert text.startswith("host/a:7 7 MiB (in use), host/a:6 6 MiB")
     assert text.endswith("and 3 more")
 
 
 async def pull_versions(images: ImageService, tmp_path: Path, executor: Executor, count: int) -> list[str]:
-    """Push and pull so many different versions of about 2 MiB each, the first one used longest ago."""
+    """Push and pull `count` versions of about 2 MiB each. The first is the least recently used."""
     digests = []
     for number in range(count):
         disk = write_disk(tmp_path / f"d{number}.img", mib=4, seed=number + 10, every=2)
@@ -80,13 +78,11 @@ async def pull_versions(images: ImageService, tmp_path: Path, executor: Executor
     return digests
 
 
-async def test_a_pull_makes_room_within_the_budget(
-    make_service: MakeService, tmp_path: Path, executor: Executor
-) -> None:
+async def test_pull_evicts_within_the_budget(make_service: MakeService, tmp_path: Path, executor: Executor) -> None:
     images = await make_service()
     first, second, third = await pull_versions(images, tmp_path, executor, 3)
     held = sum(image.allocated_bytes for image in await images.list())
-    images.room.budget_bytes = held + MIB
+    images.space.budget_bytes = held + MIB
     partial = images.store.staging.try_open(f"sha256:{'e' * 64}")
     assert partial is not None
     partial.close()
@@ -108,12 +104,12 @@ async def test_a_pull_makes_room_within_the_budget(
         await images.local(second)
 
 
-async def test_what_is_in_use_stays_even_if_the_pull_must_fail(
+async def test_images_in_use_stay_when_the_pull_fails(
     make_service: MakeService, tmp_path: Path, executor: Executor
 ) -> None:
     images = await make_service()
     digests = await pull_versions(images, tmp_path, executor, 2)
-    images.room.budget_bytes = sum(image.allocated_bytes for image in await images.list())
+    images.space.budget_bytes = sum(image.allocated_bytes for image in await images.list())
     images.protect(lambda: set(digests))
     digest = await push_layout(write_disk(tmp_path / "n.img", seed=99), tmp_path / "layout", executor, tag="next")
     with pytest.raises(DiskTooSmallError, match=r"\(in use\)"):
@@ -121,7 +117,7 @@ async def test_what_is_in_use_stays_even_if_the_pull_must_fail(
     assert {image.digest for image in await images.list()} == set(digests)
 
 
-async def test_eviction_works_on_a_disk_that_is_nearly_full(
+async def test_pull_evicts_on_an_almost_full_disk(
     make_service: MakeService, tmp_path: Path, executor: Executor
 ) -> None:
     with small_file_system(tmp_path, 8) as mount:

@@ -1,4 +1,4 @@
-"""Which images a host has: Anka keeps its own, all other hypervisors use the agent's store."""
+"""The images of a host: Anka stores its own templates, all other hypervisors use the agent's image store."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from agent.processes.command import CommandRunner
 
 
-def choose_images(config: Config, hypervisor: str, runner: CommandRunner) -> AbstractAsyncContextManager[Images]:
-    """Return the images for a hypervisor, by its name, to be opened; `runner` runs the commands they need."""
+def open_host_images(config: Config, hypervisor: str, runner: CommandRunner) -> AbstractAsyncContextManager[Images]:
+    """Open the images for the hypervisor of this name; `runner` runs the commands they need."""
     if hypervisor == "anka":
         from agent.images.anka.service import open_anka_images  # noqa: PLC0415
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.images.streams import Streams
+from agent.images.transfer_limits import StreamLimiter
 
 
-async def most_at_once(streams: Streams, jobs: int) -> int:
+async def most_at_once(streams: StreamLimiter, jobs: int) -> int:
     active = most = 0
 
     async def job() -> None:
@@ -24,25 +24,25 @@ async def most_at_once(streams: Streams, jobs: int) -> int:
 
 
 async def test_as_many_as_allowed_and_no_more() -> None:
-    assert await most_at_once(Streams(8), 30) == 8
-    assert await most_at_once(Streams(8), 3) == 3
+    assert await most_at_once(StreamLimiter(8), 30) == 8
+    assert await most_at_once(StreamLimiter(8), 3) == 3
 
 
 async def test_overload_halves_and_success_restores() -> None:
-    streams = Streams(8)
-    streams.overloaded()
+    streams = StreamLimiter(8)
+    streams.record_overload()
     assert await most_at_once(streams, 30) == 4
     for _ in range(10):
-        streams.overloaded()
+        streams.record_overload()
     assert await most_at_once(streams, 10) == 1
     for _ in range(40):
-        streams.went_well()
+        streams.record_success()
     assert await most_at_once(streams, 30) == 8
 
 
 async def test_who_waits_is_let_in_when_the_limit_grows() -> None:
-    streams = Streams(2)
-    streams.overloaded()
+    streams = StreamLimiter(2)
+    streams.record_overload()
     inside: list[int] = []
     leave = asyncio.Event()
 
@@ -61,7 +61,7 @@ async def test_who_waits_is_let_in_when_the_limit_grows() -> None:
 
 
 async def test_a_cancelled_waiter_takes_no_slot() -> None:
-    streams = Streams(1)
+    streams = StreamLimiter(1)
     async with streams.slot():
         waiter = asyncio.create_task(most_at_once(streams, 1))
         await asyncio.sleep(0)
