@@ -3,59 +3,29 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import json
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 
 from agent.api.application import OPERATIONS
 from agent.api.problems import STATUS_BY_CODE
 from agent.cli.exits import Exit
 from agent.cli.main import COMMANDS
-from agent.config import Assignment, Config, PoolDocument, ProbeDocument, RegistryConfig, TlsConfig
+from agent.config import Assignment, Config, PoolDocument, ProbeDocument
 from agent.domain.events import EventKind
-from agent.telemetry.metrics import Metrics, RequestHistogram
+from tests.docs.pages import DOCS, column, fields, metric_rows, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
 
-DOCS = Path(__file__).parents[2] / "docs"
-PLACES = {
-    TlsConfig: "api.tls",
-    RegistryConfig: 'images.registries."HOST:PORT"',
-    PoolDocument: "pools.NAME",
-    ProbeDocument: "pools.NAME.probes[]",
-}
 WORDED = {"pools.NAME.probes": "one probe of kind `agent`"}
-
-
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key of a table with its field, tables within it too."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}.{name}" if prefix else name
-        inner = next((part for part in parts(field.annotation) if part in PLACES), None)
-        if inner is not None and issubclass(inner, BaseModel):
-            if inner is ProbeDocument:
-                yield key, field
-            yield from fields(inner, PLACES[inner])
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, key)
-        else:
-            yield key, field
-
-
-def parts(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for part in get_args(annotation):
-        yield from parts(part)
 
 
 def default(key: str, field: FieldInfo) -> str:
@@ -80,14 +50,6 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
 
 
-def column(name: str, heading: str, count: int = 1) -> list[tuple[str, ...]]:
-    """Return the first `count` cells of each row of the table under that heading row, without back-ticks."""
-    lines = (DOCS / name).read_text(encoding="utf-8").splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
-    return [tuple(cell.strip().replace("`", "") for cell in row.split("|")[1 : count + 1]) for row in rows]
-
-
 def test_every_call_is_documented() -> None:
     calls = {(f"{operation.method} {operation.path}",) for operation in OPERATIONS}
     assert set(column("api.md", "call")) == calls | {("GET /openapi.json",), ("GET /docs",)}
@@ -98,13 +60,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
 
 
 def test_every_metric_is_documented_with_its_type_and_labels() -> None:
-    found = [value.histogram if isinstance(value, RequestHistogram) else value for value in vars(Metrics()).values()]
-    collectors = [value for value in found if isinstance(value, MetricWrapperBase)]
-    expected = {
-        (f"{item._name}_total" if item._type == "counter" else item._name, item._type, ", ".join(item._labelnames))
-        for item in collectors
-    }
-    assert set(column("api.md", "metric", 3)) == expected
+    assert set(column("api.md", "metric", 3)) == metric_rows()
 
 
 def logged_events() -> set[str]:
