@@ -71,7 +71,7 @@ _ANONYMOUS: Final = {"read": Role.READ, "token": Role.NONE, "open": Role.ADMIN}
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A built agent: its engine, its API server, and what the daemon runs beside them."""
+    """A built agent: its engine, its API server, and the parts that the daemon runs."""
 
     engine: Engine
     api: Server

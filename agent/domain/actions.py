@@ -50,7 +50,7 @@ class NotifyHolder(Decision):
 
 @dataclass(frozen=True)
 class ExpireLease(Decision):
-    """End a lease whose time is over."""
+    """End an expired lease."""
 
     vm: str
     lease: str

@@ -1,4 +1,4 @@
-"""Allocation of free slots to pools: which VMs to resume or create next, and how pools of one priority take turns.
+"""Allocation of free slots to pools: which VMs to resume or create next, and how pools of one priority alternate.
 
 The order is: lease requests by waiting time within their pool's priority, then pools by priority; within a priority by
 urgency, then the pool that was short of VMs for the longest. A pool is short since it first lacked a VM, or since it
@@ -97,7 +97,7 @@ def fill_pools(world: World) -> Iterator[CreateVm | ResumeVm]:
 def record_shortages(world: World, actions: Iterable[Action]) -> dict[str, Rollout]:
     """Return the rollouts of a world, each with the moment since when its pool is short, after these actions.
 
-    The moment is stored only for pools that share their priority with another: only those take turns.
+    The moment is stored only for pools that share their priority with another: only those alternate.
     """
     given = Counter(action.pool.name for action in actions if isinstance(action, CreateVm | ResumeVm))
     views = pool_views(world)

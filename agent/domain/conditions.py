@@ -53,7 +53,7 @@ def _ready(world: World) -> Condition:
         return Condition("Ready", _FALSE, "NoLeases", message, world.now_s, problem=True)
     if short:
         message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
-        # A host whose slots are all leased does its job: it is short of warm VMs, but no operator has to act.
+        # A host with all slots leased works as it should: it is short of warm VMs, but no operator has to act.
         is_full = any(vm.state is VmState.LEASED for vm in world.vms) and all(
             capacity.free(world).lacking_for(view.spec.size) for view in short
         )

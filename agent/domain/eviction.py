@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def select_evictions(images: Iterable[Image], in_use: Collection[str], bytes_needed: int) -> tuple[Image, ...]:
-    """Return as few images as free `bytes_needed`, least recently used first, none whose digest is in `in_use`.
+    """Return as few images as free `bytes_needed`, least recently used first, except those with a digest in `in_use`.
 
     Returns every idle image when all of them together free less than that, and none when nothing is needed.
     """

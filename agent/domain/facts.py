@@ -33,7 +33,7 @@ class VmCloned(Fact):
 
 @dataclass(frozen=True, slots=True)
 class VmEffectFailed(Fact):
-    """An effect on a VM failed. Subclasses name the effect; `cause` says why."""
+    """An effect on a VM failed. Subclasses name the effect."""
 
     vm: str
     cause: Cause
@@ -173,7 +173,7 @@ class ResolveFailed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PullProgressed(Fact):
-    """A pull is under way; `detail` says how far."""
+    """A pull is under way; `detail` has the amount, the rate and the source."""
 
     digest: str
     detail: str

@@ -1,9 +1,8 @@
 """Attribution of failures: to an image version, to a template, or to this host. It decides which breaker counts them.
 
-One version whose VMs fail is attributed to that version. When serving versions of different images fail within the same
-minutes, the cause is this host: its disk, its memory, its hypervisor. The same holds for clones that cannot be made and
-for several VMs that cannot be torn down.
-"""
+Failures of VMs of one version are attributed to that version. When serving versions of different images fail within the
+same minutes, the cause is this host: its disk, its memory, its hypervisor. The same holds for clones that cannot be
+made and for several VMs that cannot be torn down."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ FREE_FAILURES: Final = 2
 
 
 class Attribution(StrEnum):
-    """What a failed VM says something about."""
+    """What the failure of a VM counts against."""
 
     IMAGE = "image"  # its image version: counts for the version's breaker and its rollout
     ROLLOUT = "rollout"  # counts for the rollout of its version only: the true cause was not observed

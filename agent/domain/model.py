@@ -1,7 +1,7 @@
 """The values of the product: pools, VMs, leases, images, the host and its conditions.
 
 All values are immutable. Times are seconds since the epoch (`_at_s`, `since_s`), durations are seconds (`_s`), sizes
-are bytes or MiB as their names say. What the planner sees at one moment is `agent.domain.world.World`."""
+are bytes or MiB according to their names. What the planner sees at one moment is `agent.domain.world.World`."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def tear_down_failed(world: World) -> Iterator[DestroyVm]:
 
 
 def expire_leases(world: World) -> Iterator[ExpireLease]:
-    """End the leases whose time is over."""
+    """End the expired leases."""
     for lease in world.leases:
         if lease.expires_at_s <= world.now_s:
             yield ExpireLease(lease.vm, lease.id)
@@ -211,7 +211,7 @@ def _needs_slot_of_old_vm(world: World, view: PoolView) -> bool:
 
 
 def _vm_to_retire(view: PoolView, outdated_ready: list[Vm]) -> list[Vm]:
-    """Return the one VM whose slot the new version gets, or none when too few would stay ready."""
+    """Return the one VM that gives its slot to the new version, or none if too few would stay ready."""
     if len(view.ready) - 1 < view.spec.min_ready:
         return []
     candidates = outdated_ready or [vm for vm in view.ready if vm.image != view.canary_image]

@@ -1,1 +1,1 @@
-"""The loop: it holds the world, asks the planner what to do, and does it under journal and timeout."""
+"""The engine: stores the state, runs reconcile passes, carries out effects, and grants leases."""

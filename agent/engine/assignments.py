@@ -1,4 +1,4 @@
-"""The assignment in force: from a watched file or from the API, as the configuration says, never from both.
+"""The assignment in force: from a watched file or from the API, according to the configuration, never from both.
 
 The last valid assignment is in the journal. It stays in force while a newer file is invalid, also after a restart, and
 the condition `AssignmentValid` has the reason."""

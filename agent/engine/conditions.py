@@ -1,4 +1,4 @@
-"""The condition board: the latest condition of each type, since when it holds, with each change logged once."""
+"""The condition board: the latest condition of each type with the moment of its last change. Logs each change once."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Executor:
         return frozenset(self._tasks)
 
     def start(self, effect: Effect) -> None:
-        """Start an effect whose resource is not busy."""
+        """Start an effect. Its resource must not be busy."""
         if effect.resource in self._tasks:
             raise RuntimeError(f"{effect.resource} is busy: the planner must not plan on it")
         name = f"{type(effect).__name__} {effect.resource}"

@@ -291,7 +291,7 @@ class LeaseDesk:
         )
 
     def _resolve_granted(self, events: tuple[Event, ...]) -> None:
-        """Wake the requests whose leases were committed."""
+        """Wake the requests that were granted by a commit."""
         for event in events:
             if event.kind is EventKind.LEASE_GRANTED and event.lease is not None:
                 self._queue.grant(self._store.state.leases[event.lease])

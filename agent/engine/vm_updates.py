@@ -57,7 +57,7 @@ class VmUpdates:
 
     @property
     def exited(self) -> frozenset[str]:
-        """The VMs whose process ended but whose record does not show it yet: none of them may be leased."""
+        """The VMs with an ended process that the journal does not record yet: none of them may be leased."""
         return frozenset(self._exited)
 
     async def follow_exits(self) -> None:

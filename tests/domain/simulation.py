@@ -61,7 +61,7 @@ def digest(version: str) -> str:
 
 @dataclass
 class Host:
-    """The simulated host. `bad` versions never turn ready; `registry` says what each reference means."""
+    """The simulated host. `bad` versions never become ready; `registry` has the digest of each reference."""
 
     limits: HostLimits = field(default_factory=lambda: HostLimits(slots=2, cpus=16, memory_mib=16384))
     pools: tuple[PoolSpec, ...] = ()
@@ -73,7 +73,7 @@ class Host:
     can_use_templates: bool = False
     disk_full: bool = False
     most_running: int | None = None  # the host itself refuses to run more, as a Mac does
-    foreign: int = 0  # VMs of somebody else that run
+    foreign: int = 0  # running VMs of other owners
 
     def __post_init__(self) -> None:
         self.tables: dict[type, dict[Any, Any]] = {kind: {} for kind in KEYS}
@@ -173,7 +173,7 @@ class Host:
             self.now_s += 700  # past every breaker
         raise AssertionError(f"not settled after {passes} passes: {planned.actions}")
 
-    # -- what happens outside
+    # -- events on the host
 
     def observe(self) -> None:
         """List the hypervisor's VMs."""
@@ -297,7 +297,7 @@ class Host:
         """End a lease by its holder."""
         self.record(facts.LeaseReleased(lease_id))
 
-    # -- what tests ask
+    # -- queries
 
     def in_state(self, pool: str, state: VmState, version: str | None = None) -> list[Vm]:
         """Return the VMs of a pool in a state, of one version if named."""

@@ -1,4 +1,4 @@
-"""Where not all pools fit: requests first, then priorities, then whoever went without the longest."""
+"""Allocation when not all pools fit: requests first, then priorities, then the pool that was short for the longest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL, LARGE = VmSize(1, 1000), VmSize(1, 4000)
 
 
 def contended(*pools: PoolSpec, slots: int = 1, memory_mib: int = 64000) -> Host:
-    """Return a settled host with those pools, each of an image of its own that was proven when there was room."""
+    """Return a settled host with those pools, each serving an image of its own, and then too few slots for all."""
     host = Host(limits=HostLimits(20, 64, 128000), pools=pools)
     host.registry = {pool.image: digest(pool.name) for pool in pools}
     host.settle()
@@ -34,7 +34,7 @@ def pool(name: str, **fields: object) -> PoolSpec:
 
 
 def use_up(host: Host, name: str) -> str:
-    """Let the one VM of a pool die, and return the pool whose VM takes its slot."""
+    """Let the one VM of a pool die, and return the pool that is given its slot."""
     (vm,) = (vm for vm in host.vms.values() if vm.pool == name)
     host.die(vm.name)
     for _ in range(3):
@@ -44,13 +44,13 @@ def use_up(host: Host, name: str) -> str:
             host.finish(resource)
         if created:
             (successor,) = created
-            for one in list(host.vms):
-                host.pass_probes(one)
+            for vm_name in list(host.vms):
+                host.pass_probes(vm_name)
             return successor
-    raise AssertionError("nobody was given the slot")
+    raise AssertionError("no pool was given the slot")
 
 
-def test_the_pool_that_went_without_the_longest_is_next() -> None:
+def test_longest_short_pool_is_next() -> None:
     host = contended(pool("a"), pool("b"), pool("c"))
     order = ["a"]
     for _ in range(6):
@@ -58,7 +58,7 @@ def test_the_pool_that_went_without_the_longest_is_next() -> None:
     assert order == ["a", "b", "c", "a", "b", "c", "a"]
 
 
-def test_who_went_without_longer_is_given_one_vm_and_then_waits_for_its_equals() -> None:
+def test_pool_given_a_vm_goes_behind_its_equals() -> None:
     host = contended(pool("a", warm=4), pool("b", warm=4), slots=2)
     host.rollouts["a"] = replace(host.rollouts["a"], short_since_s=host.now_s - 100)
     host.rollouts["b"] = replace(host.rollouts["b"], short_since_s=host.now_s - 50)
@@ -67,14 +67,14 @@ def test_who_went_without_longer_is_given_one_vm_and_then_waits_for_its_equals()
     assert created == ["a", "b"]
 
 
-def test_a_restart_sends_nobody_back_to_the_end_of_the_line() -> None:
+def test_restart_keeps_the_order_of_short_pools() -> None:
     host = contended(pool("a"), pool("b"), pool("c"))
     assert use_up(host, "a") == "b"
     host.restart_agent()
     assert use_up(host, "b") == "c"
 
 
-def test_priority_goes_before_how_long_a_pool_went_without() -> None:
+def test_priority_precedes_time_short() -> None:
     host = contended(pool("a"), pool("b"))
     host.pools = (*host.pools, pool("urgent", priority=1))
     host.registry["reg/urgent:1"] = digest("urgent")
@@ -82,19 +82,19 @@ def test_priority_goes_before_how_long_a_pool_went_without() -> None:
     assert [vm.pool for vm in host.vms.values()] == ["urgent"]
 
 
-def test_a_request_gets_the_room_of_an_idle_vm_even_of_a_higher_pool() -> None:
+def test_request_preempts_idle_vm_of_higher_priority() -> None:
     host = contended(pool("warm", priority=5, warm=2), pool("cold", warm=0), slots=2)
     assert len(host.in_state("warm", VmState.READY)) == 2
     host.request_lease("cold")
-    given_up = [action for action in host.reconcile().actions if isinstance(action, DestroyVm)]
-    assert len(given_up) == 1, "one slot for one request"
-    assert "a lease request for pool cold needs its slot" in given_up[0].reason
+    preempted = [action for action in host.reconcile().actions if isinstance(action, DestroyVm)]
+    assert len(preempted) == 1, "one slot for one request"
+    assert "a lease request for pool cold needs its slot" in preempted[0].reason
     host.settle()
     assert [lease.pool for lease in host.leases.values()] == ["cold"]
     assert len(host.in_state("warm", VmState.READY)) == 1
 
 
-def test_a_request_for_a_pool_that_has_proven_no_version_yet_gets_room_for_its_first_vm() -> None:
+def test_request_preempts_for_the_canary_of_a_new_pool() -> None:
     host = contended(pool("warm", priority=1, warm=2), slots=2)
     host.registry["reg/new:1"] = digest("new")
     host.pools = (*host.pools, pool("new", warm=0))
@@ -105,7 +105,7 @@ def test_a_request_for_a_pool_that_has_proven_no_version_yet_gets_room_for_its_f
     assert {lease.pool for lease in host.leases.values()} == {"new"}
 
 
-def test_a_vm_that_a_request_waits_for_is_not_given_up_for_another() -> None:
+def test_vm_that_a_request_waits_for_is_not_preempted() -> None:
     host = contended(pool("a", warm=0), pool("b", warm=0))
     host.request_lease("a")
     host.reconcile()
@@ -119,7 +119,7 @@ def test_a_vm_that_a_request_waits_for_is_not_given_up_for_another() -> None:
     assert [lease.pool for lease in host.leases.values()] == ["a"]
 
 
-def test_requests_that_wait_are_met_longest_first_over_all_pools() -> None:
+def test_longest_waiting_request_of_all_pools_is_first() -> None:
     host = contended(pool("a", warm=0), pool("b", warm=0), slots=1)
     for name in ("b", "a", "b"):
         host.request_lease(name)
@@ -133,13 +133,13 @@ def test_requests_that_wait_are_met_longest_first_over_all_pools() -> None:
     assert served == ["b", "a", "b"]
 
 
-def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
+def test_large_request_is_not_overtaken_by_smaller_ones() -> None:
     host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=4), slots=8, memory_mib=4000)
     host.request_lease("large")
     host.now_s += 1
     for _ in range(3):
         host.request_lease("small")
-    host.reconcile()  # the small ones that stand ready are handed out all the same
+    host.reconcile()  # the small VMs that are ready are granted nevertheless
     assert len(host.leases) == 3
     host.settle()
     assert [waiter.pool for waiter in host.requests] == ["large"]
@@ -150,7 +150,7 @@ def test_a_request_for_a_large_vm_is_not_overtaken_by_smaller_ones() -> None:
     assert [lease.pool for lease in host.leases.values()] == ["large"]
 
 
-def test_no_vm_is_made_for_a_later_request_from_the_room_an_earlier_one_waits_for() -> None:
+def test_later_request_does_not_take_the_slot_of_an_earlier_one() -> None:
     host = contended(pool("large", warm=0, size=LARGE), pool("small", warm=0), slots=8, memory_mib=4500)
     host.request_lease("small")
     host.settle()
@@ -171,7 +171,7 @@ def test_no_vm_is_made_for_a_later_request_from_the_room_an_earlier_one_waits_fo
     picks=st.lists(st.integers(0, 999), min_size=20, max_size=60),
 )
 @settings(max_examples=60, deadline=None)
-def test_nobody_is_passed_over_for_ever(count: int, slots: int, warm: int, picks: list[int]) -> None:
+def test_every_short_pool_is_given_a_vm(count: int, slots: int, warm: int, picks: list[int]) -> None:
     """While a pool is short, each other pool of its priority is given at most one VM before it is given one itself."""
     host = contended(*(pool(f"p{number}", warm=warm) for number in range(count)), slots=slots)
     passed: Counter[str] = Counter()

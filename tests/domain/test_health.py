@@ -40,17 +40,17 @@ def test_unhealthy_after_consecutive_fails(answers: str, cause: Cause | None) ->
     assert (last.cause if last else None) == cause
 
 
-def test_who_goes_on_failing_is_judged_again() -> None:
+def test_continued_failure_is_reported_again() -> None:
     assert [bool(unhealthy) for unhealthy in results_of("ffffff")] == [False, False, True, False, False, True]
 
 
-def test_probes_are_counted_apart() -> None:
+def test_probes_are_counted_separately() -> None:
     health = Health()
     for probe in (PROBE, OTHER, PROBE, OTHER):
         health, unhealthy = add_result(health, probe, ProbeResult(probe.name, Outcome.FAIL, "no", 1.0, 0.1))
         assert unhealthy is None
 
 
-def test_the_reason_names_the_probe_and_its_words() -> None:
+def test_reason_names_the_probe_and_its_detail() -> None:
     (*_, unhealthy) = results_of("fff", OTHER)
     assert unhealthy == Unhealthy(Cause.PROBE_FAILED, "http:80/ failed 3 times in a row: no answer")

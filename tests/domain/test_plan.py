@@ -18,7 +18,7 @@ from tests.domain.simulation import Host, assigned, digest, serving_host
 ULID = "01j00000000000000000000000"
 
 
-def test_a_new_pool_is_resolved_then_pulled_then_proven_by_one_vm_then_filled() -> None:
+def test_new_pool_is_resolved_pulled_tried_then_filled() -> None:
     host = Host(pools=(PoolSpec("ci", "reg/ci:latest", warm=2),), registry={"reg/ci:latest": digest("v1")})
 
     assert host.reconcile().actions == (ResolveImage("reg/ci:latest"),)
@@ -28,19 +28,19 @@ def test_a_new_pool_is_resolved_then_pulled_then_proven_by_one_vm_then_filled() 
     (canary,) = host.reconcile().actions
     assert isinstance(canary, CreateVm)
     host.finish(canary.vm)
-    assert host.reconcile().actions == ()  # nothing more before the first VM is proven
+    assert host.reconcile().actions == ()  # nothing more before the canary is ready
     host.pass_probes(canary.vm)
     (second,) = host.reconcile().actions
     assert isinstance(second, CreateVm)
 
 
-def test_a_settled_host_plans_nothing_twice() -> None:
+def test_settled_host_plans_nothing() -> None:
     host = serving_host()
     assert host.reconcile().actions == ()
     assert host.reconcile().actions == ()
 
 
-def test_a_dead_vm_is_torn_down_and_replaced_as_soon_as_its_slot_is_free() -> None:
+def test_dead_vm_is_replaced_when_its_slot_is_free() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.die(victim)
@@ -50,13 +50,13 @@ def test_a_dead_vm_is_torn_down_and_replaced_as_soon_as_its_slot_is_free() -> No
     assert isinstance(creation, CreateVm)
 
 
-def test_with_a_free_slot_the_replacement_starts_beside_the_teardown() -> None:
+def test_replacement_starts_during_teardown_with_a_free_slot() -> None:
     host = serving_host(slots=3)
     host.die(next(iter(host.vms)))
     assert {type(action) for action in host.reconcile().actions} == {DestroyVm, CreateVm}
 
 
-def test_a_vm_that_died_unnoticed_is_found_by_the_listing() -> None:
+def test_listing_finds_vm_that_exited_without_a_report() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.vanish(victim)
@@ -67,7 +67,7 @@ def test_a_vm_that_died_unnoticed_is_found_by_the_listing() -> None:
     assert (lost.vm, lost.failure.cause) == (victim, Cause.LOST)
 
 
-def test_a_vm_that_runs_on_without_its_files_is_given_up() -> None:
+def test_vm_without_its_files_is_marked_failed() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.damaged.add(victim)
@@ -80,7 +80,7 @@ def test_a_vm_that_runs_on_without_its_files_is_given_up() -> None:
     assert len(host.in_state("ci", VmState.READY)) == 2
 
 
-def test_the_holder_of_a_vm_without_its_files_is_told_once_and_keeps_it() -> None:
+def test_holder_of_damaged_vm_is_notified_once() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -96,7 +96,7 @@ def test_the_holder_of_a_vm_without_its_files_is_told_once_and_keeps_it() -> Non
     assert lease.vm not in host.vms
 
 
-def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
+def test_stray_is_removed() -> None:
     host = serving_host()
     stray = vm_name("ci", ULID)
     host.files.add(stray)
@@ -104,7 +104,7 @@ def test_what_carries_our_name_but_is_not_in_the_journal_is_reaped() -> None:
     assert host.reconcile().actions == (RemoveStray(stray),)
 
 
-def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
+def test_vm_removed_during_the_listing_is_not_a_stray() -> None:
     host = serving_host()
     victim = next(iter(host.vms))
     host.observe()
@@ -112,7 +112,7 @@ def test_a_vm_whose_row_went_while_the_listing_ran_is_no_stray() -> None:
     assert not any(isinstance(action, RemoveStray) for action in host.reconcile().actions)
 
 
-def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:
+def test_clone_interrupted_by_a_restart_is_replaced() -> None:
     host = Host(pools=(PoolSpec("ci", "reg/ci:latest"),), registry={"reg/ci:latest": digest("v1")})
     host.images[digest("v1")] = Image(digest("v1"))
     host.reconcile()
@@ -125,7 +125,7 @@ def test_a_clone_cut_short_by_a_restart_is_torn_down_and_made_anew() -> None:
     assert len(host.in_state("ci", VmState.READY)) == 1
 
 
-def test_a_restart_keeps_ready_and_leased_vms() -> None:
+def test_restart_keeps_ready_and_leased_vms() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -136,7 +136,7 @@ def test_a_restart_keeps_ready_and_leased_vms() -> None:
     assert host.vms == before
 
 
-def test_waiting_requests_are_served_in_order() -> None:
+def test_waiting_requests_are_granted_in_order() -> None:
     host = serving_host(warm=2)
     for _ in range(3):
         host.request_lease("ci")
@@ -150,7 +150,7 @@ def _first_waiters(host: Host, count: int) -> list[str]:
     return [f"w{number - count + index}" for index in range(count)]
 
 
-def test_a_released_vm_is_used_no_more_and_the_pool_refills() -> None:
+def test_released_vm_is_not_leased_again() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -161,7 +161,7 @@ def test_a_released_vm_is_used_no_more_and_the_pool_refills() -> None:
     assert len(host.in_state("ci", VmState.READY)) == 2
 
 
-def test_an_expired_lease_ends_and_its_vm_with_it() -> None:
+def test_expired_lease_ends_with_its_vm() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -172,7 +172,7 @@ def test_an_expired_lease_ends_and_its_vm_with_it() -> None:
     assert host.vms[lease.vm].state is VmState.STOPPING
 
 
-def test_a_lease_breaks_when_its_vm_dies() -> None:
+def test_lease_breaks_when_its_vm_fails() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -182,16 +182,16 @@ def test_a_lease_breaks_when_its_vm_dies() -> None:
     assert EventKind.LEASE_BROKEN in host.events
 
 
-def test_a_new_version_is_proven_before_the_old_one_goes() -> None:
+def test_new_version_passes_its_canary_before_the_old_one_ends() -> None:
     host = serving_host(warm=2, slots=2, min_ready=1)
     host.registry["reg/ci:latest"] = digest("v2")
-    host.now_s += 301  # the tag is asked anew
+    host.now_s += 301  # the tag is resolved again
     host.reconcile()
     host.finish("reg/ci:latest")
     host.reconcile()
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2  # the old one serves while the new is pulled
     host.finish(digest("v2"))
-    host.reconcile()  # makes room
+    host.reconcile()  # retires an old VM
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 1
     host.settle()
     assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2
@@ -199,7 +199,7 @@ def test_a_new_version_is_proven_before_the_old_one_goes() -> None:
     assert host.rollouts["ci"].previous == digest("v1")
 
 
-def test_a_bad_version_is_rolled_back_and_quarantined() -> None:
+def test_bad_version_is_rolled_back_and_quarantined() -> None:
     host = serving_host(warm=2, slots=2, min_ready=1)
     host.registry["reg/ci:latest"] = digest("v2")
     host.bad.add(digest("v2"))
@@ -211,7 +211,7 @@ def test_a_bad_version_is_rolled_back_and_quarantined() -> None:
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
 
 
-def test_a_quarantined_version_is_not_tried_again_when_it_is_assigned_again() -> None:
+def test_quarantined_version_is_not_tried_when_assigned_again() -> None:
     host = serving_host()
     host.bad.add(digest("v2"))
     for version in ("v2", "v1", "v2"):
@@ -223,7 +223,7 @@ def test_a_quarantined_version_is_not_tried_again_when_it_is_assigned_again() ->
     assert failures == host.pools[0].canary_attempts
 
 
-def test_a_version_that_dies_during_promotion_gives_way_to_the_previous_one() -> None:
+def test_version_failing_during_promotion_is_rolled_back() -> None:
     host = serving_host(warm=2, slots=3)
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
@@ -244,7 +244,7 @@ def test_a_version_that_dies_during_promotion_gives_way_to_the_previous_one() ->
     assert len(host.in_state("ci", VmState.READY, digest("v1"))) == 2
 
 
-def test_leased_vms_of_the_old_version_are_left_alone() -> None:
+def test_leased_vms_of_the_old_version_stay() -> None:
     host = serving_host(warm=1, slots=2)
     host.request_lease("ci")
     host.reconcile()
@@ -258,7 +258,7 @@ def test_leased_vms_of_the_old_version_are_left_alone() -> None:
     assert host.in_state("ci", VmState.READY)[0].image == digest("v2")
 
 
-def test_a_pool_that_is_not_assigned_any_more_is_emptied() -> None:
+def test_unassigned_pool_is_emptied() -> None:
     host = serving_host()
     host.pools = ()
     host.settle()
@@ -266,14 +266,14 @@ def test_a_pool_that_is_not_assigned_any_more_is_emptied() -> None:
     assert not host.files
 
 
-def test_a_lowered_warm_target_retires_the_surplus() -> None:
+def test_lowered_warm_target_retires_the_surplus() -> None:
     host = serving_host(warm=2)
     assigned(host, warm=1)
     host.settle()
     assert len(host.vms) == 1
 
 
-def test_where_not_all_fit_the_higher_priority_is_filled_first() -> None:
+def test_higher_priority_is_filled_first() -> None:
     pools = (PoolSpec("low", "reg/a:1", warm=2), PoolSpec("high", "reg/b:1", warm=2, priority=5))
     host = Host(pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")})
     host.settle()
@@ -282,14 +282,14 @@ def test_where_not_all_fit_the_higher_priority_is_filled_first() -> None:
     assert "OverAssigned" in {condition.type for condition in host.reconcile().conditions if condition.status == "true"}
 
 
-def test_pools_of_one_priority_take_turns() -> None:
+def test_pools_of_one_priority_alternate() -> None:
     pools = (PoolSpec("a", "reg/a:1", warm=2), PoolSpec("b", "reg/b:1", warm=2))
     host = Host(pools=pools, registry={"reg/a:1": digest("a"), "reg/b:1": digest("b")})
     host.settle()
     assert [len(host.in_state(pool, VmState.READY)) for pool in ("a", "b")] == [1, 1]
 
 
-def test_a_pool_stays_within_its_maximum_leased_ones_included() -> None:
+def test_pool_maximum_includes_leased_vms() -> None:
     host = serving_host(warm=1, slots=4, max=2)
     for _ in range(3):
         host.request_lease("ci")
@@ -314,8 +314,8 @@ def test_pools_of_different_sizes_share_processors_and_memory() -> None:
 
 
 @pytest.mark.parametrize("leased", [0, 1, 2])
-def test_a_rollout_goes_as_far_as_slots_and_leases_let_it(leased: int) -> None:
-    """With no slot free an idle VM makes room; what is leased stays, and the old version serves until then."""
+def test_rollout_proceeds_within_slots_and_leases(leased: int) -> None:
+    """With no slot free an idle VM frees its slot; leased VMs stay, and the old version serves until then."""
     host = serving_host(warm=2, slots=2)
     for _ in range(leased):
         host.request_lease("ci")
@@ -335,7 +335,7 @@ def test_a_rollout_goes_as_far_as_slots_and_leases_let_it(leased: int) -> None:
     assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2
 
 
-def test_a_rollout_uses_the_slot_that_is_free_and_gives_up_nothing_before() -> None:
+def test_rollout_uses_a_free_slot_before_it_retires_vms() -> None:
     host = serving_host(warm=2, slots=3)
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
@@ -356,7 +356,7 @@ def test_foreign_vms_hold_slots() -> None:
     assert not any(isinstance(action, CreateVm) for action in plan(world).actions)
 
 
-def test_a_draining_host_empties_but_for_leases() -> None:
+def test_draining_host_keeps_only_leased_vms() -> None:
     host = serving_host()
     host.request_lease("ci")
     host.reconcile()
@@ -366,7 +366,7 @@ def test_a_draining_host_empties_but_for_leases() -> None:
 
 
 @pytest.mark.parametrize("used_by", ["target", "previous", "vm", "nobody"])
-def test_only_images_nobody_needs_are_evicted_and_only_when_the_disk_is_full(used_by: str) -> None:
+def test_only_unused_images_are_evicted(used_by: str) -> None:
     host = serving_host()
     image = Image(digest("other"))
     host.images[image.digest] = image
@@ -384,7 +384,7 @@ def test_only_images_nobody_needs_are_evicted_and_only_when_the_disk_is_full(use
 
 
 @pytest.mark.parametrize(("excess_mib", "gone"), [(0, ""), (1, "a"), (10, "a"), (11, "ab"), (25, "abc"), (999, "abc")])
-def test_above_its_watermark_the_disk_is_freed_down_to_the_lower_one(excess_mib: int, gone: str) -> None:
+def test_evictions_free_no_more_than_needed(excess_mib: int, gone: str) -> None:
     host = serving_host()
     for used_at_s, name in ((3.0, "c"), (1.0, "a"), (2.0, "b")):
         image = Image(digest(name), allocated_bytes=10 << 20, last_used_at_s=used_at_s)
@@ -402,7 +402,7 @@ def test_nothing_is_created_or_pulled_on_a_full_disk() -> None:
     assert not any(isinstance(action, CreateVm | PullImage) for action in actions)
 
 
-def test_an_image_that_keeps_failing_is_left_alone_for_a_while() -> None:
+def test_failing_image_is_retried_after_a_delay() -> None:
     host = serving_host(warm=1, slots=1)
     for _ in range(4):
         (vm,) = host.vms.values()
@@ -419,7 +419,7 @@ def test_an_image_that_keeps_failing_is_left_alone_for_a_while() -> None:
     assert any(isinstance(action, CreateVm) for action in host.reconcile().actions)
 
 
-def test_memory_binds_like_slots_do() -> None:
+def test_memory_limits_vms() -> None:
     host = Host(
         limits=HostLimits(slots=10, cpus=100, memory_mib=9000),
         pools=(PoolSpec("ci", "reg/a:1", warm=5),),
@@ -429,10 +429,10 @@ def test_memory_binds_like_slots_do() -> None:
     assert len(host.vms) == 2
 
 
-def test_a_host_full_of_leases_is_short_of_warm_vms_but_no_problem() -> None:
+def test_host_full_of_leases_needs_no_operator() -> None:
     host = serving_host()
     for _ in range(2):
         host.request_lease("ci")
     host.reconcile()
-    (ready,) = (one for one in host.reconcile().conditions if one.type == "Ready")
+    (ready,) = (found for found in host.reconcile().conditions if found.type == "Ready")
     assert (ready.reason, ready.problem) == ("FullOfLeases", False)

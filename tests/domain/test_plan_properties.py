@@ -23,7 +23,7 @@ picks = st.integers(min_value=0, max_value=999)
 
 
 class HostMachine(RuleBasedStateMachine):
-    """A host with up to three pools, to which everything happens in any order."""
+    """A host with up to three pools, with all events in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class HostMachine(RuleBasedStateMachine):
         if bad and version > 1:
             self.host.bad.add(image)
 
-    @rule(seconds=st.sampled_from([0.1, 5.0, 60.0, 301.0, 4000.0]))
-    def wait(self, seconds: float) -> None:
-        self.host.now_s += seconds
+    @rule(seconds_s=st.sampled_from([0.1, 5.0, 60.0, 301.0, 4000.0]))
+    def wait(self, seconds_s: float) -> None:
+        self.host.now_s += seconds_s
 
     @rule()
-    def turn(self) -> None:
+    def reconcile(self) -> None:
         leased = {lease.vm for lease in self.host.leases.values() if lease.expires_at_s > self.host.now_s}
         ready = self._ready_of_serving()
         plan = self.host.reconcile()
@@ -87,27 +87,27 @@ class HostMachine(RuleBasedStateMachine):
         self._keeps_the_disk(plan)
         for condition in plan.conditions:
             assert condition.reason.isalpha()
-            assert condition.message or not condition.problem, "what is wrong is told, and what to do"
+            assert condition.message or not condition.problem, "a problem has a message with its remedy"
         self._keeps_min_ready(plan, ready)
 
     @precondition(lambda self: self.host.in_flight)
     @rule(pick=picks, ok=st.booleans())
-    def land(self, pick: int, ok: bool) -> None:
+    def finish_effect(self, pick: int, ok: bool) -> None:
         resources = sorted(self.host.in_flight)
         self.host.finish(resources[pick % len(resources)], ok=ok)
 
     @precondition(lambda self: self.host.vms)
     @rule(pick=picks)
-    def prove(self, pick: int) -> None:
+    def pass_probes(self, pick: int) -> None:
         names = sorted(self.host.vms)
         self.host.pass_probes(names[pick % len(names)])
 
     @precondition(lambda self: self.host.running)
-    @rule(pick=picks, noticed=st.booleans())
-    def die(self, pick: int, noticed: bool) -> None:
+    @rule(pick=picks, is_reported=st.booleans())
+    def die(self, pick: int, is_reported: bool) -> None:
         names = sorted(self.host.running)
         name = names[pick % len(names)]
-        (self.host.die if noticed else self.host.vanish)(name)
+        (self.host.die if is_reported else self.host.vanish)(name)
 
     @precondition(lambda self: self.host.files)
     @rule(pick=picks)
@@ -116,7 +116,7 @@ class HostMachine(RuleBasedStateMachine):
         self.host.damaged.add(names[pick % len(names)])
 
     @rule(pool=st.sampled_from(POOLS))
-    def ask_lease(self, pool: str) -> None:
+    def request_lease(self, pool: str) -> None:
         if any(spec.name == pool for spec in self.host.pools):
             self.host.request_lease(pool)
 
@@ -136,13 +136,13 @@ class HostMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.host.rollouts)
     @rule(pick=picks, undo=st.booleans())
-    def take_rollout_in_hand(self, pick: int, undo: bool) -> None:
+    def command_rollout(self, pick: int, undo: bool) -> None:
         pools = sorted(self.host.rollouts)
         pool = pools[pick % len(pools)]
         self.host.undo(pool) if undo else self.host.retry(pool)
 
     @rule()
-    def look(self) -> None:
+    def observe(self) -> None:
         self.host.observe()
 
     @rule()
@@ -184,7 +184,7 @@ class HostMachine(RuleBasedStateMachine):
         host.settle()
         assert set(host.vms) == host.files == host.running | host.suspended
         assert {vm.state for vm in host.vms.values()} <= {VmState.READY, VmState.STANDBY}
-        wanted = [(max(1, pool.warm), pool.size.memory_mib) for pool in host.pools]  # a pool of none still proves one
+        wanted = [(max(1, pool.warm), pool.size.memory_mib) for pool in host.pools]  # warm 0: still a canary
         slots, memory_mib = sum(count for count, _ in wanted), sum(count * mib for count, mib in wanted)
         if slots > host.limits.slots or memory_mib > host.limits.memory_mib:
             return
@@ -210,14 +210,14 @@ class HostMachine(RuleBasedStateMachine):
         assert not destroyed & leased & {lease.vm for lease in self.host.leases.values()}
 
     def _keeps_its_mode(self, plan: Plan) -> None:
-        """A host that is not open grants nothing, and one that drains creates nothing."""
+        """A host that is not open grants no lease, and a draining one creates no VM."""
         if not self.host.mode.takes_leases:
             assert not any(isinstance(action, GrantLease) for action in plan.actions)
         if self.host.mode.mode is Mode.DRAINING:
             assert not any(isinstance(action, CreateVm) for action in plan.actions)
 
     def _keeps_the_disk(self, plan: Plan) -> None:
-        """What takes disk is not begun while there is none."""
+        """Effects that need disk space do not start on a full disk."""
         if self.host.disk_full:
             assert not any(
                 isinstance(action, CreateVm | PullImage | SuspendVm | SaveTemplate) for action in plan.actions

@@ -23,7 +23,7 @@ ROLLED_BACK = Rollout("ci", "new", "old", Phase.ROLLED_BACK, 1.0, failures=2, re
         (ROLLED_BACK, Rollout("ci", "new", "old", Phase.PULLING, 9.0, quarantined=("x",))),
     ],
 )
-def test_retry_puts_the_target_on_trial_anew(before: Rollout, after: Rollout) -> None:
+def test_retry_starts_another_trial(before: Rollout, after: Rollout) -> None:
     assert retry(before, 9.0) == after
 
 
@@ -36,7 +36,7 @@ def test_retry_puts_the_target_on_trial_anew(before: Rollout, after: Rollout) ->
         (replace(ON_TRIAL, phase=Phase.PULLING, previous="older"), "old", "older"),
     ],
 )
-def test_undo_goes_back_and_quarantines(before: Rollout, serving: str, previous: str | None) -> None:
+def test_undo_returns_and_quarantines(before: Rollout, serving: str, previous: str | None) -> None:
     after = undo(before, reason="it smells", now_s=9.0)
     assert after is not None
     assert (after.phase, after.serving, after.previous) == (Phase.ROLLED_BACK, serving, previous)
@@ -46,11 +46,11 @@ def test_undo_goes_back_and_quarantines(before: Rollout, serving: str, previous:
 @pytest.mark.parametrize(
     "before", [replace(SERVING, previous=None), replace(ON_TRIAL, serving=None), ROLLED_BACK], ids=str
 )
-def test_there_is_not_always_something_to_undo(before: Rollout) -> None:
+def test_undo_returns_none_without_a_previous_version(before: Rollout) -> None:
     assert undo(before, reason="", now_s=9.0) is None
 
 
-def test_an_undone_version_stays_away_until_it_is_retried() -> None:
+def test_undone_version_is_not_tried_until_retried() -> None:
     host = serving_host()
     host.registry["reg/ci:latest"] = digest("v2")
     host.settle()
@@ -66,7 +66,7 @@ def test_an_undone_version_stays_away_until_it_is_retried() -> None:
     assert len(host.in_state("ci", VmState.READY, digest("v2"))) == len(host.vms) == 2
 
 
-def test_an_undone_version_gives_way_to_a_newer_one() -> None:
+def test_newer_version_replaces_an_undone_one() -> None:
     host = serving_host()
     host.registry["reg/ci:latest"] = digest("v2")
     host.settle()
@@ -80,13 +80,13 @@ def test_an_undone_version_gives_way_to_a_newer_one() -> None:
     assert host.rollouts["ci"].phase is Phase.ROLLED_BACK
 
 
-def test_a_version_that_failed_is_tried_again_when_asked() -> None:
+def test_failed_version_is_tried_again_after_retry() -> None:
     host = serving_host(canary_attempts=1)
     host.bad.add(digest("v2"))
     host.registry["reg/ci:latest"] = digest("v2")
     host.settle()
     assert host.rollouts["ci"].phase is Phase.ROLLED_BACK
-    host.bad.clear()  # it was the network, say
+    host.bad.clear()  # for example, the network failed
     host.retry("ci")
     host.settle()
     assert len(host.in_state("ci", VmState.READY, digest("v2"))) == 2

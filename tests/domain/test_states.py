@@ -32,31 +32,31 @@ def decided() -> dict[tuple[VmState, VmEvent], VmState | None]:
     }
 
 
-def test_every_pair_of_state_and_event_is_decided() -> None:
+def test_transitions_cover_every_pair_of_state_and_event() -> None:
     pairs = decided()
     assert pairs.keys() == {(state, event) for state in VmState for event in VmEvent}
     assert {pair: after for pair, after in pairs.items() if after is not None} == TRANSITIONS
 
 
 @pytest.mark.parametrize(("state", "event"), [pair for pair, after in decided().items() if after is None])
-def test_what_means_nothing_is_a_defect(state: VmState, event: VmEvent) -> None:
+def test_illegal_transition_raises(state: VmState, event: VmEvent) -> None:
     with pytest.raises(IllegalTransition, match=f"{state} cannot take the event {event}"):
         advance(state, event)
 
 
-def test_every_state_is_reached_and_every_life_can_end() -> None:
+def test_every_state_is_reachable_and_can_end() -> None:
     after = {state: {to for (of, _), to in TRANSITIONS.items() if of is state} for state in VmState}
     assert _reached(after, VmState.CREATING) == set(VmState)
     assert all(VmState.GONE in _reached(after, state) for state in VmState)
 
 
-def test_what_is_ready_again_is_never_what_was_leased_or_failed() -> None:
+def test_leased_or_failed_vm_is_never_ready_again() -> None:
     after = {state: {to for (of, _), to in TRANSITIONS.items() if of is state} for state in VmState}
     for used in (VmState.LEASED, VmState.FAILED, VmState.STOPPING):
         assert not _reached(after, used) & {VmState.READY, VmState.STANDBY, VmState.STARTING}
 
 
-def test_kinds_of_states_agree() -> None:
+def test_state_sets_agree() -> None:
     assert RUNNING < ALIVE < set(VmState)
     assert set(VmState) - HOLDS_SLOT == {VmState.STANDBY, VmState.GONE}
 

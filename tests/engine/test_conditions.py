@@ -1,4 +1,4 @@
-"""The board of conditions: since when each is as it is, and each change told once."""
+"""The condition board: when each condition changed, and one log line per change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def condition(status: ConditionStatus, reason: str, message: str, since_s: float
     return Condition("Ready", status, reason, message, since_s, problem=status is ConditionStatus.FALSE)
 
 
-def test_since_moves_when_status_or_reason_changes_and_not_with_the_words() -> None:
+def test_since_changes_with_status_or_reason_only() -> None:
     board, bad, good = ConditionBoard(), ConditionStatus.FALSE, ConditionStatus.TRUE
     readings = [
         (condition(bad, "PoolsNotWarm", "0 of 2", 1.0), 1.0),
@@ -21,15 +21,15 @@ def test_since_moves_when_status_or_reason_changes_and_not_with_the_words() -> N
         (condition(good, "PoolsWarm", "", 4.0), 4.0),
         (condition(good, "PoolsWarm", "", 5.0), 4.0),
     ]
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as lines:
         for reading, since_s in readings:
             board.post([reading])
             (kept,) = board.all()
             assert (kept.message, kept.since_s) == (reading.message, since_s)
-    assert [line["reason"] for line in told] == ["PoolsNotWarm", "NoLeases", "PoolsWarm"]
+    assert [line["reason"] for line in lines] == ["PoolsNotWarm", "NoLeases", "PoolsWarm"]
 
 
-def test_what_only_the_engine_knows_is_posted_as_works_or_not() -> None:
+def test_post_problem_is_true_without_a_reason() -> None:
     board = ConditionBoard()
     board.post_problem("JournalWritable", 1.0, reason="WriteFailed", message="the disk is full")
     assert board.as_mapping()["JournalWritable"].problem

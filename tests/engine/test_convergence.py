@@ -1,4 +1,4 @@
-"""The whole engine against the simulated hypervisor, whose VMs fail in every way it knows, until it settles."""
+"""The whole engine on the simulated hypervisor, with VMs that fail in every simulated way, until it settles."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def tiny_image(path: Path) -> Path:
 
 
 async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
-    """Lease and release for ever, as jobs do."""
+    """Lease and release repeatedly, as jobs do."""
     while True:
         try:
             lease = await engine.leases.acquire(pool, holder="job", ttl_s=60, wait_s=1, idempotency_key=None)
@@ -115,12 +115,12 @@ async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
             continue
         served.append(lease)
         await asyncio.sleep(0.02)
-        with contextlib.suppress(RefusedError):  # its VM died meanwhile
+        with contextlib.suppress(RefusedError):  # its VM failed before
             await engine.leases.release(lease.id)
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_it_settles_whatever_failed_before(tmp_path: Path, seed: int) -> None:
+async def test_engine_settles_after_any_failures(tmp_path: Path, seed: int) -> None:
     layout = await tiny_image(tmp_path)
     text = POOLS.format(name="a", layout=layout, warm=2, standby=1)
     text += POOLS.format(name="b", layout=layout, warm=1, standby=0)
@@ -146,7 +146,7 @@ async def test_it_settles_whatever_failed_before(tmp_path: Path, seed: int) -> N
             }
 
         for lease in engine.world().leases:
-            with contextlib.suppress(RefusedError):  # its VM died meanwhile
+            with contextlib.suppress(RefusedError):  # its VM failed before
                 await engine.leases.release(lease.id)
         await until(settled)
 
@@ -158,7 +158,7 @@ async def test_fifty_vms_are_kept_warm(tmp_path: Path) -> None:
         await until(lambda: sum(vm.state is VmState.READY for vm in engine.world().vms) == 50)
 
 
-async def test_no_vm_is_leased_before_it_is_known_what_became_of_it(tmp_path: Path) -> None:
+async def test_no_vm_is_leased_before_the_first_pass(tmp_path: Path) -> None:
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
     simulated = SimulatedHost(behaviour=HEALTHY)
@@ -172,9 +172,7 @@ async def test_no_vm_is_leased_before_it_is_known_what_became_of_it(tmp_path: Pa
         assert lease.vm != dead
 
 
-async def test_a_vm_that_lost_its_files_is_replaced_and_the_holder_of_one_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_damaged_vm_is_replaced_or_its_holder_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "OBSERVE_PERIOD_S", 0.05)
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
@@ -194,10 +192,10 @@ async def test_a_vm_that_lost_its_files_is_replaced_and_the_holder_of_one_is_tol
         (leased,) = (vm for vm in engine.world().vms if vm.name == lease.vm)
         assert leased.reported_failure is not None
         assert leased.reported_failure.cause is Cause.DAMAGED
-        assert (await engine.leases.get(lease.id)).vm == lease.vm, "what to do about it is its holder's to say"
+        assert (await engine.leases.get(lease.id)).vm == lease.vm, "the holder decides whether to continue"
 
 
-async def test_a_vm_that_cannot_start_from_its_template_boots_by_itself(tmp_path: Path) -> None:
+async def test_vm_boots_when_its_template_fails(tmp_path: Path) -> None:
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=2, standby=0))
     simulated = SimulatedHost(behaviour=HEALTHY)
@@ -213,8 +211,8 @@ async def test_a_vm_that_cannot_start_from_its_template_boots_by_itself(tmp_path
         simulated.crash(min(before))
         await until(lambda: min(before) not in simulated.vms and warm_with_template())
         (new,) = {vm.name for vm in engine.world().vms} - before
-        told = [(event.kind, event.detail) for event in await engine.history.of_vm(new)]
-        kinds = [kind for kind, _ in told]
+        events = [(event.kind, event.detail) for event in await engine.history.of_vm(new)]
+        kinds = [kind for kind, _ in events]
         assert kinds == ["vm-creating", "vm-resume-failed", "vm-starting", "vm-ready"]
-        assert ("vm-starting", "by a boot") in told
-        assert any(engine.world().breakers), "the template is left alone for a while"
+        assert ("vm-starting", "by a boot") in events
+        assert any(engine.world().breakers), "the template is not used until its breaker closes"

@@ -1,4 +1,4 @@
-"""The agent dies at every step of its journal, one after the other, and the next one makes of it what was asked for."""
+"""The agent dies after every write of its journal, one at a time, and the next agent reaches the assigned state."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def life(path: Path, simulated: SimulatedHost, death: Death) -> set[str]:
 
 
 @pytest.mark.parametrize("after", range(1, STEPS))
-async def test_nothing_is_lost_or_leaked_wherever_the_agent_dies(
+async def test_nothing_is_lost_or_leaked_when_the_agent_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     layout = await tiny_image(tmp_path)
@@ -88,7 +88,7 @@ async def test_nothing_is_lost_or_leaked_wherever_the_agent_dies(
 
     async with running(tmp_path, simulated, slots=3) as engine:
         leases = {lease.id: lease for lease in engine.world().leases}
-        assert promised <= leases.keys(), "what was promised is kept"
+        assert promised <= leases.keys(), "granted leases are kept"
         for lease in leases.values():
             assert simulated.vms[lease.vm].process is not None
             assert _pids(simulated)[lease.vm] == leased_pids[lease.vm], "a leased VM is not touched"
@@ -101,10 +101,10 @@ async def test_nothing_is_lost_or_leaked_wherever_the_agent_dies(
 
         await until(settled)
         assert {lease.id for lease in engine.world().leases} == leases.keys()
-        told = [event for _, event in await engine.history.events(after=0, limit=1000)]
-        granted = [event.vm for event in told if event.kind is EventKind.LEASE_GRANTED]
+        events = [event for _, event in await engine.history.events(after=0, limit=1000)]
+        granted = [event.vm for event in events if event.kind is EventKind.LEASE_GRANTED]
         assert len(granted) == len(set(granted)), "no VM serves two leases"
-        failed = {event.cause for event in told if event.kind is EventKind.VM_FAILED}
+        failed = {event.cause for event in events if event.kind is EventKind.VM_FAILED}
         assert failed <= {"interrupted", "lost", "exited"}
 
 

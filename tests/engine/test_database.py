@@ -1,4 +1,4 @@
-"""The journal: durable, all or nothing, and honest about what it cannot read."""
+"""The database: durable, atomic, and clear about what it cannot read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RECORDS: tuple[Record, ...] = (
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-async def test_every_kind_of_record_comes_back_as_it_was_written(tmp_path: Path, record: Record) -> None:
+async def test_every_kind_of_record_is_read_as_written(tmp_path: Path, record: Record) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
     await database.write([Put(record)])
     await database.close()
@@ -50,18 +50,18 @@ async def test_every_kind_of_record_comes_back_as_it_was_written(tmp_path: Path,
     await database.close()
 
 
-async def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_write_is_atomic(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
-    twin = Lease("l2", "ci", "v1", "other", 60, 1000, 1060)
+    second = Lease("l2", "ci", "v1", "other", 60, 1000, 1060)
     with pytest.raises(JournalError, match="UNIQUE"):
-        await database.write([Put(vm("v1")), Put(LEASE), Put(twin)], [Event(EventKind.LEASE_GRANTED, 1.0)])
+        await database.write([Put(vm("v1")), Put(LEASE), Put(second)], [Event(EventKind.LEASE_GRANTED, 1.0)])
     assert await database.load(Vm) == {}
     assert await database.load(Lease) == {}
     assert await database.events() == []
     await database.close()
 
 
-async def test_the_file_itself_forbids_two_leases_on_one_vm(tmp_path: Path) -> None:
+async def test_schema_forbids_two_leases_on_one_vm(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
     await database.write([Put(LEASE)])
     with pytest.raises(JournalError):
@@ -69,17 +69,17 @@ async def test_the_file_itself_forbids_two_leases_on_one_vm(tmp_path: Path) -> N
     await database.close()
 
 
-async def test_events_are_kept_in_order_and_told_by_vm(tmp_path: Path) -> None:
+async def test_events_are_read_in_order_by_vm(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
     await database.write([], [Event(EventKind.VM_CREATING, 1.0, vm="a"), Event(EventKind.VM_CREATING, 1.0, vm="b")])
     await database.write([], [Event(EventKind.VM_READY, 2.0, vm="a", duration_s=1.0)])
-    told = await database.events(vm="a")
-    assert [(sequence, event.kind) for sequence, event in told] == [(1, "vm-creating"), (3, "vm-ready")]
+    written = await database.events(vm="a")
+    assert [(sequence, event.kind) for sequence, event in written] == [(1, "vm-creating"), (3, "vm-ready")]
     assert [sequence for sequence, _ in await database.events(after=1)] == [2, 3]
     await database.close()
 
 
-async def test_a_corrupt_journal_is_refused_by_name_with_the_way_out(tmp_path: Path) -> None:
+async def test_corrupt_journal_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be read.*journal rebuild"):
@@ -87,7 +87,7 @@ async def test_a_corrupt_journal_is_refused_by_name_with_the_way_out(tmp_path: P
     assert path.read_bytes().startswith(b"this is not")
 
 
-async def test_a_journal_of_a_newer_agent_is_refused(tmp_path: Path) -> None:
+async def test_newer_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -115,22 +115,22 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
+async def test_written_records_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     with writer, writer.stdout:
-        told = 0
-        while told < 20:
-            told = int(await asyncio.to_thread(writer.stdout.readline))
+        written = 0
+        while written < 20:
+            written = int(await asyncio.to_thread(writer.stdout.readline))
         os.kill(writer.pid, signal.SIGKILL)
-        told = max([told, *(int(line) for line in writer.stdout if line.strip())])
+        written = max([written, *(int(line) for line in writer.stdout if line.strip())])
     database = await Database.open(path)
-    assert len(await database.load(Resolution)) >= told
+    assert len(await database.load(Resolution)) >= written
     await database.close()
 
 
-async def test_memory_stands_as_before_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
+async def test_memory_is_unchanged_when_the_journal_is_unwritable(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     async with open_store(path, Clock()) as store:
         await put(store, vm("v1"))
@@ -144,7 +144,7 @@ async def test_memory_stands_as_before_when_the_journal_cannot_be_written(tmp_pa
         other.close()
 
 
-async def test_a_caller_cancelled_in_the_middle_of_a_commit_leaves_memory_and_file_agreeing(tmp_path: Path) -> None:
+async def test_cancelled_commit_keeps_memory_and_file_equal(tmp_path: Path) -> None:
     async with open_store(tmp_path / "journal.sqlite", Clock()) as store:
 
         async def write() -> None:

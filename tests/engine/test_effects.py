@@ -1,4 +1,4 @@
-"""Effects whose end cannot be written down at once: what was done stays known, and is told as it was."""
+"""Effects that end while the journal is unwritable: their results are recorded later, unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ POOL = PoolSpec("ci", "reg/ci:1", size=VmSize(1, 128), stop_grace_s=0)
 
 
 class LocalImages:
-    """Images that are all here."""
+    """A store that has every image."""
 
     def __init__(self, path: Path) -> None:
         self.image = local_image(path / "disk.img")
@@ -64,7 +64,7 @@ class Stage:
 
     @asynccontextmanager
     async def unwritable(self) -> AsyncIterator[None]:
-        """Let no write of the journal succeed, until the first has failed and the block is over."""
+        """Make the journal unwritable until the block ends and one write has failed."""
         with closing(sqlite3.connect(self.path / "journal.sqlite", isolation_level=None)) as other:
             other.execute("ALTER TABLE vms RENAME TO elsewhere")
             yield
@@ -93,18 +93,18 @@ async def staged(path: Path, behaviour: Behaviour) -> AsyncIterator[Stage]:
             await stage.executor.stop()
 
 
-async def test_a_vm_made_while_nothing_can_be_written_is_not_lost(tmp_path: Path) -> None:
+async def test_clone_is_recorded_after_the_journal_recovers(tmp_path: Path) -> None:
     async with staged(tmp_path, Behaviour(clone_s=constant(0.05))) as stage:
         await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
         async with stage.unwritable():
             await until(lambda: bool(stage.host.vms) and stage.host.vms[NAME].is_complete)
-        assert NAME in stage.executor.busy, "nothing else is planned on it meanwhile"
+        assert NAME in stage.executor.busy, "nothing else is planned on it until then"
         await stage.ended.wait()
         assert stage.store.state.vms[NAME].state is VmState.STARTING
         assert stage.host.vms[NAME].process is not None
 
 
-async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_true_cause(tmp_path: Path) -> None:
+async def test_failed_clone_keeps_its_cause_until_the_journal_recovers(tmp_path: Path) -> None:
     async with staged(tmp_path, Behaviour(clone_s=constant(0.05), clone_fails=1)) as stage:
         await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
         async with stage.unwritable():
@@ -116,7 +116,7 @@ async def test_a_clone_that_failed_while_nothing_can_be_written_is_told_by_its_t
         assert "cannot be cloned" in failure.reason
 
 
-async def test_a_teardown_whose_end_cannot_be_written_is_not_done_again(tmp_path: Path) -> None:
+async def test_teardown_is_not_repeated_while_the_journal_is_unwritable(tmp_path: Path) -> None:
     async with staged(tmp_path, Behaviour()) as stage:
         await stage.begin(CreateVm(NAME, POOL, "sha256:v1"))
         await stage.ended.wait()

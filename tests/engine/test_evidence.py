@@ -46,7 +46,7 @@ async def keep(kept: Evidence, name: str, **sizes: int) -> None:
     await kept.keep(failed(name), collect)  # type: ignore[arg-type]
 
 
-async def test_a_summary_tells_what_the_engine_knows(tmp_path: Path) -> None:
+async def test_summary_has_failure_probes_and_events(tmp_path: Path) -> None:
     kept = evidence(tmp_path)
     await keep(kept, NAMES[0], console=10)
     assert [file.name for file in await kept.files(NAMES[0])] == ["console.log", SUMMARY]
@@ -56,7 +56,7 @@ async def test_a_summary_tells_what_the_engine_knows(tmp_path: Path) -> None:
     assert summary["events"][0]["kind"] == "vm-failed"
 
 
-async def test_what_the_engine_knows_is_kept_when_the_driver_cannot_collect(tmp_path: Path) -> None:
+async def test_summary_is_stored_when_the_driver_fails(tmp_path: Path) -> None:
     kept = evidence(tmp_path)
 
     async def collect(_: Path) -> None:
@@ -67,14 +67,14 @@ async def test_what_the_engine_knows_is_kept_when_the_driver_cannot_collect(tmp_
     assert json.loads((await kept.path(NAMES[0], SUMMARY)).read_text())["error"] == "the tool hangs"
 
 
-async def test_the_largest_files_of_a_vm_go_first_and_are_named(tmp_path: Path) -> None:
+async def test_largest_files_are_dropped_first(tmp_path: Path) -> None:
     kept = evidence(tmp_path, each=5000)
     await keep(kept, NAMES[0], console=1000, screen=9000, tool=3000)
     assert [file.name for file in await kept.files(NAMES[0])] == ["console.log", SUMMARY, "tool.log"]
     assert json.loads((await kept.path(NAMES[0], SUMMARY)).read_text())["dropped"] == ["screen.log"]
 
 
-async def test_the_oldest_evidence_makes_room_for_new(tmp_path: Path) -> None:
+async def test_oldest_evidence_is_deleted_first(tmp_path: Path) -> None:
     kept = evidence(tmp_path, budget=25_000)
     for age, name in enumerate(NAMES[:3]):
         await keep(kept, name, console=8000)
@@ -86,14 +86,14 @@ async def test_the_oldest_evidence_makes_room_for_new(tmp_path: Path) -> None:
     assert 16_000 < total < 25_000
 
 
-async def test_a_smaller_budget_takes_hold_at_once(tmp_path: Path) -> None:
+async def test_smaller_limit_applies_at_the_next_trim(tmp_path: Path) -> None:
     await keep(evidence(tmp_path), NAMES[0], console=8000)
     smaller = evidence(tmp_path, budget=1000)
     await smaller.trim()
     assert list(smaller.root.iterdir()) == []
 
 
-async def test_nothing_outside_a_vms_folder_is_ever_found(tmp_path: Path) -> None:
+async def test_files_outside_the_folder_are_not_found(tmp_path: Path) -> None:
     kept = evidence(tmp_path)
     await keep(kept, NAMES[0], console=10)
     secret = tmp_path / "secret"

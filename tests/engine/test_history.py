@@ -1,4 +1,4 @@
-"""The events as the journal keeps them, and being woken by the next change."""
+"""The event history: sequence numbers, and the wait for the next change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def add_events(store: StateStore, *vms: str) -> None:
         transaction.apply(Changes(events=tuple(Event(EventKind.VM_READY, 1.0, vm=vm) for vm in vms)))
 
 
-async def test_events_are_numbered_on_over_a_restart(tmp_path: Path) -> None:
+async def test_event_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     for life in range(2):
         database = await Database.open(tmp_path / "journal.sqlite")
         store = StateStore(database, clock=lambda: 1.0, jitter=lambda: 0.5)
@@ -29,8 +29,8 @@ async def test_events_are_numbered_on_over_a_restart(tmp_path: Path) -> None:
         assert await history.last() == life * 3
         await add_events(store, "a", "b")
         await add_events(store, "a")
-        told = await history.events(after=life * 3)
-        assert [(number, event.vm) for number, event in told] == [
+        events = await history.events(after=life * 3)
+        assert [(number, event.vm) for number, event in events] == [
             (life * 3 + 1, "a"),
             (life * 3 + 2, "b"),
             (life * 3 + 3, "a"),
@@ -42,7 +42,7 @@ async def test_events_are_numbered_on_over_a_restart(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_a_change_wakes_everybody_who_waits_for_it(tmp_path: Path) -> None:
+async def test_change_wakes_every_waiter(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "journal.sqlite")
     store = StateStore(database, clock=lambda: 1.0, jitter=lambda: 0.5)
     await store.load()

@@ -1,4 +1,4 @@
-"""Chores are done at once, again and again, and one that fails does not keep the others from being done."""
+"""Housekeeping: tasks run immediately and then periodically; a failed one does not delay the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_a_chore_that_fails_is_tried_again_and_holds_up_no_other() -> None:
+async def test_failed_task_runs_again_and_delays_no_other() -> None:
     done: asyncio.Queue[str] = asyncio.Queue()
 
     async def fails() -> None:
@@ -33,7 +33,7 @@ async def test_a_chore_that_fails_is_tried_again_and_holds_up_no_other() -> None
     keeping.cancel()
 
 
-async def test_only_the_latest_events_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trim_keeps_the_latest_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "KEPT_EVENTS", 10)
     database = await Database.open(tmp_path / "journal.sqlite")
     await database.write([], [Event(EventKind.VM_READY, float(number), vm="v") for number in range(25)])

@@ -1,4 +1,4 @@
-"""What is told of a pull while it lasts."""
+"""Events of a pull in progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 class SlowImages:
-    """An image that is half here, and stays so until it is let go."""
+    """An image that is half pulled until `go` is set."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -38,25 +38,23 @@ class SlowImages:
         return (other, PullProgress("reg/ci:1", DIGEST, 80_000_000, 40_000_000, 40_000_000, 5e6, 8.0, "reg/ci"))
 
 
-async def test_a_pull_tells_how_far_it_is_and_then_that_it_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pull_records_its_progress_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_effects, "PROGRESS_PERIOD_S", 0.001)
-    told: list[Event] = []
+    events: list[Event] = []
     images = SlowImages()
 
     async def nothing(_vm: str) -> tuple[()]:
         return ()
 
     async with open_store(tmp_path / "journal.sqlite", Clock()) as store:
-        store.on_change(told.extend)
+        store.on_change(events.extend)
         evidence = Evidence(tmp_path / "evidence", 1 << 20, 1 << 20, events=nothing, probes=lambda _: ())
         context = EffectContext(SimulatedHypervisor(SimulatedHost()), images, store, evidence)  # type: ignore[arg-type]
         pulling = asyncio.create_task(image_effects.pull(context, PullImage("reg/ci:1", DIGEST)))
-        await until(lambda: len(told) >= 2)
+        await until(lambda: len(events) >= 2)
         images.go.set()
         await pulling
-    assert {event.kind for event in told[:-1]} == {EventKind.IMAGE_PULLING}
-    assert told[0].image == DIGEST
-    assert told[0].detail == "reg/ci:1: 40 of 80 MB, 5.0 MB/s, 8 s left, from reg/ci"
-    assert told[-1].kind is EventKind.IMAGE_PULLED
+    assert {event.kind for event in events[:-1]} == {EventKind.IMAGE_PULLING}
+    assert events[0].image == DIGEST
+    assert events[0].detail == "reg/ci:1: 40 of 80 MB, 5.0 MB/s, 8 s left, from reg/ci"
+    assert events[-1].kind is EventKind.IMAGE_PULLED

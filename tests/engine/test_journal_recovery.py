@@ -1,4 +1,4 @@
-"""Journals in every state of decay: what can be read is kept, what runs is adopted, nothing is made up."""
+"""Journal recovery: readable records are kept, running VMs are adopted, nothing is invented."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def listed(*names: str) -> tuple[Observed, ...]:
     return (foreign, *(Observed(name, ours=True, running=True, pid=1, image="sha256:seen") for name in names))
 
 
-async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) -> None:
+async def test_healthy_journal_has_no_errors(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await write(path)
     contents = journal_recovery.read(path)
@@ -60,7 +60,7 @@ async def test_a_good_journal_is_read_whole_and_has_no_faults(tmp_path: Path) ->
     assert [file.name for file in tmp_path.iterdir()] == ["journal.sqlite"]
 
 
-async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_path: Path) -> None:
+async def test_running_vms_are_adopted_by_a_rebuild(tmp_path: Path) -> None:
     await write(tmp_path / "journal.sqlite")
     old = journal_recovery.read(tmp_path / "journal.sqlite")
     seen = listed(READY, LEASED, FAILED, UNKNOWN)
@@ -91,7 +91,7 @@ async def test_what_runs_is_adopted_and_must_be_proven_unless_it_is_leased(tmp_p
     assert again.events[2003].kind is EventKind.JOURNAL_REBUILT
 
 
-async def test_of_a_damaged_journal_no_vm_is_taken_for_idle(tmp_path: Path) -> None:
+async def test_rebuild_of_a_damaged_journal_holds_every_vm(tmp_path: Path) -> None:
     await write(tmp_path / "journal.sqlite")
     old = journal_recovery.read(tmp_path / "journal.sqlite")
     old.damaged = True
@@ -100,7 +100,7 @@ async def test_of_a_damaged_journal_no_vm_is_taken_for_idle(tmp_path: Path) -> N
     assert {record.state for record in rebuilt.records if isinstance(record, Vm)} == {VmState.LEASED}
 
 
-async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
+async def test_readable_records_of_a_damaged_file_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await write(path)
     data = bytearray(path.read_bytes())
@@ -116,7 +116,7 @@ async def test_what_a_damaged_file_still_holds_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_what_is_no_database_holds_nothing_and_says_so(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"this is not a database" * 1000)
     contents = journal_recovery.read(path)
@@ -126,7 +126,7 @@ def test_what_is_no_database_holds_nothing_and_says_so(tmp_path: Path) -> None:
     assert rebuilt.adopted == rebuilt.held == (READY,)
 
 
-async def test_records_that_make_no_sense_are_told(tmp_path: Path) -> None:
+async def test_contradictory_records_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await write(path)
     with closing(sqlite3.connect(path)) as connection:
@@ -139,7 +139,7 @@ async def test_records_that_make_no_sense_are_told(tmp_path: Path) -> None:
     assert any(f"{DEAD} is leased as l2, but there is no such lease" in error for error in errors)
 
 
-async def test_the_old_journal_is_kept_with_all_its_parts(tmp_path: Path) -> None:
+async def test_replaced_journal_keeps_all_its_files(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_text("old")
     path.with_name("journal.sqlite-wal").write_text("wal")

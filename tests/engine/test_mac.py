@@ -1,4 +1,4 @@
-"""A Mac's host: two VMs at most, somebody else's included, no suspending and no fan-out, and more pools than slots."""
+"""A host with the limits of a Mac: two VMs of all owners, no suspend, no templates, and more pools than slots."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class Mac:
         pools = tuple(
             PoolSpec(
                 name, f"reg/{name}:1", warm=warm, priority=priority, size=VmSize(1, 1000), standby=1, lease_ttl_s=600,
-                canary_attempts=50,  # clones and VMs fail here for no fault of their version
+                canary_attempts=50,  # clones and VMs fail here whatever their version
             )
             for name, warm, priority in (("a", 1, 0), ("b", 1, 0), ("c", 2, 1), ("d", 0, 0))
         )  # fmt: skip
         self.host = Host(limits=HostLimits(SLOTS, 64, 64000), pools=pools, most_running=SLOTS, can_suspend=can_suspend)
         self.host.registry = {pool.image: digest(pool.name) for pool in pools}
-        self.asked = 0
+        self.requested = 0
 
     def step(self) -> None:
-        """Let one thing happen, and the agent take a turn."""
+        """Let one event happen, and run a reconcile pass."""
         host, rng = self.host, self.rng
         host.now_s += rng.choice((0.1, 1.0, 10.0, 30.0))
         match rng.randrange(12):
             case 0 if len(host.requests) < 6:
                 host.request_lease(rng.choice("abcd"))
-                self.asked += 1
+                self.requested += 1
             case 1 if host.leases:
                 host.release(rng.choice(sorted(host.leases)))
             case 2 if host.running and rng.random() < 0.3:
@@ -62,11 +62,11 @@ class Mac:
             case 5:
                 host.observe()
             case _:
-                self.go_on()
+                self.advance()
         host.reconcile()
 
-    def go_on(self) -> None:
-        """Let an effect end, else a VM be proven."""
+    def advance(self) -> None:
+        """Let an effect end, and startup probes pass."""
         host, rng = self.host, self.rng
         if host.in_flight:
             host.finish(rng.choice(sorted(host.in_flight)), ok=rng.random() < 0.95)
@@ -83,7 +83,7 @@ class Mac:
 
 
 @pytest.mark.parametrize(("can_suspend", "steps"), [(False, STEPS), (True, STEPS // 4)])
-def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease(can_suspend: bool, steps: int) -> None:
+def test_two_slot_host_serves_every_request_of_four_pools(can_suspend: bool, steps: int) -> None:
     mac = Mac(seed=1, can_suspend=can_suspend)
     for _ in range(steps):
         mac.step()
@@ -97,14 +97,16 @@ def test_a_mac_with_four_pools_never_runs_three_vms_and_serves_every_lease(can_s
             mac.host.release(lease)
         mac.host.now_s += 30
         mac.host.observe()
-        mac.go_on()
+        mac.advance()
         mac.host.reconcile()
     assert not mac.host.requests
-    assert mac.served == mac.asked > steps / 40
+    assert mac.served == mac.requested > steps / 40
 
 
-async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole engine on a simulated Mac that refuses a third VM, while somebody else's comes and goes."""
+async def test_requests_of_more_pools_than_slots_are_all_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole engine on a simulated Mac that refuses a third VM, while a VM of another owner starts and ends."""
     monkeypatch.setattr(engine_module, "OBSERVE_PERIOD_S", 0.2)
     layout = await tiny_image(tmp_path)
     names = ("a", "b", "c", "d")
@@ -120,22 +122,22 @@ async def test_leases_of_more_pools_than_slots_are_all_served(tmp_path: Path, mo
             assert simulated.running <= SLOTS
             await engine.leases.release(lease.id)
 
-        async def somebody_else() -> None:
+        async def run_foreign_vm() -> None:
             while True:
                 if simulated.running < SLOTS:
-                    simulated.foreign["somebody-elses"] = True
+                    simulated.foreign["foreign"] = True
                 await asyncio.sleep(0.3)
                 simulated.foreign.clear()
                 await asyncio.sleep(0.3)
 
-        other = asyncio.create_task(somebody_else())
+        other = asyncio.create_task(run_foreign_vm())
         await asyncio.gather(*(job(number) for number in range(40)))
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
         assert all(vm.snapshot is None for vm in simulated.vms.values()), "a host without suspend suspends nothing"
 
 
-async def test_a_start_refused_for_want_of_a_slot_is_no_fault_of_the_image(tmp_path: Path) -> None:
+async def test_start_without_a_slot_does_not_count_against_the_image(tmp_path: Path) -> None:
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
     simulated = SimulatedHost(capabilities=MAC, max_running=1)
@@ -143,12 +145,13 @@ async def test_a_start_refused_for_want_of_a_slot_is_no_fault_of_the_image(tmp_p
         await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
         (ready,) = (vm.name for vm in engine.world().vms)
         image = engine.world().vms[0].image
-        simulated.foreign["somebody-elses"] = False
+        simulated.foreign["foreign"] = False
         simulated.end_process(simulated.vms[ready], 1)
-        simulated.foreign["somebody-elses"] = True  # it was quicker
-        await until(lambda: engine.world().foreign_slots == 1)  # seen at once, long before the next look was due
+        simulated.foreign["foreign"] = True  # it started first
+        await until(lambda: engine.world().foreign_slots == 1)  # observed immediately, before the next period
         failed = [event for _, event in await engine.history.events(after=0) if event.kind is EventKind.VM_FAILED]
-        assert [event.cause for event in failed] == [Cause.EXITED, Cause.SLOTS_TAKEN]
+        first, *others = (event.cause for event in failed)
+        assert (first, set(others)) == (Cause.EXITED, {Cause.SLOTS_TAKEN})  # another try may precede the observation
         world = engine.world()
         key = BreakerKey(Scope.IMAGE, image)
         assert key not in world.breakers or world.breakers[key].failures == 1

@@ -1,4 +1,4 @@
-"""Metering: what happens is counted under the labels the documentation names."""
+"""Metering: events are counted under the documented labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-async def test_every_command_is_timed_and_one_that_had_to_be_killed_is_counted() -> None:
+async def test_commands_are_timed_and_timeouts_counted() -> None:
     metrics = Metrics()
     runner = CommandRunner(Metering(metrics).count_command)
     await runner.run(Command((sys.executable, "-c", ""), timeout_s=30))
@@ -35,7 +35,7 @@ async def test_every_command_is_timed_and_one_that_had_to_be_killed_is_counted()
     ("error", "outcome"),
     [(NoVmFreeError("none"), "timeout"), (asyncio.CancelledError(), "cancelled"), (DrainingError("no"), "refused")],
 )
-def test_a_request_without_a_lease_is_counted_by_how_it_ended(error: BaseException, outcome: str) -> None:
+def test_refused_request_is_counted_by_its_end(error: BaseException, outcome: str) -> None:
     metrics = Metrics()
     Metering(metrics).count_refusal("ci", error)
     assert sample(metrics, "hearth_leases_total", pool="ci", outcome=outcome) == 1
@@ -45,7 +45,7 @@ E = EventKind
 
 
 @pytest.mark.parametrize(
-    ("story", "measured"),
+    ("events", "measured"),
     [
         ([(E.VM_CREATING, 0), (E.VM_STARTING, 1), (E.VM_READY, 5)], {"boot ok": 4, "ready ok": 5, "clone ok": 0.5}),
         ([(E.VM_CREATING, 0), (E.VM_FAILED, 2)], {"clone failed": 2, "ready failed": 2}),
@@ -63,11 +63,11 @@ E = EventKind
         ([(E.VM_READY, 7), (E.VM_FAILED, 8)], {}),
     ],
 )  # fmt: skip
-def test_what_a_vm_goes_through_is_measured(story: list[tuple[EventKind, float]], measured: dict[str, float]) -> None:
+def test_operations_of_a_vm_are_measured(events: list[tuple[EventKind, float]], measured: dict[str, float]) -> None:
     """Ends that have an event of their own bring their duration: half a second here."""
     metrics = Metrics()
     Metering(metrics).count(
-        tuple(Event(kind, at_s, vm="v", pool="ci", cause="exited", duration_s=0.5) for kind, at_s in story)
+        tuple(Event(kind, at_s, vm="v", pool="ci", cause="exited", duration_s=0.5) for kind, at_s in events)
     )
     found = {}
     for name in ("clone", "boot", "ready", "suspend", "resume", "teardown"):
@@ -78,7 +78,7 @@ def test_what_a_vm_goes_through_is_measured(story: list[tuple[EventKind, float]]
     assert found == measured
 
 
-def test_strays_are_counted_as_orphans_and_what_cannot_be_ended_as_leaks() -> None:
+def test_strays_count_as_orphans_and_failed_removals_as_leaks() -> None:
     metrics = Metrics()
     Metering(metrics).count((Event(E.STRAY_REMOVED, 0.0, vm="v"), Event(E.STRAY_REMOVAL_FAILED, 0.0, vm="w")))
     assert sample(metrics, "hearth_vms_orphaned_total") == 1

@@ -43,7 +43,7 @@ class FirstReport:
             self.found.set_result(unhealthy)
 
 
-async def test_a_hung_guest_is_found_after_its_periods_and_one_timeout() -> None:
+async def test_hung_guest_is_found_after_its_periods_and_one_timeout() -> None:
     reports = FirstReport()
     prober = Prober(HungGuest(), reports, ProbeResults(), on_result=lambda *_: None, clock=time.time)
     began_s = time.monotonic()

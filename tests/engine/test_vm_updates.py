@@ -1,4 +1,4 @@
-"""News about VMs, also when it cannot be written down at once."""
+"""Updates of VMs, also while the journal is unwritable."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_an_exit_is_written_when_the_journal_can_be_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_exit_is_recorded_after_the_journal_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     path = tmp_path / "journal.sqlite"
     async with open_store(path, Clock()) as store:

@@ -21,8 +21,8 @@ def standby_host(*, warm: int = 1, standby: int = 2, slots: int = 3) -> Host:
     return host
 
 
-def fan_out_host(*, warm: int = 2, slots: int = 2) -> Host:
-    """Return a settled host whose hypervisor fans out."""
+def template_host(*, warm: int = 2, slots: int = 2) -> Host:
+    """Return a settled host with a hypervisor that supports templates."""
     pool = PoolSpec("ci", "reg/ci:latest", warm=warm)
     host = Host(limits=HostLimits(slots, 64, 65536), pools=(pool,), can_use_templates=True)
     host.registry["reg/ci:latest"] = digest("v1")
@@ -33,14 +33,14 @@ def fan_out_host(*, warm: int = 2, slots: int = 2) -> Host:
 KEY = template_name(digest("v1"), VmSize())
 
 
-def test_standby_vms_are_kept_beyond_the_slots() -> None:
+def test_standby_vms_hold_no_slot() -> None:
     host = standby_host(warm=1, standby=3, slots=2)
     assert len(host.in_state("ci", VmState.READY)) == 1
     assert len(host.in_state("ci", VmState.STANDBY)) == 3
     assert host.used().slots == 1
 
 
-def test_without_a_free_slot_warm_vms_are_suspended_one_at_a_time_and_made_anew() -> None:
+def test_warm_vms_are_suspended_one_at_a_time_without_a_free_slot() -> None:
     host = standby_host(warm=2, standby=2, slots=2)
     assert len(host.in_state("ci", VmState.READY)) == 2
     assert len(host.in_state("ci", VmState.STANDBY)) == 2
@@ -48,13 +48,13 @@ def test_without_a_free_slot_warm_vms_are_suspended_one_at_a_time_and_made_anew(
     assert not host.events.count(EventKind.VM_RESUMING), "nothing went back and forth"
 
 
-def test_the_last_ready_vm_is_not_given_up_for_standby() -> None:
+def test_last_ready_vm_is_not_suspended() -> None:
     host = standby_host(warm=1, standby=1, slots=1)
     assert len(host.in_state("ci", VmState.READY)) == 1
     assert not host.in_state("ci", VmState.STANDBY)
 
 
-def test_without_a_free_slot_a_dead_vm_is_replaced_by_a_resume_and_the_standby_made_good() -> None:
+def test_dead_vm_is_replaced_by_a_resume_without_a_free_slot() -> None:
     host = standby_host(warm=2, standby=1, slots=2)
     victim, *_ = host.in_state("ci", VmState.READY)
     host.die(victim.name)
@@ -68,7 +68,7 @@ def test_without_a_free_slot_a_dead_vm_is_replaced_by_a_resume_and_the_standby_m
     assert [len(host.in_state("ci", state)) for state in (VmState.READY, VmState.STANDBY)] == [2, 1]
 
 
-def test_a_request_gets_a_vm_that_was_just_suspended() -> None:
+def test_request_resumes_a_vm_that_was_just_suspended() -> None:
     host = standby_host(warm=2, standby=0, slots=2)
     assigned(host, standby=1)
     (suspend,) = host.reconcile().actions
@@ -81,7 +81,7 @@ def test_a_request_gets_a_vm_that_was_just_suspended() -> None:
     assert resumed == [suspend.vm]
 
 
-def test_a_dead_vm_is_replaced_by_a_resume() -> None:
+def test_dead_vm_is_replaced_by_a_resume() -> None:
     host = standby_host()
     (victim,) = host.in_state("ci", VmState.READY)
     host.die(victim.name)
@@ -93,7 +93,7 @@ def test_a_dead_vm_is_replaced_by_a_resume() -> None:
     assert host.vms[resume.vm].state is VmState.READY
 
 
-def test_a_resume_that_fails_costs_that_vm_only() -> None:
+def test_failed_resume_fails_only_its_vm() -> None:
     host = standby_host()
     (victim,) = host.in_state("ci", VmState.READY)
     host.die(victim.name)
@@ -108,7 +108,7 @@ def test_a_resume_that_fails_costs_that_vm_only() -> None:
     assert len(host.in_state("ci", VmState.STANDBY)) == 2
 
 
-def test_a_suspension_cut_short_by_a_restart_ends_in_a_teardown() -> None:
+def test_suspension_interrupted_by_a_restart_ends_in_teardown() -> None:
     host = standby_host(standby=0)
     assigned(host, standby=1)
     for _ in range(20):
@@ -126,7 +126,7 @@ def test_a_suspension_cut_short_by_a_restart_ends_in_a_teardown() -> None:
     assert len(host.in_state("ci", VmState.STANDBY)) == 1
 
 
-def test_a_standby_vm_whose_memory_vanished_is_replaced() -> None:
+def test_standby_vm_without_its_snapshot_is_replaced() -> None:
     host = standby_host(standby=1)
     (lost,) = host.in_state("ci", VmState.STANDBY)
     host.suspended.discard(lost.name)
@@ -137,7 +137,7 @@ def test_a_standby_vm_whose_memory_vanished_is_replaced() -> None:
     assert len(host.in_state("ci", VmState.STANDBY)) == 1
 
 
-def test_standby_vms_of_an_old_version_go() -> None:
+def test_standby_vms_of_an_old_version_are_removed() -> None:
     host = standby_host()
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
@@ -146,14 +146,14 @@ def test_standby_vms_of_an_old_version_go() -> None:
     assert len(host.in_state("ci", VmState.STANDBY)) == 2
 
 
-def test_the_memory_of_a_proven_vm_is_kept_once() -> None:
-    host = fan_out_host()
+def test_one_template_is_saved_per_version() -> None:
+    host = template_host()
     assert host.templates == {KEY}
     assert not any(isinstance(action, SaveTemplate) for action in host.reconcile().actions)
 
 
-def test_a_replacement_starts_from_the_template() -> None:
-    host = fan_out_host()
+def test_replacement_starts_from_the_template() -> None:
+    host = template_host()
     victim = next(iter(host.vms))
     host.die(victim)
     host.reconcile()
@@ -163,8 +163,8 @@ def test_a_replacement_starts_from_the_template() -> None:
     assert creation.template == KEY
 
 
-def test_a_vm_from_a_template_that_never_gets_healthy_condemns_the_template_not_the_image() -> None:
-    host = fan_out_host()
+def test_vm_that_never_gets_ready_counts_against_its_template() -> None:
+    host = template_host()
     victim = next(iter(host.vms))
     host.die(victim)
     host.reconcile()
@@ -179,16 +179,16 @@ def test_a_vm_from_a_template_that_never_gets_healthy_condemns_the_template_not_
     assert second.template is None
 
 
-def test_templates_of_versions_nobody_runs_are_removed() -> None:
-    host = fan_out_host()
+def test_unused_templates_are_removed() -> None:
+    host = template_host()
     host.registry["reg/ci:latest"] = digest("v2")
     host.now_s += 301
     host.settle()
     assert host.templates == {template_name(digest("v2"), VmSize())}
 
 
-def test_a_guest_that_cannot_fan_out_boots() -> None:
-    host = fan_out_host()
+def test_guest_without_template_support_boots() -> None:
+    host = template_host()
     host.templates.clear()
     (saving,) = host.reconcile().actions
     assert isinstance(saving, SaveTemplate)
@@ -198,7 +198,7 @@ def test_a_guest_that_cannot_fan_out_boots() -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_age_s", "max_idle_s"])
-def test_old_idle_vms_are_replaced_one_at_a_time(limit: str) -> None:
+def test_aged_idle_vms_are_replaced_one_at_a_time(limit: str) -> None:
     host = standby_host(warm=2, standby=0)
     before = set(host.vms)
     assigned(host, **{limit: 100.0})
