@@ -1,7 +1,7 @@
-"""The configuration file while the agent runs: a change is validated and, where it can be, applied at once.
+"""Reload of the configuration file while the agent runs: changes are validated and, if possible, applied immediately.
 
-A file that cannot be used leaves the configuration in force and raises a condition; so does a change of a key that only
-a restart can apply, by name.
+An invalid file leaves the configuration unchanged and raises a condition. Changed keys that need a restart are named in
+another condition.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class ConfigReloader:
-    """Follows the configuration file. `appliers` holds, by key, what applies a new value while the agent runs."""
+    """Watches the configuration file. `appliers` maps each live key to the function that applies its new value."""
 
     def __init__(
         self, path: Path, running: Config, appliers: Mapping[str, Callable[[Config], None]], board: ConditionBoard
@@ -40,15 +40,15 @@ class ConfigReloader:
         self._board = board
 
     async def watch(self) -> None:
-        """Follow the file until cancelled."""
+        """Watch the file until cancelled."""
         await watch_file(self._path, self.reload)
 
     async def reload(self) -> None:
-        """Read the file, apply what can be applied, and tell what cannot."""
+        """Read the file, apply its live keys, and post or clear the two conditions."""
         try:
             new = await asyncio.to_thread(load_config, self._path)
         except ConfigError as error:
-            message = f"{error}. The configuration in force stays"
+            message = f"{error}. The agent keeps the previous configuration"
             self._board.post_problem("ConfigurationValid", time.time(), reason="Refused", message=message)
             return
         self._board.post_problem("ConfigurationValid", time.time())
@@ -57,22 +57,22 @@ class ConfigReloader:
                 self._appliers[key](new)
                 log.info("configuration-applied", key=key)
         self._running = new
-        waiting = [key for key in changed_keys(self._started_with, new) if key not in self._appliers]
-        message = f"these keys changed and need a restart of the agent (VMs stay): {', '.join(waiting)}"
-        reason = "KeysChanged" if waiting else ""
-        self._board.post_problem("ConfigurationApplied", time.time(), reason=reason, message=message if waiting else "")
+        pending = [key for key in changed_keys(self._started_with, new) if key not in self._appliers]
+        message = f"changed keys that need a restart of the agent (VMs keep running): {', '.join(pending)}"
+        reason = "KeysChanged" if pending else ""
+        self._board.post_problem("ConfigurationApplied", time.time(), reason=reason, message=message if pending else "")
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Return the dotted keys whose values differ between two configurations."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(_flatten(old)), dict(_flatten(new))
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-def _flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if hasattr(type(value), "model_fields"):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

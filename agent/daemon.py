@@ -1,7 +1,8 @@
-"""The life of the agent's process: one instance, ordered start, signals, ordered and bounded stop.
+"""The process of the agent: single instance, start order, signals, and a stop with a time limit.
 
-The API listens before the engine starts, so that probes of a starting agent see "starting" and not silence. The first
-SIGTERM or SIGINT stops in order and leaves every VM running; a second one forces the end.
+The API listens before the engine starts, so that probes of a starting agent get "starting" and not a refused
+connection. The first SIGTERM or SIGINT stops the agent in order and leaves all VMs running; a second one ends the
+process immediately.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STOP_LIMIT_S: Final = 15.0
-"""A stop that takes longer is cut: launchd kills at ExitTimeOut, and the journal is whole at any moment."""
+"""Time limit for the stop. It is below ExitTimeOut, when launchd kills the agent. The journal is always consistent."""
 
 
 class ExitCode(IntEnum):
@@ -52,7 +53,7 @@ class ExitCode(IntEnum):
 
 
 def run(config_path: Path) -> int:
-    """Run the agent until a signal ends it; return its exit code. Errors at the start go to stderr and the log."""
+    """Run the agent until a signal stops it; return the exit code. Errors at the start go to stderr and the log."""
     reset_inherited_signals()
     try:
         config = load_config(config_path)
@@ -90,13 +91,13 @@ def _logging(config: Config) -> Iterator[Logs]:
         handlers.close()
 
 
-def _no_core_files() -> None:
-    """Let neither the agent nor a tool or VM it starts leave its memory in a file: there are secrets in it."""
+def _disable_core_files() -> None:
+    """Prevent core files of the agent and of its children, because their memory contains secrets."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
-    _no_core_files()
+    _disable_core_files()
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
@@ -106,7 +107,7 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
             await built.api.start()
             await built.engine.start()
         except HearthError as error:
-            log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message says it all
+            log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message is complete
             raise
         log.info("agent-started", port=built.api.port)
         reloader = ConfigReloader(
@@ -124,7 +125,7 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
 
 
 async def _serve(built: app.App, reloader: ConfigReloader, stopping: asyncio.Event) -> int:
-    """Run the engine until a signal asks to stop, or a defect ends it."""
+    """Run the engine until a signal requests the stop, or a defect ends the engine."""
     running = asyncio.create_task(built.engine.run(), name="engine")
     stop_requested = asyncio.create_task(stopping.wait(), name="signals")
     background = [
@@ -148,11 +149,11 @@ async def _stop(built: app.App) -> None:
         async with asyncio.timeout(STOP_LIMIT_S):
             await built.engine.stop()
     except TimeoutError:
-        log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - where it hung is in the tasks, not here
+        log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - the traceback of the timeout does not show which task hung
 
 
 def _stop_on_signals() -> asyncio.Event:
-    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    """Return an event that the first SIGTERM or SIGINT sets. The second signal ends the process."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

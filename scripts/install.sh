@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sets Hearth up for good: a version in a folder of its own, and `current`, a link to the one that is used.
+# Install Hearth: each version in its own folder, and `current`, a link to the active version.
 #   scripts/install.sh                         from this checkout
-#   scripts/install.sh --from hearth-1.2.whl   from a release: a wheel or a source archive
-#   scripts/install.sh --prefix /opt/hearth    where to (default: /opt/hearth)
-#   scripts/install.sh --dry-run               says what it would do
-# Run it again to upgrade: the new version stands complete before `current` turns to it, and the two before it stay for
-# a way back. Dependencies are the ones of the lock, checked by their hashes. A service that runs is restarted; VMs stay.
+#   scripts/install.sh --from hearth-1.2.whl   from a release (wheel or source archive)
+#   scripts/install.sh --prefix /opt/hearth    target folder (default: /opt/hearth)
+#   scripts/install.sh --dry-run               print the steps without running them
+# Run it again to upgrade: `current` changes after the new version is complete, and the two previous versions are kept.
+# Dependencies come from the lock file and are verified by their hashes. A running service restarts; VMs keep running.
 set -euo pipefail
 
 prefix=/opt/hearth from='' dry='' keep=3
@@ -36,10 +36,10 @@ find_python() {
             return
         fi
     done
-    fail "needs Python 3.11 or later: on a Mac run \`brew install python@3.13\`, or name it by HEARTH_PYTHON"
+    fail "needs Python 3.11 or later: on a Mac run \`brew install python@3.13\`, or set HEARTH_PYTHON"
 }
 
-# Prints the name of the version's folder: release and content, so that each checkout state has a folder of its own.
+# Prints the name of the version's folder: release and checksum, so that each state of a checkout has its own folder.
 version_of() {
     local digest
     if [[ $from ]]; then
@@ -61,7 +61,7 @@ build() {
     if [[ $from == *.whl ]]; then
         "${pip[@]}" --no-deps "$from"
     else
-        # What builds the package comes from a lock as well, into a folder that is thrown away.
+        # The build tools come from a lock file as well, in a temporary folder.
         "$python" -m venv "$folder/build"
         awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } wanted' \
             "$build_lock" >"$folder/build/lock"
@@ -76,14 +76,14 @@ build() {
     touch "$folder/complete"
 }
 
-turn_current() {
-    local fresh="$prefix/.current.$$"
-    ln -s "versions/$version" "$fresh"
-    # A rename replaces the old link in one step; `mv` would move the new one into the folder that the old one leads to.
-    "$python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' "$fresh" "$prefix/current"
+switch_current() {
+    local temporary="$prefix/.current.$$"
+    ln -s "versions/$version" "$temporary"
+    # A rename replaces the old link atomically; `mv` would move the new link into the folder behind the old one.
+    "$python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' "$temporary" "$prefix/current"
 }
 
-drop_old() {
+remove_old_versions() {
     local old
     find "$prefix/versions" -mindepth 1 -maxdepth 1 -type d ! -name "$version" -print0 | xargs -0 ls -1dt 2>/dev/null |
         tail -n "+$keep" | while IFS= read -r old; do rm -rf "$old"; done
@@ -92,17 +92,17 @@ drop_old() {
 lock=$here/scripts/requirements/run.lock
 build_lock=$here/scripts/requirements/dev.lock
 [[ -f $lock ]] || fail "$lock is missing: run this from a checkout or an unpacked release"
-[[ -z $from || -f $from ]] || fail "there is no $from" 2
+[[ -z $from || -f $from ]] || fail "$from does not exist" 2
 python=$(find_python)
 version=$(version_of)
 target=$prefix/versions/$version
 
-if [[ ! -e $prefix && ! -w $(dirname "$prefix") ]]; then fail "may not write $prefix: run it with sudo"; fi
+if [[ ! -e $prefix && ! -w $(dirname "$prefix") ]]; then fail "cannot write to $prefix: run it with sudo"; fi
 
 if [[ -f $target/complete ]]; then
-    say "$version is there already"
+    say "$version is already installed"
 else
-    say "setting up $version in $target, with $python"
+    say "installing $version in $target, with $python"
     if [[ $dry ]]; then
         say "would run: $python -m venv, pip install --require-hashes of $lock, pip install of ${from:-$here}"
     else
@@ -115,11 +115,11 @@ fi
 if [[ $(readlink "$prefix/current" 2>/dev/null) == "versions/$version" ]]; then
     say "current is $version"
 else
-    say "turning current to $version"
-    [[ $dry ]] || turn_current
+    say "switching current to $version"
+    [[ $dry ]] || switch_current
     if [[ $(uname) == Darwin ]] && { [[ $dry ]] || "$prefix/current/bin/hearth" service status >/dev/null; }; then
         run "$prefix/current/bin/hearth" service restart
     fi
 fi
-[[ $dry ]] || drop_old
+[[ $dry ]] || remove_old_versions
 say "ready: $prefix/current/bin/hearth"

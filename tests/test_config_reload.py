@@ -1,4 +1,4 @@
-"""The configuration file while the agent runs: applied where it can be, told where it cannot."""
+"""Reload of the configuration file while the agent runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """A configuration file with a listener on two of its keys."""
+    """A configuration file with appliers for two of its keys."""
 
     def __init__(self, folder: Path, text: str) -> None:
         self.path = folder / "hearth.toml"
@@ -73,12 +73,12 @@ async def test_keys_that_need_a_restart_are_named_until_reverted(bench: Bench) -
 
 
 async def test_doctor_period_is_applied_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: asyncio.Queue[None] = asyncio.Queue()
+    runs: asyncio.Queue[None] = asyncio.Queue()
 
-    async def look(_: HostMonitor) -> None:
-        looks.put_nowait(None)
+    async def count_run(_: HostMonitor) -> None:
+        runs.put_nowait(None)
 
-    monkeypatch.setattr(HostMonitor, "run_checks", look)
+    monkeypatch.setattr(HostMonitor, "run_checks", count_run)
     path = tmp_path / "hearth.toml"
     text = f'data_dir = "{tmp_path}"\n[hypervisor]\nkind = "simulated"\n[host]\ndoctor_period_s = '
     path.write_text(f"{text}3600\n")
@@ -87,11 +87,11 @@ async def test_doctor_period_is_applied_immediately(tmp_path: Path, monkeypatch:
         built = await app.build(config, stack)
         reloader = ConfigReloader(path, config, built.appliers, built.board)
         watching = asyncio.create_task(built.watch.run())
-        await looks.get()
+        await runs.get()
         path.write_text(f"{text}0.01\n")
         await reloader.reload()
         for _ in range(3):
-            await looks.get()
+            await runs.get()
         watching.cancel()
         await asyncio.wait([watching])
     assert not any(one.problem for one in built.board.all() if one.type.startswith("Configuration"))

@@ -59,7 +59,7 @@ async def test_agent_stops_in_order_on_sigterm(host: Host) -> None:
     assert time.monotonic() - began_s < STOP_S
     lines = host.read_log()
     stopping = [line["event"] for line in lines].index("agent-stopping")
-    # An effect whose result was being written to the journal at the signal, such as `template-saved`, is completed.
+    # An effect is completed if its result was being written at the signal, for example `template-saved`.
     # Its lines name the action. A line without one would come from work that began after the signal.
     assert [line["event"] for line in lines[stopping + 1 :] if "action" not in line] == ["agent-stopped"]
     assert lines[-1]["event"] == "agent-stopped"
@@ -80,11 +80,11 @@ async def test_host_document_has_vitals_and_failing_doctor_checks(host: Host) ->
     host.config.write_text(text.replace("disk_reserve_mib = 64", f"disk_reserve_mib = {1 << 40}"))
     await host.start(excused=frozenset({"disk"}))
 
-    def told(document: Document, _: list[Document]) -> bool:
-        return any(one["type"] == "DiskPressure" for one in document["conditions"])
+    def is_disk_space_low(document: Document, _: list[Document]) -> bool:
+        return any(one["type"] == "DiskSpaceLow" for one in document["conditions"])
 
-    document = await host.wait_until(told, timeout_s=30)
-    condition = next(one for one in document["conditions"] if one["type"] == "DiskPressure")
+    document = await host.wait_until(is_disk_space_low, timeout_s=30)
+    condition = next(one for one in document["conditions"] if one["type"] == "DiskSpaceLow")
     assert (condition["status"], condition["problem"], condition["reason"]) == ("true", True, "DoctorFoundError")
     assert "set images.budget_mib" in condition["message"]
     assert document["cores"]["performance"] >= 1
@@ -121,7 +121,7 @@ async def test_agent_exits_immediately_on_a_second_signal(host: Host) -> None:
     await host.start()
     os.kill(host.pid, signal.SIGSTOP)
     os.kill(host.pid, signal.SIGTERM)
-    os.kill(host.pid, signal.SIGINT)  # another one, since pending signals of a kind merge into one
+    os.kill(host.pid, signal.SIGINT)  # a different signal, because pending signals of the same number merge
     os.kill(host.pid, signal.SIGCONT)
     assert await host.wait() == 130
 
@@ -137,7 +137,7 @@ async def test_host_mode_survives_sigkill(host: Host, verb: str, mode: str) -> N
     document = await host.get("/v1/host")
     assert (document["mode"]["mode"], document["mode"]["reason"]) == (mode, "new disks")
     code, _, err = await host.run_hearth("lease", "small", check=False)
-    assert (code, f"this host is {mode} and gives no leases: new disks" in err) == (6, True)
+    assert (code, f"this host is {mode} and grants no leases: new disks" in err) == (6, True)
     await host.wait_until(lambda _, vms: len([vm for vm in vms if vm["state"] == "ready"]) == (verb == "cordon"))
     await host.run_hearth("uncordon")
     await host.run_hearth("lease", "small", "--wait", "30s")

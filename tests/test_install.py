@@ -1,4 +1,4 @@
-"""scripts/install.sh: versions beside each other, `current` turned in one step, nothing done twice."""
+"""scripts/install.sh: several versions, an atomic switch of `current`, and no repeated work."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_dry_run_prints_its_steps_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_installed_version_is_activated_and_old_ones_removed(tmp_path: Path) -> None:
-    """The costly part, setting a version up, is left out: it stands already, as after an earlier run."""
+    """The slow installation is skipped: the version exists already, as after an earlier run."""
     release = tmp_path / "hearth-9.1.0-py3-none-any.whl"
     release.write_bytes(b"a wheel")
     planned = install("--prefix", tmp_path, "--from", release, "--dry-run").stderr
-    version = next(line.split()[3] for line in planned.splitlines() if "setting up" in line)
+    version = next(line.split()[2] for line in planned.splitlines() if "installing" in line)
     assert version.startswith("9.1.0-")
     versions = tmp_path / "versions"
     for age, name in enumerate([version, "0.9", "0.8", "0.7", "0.6"]):
@@ -57,12 +57,12 @@ def test_installed_version_is_activated_and_old_ones_removed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [(("--from", "/nothing.whl"), "there is no"), (("--wrong",), "--prefix")]
+    ("arguments", "message"), [(("--from", "/nothing.whl"), "does not exist"), (("--wrong",), "--prefix")]
 )
-def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], message: str) -> None:
     done = install(*arguments)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.skipif(not os.environ.get("HEARTH_SLOW"), reason="fetches every dependency; set HEARTH_SLOW=1")
@@ -74,11 +74,13 @@ def test_checkout_install_is_complete_after_an_interruption(tmp_path: Path) -> N
     assert subprocess.run([hearth, "--version"], capture_output=True, text=True, check=True).stdout.startswith(
         "hearth "
     )
-    ask = "from agent.host.service import plist; print(plist.templates()); print(plist.newsyslog.__module__)"
+    program = "from agent.host.service import plist; print(plist.templates()); print(plist.newsyslog.__module__)"
     python = version / "bin" / "python"
-    told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
-    assert told[0].startswith(str(version))
-    assert told[0].endswith("/agent/launchd")
+    output = subprocess.run(
+        [python, "-c", program], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout.splitlines()
+    assert output[0].startswith(str(version))
+    assert output[0].endswith("/agent/launchd")
 
     build = (
         sys.executable,
@@ -103,4 +105,4 @@ def test_checkout_install_is_complete_after_an_interruption(tmp_path: Path) -> N
     again = install("--prefix", tmp_path)
     assert again.returncode == 0, again.stderr
     assert not (version / "gone").exists()
-    assert "is there already" in install("--prefix", tmp_path).stderr
+    assert "is already installed" in install("--prefix", tmp_path).stderr

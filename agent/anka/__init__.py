@@ -1,1 +1,1 @@
-"""The `anka` command line, as its driver and its image provider both use it."""
+"""The program `anka`, which the hypervisor driver and the image store share."""

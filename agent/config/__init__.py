@@ -1,7 +1,8 @@
-"""The agent's configuration and the assignment document: two TOML files, validated to the last key.
+"""The configuration of the agent and the assignment: two TOML files with strict validation.
 
-Errors name the file, the line or key, and the way out. Everything has a default that works; unknown keys are refused,
-because a misspelt limit is worse than a missing one. `hearth config check` runs the same code as the agent.
+Errors name the file, the line or key, and the remedy. Each key has a working default except the required keys of a
+pool. Unknown keys are refused, because a misspelt limit would otherwise have no effect. `hearth config check` runs the
+same code as the agent.
 """
 
 from agent.config.api import ApiConfig, TlsConfig

@@ -1,4 +1,4 @@
-"""The assignment document: the pools that a host must serve."""
+"""The assignment: the pools that a host must serve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.domain.model import PoolSpec, ProbeKind, ProbeSpec, VmSize
 
 
 class ProbeDocument(Section):
-    """`[[pools.NAME.probes]]`: one health question."""
+    """`[[pools.NAME.probes]]`: one health probe."""
 
     kind: ProbeKind
     port: Port | None = None
@@ -24,18 +24,18 @@ class ProbeDocument(Section):
     failures: int = Field(default=3, ge=1, le=100)
 
     @model_validator(mode="after")
-    def _has_what_its_kind_asks(self) -> Self:
+    def _match_keys_to_kind(self) -> Self:
         needs_port = self.kind in (ProbeKind.TCP, ProbeKind.HTTP)
         if needs_port and self.port is None:
             raise ValueError(f"a probe of kind {self.kind} needs a port")
         if not needs_port and self.port is not None:
-            raise ValueError(f"a probe of kind {self.kind} takes no port")
+            raise ValueError(f"a probe of kind {self.kind} has no port: remove it")
         if (self.kind is ProbeKind.EXEC) != bool(self.command):
-            raise ValueError("a command belongs to a probe of kind exec, and to no other")
+            raise ValueError("a probe of kind exec needs a command, and only this kind has one")
         return self
 
     def spec(self) -> ProbeSpec:
-        """Return it as the domain's value."""
+        """Return the probe as a value of the domain."""
         return ProbeSpec(
             kind=self.kind,
             port=self.port or 0,
@@ -73,20 +73,20 @@ class PoolDocument(Section):
     max_idle_s: Seconds | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.max is not None and self.max < self.warm:
             raise ValueError(f"max is {self.max} but warm is {self.warm}: raise max or lower warm")
         if self.min_ready is not None and self.min_ready > self.warm:
-            raise ValueError(f"min_ready is {self.min_ready} but warm is {self.warm}: it can never be met")
+            raise ValueError(f"min_ready is {self.min_ready} but warm is {self.warm}: raise warm or lower min_ready")
         if self.lease_ttl_s > self.lease_max_ttl_s:
-            raise ValueError("lease_ttl_s is above lease_max_ttl_s")
+            raise ValueError("lease_ttl_s is above lease_max_ttl_s: lower it or raise lease_max_ttl_s")
         missing = {probe.port for probe in self.probes if probe.port is not None} - set(self.ports)
         if missing:
             raise ValueError(f"probes use the ports {sorted(missing)}: add them to ports")
         return self
 
     def spec(self, name: str) -> PoolSpec:
-        """Return it as the domain's value. `min_ready` defaults to 1 where more than one VM is kept warm."""
+        """Return the pool as a value of the domain. `min_ready` defaults to 1 if `warm` is above 1, otherwise to 0."""
         min_ready = self.min_ready if self.min_ready is not None else min(1, max(0, self.warm - 1))
         return PoolSpec(
             name=name,
@@ -112,10 +112,10 @@ class PoolDocument(Section):
 
 
 class Assignment(Section):
-    """The desired state: the pools this host must serve. The same document in TOML (file) and JSON (API)."""
+    """The desired state: the pools that this host must serve. The same document in TOML (file) and JSON (API)."""
 
     pools: dict[PoolName, PoolDocument] = Field(default={})
 
     def specs(self) -> tuple[PoolSpec, ...]:
-        """Return the pools as the domain's values, by name."""
+        """Return the pools as values of the domain, sorted by name."""
         return tuple(self.pools[name].spec(name) for name in sorted(self.pools))

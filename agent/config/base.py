@@ -1,4 +1,4 @@
-"""What every table of both files shares: strictness, and the error for files that cannot be used."""
+"""Base class and types of all tables in both files, and the error for invalid files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PoolName = Annotated[str, Field(pattern=f"^{POOL_PATTERN}$")]
 
 
 class ConfigError(HearthError):
-    """A configuration or assignment file that cannot be used as it stands."""
+    """A configuration or assignment file is invalid or unreadable."""
 
     code = "bad-configuration"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class Section(BaseModel):
-    """Base of every table of both files: unknown keys are errors, values never change."""
+    """Base of all tables in both files: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""`[hypervisor]`: which hypervisor runs the VMs, and how."""
+"""`[hypervisor]`: the hypervisor that runs the VMs, and its settings."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from agent.config.base import Seconds, Section
 
 
 class QemuConfig(Section):
-    """`[hypervisor.qemu]`."""
+    """`[hypervisor.qemu]`: settings of QEMU."""
 
     accelerator: Literal["auto", "hvf", "kvm", "tcg"] = "auto"
-    """`auto` proves each by a trial boot and remembers the first that works."""
+    """`auto` tests each accelerator with a trial boot, and remembers the first that works."""
     binary: str | None = None
-    """Path of qemu-system-*; default: the one for this machine's architecture on PATH."""
+    """Path of qemu-system-*. Default: the program on PATH for the architecture of this machine."""
 
 
 class AnkaConfig(Section):
-    """`[hypervisor.anka]`: Anka, and the Registry its templates come from."""
+    """`[hypervisor.anka]`: settings of Anka, and the Anka Registry of its templates."""
 
     binary: str | None = None
-    """Path of `anka`; default: the one on PATH, else /usr/local/bin/anka."""
+    """Path of `anka`. Default: the program on PATH, otherwise /usr/local/bin/anka."""
     timeout_s: Seconds = 20.0
-    """How long a command of `anka` may take that has no time of its own."""
+    """Timeout of `anka` commands without another timeout."""
     start_timeout_s: Seconds = 90.0
-    """How long `anka clone` and `anka start` may take."""
+    """Timeout of `anka clone` and `anka start`."""
     pull_silence_s: Seconds = 900.0
-    """How long `anka pull` may say no more, once it told how far it is, before it is killed."""
+    """Time without output after which `anka pull` is killed. It counts from its first progress report."""
     logs: Path | None = None
-    """Where Anka logs; default: /Library/Logs/Anka for root, else below the user's own Library."""
+    """Folder of the logs of Anka. Default: /Library/Logs/Anka for root, otherwise in the Library of the user."""
     registry: str | None = Field(default=None, pattern="^https?://[^/]+/?$")
-    """The Anka Registry, such as `https://registry.example:8089`."""
+    """URL of the Anka Registry, for example `https://registry.example:8089`."""
     remote: str = Field(default="hearth", pattern="^[A-Za-z0-9._-]+$")
-    """What `anka registry` calls it. It is added under that name when there is none."""
+    """Name of the Registry in `anka registry`. The agent adds it with this name if it is missing."""
     ca_file: Path | None = None
-    """Certificates (PEM) to trust for it, beside the system's."""
+    """Certificates (PEM) to trust for the Registry, in addition to those of the system."""
     cert_file: Path | None = None
-    """Our certificate, where the Registry asks for one, with `key_file`."""
+    """Client certificate (PEM) for the Registry, if it requires one. Needs `key_file`."""
     key_file: Path | None = None
     root_token: SecretStr | None = None
-    """For the Registry's REST API; `anka` itself needs certificate or API key."""
+    """Token for the REST API of the Registry. The program `anka` needs a certificate or an API key."""
     api_key_id: str | None = None
-    """A user API key, with `api_key_file` (PEM)."""
+    """Id of a user API key. Needs `api_key_file` (PEM)."""
     api_key_file: Path | None = None
 
     @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
+    def _check_pairs(self) -> Self:
         for one, other in (("cert_file", "key_file"), ("api_key_id", "api_key_file")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"{one} and {other} belong together: set both or neither")
@@ -59,27 +59,27 @@ class AnkaConfig(Section):
 
 
 class TartConfig(Section):
-    """`[hypervisor.tart]`."""
+    """`[hypervisor.tart]`: settings of Tart."""
 
     program: str = "tart"
-    """Name on PATH, or path, of `tart`."""
+    """Path of `tart`, or its name on PATH."""
     home: Path | None = None
-    """Where Tart keeps VMs and images; default: `TART_HOME` of the environment, else `~/.tart`."""
+    """Folder of the VMs and images of Tart. Default: `TART_HOME` of the environment, otherwise `~/.tart`."""
     suspendable: bool = True
-    """Start macOS guests with `--suspendable`: pools can keep standby VMs then, and guests have no audio device."""
+    """Start macOS guests with `--suspendable`. Then pools can have standby VMs, but guests have no audio device."""
     run_arguments: tuple[str, ...] = ()
-    """Passed to `tart run` as they are, such as `--net-softnet`."""
+    """Additional arguments of `tart run`, for example `--net-softnet`."""
     command_timeout_s: Seconds = 60.0
-    """The most that one command of Tart's, or the start of a VM, may take before it is killed and counts as failed."""
+    """Timeout of each `tart` command and of the start of a VM. After it the command is killed and has failed."""
 
     @property
     def home_path(self) -> Path:
-        """The Tart home in effect. Tart compares it as text, so it is never resolved."""
+        """The effective home of Tart. It is not resolved, because Tart compares it as text."""
         return self.home or Path(os.environ.get("TART_HOME") or Path.home() / ".tart")
 
 
 class HypervisorConfig(Section):
-    """`[hypervisor]`."""
+    """`[hypervisor]`: the hypervisor and the settings of each one."""
 
     kind: Literal["auto", "qemu", "tart", "anka", "simulated"] = "auto"
     qemu: QemuConfig = QemuConfig()
@@ -88,7 +88,7 @@ class HypervisorConfig(Section):
 
     @property
     def driver(self) -> Literal["qemu", "tart", "anka", "simulated"]:
-        """The driver in effect. `auto` is what a Mac has, Tart before Anka, else QEMU, which runs everywhere."""
+        """The effective driver. On a Mac, `auto` selects Tart, or Anka if Tart is not installed; otherwise QEMU."""
         if self.kind != "auto":
             return self.kind
         if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Reads both files. What is wrong with one is told with its file and its line or key, and the way out."""
+"""Reading and validation of both files. Errors name the file, the line or key, and the remedy."""
 
 from __future__ import annotations
 
@@ -21,42 +21,45 @@ _Document = TypeVar("_Document", bound=Section)
 
 
 def load_config(path: Path) -> Config:
-    """Read and validate the configuration file. Relative paths in it are relative to its folder."""
+    """Read and validate the configuration file. Relative paths are resolved against its folder.
+
+    Blocks. Raises `ConfigError`.
+    """
     config = _load(path, Config)
-    here = path.resolve().parent
-    assignment_file = here / (config.assignment.file or "assignment.toml")
+    folder = path.resolve().parent
+    assignment_file = folder / (config.assignment.file or "assignment.toml")
     return config.model_copy(
         update={
-            "data_dir": here / config.data_dir,
-            "api": _api_in(config.api, here),
-            "hypervisor": _hypervisor_in(config.hypervisor, here),
+            "data_dir": folder / config.data_dir,
+            "api": _api_in(config.api, folder),
+            "hypervisor": _hypervisor_in(config.hypervisor, folder),
             "assignment": config.assignment.model_copy(update={"file": assignment_file}),
         }
     )
 
 
-def _api_in(api: ApiConfig, here: Path) -> ApiConfig:
-    """Return the section with its paths made absolute."""
+def _api_in(api: ApiConfig, folder: Path) -> ApiConfig:
+    """Return the section with absolute paths."""
     files = api.tls.model_dump(exclude_none=True) if api.tls else {}
-    tls = TlsConfig(**{name: here / file for name, file in files.items()}) if files else None
-    return api.model_copy(update={"socket": here / api.socket if api.socket else None, "tls": tls})
+    tls = TlsConfig(**{name: folder / file for name, file in files.items()}) if files else None
+    return api.model_copy(update={"socket": folder / api.socket if api.socket else None, "tls": tls})
 
 
-def _hypervisor_in(hypervisor: HypervisorConfig, here: Path) -> HypervisorConfig:
-    """Return the section with its paths made absolute: relative, a Tart home would be another in every process."""
+def _hypervisor_in(hypervisor: HypervisorConfig, folder: Path) -> HypervisorConfig:
+    """Return the section with absolute paths: a relative Tart home would depend on the folder of each process."""
     tart, anka = hypervisor.tart, hypervisor.anka
-    files = {name: here / path for name, path in anka if isinstance(path, Path)}
-    tart = tart.model_copy(update={"home": here / tart.home if tart.home else None})
+    files = {name: folder / path for name, path in anka if isinstance(path, Path)}
+    tart = tart.model_copy(update={"home": folder / tart.home if tart.home else None})
     return hypervisor.model_copy(update={"tart": tart, "anka": anka.model_copy(update=files)})
 
 
 def load_assignment(path: Path) -> Assignment:
-    """Read and validate an assignment file."""
+    """Read and validate an assignment file. Blocks. Raises `ConfigError`."""
     return _load(path, Assignment)
 
 
 def parse_assignment(document: object, *, source: str) -> Assignment:
-    """Validate an assignment that came as data. `source` names where from in the error."""
+    """Validate an assignment from parsed data. `source` is its name in errors. Raises `ConfigError`."""
     return _validate(document, Assignment, source)
 
 
@@ -64,19 +67,21 @@ def _load(path: Path, kind: type[_Document]) -> _Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", remedy="create it or name another file") from None
+        raise ConfigError(f"{path} does not exist", remedy="create the file or name another one") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", remedy="check its permissions and encoding") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}", remedy="check the permissions and the encoding (UTF-8) of the file"
+        ) from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", remedy="mend that line") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}", remedy="correct this line") from error
     return _validate(document, kind, str(path))
 
 
 def _validate(document: object, kind: type[_Document], source: str) -> _Document:
     try:
-        # As JSON and strictly: `slots = true` and `warm = "2"` are mistakes and not numbers.
+        # Strict validation of JSON refuses `slots = true` and `warm = "2"`, which are mistakes and not numbers.
         return kind.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
         lines = [f"{_key(item['loc'])}: {_reason(item)}" for item in error.errors(include_input=False)]
@@ -84,14 +89,14 @@ def _validate(document: object, kind: type[_Document], source: str) -> _Document
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """Render a pydantic location the way TOML writes the key: `pools.small.probes[0].port`."""
+    """Return a pydantic location in the form of a TOML key: `pools.small.probes[0].port`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.lstrip(".") or "document"
 
 
-def _reason(item: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails differs by version
+def _reason(item: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails differs between versions
     if item["type"] == "extra_forbidden":
         return "unknown key"
     return str(item["msg"]).removeprefix("Value error, ")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError, parse_answer
+from agent.anka.command import AnkaError, AnkaNotFoundError, AnkaReplyError, parse_reply
 from agent.config import AnkaConfig
 from agent.domain.model import Observed, VmSize
 from agent.hypervisors.anka import AnkaHypervisor
@@ -61,14 +61,14 @@ def ended(stdout: str, code: int = 0, stderr: str = "") -> CommandResult:
 
 def test_the_last_line_of_an_answer_counts() -> None:
     told = '{"status": "OK", "body": {"progress": 50}}\n\n{"status":"OK","body":[1],"message":"done"}\n \n'
-    assert parse_answer(ended(told), "anka pull").body == [1]
-    assert parse_answer(ended(told.rstrip()), "anka pull").message == "done"
+    assert parse_reply(ended(told), "anka pull").body == [1]
+    assert parse_reply(ended(told.rstrip()), "anka pull").message == "done"
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
 def test_what_is_no_answer_is_neither_yes_nor_no(stdout: str) -> None:
     with pytest.raises(AnkaReplyError, match="it went wrong"):
-        parse_answer(ended(stdout, stderr="it went wrong"), "anka list")
+        parse_reply(ended(stdout, stderr="it went wrong"), "anka list")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_failure_is_told_by_status_code_or_exit_code(
     document: dict[str, object], code: int, kind: type[AnkaError]
 ) -> None:
     with pytest.raises(kind) as failure:
-        parse_answer(ended(json.dumps(document), code), "anka show")
+        parse_reply(ended(json.dumps(document), code), "anka show")
     assert type(failure.value) is kind
 
 

@@ -281,7 +281,7 @@ async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Ho
 async def test_an_answer_that_lists_nothing_is_not_an_empty_host(host: Host, images: AnkaImages) -> None:
     await pulled(images, "anka:macos:v1")
     host.faults(show={"empty_body": True})
-    with pytest.raises(AnkaReplyError, match="where a list belongs"):
+    with pytest.raises(AnkaReplyError, match="instead of a list"):
         await images.list()
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from agent.host.doctor import network, power, session, software, storage
 from agent.host.doctor.model import Check
 
-_DISK: Final = Check("disk-space", "Disk space", "DiskPressure", ("space",), storage.disk_space)
+_DISK: Final = Check("disk-space", "Disk space", "DiskSpaceLow", ("space",), storage.disk_space)
 _FILES: Final = Check("open-files", "Open files", "FileLimitLow", ("own_files", "system_files"), software.file_limits)
 
 MAC: Final = (
