@@ -206,3 +206,24 @@ FOREIGN = {
 def test_files_exist(page: Path) -> None:
     named = names_in(page, r"(agent|scripts|tests|docs|launchd)/[\w/.*-]+")
     assert sorted(name for name in named if not list(ROOT.glob(name.rstrip("/")))) == []
+
+
+def answer_rows() -> list[str]:
+    """Return the rows of the questions in docs/contributing.md."""
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8").partition("## Eight questions")[2]
+    return [line for line in text.splitlines() if line.startswith("| ") and line.endswith(". |")]
+
+
+@pytest.mark.parametrize("row", answer_rows(), ids=lambda row: row.split(" | ")[0].strip("| "))
+def test_questions_are_answered_in_two_files(row: str) -> None:
+    links = re.findall(r"\]\(\.\./([\w/.]+)\)", row)
+    names = re.findall(r"`(\w+)`", row)
+    assert 1 <= len(links) <= 2
+    assert names
+    sources = "\n".join((ROOT / link).read_text(encoding="utf-8") for link in links)
+    defined = re.findall(r"^(?:def (\w+)\(|([A-Z]\w+): Final)", sources, re.MULTILINE)
+    assert set(names) - {name for pair in defined for name in pair} == set()
+
+
+def test_eight_questions_are_answered() -> None:
+    assert len(answer_rows()) == 8

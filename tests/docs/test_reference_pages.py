@@ -55,11 +55,11 @@ def test_every_call_is_documented() -> None:
     assert set(column("api.md", "call")) == calls | {("GET /openapi.json",), ("GET /docs",)}
 
 
-def test_every_problem_is_documented_with_its_status() -> None:
+def test_error_codes_are_documented_with_their_status() -> None:
     assert dict(column("api.md", "code", 2)) == {code: str(status) for code, status in STATUS_BY_CODE.items()}  # type: ignore[arg-type]
 
 
-def test_every_metric_is_documented_with_its_type_and_labels() -> None:
+def test_metrics_are_documented_with_type_and_labels() -> None:
     assert set(column("api.md", "metric", 3)) == metric_rows()
 
 
@@ -79,8 +79,10 @@ def logged_events() -> set[str]:
 def test_every_event_of_the_log_is_documented() -> None:
     kinds = {str(kind) for kind in EventKind}
     assert {name for (name,) in column("logs.md", "event")} == kinds
-    told = {name for (name,) in column("logs.md", "event | level")}
-    assert told == logged_events() - kinds | {"log-lines-lost", "loop-stuck"}, "docs/logs.md has a line for every event"
+    documented_events = {name for (name,) in column("logs.md", "event | level")}
+    assert documented_events == logged_events() - kinds | {"log-lines-lost", "loop-stuck"}, (
+        "docs/logs.md has a line for every event"
+    )
 
 
 def test_every_command_and_exit_code_is_documented() -> None:
@@ -93,12 +95,12 @@ def page() -> str:
     return (DOCS / "configuration.md").read_text(encoding="utf-8")
 
 
-def test_every_key_is_documented_with_its_default_and_no_other_is(page: str) -> None:
+def test_keys_are_documented_with_their_defaults(page: str) -> None:
     expected = {key: default(key, field) for model in (Config, Assignment) for key, field in fields(model)}
     assert documented(page) == expected
 
 
-def test_choices_are_all_named(page: str) -> None:
+def test_choices_of_a_key_are_documented(page: str) -> None:
     for key, field in (*fields(Config), *fields(Assignment)):
         choices = [part for part in parts(field.annotation) if isinstance(part, str)]
         row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` | "))
