@@ -125,7 +125,12 @@ class Host:
             env={**os.environ, "HEARTH_CONFIG": str(self.config)},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         code = process.returncode or 0
         if check and code:
             raise RuntimeError(f"hearth {' '.join(arguments)} ended with {code}: {err.decode()}")

@@ -23,6 +23,8 @@ from tests.e2e.schema_hooks import POOL, POOL_VARIABLE
 if TYPE_CHECKING:
     from scripts.lib.host import Host
 
+pytestmark = pytest.mark.slow
+
 ROOT: Final = Path(__file__).parents[2]
 SLOW: Final = os.environ.get("HEARTH_SLOW") == "1"
 CASES: Final = 60 if SLOW else 3
@@ -66,7 +68,12 @@ async def run_schemathesis(live: Host, folder: Path, role: Role | None, pool: ob
         sys.executable, *arguments, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **hooks, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
     )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return output.decode()[-8000:] if process.returncode else ""
 
 
