@@ -1,5 +1,4 @@
-"""Builds the guest disks that the demo and the tests run: standard library and Debian packages only.
+"""Builder of the guest disks for the demo and the tests, from Debian packages. Run by `scripts/demo-image`.
 
-`scripts/demo-image` is the way in. It must work before the project's virtual environment exists, so nothing here
-imports outside the standard library.
+It must work before the project's virtual environment exists, so it imports only the standard library.
 """

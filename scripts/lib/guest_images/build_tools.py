@@ -1,4 +1,4 @@
-"""The host's side of a build: which tools are there, running them, the cache, and files that appear whole."""
+"""Host tools of a build: finding and running programs, the cache, atomic output files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[3]
 
 ADMIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where Debian keeps half the tools of a build, and where a login that is not root does not look."""
+"""Folders with half of the tools of a build. Debian omits them from the PATH of ordinary users."""
 
 PACKAGE_OF: Final[Mapping[str, str]] = {
     "apt-cache": "apt",
@@ -49,30 +49,30 @@ PACKAGE_OF: Final[Mapping[str, str]] = {
     "umount": "mount",
     "unshare": "util-linux",
 }
-"""The Debian package that holds each tool a build runs or copies into a guest."""
+"""The Debian package of each tool that a build runs or copies into a guest."""
 
 TIMEOUT_S: Final = 900
-"""No tool of a build runs longer than this; the slowest, debootstrap on a cold cache, takes about a minute."""
+"""Timeout of every tool. The slowest, debootstrap on a cold cache, takes about a minute."""
 
 
 class BuildError(Exception):
-    """A build cannot go on; the message says what is missing or failed and the way out."""
+    """A build failed. The message names what is missing or failed, and the remedy."""
 
 
 def check_host() -> None:
-    """Refuse, in words, a host whose packages cannot make these guests."""
+    """Raise `BuildError` unless this is a Debian host on x86-64."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        here = f"{platform.system()} on {platform.machine()}"
+        system = f"{platform.system()} on {platform.machine()}"
         raise BuildError(
-            f"guest images are built on Debian on x86-64 only, and this is {here}; "
-            "build on a Debian machine and copy the disk here"
+            f"guest images are built on Debian on x86-64 only, and this is {system}; "
+            "build on a Debian machine and copy the disk to this one"
         )
     if not Path("/etc/debian_version").exists():
         raise BuildError("guest images are made from Debian packages; run this on Debian 12 or later")
 
 
 def require(*tools: str) -> None:
-    """Raise `BuildError` naming every missing tool's Debian package."""
+    """Raise `BuildError` that names the Debian package of every missing tool."""
     missing = [tool for tool in tools if _find(tool) is None]
     if missing:
         packages = " ".join(sorted({PACKAGE_OF[tool] for tool in missing}))
@@ -80,7 +80,7 @@ def require(*tools: str) -> None:
 
 
 def program(tool: str) -> Path:
-    """Where a tool's file is, links followed. Raises `BuildError` when it is missing."""
+    """Return the path of a tool, with links resolved. Raises `BuildError` when it is missing."""
     require(tool)
     return Path(_find(tool) or tool).resolve()
 
@@ -101,7 +101,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> str:
-    """Run a tool and return its standard output. Raises `BuildError` with the tool's own words when it fails."""
+    """Run a tool and return its standard output. Raises `BuildError` with the tool's error output when it fails."""
     command = [str(part) for part in argv]
     settings = {**os.environ, "PATH": _search_path(), "LC_ALL": "C", **(env or {})}
     try:
@@ -113,21 +113,21 @@ def run(
         require(command[0])
         raise BuildError(f"cannot run {command[0]}: {error}") from error
     try:
-        output, complaints = process.communicate(stdin, timeout=timeout_s)
+        output, errors = process.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"`{shlex.join(command)}` did not end in {timeout_s:.0f} s") from error
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)  # with all its children
             process.wait()
     if process.returncode != 0:
-        words = (complaints or output).strip()[-2000:]
-        raise BuildError(f"`{shlex.join(command)}` failed ({process.returncode}): {words}")
+        text = (errors or output).strip()[-2000:]
+        raise BuildError(f"`{shlex.join(command)}` failed ({process.returncode}): {text}")
     return output
 
 
 def cache_dir() -> Path:
-    """The directory that keeps downloads and finished pieces: `$HEARTH_CACHE`, else `.cache` in the repository."""
+    """Return the directory of downloads and cached pieces, below `$HEARTH_CACHE` or `.cache` in the repository."""
     root = Path(os.environ.get("HEARTH_CACHE") or REPOSITORY / ".cache").absolute() / "guest-images"
     root.mkdir(parents=True, exist_ok=True)
     return root
@@ -135,7 +135,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def cache_lock() -> Iterator[Path]:
-    """Hold the cache for one build at a time, so that two builders started together do the work once."""
+    """Lock the cache, so that concurrent builds do the work once. Yields the cache directory."""
     root = cache_dir()
     with (root / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -144,7 +144,7 @@ def cache_lock() -> Iterator[Path]:
 
 @contextmanager
 def aside(final: Path) -> Iterator[Path]:
-    """Give a path beside `final` to write to; it becomes `final` when the block ends well and is removed otherwise."""
+    """Yield a temporary path next to `final`. It replaces `final` when the block succeeds, and is removed otherwise."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as folder:
         draft = Path(folder) / final.name
@@ -153,16 +153,16 @@ def aside(final: Path) -> Iterator[Path]:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a disk, sharing its blocks where the file system can and keeping its holes everywhere."""
+    """Copy a disk with its holes. Shares blocks when the file system supports it."""
     run(["cp", "--reflink=auto", "--sparse=always", source, target])
 
 
 def fingerprint(*parts: str) -> str:
-    """A short digest of this builder's own files and of `parts`: what a cached piece was made from."""
+    """Return a short digest of this builder's files and of `parts`, as a cache key."""
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted(p for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(f"{path.relative_to(here)}\0".encode())
+    folder = Path(__file__).parent
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{path.relative_to(folder)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for part in parts:
         digest.update(f"{part}\0".encode())

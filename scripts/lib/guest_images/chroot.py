@@ -1,4 +1,4 @@
-"""A guest's disk as a directory: mounted, and ready to run its own package tools in."""
+"""A guest's disk as a directory: mounts, chroot, package installation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PARTITION_START_BYTES: Final = 1024 * 1024
-"""Where the one partition begins; the megabyte before it holds the boot sector and aligns the rest."""
+"""Start of the only partition. The MiB before it holds the boot sector and aligns the partition."""
 
 SCRATCH: Final = ("run", "tmp", "var/cache/apt", "var/lib/apt/lists")
-"""Directories whose contents a build makes and an image must not hold."""
+"""Directories with temporary contents that an image must not hold."""
 
 NO_SERVICES: Final = "usr/sbin/policy-rc.d"
-"""Debian's hook that says whether a package may start its service (101: no)."""
+"""Debian's hook that decides whether a package may start its service (exit code 101: no)."""
 
 APT_ENVIRONMENT: Final = {"DEBIAN_FRONTEND": "noninteractive", "HOME": "/root"}
 
 
 @contextmanager
 def mounted(disk: Path) -> Iterator[Path]:
-    """Mount the guest's file system, with scratch directories in memory; its free space becomes holes at the end."""
+    """Mount the guest's file system, with scratch directories in memory. Turns its free space into holes at the end."""
     require("mount", "umount", "fstrim")
     root = Path(tempfile.mkdtemp(prefix="hearth-guest-"))
     try:
@@ -39,18 +39,18 @@ def mounted(disk: Path) -> Iterator[Path]:
             yield root
             run(["fstrim", root])
         except BaseException:
-            run(["umount", "--recursive", "--lazy", root])  # what was just killed may hold it a moment longer
+            run(["umount", "--recursive", "--lazy", root])  # a killed process may still use it
             raise
         run(["umount", "--recursive", root])
     finally:
-        root.rmdir()  # and never more: were it still mounted, its files are the guest's
+        root.rmdir()  # not recursively: if it is still mounted, its files are the guest's
 
 
 @contextmanager
 def runnable(root: Path) -> Iterator[None]:
-    """Give programs in the mounted guest the kernel's view, the host's name servers, and no leave to start services."""
+    """Prepare the mounted guest to run programs: /proc, the host's name servers, and no start of services."""
     run(["mount", "-t", "proc", "proc", root / "proc"])
-    resolver = root / "run/systemd/resolve"  # where the guest's /etc/resolv.conf leads
+    resolver = root / "run/systemd/resolve"  # target of the guest's link /etc/resolv.conf
     resolver.mkdir(parents=True)
     shutil.copyfile("/etc/resolv.conf", resolver / "stub-resolv.conf")
     policy = root / NO_SERVICES
@@ -62,12 +62,12 @@ def runnable(root: Path) -> Iterator[None]:
         policy.unlink()
 
 
-def inside(root: Path, *argv: str) -> None:
-    """Run a program of the guest in the guest."""
+def run_in_chroot(root: Path, *argv: str) -> None:
+    """Run a program of the guest in a chroot."""
     run(["chroot", root, *argv], env=APT_ENVIRONMENT)
 
 
 def install(root: Path, *packages: str) -> None:
-    """Add Debian packages to the guest, keeping configuration files that are there already."""
-    inside(root, "apt-get", "update", "-qq")
-    inside(root, "apt-get", "install", "-y", "-qq", "-o", "Dpkg::Options::=--force-confold", "--", *packages)
+    """Install Debian packages in the guest. Keeps existing configuration files."""
+    run_in_chroot(root, "apt-get", "update", "-qq")
+    run_in_chroot(root, "apt-get", "install", "-y", "-qq", "-o", "Dpkg::Options::=--force-confold", "--", *packages)

@@ -1,4 +1,4 @@
-"""The command line of `scripts/demo-image`."""
+"""Command line of `scripts/demo-image`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DESCRIPTION: Final = "Build guest disks for Hearth's demo and tests from Debian 
 EXAMPLES: Final = """\
 examples:
   scripts/demo-image small --version 1.0 one.img          healthy: agent, HTTP on 8080, SSH on 22
-  scripts/demo-image small --version 2.0 --unhealthy two.img   boots and is never healthy
+  scripts/demo-image small --version 2.0 --unhealthy two.img   boots and fails its probes
   scripts/demo-image small --version 3.0 --dies-after 20 three.img
   sudo scripts/demo-image debian --version 1 one.img      systemd, OpenSSH; the same probes pass
   sudo scripts/demo-image debian --version 2 --from one.img --add git two.img
 
-Downloads and finished pieces are kept in $HEARTH_CACHE (default: .cache in the repository).
-docs/guest-images.md says what each guest holds and how to start one by hand.
+Downloads and finished pieces are cached in $HEARTH_CACHE (default: .cache in the repository).
+docs/guest-images.md describes the guests and how to start one manually.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what the command line asks for; returns the exit code: 0, 1 for a failed build, 2 for wrong usage."""
+    """Build the requested disk; return the exit code: 0, or 1 for a failed build. Wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
     try:
         check_host()
@@ -71,15 +71,22 @@ def _add_debian(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_common(parser)
     parser.add_argument("--from", type=Path, dest="start_from", metavar="OLD_DISK", help="the earlier version's disk")
     parser.add_argument(
-        "--add", type=_package, action="append", default=[], metavar="PACKAGE", help="install this as well; repeatable"
+        "--add",
+        type=_package,
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="install this package too; repeatable",
     )
-    parser.add_argument("--refresh", action="store_true", help="install the base system anew first")
+    parser.add_argument("--refresh", action="store_true", help="install the base system again first")
     parser.set_defaults(build=_build_debian)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", type=_version, required=True, help="what the guest says it is, for example 1.0")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the raw disk to write; replaced only when it is whole")
+    parser.add_argument(
+        "--version", type=_version, required=True, help="version that the guest serves, for example 1.0"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the raw disk to write; replaced atomically")
 
 
 def _build_small(options: argparse.Namespace) -> None:

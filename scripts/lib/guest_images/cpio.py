@@ -1,7 +1,7 @@
-"""Writes an initramfs: the `newc` archive the Linux kernel unpacks (kernel document "initramfs buffer format").
+"""Writer of an initramfs: the `newc` archive that Linux unpacks (kernel document "initramfs buffer format").
 
-Written here and not by the `cpio` tool, since here every file belongs to root, has the same date and gets its inode
-number by its place, so that the same files make the same bytes, and no right to make device nodes is needed.
+The `cpio` tool is not used, for two reasons. Here every file belongs to root, has the same date and an inode number by
+its position, so the same files give the same bytes. And device nodes need no root.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class _Entry:
 
 @dataclass(slots=True)
 class Archive:
-    """A file tree in memory, written out in the order of its paths."""
+    """A file tree in memory, sorted by path."""
 
     _entries: dict[str, _Entry] = field(default_factory=dict)
 
     def folder(self, path: str, mode: int = 0o755) -> None:
-        """Add a directory and the ones above it."""
+        """Add a directory and its parents."""
         for parent in reversed(PurePosixPath(path).parents[:-1]):
             self._entries.setdefault(str(parent), _Entry(stat.S_IFDIR | 0o755))
         self._entries[path] = _Entry(stat.S_IFDIR | mode)
 
     def file(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """Add a file and the directories above it."""
+        """Add a file and its parent directories."""
         self._add(path, _Entry(stat.S_IFREG | mode, data))
 
     def link(self, path: str, target: str) -> None:
@@ -49,7 +49,7 @@ class Archive:
         self._add(path, _Entry(stat.S_IFCHR | 0o600, device=(major, minor)))
 
     def tree(self, source: Path) -> None:
-        """Add every file below `source`, keeping only whether it may be run."""
+        """Add every file below `source`. Keeps only the executable bit of the mode."""
         for path in sorted(source.rglob("*")):
             if path.is_file():
                 mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
@@ -62,13 +62,13 @@ class Archive:
         self._entries[path] = entry
 
     def to_bytes(self) -> bytes:
-        """The whole archive."""
+        """Return the archive."""
         parts = [_record(number, path, entry) for number, (path, entry) in enumerate(sorted(self._entries.items()), 1)]
         return b"".join([*parts, _record(0, "TRAILER!!!", _Entry(0))])
 
 
 def _record(inode: int, path: str, entry: _Entry) -> bytes:
-    """One header of 13 fields of 8 hexadecimal digits, then name and data, each padded to 4 bytes."""
+    """Return one record: a header of 13 fields of 8 hexadecimal digits, name and data, each padded to 4 bytes."""
     name = path.encode() + b"\0"
     fields = (inode, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
     header = b"070701" + b"".join(b"%08x" % value for value in fields)

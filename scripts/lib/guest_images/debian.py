@@ -1,7 +1,7 @@
 """The Debian guest: systemd, OpenSSH and the QEMU guest agent, installed by Debian's own tools on a 4 GiB disk.
 
-A version is the disk of an earlier one, or the base disk, with packages added in place: what a real version bump does
-to a disk.
+A version is the disk of an earlier version, or the base disk, with packages installed in place, as in a real version
+bump.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from scripts.lib.guest_images import isolation, reinitialize
 from scripts.lib.guest_images.build_tools import BuildError, aside, cache_lock, copy_sparse, fingerprint, require, run
-from scripts.lib.guest_images.chroot import PARTITION_START_BYTES, inside, install, mounted, runnable
+from scripts.lib.guest_images.chroot import PARTITION_START_BYTES, install, mounted, run_in_chroot, runnable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,12 +35,12 @@ PACKAGES: Final = (
 KERNEL_PACKAGES: Final = ("initramfs-tools", "linux-image-cloud-amd64")
 UNITS: Final = ("systemd-networkd", "systemd-resolved", "hearth-version.socket")
 UNWANTED_UNITS: Final = ("systemd-networkd-wait-online", "apt-daily.timer", "apt-daily-upgrade.timer")
-"""What makes a boot wait for a network, or a test machine busy by itself."""
+"""Units that delay the boot until there is a network, or that use CPU time later."""
 
 
 @dataclass(frozen=True, slots=True)
 class DebianGuest:
-    """What makes one Debian guest differ from another: its version, packages added, and the disk it starts from."""
+    """Parameters of a Debian guest: version, added packages, and the disk of the earlier version."""
 
     version: str
     packages: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class DebianGuest:
 
 
 def build(guest: DebianGuest, out: Path, *, refresh: bool = False) -> None:
-    """Write the disk of `guest` to `out`. Raises `BuildError`. `refresh` makes the base disk anew."""
+    """Write the disk of `guest` to `out`. Raises `BuildError`. `refresh` rebuilds the base disk."""
     if guest.start_from is not None and not guest.start_from.is_file():
         raise BuildError(f"there is no disk {guest.start_from} to start from")
     isolation.enter()
@@ -67,7 +67,7 @@ def build(guest: DebianGuest, out: Path, *, refresh: bool = False) -> None:
 
 
 def _base_disk(*, refresh: bool) -> Path:
-    """The disk without a version or added packages, from the cache when this builder made it."""
+    """Return the disk without version and added packages, from the cache or built."""
     with cache_lock() as cache:
         base = cache / f"debian-base-{fingerprint()}.img"
         if refresh or not base.exists():
@@ -89,21 +89,21 @@ def _make_base(disk: Path) -> None:
         mirror = sources[0].split()[1]
         run(["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", release, root, mirror])
         shutil.copytree(GUEST_FILES, root, dirs_exist_ok=True)
-        reinitialize.build(root / "usr/local/sbin/become")
+        reinitialize.build(root / "usr/local/sbin/reinitialize")
         (root / "etc/apt/sources.list").write_text("".join(f"{source}\n" for source in sources))
         with runnable(root):
             install(root, *KERNEL_PACKAGES)
-            inside(root, "systemctl", "enable", *UNITS)
-            inside(root, "systemctl", "mask", *UNWANTED_UNITS)
-            inside(root, "passwd", "--delete", "root")
+            run_in_chroot(root, "systemctl", "enable", *UNITS)
+            run_in_chroot(root, "systemctl", "mask", *UNWANTED_UNITS)
+            run_in_chroot(root, "passwd", "--delete", "root")
         for key in (root / "etc/ssh").glob("ssh_host_*"):
             key.unlink()
-        (root / "etc/machine-id").write_text("")  # each guest makes its own at its boot
+        (root / "etc/machine-id").write_text("")  # each guest generates its own at boot
         run(["extlinux", "--install", root / "boot"])
 
 
 def _partition(disk: Path) -> None:
-    """Make an empty disk of one bootable partition with an ext4 file system that EXTLINUX can read."""
+    """Make a disk with one bootable partition and an ext4 file system that EXTLINUX can read."""
     with disk.open("wb") as handle:
         handle.write(BOOT_CODE.read_bytes())
         handle.truncate(DISK_BYTES)
@@ -114,7 +114,7 @@ def _partition(disk: Path) -> None:
 
 
 def _apt_sources(release: str) -> Iterator[str]:
-    """Yield the host's own Debian sources, the release first: the guest's packages come from the host's mirror."""
+    """Yield the host's Debian sources, the release first. The guest's packages come from the host's mirror."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     targets = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]).splitlines()
     known = {tuple(line.split()) for line in targets}

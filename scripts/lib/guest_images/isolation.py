@@ -1,7 +1,7 @@
 """A private mount namespace for builds that mount disks.
 
-However such a build ends, be it by a signal it cannot catch, the kernel takes its mounts, and with them their loop
-devices, as soon as the last process of the build is gone. Nothing is left on the host to unmount.
+When the last process of the build ends, even by SIGKILL, the kernel removes its mounts and their loop devices. Nothing
+is left to unmount on the host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARKER: Final = "HEARTH_BUILD_ISOLATED"
 
 
 def enter() -> None:
-    """Become this same program in a mount namespace of its own; returns at once when it already runs there."""
+    """Restart this program in its own mount namespace by exec. Returns immediately when it already runs there."""
     if os.environ.get(MARKER):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         return

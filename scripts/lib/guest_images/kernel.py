@@ -1,4 +1,4 @@
-"""Debian's cloud kernel, taken from its package without installing it, and the modules a QEMU guest needs."""
+"""Debian's cloud kernel from its package, without installing it, and the modules for a QEMU guest."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ MODULES: Final = (
     "virtio_blk",
     "virtio_rng",
     "evdev",
-    "button",  # ACPI's power button, what `system_powerdown` presses
+    "button",  # ACPI's power button, pressed by `system_powerdown`
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel image and the modules to load, in an order in which each finds what it needs."""
+    """A kernel image and the modules to load, in the order of their dependencies."""
 
     image: Path
     modules: tuple[Path, ...]
 
 
 def fetch(downloads: Path) -> Path:
-    """Return the kernel's package file in `downloads`, downloading the newest when there is none."""
+    """Return the kernel's package file in `downloads`. Downloads the newest when there is none."""
     have = sorted(downloads.glob("linux-image-*-cloud-amd64_*.deb"))
     if have:
         return have[-1]
     require("apt-cache", "apt-get")
     found = VERSIONED_PACKAGE.search(run(["apt-cache", "depends", META_PACKAGE]))
     if found is None:
-        raise BuildError(f"the package lists do not know {META_PACKAGE}; refresh them with: apt-get update")
+        raise BuildError(f"the package lists do not contain {META_PACKAGE}; refresh them with: apt-get update")
     downloads.mkdir(parents=True, exist_ok=True)
     try:
         run(["apt-get", "download", found.group()], cwd=downloads)
@@ -61,9 +61,9 @@ def unpack(package: Path, into: Path) -> Kernel:
 
 
 def _load_order(root: Path, release: str) -> tuple[Path, ...]:
-    """What `modprobe` would load for `MODULES`, each file once."""
+    """Return the files that `modprobe` loads for `MODULES`, each once."""
     order: dict[Path, None] = {}
     for module in MODULES:
-        said = run(["modprobe", "--show-depends", "--dirname", root, "--set-version", release, module])
-        order.update((root / line.split()[1], None) for line in said.splitlines() if line.startswith("insmod "))
+        output = run(["modprobe", "--show-depends", "--dirname", root, "--set-version", release, module])
+        order.update((root / line.split()[1], None) for line in output.splitlines() if line.startswith("insmod "))
     return tuple(order)

@@ -1,15 +1,15 @@
-// Makes a guest that goes on from the saved memory of another a machine of its own. Hearth's name for it in a guest is
-// /etc/hearth/on-resume, and it can be had in two ways:
+// Reinitialises the identity of a VM that was started from a template. Its path in a guest is /etc/hearth/on-resume.
+// It has two modes:
 //
-//     become NAME MAC NANOSECONDS <64 random bytes      does it, and ends with 0, or tells what it could not do
-//     become <>PORT                                     waits at a port of virtio-serial until it is asked to
+//     reinitialize NAME MAC NANOSECONDS <64 random bytes    reinitialise once; exit code 0, or an error on stderr
+//     reinitialize <>PORT                                   serve requests at a virtio-serial port
 //
-// It sets the clock, has the kernel draw its random numbers anew, takes the host name and the network address, and
-// forgets the SSH host keys. /etc/hearth/after-resume, if there is one, is started a second later, by when the guest
-// has been found well.
+// It sets the clock, reseeds the kernel's random numbers, sets the host name and the network address, and removes the
+// SSH host keys. It starts /etc/hearth/after-resume, if that exists, a second later: the startup probes have passed by
+// then.
 //
-// It is one program, needs no library and can be there already, because each page and each instruction that an emulated
-// processor meets for the first time costs it time, and after a resume it meets all of them for the first time.
+// After a resume, an emulated processor translates every page and every instruction again, which takes time. So this is
+// one small program without a library, which can already run when the template is saved.
 
 enum {
 	READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, IOCTL = 16, ACCESS = 21, NANOSLEEP = 35, SOCKET = 41, CLONE = 56,
@@ -88,7 +88,7 @@ static int octet(const char *digits)
 	return low < 0 ? -1 : high << 4 | low;
 }
 
-// The seed is that many bytes of standard input, or is given in hexadecimal.
+// The seed is SEED_BYTES of standard input, or text in hexadecimal.
 static int fill(struct rand_pool_info *pool, const char *seed)
 {
 	long count, have = 0;
@@ -109,7 +109,7 @@ static int fill(struct rand_pool_info *pool, const char *seed)
 	return 1;
 }
 
-// Writing to /dev/urandom would not do: the kernel uses that up to a minute later.
+// A write to /dev/urandom is not enough: the kernel uses it up to a minute later.
 static int reseed(const char *seed)
 {
 	struct rand_pool_info pool;
@@ -121,7 +121,7 @@ static int reseed(const char *seed)
 	       call(IOCTL, file, RNDRESEEDCRNG, 0) == 0 && call(CLOSE, file, 0, 0) == 0;
 }
 
-static int take_address(const char *mac)
+static int set_mac_address(const char *mac)
 {
 	struct ifreq card;
 	int taken = 0, byte, value;
@@ -147,7 +147,7 @@ static int take_address(const char *mac)
 	return taken;
 }
 
-static int forget_host_keys(void)
+static int remove_host_keys(void)
 {
 	for (unsigned long key = 0; key < sizeof HOST_KEYS / sizeof *HOST_KEYS; key++) {
 		long answer = call(UNLINK, (long)HOST_KEYS[key], 0, 0);
@@ -157,8 +157,8 @@ static int forget_host_keys(void)
 	return 1;
 }
 
-// Who goes on waiting need not fork while the guest has better things to do, and leaves the child to init to reap.
-static void start_the_rest(int waiting)
+// A process that keeps serving requests sleeps before it forks, to leave the CPU to the guest. Init reaps its child.
+static void start_after_resume(int waiting)
 {
 	struct timespec pause = { 1, 0 };
 	const char *arguments[] = { AFTER, 0 }, *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", 0 };
@@ -168,7 +168,7 @@ static void start_the_rest(int waiting)
 		call(NANOSLEEP, (long)&pause, 0, 0);
 	if (call(CLONE, SIGCHLD | (waiting ? CLONE_PARENT : 0), 0, 0))
 		return;
-	for (int file = 0; file <= 2; file++) // the caller waits until nobody holds its pipes
+	for (int file = 0; file <= 2; file++) // the caller waits until all ends of its pipes are closed
 		call(CLOSE, file, 0, 0);
 	for (int file = 0; file <= 2; file++)
 		call(OPEN, (long)"/dev/null", O_RDWR, 0);
@@ -179,8 +179,8 @@ static void start_the_rest(int waiting)
 	call(EXIT, 1, 0, 0);
 }
 
-// Returns what could not be done, or nothing.
-static const char *become(const char *name, const char *mac, const char *nanoseconds, const char *seed)
+// Returns an error, or 0.
+static const char *reinitialize(const char *name, const char *mac, const char *nanoseconds, const char *seed)
 {
 	if (!set_clock(nanoseconds))
 		return "cannot set the clock\n";
@@ -188,19 +188,19 @@ static const char *become(const char *name, const char *mac, const char *nanosec
 		return "cannot reseed the kernel from 64 bytes\n";
 	if (call(SETHOSTNAME, (long)name, length(name), 0))
 		return "cannot take the host name\n";
-	if (!take_address(mac))
+	if (!set_mac_address(mac))
 		return "cannot take the network address\n";
-	if (!forget_host_keys())
+	if (!remove_host_keys())
 		return "cannot remove the SSH host keys\n";
 	return 0;
 }
 
-static void say(long file, const char *text)
+static void write_text(long file, const char *text)
 {
 	call(WRITE, file, (long)text, length(text));
 }
 
-// Reads a line and parts it at its spaces. Returns the number of fields, or a negative number when there is no line.
+// Reads a line and splits it at spaces. Returns the number of fields, or a negative number when there is no line.
 static int read_fields(char *line, const char **fields)
 {
 	long some, have = 0;
@@ -222,7 +222,7 @@ static int read_fields(char *line, const char **fields)
 	return count;
 }
 
-// A write to a port waits as long as nobody has its other end: until then this sleeps, and needs no clock.
+// A write to a port blocks until the host opens its other end, so this process sleeps until then without a timer.
 static void wait_for_requests(void)
 {
 	static char line[LINE_BYTES];
@@ -232,10 +232,10 @@ static void wait_for_requests(void)
 		while ((count = read_fields(line, fields)) >= 0) {
 			failed = count < FIELDS || length(fields[3]) != 2 * SEED_BYTES ?
 					 "cannot do without NAME MAC NANOSECONDS SEED\n" :
-					 become(fields[0], fields[1], fields[2], fields[3]);
-			say(0, failed ? failed : "done\n");
+					 reinitialize(fields[0], fields[1], fields[2], fields[3]);
+			write_text(0, failed ? failed : "done\n");
 			if (!failed)
-				start_the_rest(1);
+				start_after_resume(1);
 		}
 	}
 }
@@ -247,13 +247,13 @@ __attribute__((used)) static void start(const long *stack)
 	if (stack[0] == 1)
 		wait_for_requests();
 	else if (stack[0] == 4)
-		failed = become(arguments[1], arguments[2], arguments[3], 0);
+		failed = reinitialize(arguments[1], arguments[2], arguments[3], 0);
 	if (failed)
-		say(2, failed);
+		write_text(2, failed);
 	else
-		start_the_rest(0);
+		start_after_resume(0);
 	call(EXIT, failed != 0, 0, 0);
 }
 
-// Where the kernel starts it: the stack holds the number of arguments, and then where each of them is.
+// Entry point: the stack holds the number of arguments, then their addresses.
 __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n");

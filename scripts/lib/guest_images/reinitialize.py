@@ -1,6 +1,6 @@
-"""Compiles `reinitialize.c`, by which a guest that goes on from the memory of another becomes a machine of its own.
+"""Compiler of `reinitialize.c`, which gives a VM started from a template its own identity.
 
-No tool of busybox makes the calls that reseed the kernel's random numbers at once (random(4)), and Debian's cloud
+No busybox tool makes the calls that reseed the kernel's random numbers immediately (random(4)), and Debian's cloud
 kernel has no driver for QEMU's vmgenid device.
 """
 
@@ -17,7 +17,7 @@ FLAGS: Final = (
     *("-fno-pie", "-no-pie", "-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables"),
     *("-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-Wall", "-Wextra", "-Werror"),
 )
-"""Nothing but the program itself, in one page: the same bytes from the same compiler."""
+"""Flags for a program of one page without a library. The same compiler gives the same bytes."""
 
 
 def build(program: Path) -> None:

@@ -1,7 +1,7 @@
-"""The small guest: Debian's kernel, busybox, the QEMU guest agent and dropbear, up in about three seconds.
+"""The small guest: Debian's kernel, busybox, the QEMU guest agent and dropbear. Boots in about three seconds.
 
-Everything that differs between two versions or flavours stands on the kernel's command line in `syslinux.cfg`, so that
-all of them share one base disk and differ in two sectors of it.
+Versions and flavours differ only in the kernel command line in `syslinux.cfg`. All share one base disk and differ in
+two of its sectors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scripts.lib.guest_images.cpio import Archive
 
 DISK_BYTES: Final = 64 * 1024 * 1024
 EPOCH_S: Final = 1_700_000_000
-"""The date of every file in the guest, so that equal inputs make equal disks."""
+"""The date of every file in the guest, so that equal inputs give equal disks."""
 
 GUEST_FILES: Final = Path(__file__).parent / "small_guest"
 GUEST_PACKAGES: Final = ("busybox-static", "dropbear-bin", "qemu-guest-agent", "libc6")
@@ -33,20 +33,20 @@ KERNEL vmlinuz
 INITRD initrd.gz
 APPEND console=ttyS0 quiet panic=1 acpi=noirq cryptomgr.notests nokaslr {facts}
 """
-"""The last three words save a third of the boot on an emulated processor: virtio needs no ACPI interrupt routing, and
-a guest of one short life gains nothing from testing ciphers or from moving the kernel about."""
+"""The last three parameters save a third of the boot time on an emulated processor. Virtio needs no ACPI interrupt
+routing, and a short-lived test guest needs neither cipher self-tests nor a randomised kernel address."""
 
 
 @dataclass(frozen=True, slots=True)
 class SmallGuest:
-    """What makes one small guest differ from another."""
+    """Parameters of a small guest."""
 
     version: str
     unhealthy: bool = False
     dies_after_s: int | None = None
 
     def command_line(self) -> str:
-        """The words the guest reads from its kernel command line."""
+        """Return the guest's parameters for the kernel command line."""
         words = [f"hearth.version={self.version}"]
         if self.unhealthy:
             words.append("hearth.unhealthy=1")
@@ -56,7 +56,7 @@ class SmallGuest:
 
 
 def build(guest: SmallGuest, out: Path, *, refresh: bool = False) -> None:
-    """Write the disk of `guest` to `out`. Raises `BuildError`. `refresh` takes the newest kernel package."""
+    """Write the disk of `guest` to `out`. Raises `BuildError`. `refresh` downloads the newest kernel package."""
     require("cp", "mcopy")
     with cache_lock() as cache:
         base = _base_disk(cache, refresh=refresh)
@@ -68,7 +68,7 @@ def build(guest: SmallGuest, out: Path, *, refresh: bool = False) -> None:
 
 
 def _base_disk(cache: Path, *, refresh: bool) -> Path:
-    """The bootable disk without a boot configuration, from the cache when its inputs are unchanged."""
+    """Return the bootable disk without boot configuration, from the cache when its inputs are unchanged."""
     downloads = cache / "packages"
     if refresh:
         for package in downloads.glob("linux-image-*.deb"):
@@ -89,7 +89,7 @@ def _make_base(work: Path, package: Path, disk: Path) -> None:
     require("mkfs.vfat", "syslinux", "mcopy")
     linux = kernel.unpack(package, work / "kernel")
     initrd = work / "initrd.gz"
-    hook = work / "become"
+    hook = work / "reinitialize"
     reinitialize.build(hook)
     initrd.write_bytes(gzip.compress(_initramfs(linux, hook).to_bytes(), compresslevel=6, mtime=0))
     image = linux.image.rename(work / "vmlinuz")
@@ -101,7 +101,7 @@ def _make_base(work: Path, package: Path, disk: Path) -> None:
 
 
 def _initramfs(linux: kernel.Kernel, hook: Path) -> Archive:
-    """The guest's whole root file system."""
+    """Return the guest's root file system."""
     archive = Archive()
     for path in ("dev", "proc", "run", "sys", "tmp", "var", "root", "etc/dropbear"):
         archive.folder(path)
@@ -123,11 +123,11 @@ def _add_busybox(archive: Archive) -> None:
     for applet in run([busybox, "--list-full"]).split():
         archive.link(applet, "/bin/busybox")
     archive.link("init", "/bin/busybox")
-    archive.file("bin/busybox", busybox.read_bytes(), 0o755)  # last: busybox lists itself among its applets
+    archive.file("bin/busybox", busybox.read_bytes(), 0o755)  # last, because busybox lists itself among its applets
 
 
 def _add_program(archive: Archive, tool: str) -> None:
-    """Add a program under /usr/sbin and its shared libraries where its loader looks for them."""
+    """Add a program under /usr/sbin, and its shared libraries at the paths of its loader."""
     path = program(tool)
     archive.file(f"usr/sbin/{tool}", path.read_bytes(), 0o755)
     for library in SHARED_LIBRARY.findall(run(["ldd", path])):
