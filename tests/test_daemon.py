@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from scripts.lib.host import Document
 
+pytestmark = pytest.mark.slow
+
 STOP_S = 10.0
 
 

@@ -7,15 +7,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from scripts.lib.selftest.__main__ import parser, run
 from tests.hypervisors.anka_rig import AnkaRig
 from tests.simulators.anka.registry import AnkaRegistry
 from tests.support.tart import SIMULATOR, TartHome
 
 if TYPE_CHECKING:
-    import pytest
-
     from scripts.lib.selftest.report import Report
+
+pytestmark = pytest.mark.slow
 
 CHECKLIST = (Path(__file__).parents[1] / "docs" / "mac-checklist.md").read_text()
 

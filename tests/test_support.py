@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 from tests.support.leftovers import end_leftovers
 
@@ -58,6 +59,7 @@ def test_signals():
 """
 
 
+@pytest.mark.slow
 def test_signals_are_default_when_the_caller_ignores_them(tmp_path: Path) -> None:
     """As under `nohup scripts/test &`."""
     inner = tmp_path / "test_inner.py"

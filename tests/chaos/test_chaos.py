@@ -14,14 +14,18 @@ from scripts.lib.chaos.run import Run
 if TYPE_CHECKING:
     from pathlib import Path
 
-SLOW = pytest.mark.skipif(os.environ.get("HEARTH_SLOW") != "1", reason="takes minutes; set HEARTH_SLOW=1")
+MINUTES = pytest.mark.skipif(os.environ.get("HEARTH_SLOW") != "1", reason="takes minutes; set HEARTH_SLOW=1")
 SEED = 379  # crashes, kills, an outage and all kinds of leases, but no step that takes long to settle
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("hypervisor", "rounds"),
-    [pytest.param("qemu", 4, marks=pytest.mark.qemu), ("tart", 3), pytest.param("anka", 3, marks=SLOW)],
+    [
+        pytest.param("qemu", 4, marks=pytest.mark.qemu),
+        pytest.param("tart", 3, marks=pytest.mark.slow),
+        pytest.param("anka", 3, marks=[pytest.mark.slow, MINUTES]),
+    ],
 )
 async def test_chaos_rounds_find_no_violation(tmp_path: Path, hypervisor: str, rounds: int) -> None:
     directory = tmp_path / "chaos"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,7 @@ def test_later_request_does_not_take_the_slot_of_an_earlier_one() -> None:
     assert [one.pool for one in host.leases.values()] == ["large"]
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(2, 4),
     slots=st.integers(1, 3),

@@ -17,7 +17,7 @@ from scripts.lib.bench.anka_faults import FAULTS, try_fault
 if TYPE_CHECKING:
     from scripts.lib.bench.fault_result import Fault
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ALWAYS = ("start fails, but the VM runs", "stop hangs on TERM too")
 STUCK_MS = 1000.0

@@ -6,10 +6,14 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from scripts.lib.bench import simulated
 
 if TYPE_CHECKING:
     from scripts.lib.host import Host
+
+pytestmark = pytest.mark.slow
 
 
 async def stream(host: Host, until: str, *, after: int | None) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.lib.bench.tart_faults import FAULTS, try_fault
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 WORST = (
     "clone hangs on TERM too",

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 from agent.api.application import OPERATIONS
 from agent.api.auth import Role, create_token, tokens_path
@@ -15,6 +16,8 @@ from scripts.lib.bench import simulated
 
 if TYPE_CHECKING:
     from scripts.lib.host import Host
+
+pytestmark = pytest.mark.slow
 
 PASSWORD = "c4n4ry-Pw7Tq2xLz"
 REGISTRY = "127.0.0.1:1"

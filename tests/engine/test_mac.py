@@ -82,7 +82,9 @@ class Mac:
         return len(self.host.served)
 
 
-@pytest.mark.parametrize(("can_suspend", "steps"), [(False, STEPS), (True, STEPS // 4)])
+@pytest.mark.parametrize(
+    ("can_suspend", "steps"), [pytest.param(False, STEPS, marks=pytest.mark.slow), (True, STEPS // 4)]
+)
 def test_two_slot_host_serves_every_request_of_four_pools(can_suspend: bool, steps: int) -> None:
     mac = Mac(seed=1, can_suspend=can_suspend)
     for _ in range(steps):

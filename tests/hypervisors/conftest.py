@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from tests.support.guests import SmallImage
 
 
-@pytest.fixture(params=[pytest.param("qemu", marks=pytest.mark.qemu), "simulated", "tart", "anka"])
+@pytest.fixture(
+    params=[
+        pytest.param("qemu", marks=pytest.mark.qemu),
+        "simulated",
+        pytest.param("tart", marks=pytest.mark.slow),
+        pytest.param("anka", marks=pytest.mark.slow),
+    ]
+)
 def rig(request: pytest.FixtureRequest) -> Rig:
     """A host of each kind."""
     rig: Rig = request.getfixturevalue(f"{request.param}_rig")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agent.host.service.target import Target
     from tests.support.launchd import Launchd
 
+pytestmark = pytest.mark.slow
+
 # Like the agent: a VM in its own session, a helper in the group of the agent, and a stop that takes some time.
 AGENT = """
     import os, signal, subprocess, sys, time
