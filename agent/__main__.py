@@ -1,4 +1,4 @@
-"""The `hearth` command, and the only place that ends the process."""
+"""The `hearth` command. Only this module ends the process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command line and end with its exit code."""
     try:
-        from agent.cli.main import run  # noqa: PLC0415 - a Ctrl-C that meets the imports is no reason for a traceback
-        from agent.cli.streams import guard  # noqa: PLC0415
+        from agent.cli.main import run  # noqa: PLC0415 - Ctrl-C during the imports must not print a traceback
+        from agent.cli.output import guard_stdout  # noqa: PLC0415
 
-        guard()
+        guard_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(run(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""The `hearth` command: one module per command group, an API client, and rendering for terminals."""
+"""The `hearth` command: a module for each command group, an API client, and tables for terminals."""

@@ -1,4 +1,4 @@
-"""The API client of the command line: JSON over HTTP, with errors that say what to do."""
+"""The API client of the command line: JSON over HTTP, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, cast
 
-from agent.cli.place import AgentUnreachableError
+from agent.cli.documents import StreamedEvent
+from agent.cli.endpoint import AgentNotRunningError, AgentUnreachableError
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from http.client import HTTPResponse
 
-    from agent.cli.place import Local, Remote
+    from agent.cli.endpoint import LocalEndpoint, RemoteEndpoint
 
 TIMEOUT_S: Final = 30.0
 STREAM_SILENCE_S: Final = 45.0
-"""The agent sends a comment every 15 s when nothing happens: three missed ones mean that it hangs."""
+"""The agent sends a comment every 15 s when there are no events. Three missed ones mean that it hangs."""
+
+DocumentT = TypeVar("DocumentT")
 
 
 class ProblemError(HearthError):
@@ -34,23 +37,28 @@ class ProblemError(HearthError):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the agent answered. `at` is the host's clock; `document` is None for a 304 or an empty body."""
+class IncompatibleAgentError(HearthError):
+    """The agent's document lacks keys that this version of `hearth` needs."""
 
-    status: int
-    document: Any
+    code = "agent-incompatible"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[DocumentT]):
+    """An answer of the agent. `at` is the time on the host's clock."""
+
+    document: DocumentT
     etag: str
     at: datetime
 
 
 class ApiClient:
-    """Asks one agent. One request at a time; the connection is kept between them."""
+    """A client of one agent. Sends one request at a time over one connection, which stays open between them."""
 
-    def __init__(self, place: Local | Remote) -> None:
-        self._place = place
-        self._connection = place.connection(TIMEOUT_S)
-        self._login = {"Authorization": f"Bearer {place.token}"} if place.token else {}
+    def __init__(self, endpoint: LocalEndpoint | RemoteEndpoint) -> None:
+        self._endpoint = endpoint
+        self._connection = endpoint.build_connection(TIMEOUT_S)
+        self._login = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
 
     def __enter__(self) -> Self:
         return self
@@ -58,74 +66,84 @@ class ApiClient:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def get(self, path: str, *, etag: str = "") -> Answer:
-        """Return the document at `path`, or a 304 without one when `etag` is still current."""
-        return self.ask("GET", path, headers={"If-None-Match": etag} if etag else {})
+    def get(self, path: str, kind: type[DocumentT]) -> Answer[DocumentT]:
+        """Return the document at `path`. Raises as `request` does."""
+        return self.request("GET", path, kind)
 
-    def ask(
+    def get_if_changed(self, path: str, kind: type[DocumentT], etag: str) -> Answer[DocumentT] | None:
+        """Return the document at `path`, or None while its entity tag is still `etag`. Raises as `request` does."""
+        response, raw = self._checked("GET", path, None, {"If-None-Match": etag} if etag else {}, TIMEOUT_S)
+        return None if response.status == 304 else _answer(response, raw, kind)
+
+    def request(
         self,
         method: str,
         path: str,
+        kind: type[DocumentT],
         body: object = None,
         *,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
-    ) -> Answer:
-        """Send one request and return its answer.
+    ) -> Answer[DocumentT]:
+        """Send one request and return its answer, a document of the given kind; `object` for an ignored answer.
 
-        Raises `AgentUnreachableError` when nobody answers within `timeout_s`, `ProblemError` for every problem.
+        Raises `AgentUnreachableError` when there is no answer within `timeout_s`, `ProblemError` for every problem, and
+        `IncompatibleAgentError` when the document lacks keys of its kind.
         """
-        with self._told():
-            return self._exchange(method, path, body, dict(headers or {}), timeout_s)
+        response, raw = self._checked(method, path, body, dict(headers or {}), timeout_s)
+        return _answer(response, raw, kind)
 
-    def stream(self, path: str, *, after: int) -> Iterator[dict[str, Any]]:
-        """Yield the documents of an event stream that begins after the event of that number.
+    def stream(self, path: str, *, after: int) -> Iterator[StreamedEvent]:
+        """Yield the events of a stream that begins after the event of that number.
 
-        Ends when the agent ends the stream. Raises `AgentUnreachableError` when it goes away or falls silent.
+        Ends when the agent ends the stream. Raises `AgentUnreachableError` when the connection breaks, or when nothing
+        arrives for `STREAM_SILENCE_S`.
         """
-        connection = self._place.connection(STREAM_SILENCE_S)
+        connection = self._endpoint.build_connection(STREAM_SILENCE_S)
         try:
-            with self._told():
+            with self._unreachable_errors():
                 headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), **self._login}
                 connection.request("GET", path, headers=headers)
                 response = connection.getresponse()
                 if response.status >= 400:
-                    raise problem_of(response.status, json.loads(response.read()))
+                    raise problem_error(response.status, json.loads(response.read()))
                 for line in response:
                     if line.startswith(b"data: "):
-                        yield json.loads(line.removeprefix(b"data: "))
+                        yield check_keys(json.loads(line.removeprefix(b"data: ")), StreamedEvent)
         finally:
             connection.close()
 
+    def read_raw(self, path: str) -> bytes:
+        """Return the body at `path` for any status: a failed readiness check has a body too."""
+        with self._unreachable_errors():
+            return self._send("GET", path, None, {}, TIMEOUT_S)[1]
+
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what can go wrong with the socket into an error that says what to do."""
+    def _unreachable_errors(self) -> Iterator[None]:
+        """Turn errors of the connection into `AgentUnreachableError`."""
         try:
             yield
         except TimeoutError as error:
-            message = f"the agent on {self._place} did not answer in time"
-            raise AgentUnreachableError(message, remedy="see `hearth logs` for what it is busy with") from error
+            message = f"the agent on {self._endpoint} did not answer in time"
+            raise AgentUnreachableError(message, remedy="see `hearth logs` for what the agent is doing") from error
         except PermissionError as error:
-            message = f"this user may not speak to the agent on {self._place}"
-            raise AgentUnreachableError(message, remedy="run this as the agent's own user") from error
+            message = f"this user may not connect to the agent on {self._endpoint}"
+            raise AgentUnreachableError(message, remedy="run this command as the agent's own user") from error
         except (OSError, HTTPException, ValueError) as error:
-            message = f"the agent does not answer on {self._place}: {getattr(error, 'strerror', None) or error}"
-            remedy = self._place.remedy
-            raise AgentUnreachableError(message, remedy=remedy) from error
+            message = f"the agent does not answer on {self._endpoint}: {getattr(error, 'strerror', None) or error}"
+            is_stopped = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            kind = AgentNotRunningError if is_stopped else AgentUnreachableError
+            raise kind(message, remedy=self._endpoint.remedy) from error
 
-    def raw(self, path: str) -> bytes:
-        """Return what the agent answers at `path`, whatever its status: a failed readiness check is an answer too."""
-        with self._told():
-            return self._send("GET", path, None, {}, TIMEOUT_S)[1]
-
-    def _exchange(self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float) -> Answer:
-        response, raw = self._send(method, path, body, headers, timeout_s)
-        document = json.loads(raw) if raw else None
-        if response.status >= 400:
-            raise problem_of(response.status, document)
-        date = response.headers["Date"]
-        at = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return Answer(response.status, document, response.headers["ETag"] or "", at)
+    def _checked(
+        self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float
+    ) -> tuple[HTTPResponse, bytes]:
+        """Send one request and raise the error that the answer describes, if any."""
+        with self._unreachable_errors():
+            response, raw = self._send(method, path, body, headers, timeout_s)
+            if response.status >= 400:
+                raise problem_error(response.status, json.loads(raw) if raw else None)
+            return response, raw
 
     def _send(
         self, method: str, path: str, body: object, headers: dict[str, str], timeout_s: float
@@ -142,12 +160,33 @@ class ApiClient:
             response = connection.getresponse()
             return response, response.read()
         except BaseException:
-            connection.close()  # half an exchange cannot be taken up again
+            connection.close()  # a connection with half an exchange cannot be used again
             raise
 
 
-def problem_of(status: int, document: object) -> ProblemError:
-    """Return the error that a problem document tells of."""
+def problem_error(status: int, document: object) -> ProblemError:
+    """Return the error for a problem document, which may be incomplete."""
     problem = document if isinstance(document, dict) else {}
     message = str(problem.get("detail") or f"the agent answered with status {status}")
     return ProblemError(str(problem.get("code", "error")), message, remedy=str(problem.get("remedy", "")))
+
+
+def check_keys(document: object, kind: type[DocumentT]) -> DocumentT:
+    """Return the document as its kind. Raises `IncompatibleAgentError` when one of its outer keys is missing."""
+    needed: frozenset[str] = getattr(kind, "__required_keys__", frozenset())
+    missing = needed - document.keys() if isinstance(document, dict) else needed
+    if missing:
+        message = f"the agent's answer lacks {', '.join(sorted(missing))}"
+        raise IncompatibleAgentError(message, remedy="use the version of `hearth` that the agent has")
+    return cast("DocumentT", document)
+
+
+def _answer(response: HTTPResponse, raw: bytes, kind: type[DocumentT]) -> Answer[DocumentT]:
+    try:
+        document = check_keys(json.loads(raw) if raw else None, kind)
+    except ValueError as error:
+        message = "the answer is not JSON, so it is not from an agent"
+        raise AgentUnreachableError(message, remedy="check the address of the agent") from error
+    date = response.headers["Date"]
+    at = parsedate_to_datetime(date) if date else datetime.now(UTC)
+    return Answer(document, response.headers["ETag"] or "", at)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli import options
-from agent.cli.exits import Exit
-from agent.cli.output import complain, print_json, say
+from agent.cli.exit_codes import ExitCode
+from agent.cli.output import print_error, print_json, print_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +18,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check config
 
 @app.callback()
 def _group() -> None:
-    pass
+    """Make Typer build a group, which it does not for a single command."""
 
 
 @app.command()
 def check(config: options.Config = None, as_json: options.Json = False) -> int:
-    """Check the configuration, and the assignment file it names, with the code the agent itself uses.
+    """Check the configuration, and the assignment file that it names, as the agent does at its start.
 
     \b
     hearth config check
@@ -46,8 +46,8 @@ def check(config: options.Config = None, as_json: options.Json = False) -> int:
     if as_json:
         print_json(result)
     elif not errors:
-        told = f"; {result['assignment']}: {len(result['pools'])} pools" if result["assignment"] else ""
-        say(f"{path} is good{told}")
+        pools = f"; {result['assignment']}: {len(result['pools'])} pools" if result["assignment"] else ""
+        print_line(f"{path} is valid{pools}")
     else:
-        complain(errors[0])
-    return Exit.BAD_CONFIGURATION if errors else Exit.OK
+        print_error(errors[0])
+    return ExitCode.BAD_CONFIGURATION if errors else ExitCode.OK

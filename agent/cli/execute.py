@@ -1,4 +1,4 @@
-"""`hearth exec`: lease, run, release, with the guest's own exit code."""
+"""`hearth exec`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from agent.cli import options
-from agent.cli.borrow import borrowed
 from agent.cli.client import ApiClient
-from agent.cli.exits import Exit
-from agent.cli.output import complain
+from agent.cli.exit_codes import ExitCode
+from agent.cli.output import print_error
+from agent.cli.temporary_lease import temporary_lease
 from agent.domain.errors import HearthError
 
 app = typer.Typer(add_completion=False)
@@ -20,32 +20,33 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def execute(
     pool: options.PoolName,
-    command: Annotated[list[str], typer.Argument(help="The program and its arguments; no shell in between.")],
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments. No shell interprets them.")],
     wait: options.Wait = 300.0,
     timeout: Annotated[
-        float, typer.Option(parser=options.parse_duration, metavar="TIME", help="How long the command may take.")
+        float, typer.Option(parser=options.parse_duration, metavar="TIME", help="How long the command may run.")
     ] = 3600.0,
-    with_input: Annotated[bool, typer.Option("--stdin", "-i", help="Give the command our standard input.")] = False,
+    with_input: Annotated[bool, typer.Option("--stdin", "-i", help="Forward standard input to the command.")] = False,
     config: options.Config = None,
     socket: options.Socket = None,
 ) -> int:
-    """Run a command on a fresh VM of a pool and end with its exit code. The VM is used for nothing else, and torn down.
+    """Run a command on a fresh VM of a pool, tear the VM down, and exit with the command's exit code.
 
-    Output comes as the command writes it. Ctrl-C at any moment ends the command and gives the VM back.
+    Output appears as the command writes it. Ctrl-C kills the command and releases the VM.
 
     \b
     hearth exec small -- uname -a
     hearth exec small --timeout 20m -- sh -c 'cd /work && make test'
     tar c . | hearth exec small -i -- sh -c 'tar x && make test'
     """
-    from agent.cli import guest  # noqa: PLC0415 - aiohttp is slow to import
+    from agent.cli import exec_client  # noqa: PLC0415 - aiohttp is slow to import
 
     try:
-        place = options.place(socket, config)
-        with borrowed(partial(ApiClient, place), pool, wait_s=wait, purpose="exec") as lease:
-            return guest.run(place, lease["id"], command, with_input=with_input, timeout_s=timeout) & 0xFF
+        endpoint = options.select_endpoint(socket, config)
+        with temporary_lease(partial(ApiClient, endpoint), pool, wait_s=wait, purpose="exec") as lease:
+            code = exec_client.run_command(endpoint, lease["id"], command, with_input=with_input, timeout_s=timeout)
+            return code & 0xFF
     except HearthError as error:
-        complain(error)
-        return Exit.EXEC_FAILED
+        print_error(error)
+        return ExitCode.EXEC_FAILED
     except BrokenPipeError:
-        return Exit.BROKEN_PIPE
+        return ExitCode.BROKEN_PIPE

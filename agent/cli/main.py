@@ -1,4 +1,4 @@
-"""The command tree. Only the command that runs is imported, so that `hearth --help` answers at once."""
+"""The command tree. It imports only the command that runs, so that `hearth --help` is quick."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from agent import __version__
-from agent.cli.exits import Exit, exit_of
-from agent.cli.output import complain, say
-from agent.cli.streams import OutputError, ReaderGoneError, give_up
+from agent.cli.exit_codes import ExitCode, exit_code_for
+from agent.cli.output import OutputError, ReaderGoneError, discard_output, print_error, print_line
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a top-level command is found, its line of help, and the heading it stands under there."""
+    """The module and attribute of a top-level command, its help line, and its heading in the help."""
 
     module: str
     attribute: str
@@ -29,53 +28,54 @@ class Entry(NamedTuple):
     panel: str
 
 
-_SEE: Final = "See"
+_OBSERVE: Final = "Observe"
 _USE: Final = "Use VMs"
 _OPERATE: Final = "Operate"
-_HERE: Final = "On the host itself"
+_ADMINISTER: Final = "Administer this host"
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "status": Entry("agent.cli.status", "app", "Show slots, pools, VMs, images and conditions of a host.", _SEE),
-    "top": Entry("agent.cli.top", "app", "Watch what each VM takes of the host.", _SEE),
-    "vms": Entry("agent.cli.vms", "app", "List the VMs, show one, tell its story, or replace it.", _SEE),
-    "images": Entry("agent.cli.images", "app", "List the image versions, and how far pulls are.", _SEE),
-    "events": Entry("agent.cli.events", "app", "Show or follow what happens.", _SEE),
+    "status": Entry("agent.cli.status", "app", "Show slots, pools, VMs, images and conditions of a host.", _OBSERVE),
+    "top": Entry("agent.cli.top", "app", "Show the processor share and memory of each VM.", _OBSERVE),
+    "vms": Entry("agent.cli.vms", "app", "List VMs; show, explain or replace one.", _OBSERVE),
+    "events": Entry("agent.cli.events", "app", "Show or follow the events of a host.", _OBSERVE),
     "exec": Entry("agent.cli.execute", "app", "Run a command on a fresh VM of a pool.", _USE),
-    "ssh": Entry("agent.cli.ssh", "app", "Open a shell on a fresh VM of a pool, or on one that is there.", _USE),
+    "ssh": Entry("agent.cli.ssh", "app", "Open a shell on a fresh VM of a pool, or on an existing VM.", _USE),
     "lease": Entry("agent.cli.leases", "lease_app", "Claim a ready VM of a pool.", _USE),
-    "renew": Entry("agent.cli.leases", "renew_app", "Let a lease live on.", _USE),
-    "release": Entry("agent.cli.leases", "release_app", "End a lease; its VM is torn down.", _USE),
-    "cordon": Entry("agent.cli.modes", "cordon_app", "Give no leases any more; the pools stay warm.", _OPERATE),
-    "uncordon": Entry("agent.cli.modes", "uncordon_app", "Give leases again.", _OPERATE),
-    "drain": Entry("agent.cli.modes", "drain_app", "Empty a host.", _OPERATE),
-    "rollout": Entry("agent.cli.rollouts", "app", "Show rollouts, try one again, or undo one.", _OPERATE),
+    "renew": Entry("agent.cli.leases", "renew_app", "Extend a lease.", _USE),
+    "release": Entry("agent.cli.leases", "release_app", "End a lease and tear down its VM.", _USE),
+    "cordon": Entry("agent.cli.host_modes", "cordon_app", "Stop granting leases; keep pools warm.", _OPERATE),
+    "uncordon": Entry("agent.cli.host_modes", "uncordon_app", "Grant leases again.", _OPERATE),
+    "drain": Entry("agent.cli.host_modes", "drain_app", "Empty a host.", _OPERATE),
+    "rollout": Entry("agent.cli.rollouts", "app", "Show, retry or undo rollouts.", _OPERATE),
     "assignment": Entry("agent.cli.assignment", "app", "Show or replace the desired state.", _OPERATE),
-    "run": Entry("agent.cli.run", "app", "Run the agent in the foreground.", _HERE),
-    "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log.", _HERE),
-    "support-bundle": Entry("agent.cli.bundle", "app", "Gather what explains its state, without secrets.", _HERE),
-    "token": Entry("agent.cli.tokens", "app", "Make, list and revoke the tokens of remote callers.", _HERE),
-    "config": Entry("agent.cli.config", "app", "Check configuration files.", _HERE),
-    "service": Entry("agent.cli.service", "app", "Run Hearth under launchd on a Mac.", _HERE),
-    "doctor": Entry("agent.cli.doctor", "app", "Find what breaks this host, and mend it.", _HERE),
-    "image": Entry("agent.cli.image", "app", "Push, pull, list and inspect images in the store.", _HERE),
-    "journal": Entry("agent.cli.journal", "app", "Look at the journal while no agent runs; mend it.", _HERE),
+    "run": Entry("agent.cli.run_agent", "app", "Run the agent in the foreground.", _ADMINISTER),
+    "logs": Entry("agent.cli.logs", "app", "Show or follow the agent's log.", _ADMINISTER),
+    "support-bundle": Entry(
+        "agent.cli.support_bundle", "app", "Write the state of a host to an archive, without secrets.", _ADMINISTER
+    ),
+    "token": Entry("agent.cli.tokens", "app", "Create, list and revoke the tokens of remote clients.", _ADMINISTER),
+    "config": Entry("agent.cli.config", "app", "Check configuration files.", _ADMINISTER),
+    "service": Entry("agent.cli.service", "app", "Run the agent under launchd on a Mac.", _ADMINISTER),
+    "doctor": Entry("agent.cli.doctor", "app", "Find problems of this host and fix them.", _ADMINISTER),
+    "image": Entry("agent.cli.image", "app", "List, push, pull, check and remove images.", _ADMINISTER),
+    "journal": Entry("agent.cli.journal", "app", "Inspect or rebuild the journal while no agent runs.", _ADMINISTER),
 }
 
 
 class LazyGroup(TyperGroup):
-    """The root command: knows its commands by name and help, and imports the one that is called."""
+    """The root command: lists its commands by name and help line, and imports only the command that runs."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # noqa: ANN401
-        """Return what stands for a command in help and completion."""
+        """Return a placeholder of a command for help and completion."""
         entry = COMMANDS.get(cmd_name)
         return TyperGroup(name=cmd_name, help=entry.help, rich_help_panel=entry.panel) if entry else None
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # noqa: ANN401
-        """Return the real command that `args` begin with."""
+        """Import and return the command that `args` begin with."""
         self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}  # for suggestions
         name, placeholder, rest = super().resolve_command(ctx, args)
         if placeholder is None or name is None:
@@ -83,37 +83,47 @@ class LazyGroup(TyperGroup):
         entry = COMMANDS[name]
         found: typer.Typer = getattr(importlib.import_module(entry.module), entry.attribute)
         command = typer.main.get_command(found)
-        remote = _take_host(command)
-        if not remote and ctx.params.get("host"):
-            raise typer.BadParameter(f"`hearth {name}` works on the files of its own host: log in there")
+        _add_host_option(command)
+        if ctx.params.get("host") and not _uses_agent(command, rest):
+            raise typer.BadParameter(f"`hearth {name}` works on files of its own host: run it there")
         return name, command, rest
 
 
-def _take_host(command: Any) -> bool:  # noqa: ANN401 - a group or a command
-    """Let every command that speaks to an agent take `--host` itself too; return whether there is one."""
-    found = [_take_host(inner) for inner in getattr(command, "commands", {}).values()]
-    if any(parameter.name == "socket" for parameter in command.params):
-        command.params.append(_host_option())
-        found.append(True)
-    return any(found)
+def _add_host_option(command: Any) -> None:  # noqa: ANN401 - a group or a command
+    """Add `--host` to every command that connects to an agent, so that it can follow the command's name too."""
+    for subcommand in getattr(command, "commands", {}).values():
+        _add_host_option(subcommand)
+    if _has_socket_option(command):
+        command.params.append(_build_host_option())
 
 
-def _host_option() -> Any:  # noqa: ANN401 - a parameter of a command
+def _uses_agent(command: Any, arguments: Sequence[str]) -> bool:  # noqa: ANN401 - a group or a command
+    """Return whether the command that runs with these arguments connects to an agent."""
+    subcommands = getattr(command, "commands", {})
+    chosen = next((subcommands[argument] for argument in arguments if argument in subcommands), command)
+    return _has_socket_option(command) or _has_socket_option(chosen)
+
+
+def _has_socket_option(command: Any) -> bool:  # noqa: ANN401 - a group or a command
+    return any(parameter.name == "socket" for parameter in command.params)
+
+
+def _build_host_option() -> Any:  # noqa: ANN401 - a parameter of a command
     carrier = typer.Typer(add_completion=False)
 
     @carrier.command()
     def _carry(
         host: Annotated[
-            str, typer.Option(metavar="URL", callback=_use_host, expose_value=False, help="An agent elsewhere.")
+            str, typer.Option(metavar="URL", callback=_use_host, expose_value=False, help="Use the agent at this URL.")
         ] = "",
     ) -> None:
-        raise AssertionError("only its option is used")
+        raise AssertionError("only the option of this command is used")
 
     return next(parameter for parameter in typer.main.get_command(carrier).params if parameter.name == "host")
 
 
 def _use_host(url: str) -> None:
-    """Speak to the agent at this address, whatever the environment says."""
+    """Use the agent at this URL instead of the one in the environment."""
     if url:
         os.environ["HEARTH_HOST"] = url
         os.environ.pop("HEARTH_SOCKET", None)
@@ -122,26 +132,28 @@ def _use_host(url: str) -> None:
 app = typer.Typer(
     cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Warm pools of VM clones on a CI host: leased in milliseconds, replaced when unhealthy.",
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
-    "78 bad configuration, 125 exec and ssh: Hearth itself failed, 130 Ctrl-C, "
-    "141 the output's reader has gone. Tokens come from HEARTH_TOKEN.",
+    help="Manage warm pools of VM clones on a CI host. Lease a VM in milliseconds; unhealthy VMs are replaced.",
+    epilog="ExitCode codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
+    "69 unsupported host, 70 watchdog, 78 bad configuration, 125 Hearth itself failed (exec, ssh), 130 Ctrl-C, "
+    "141 broken pipe. Set HEARTH_TOKEN to log in at another host.",
 )  # fmt: skip
 
 
 def _version(value: bool) -> None:
     if value:
-        say(f"hearth {__version__}")
+        print_line(f"hearth {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    host: Annotated[str, typer.Option(metavar="URL", help="An agent elsewhere: https://HOST:PORT. [HEARTH_HOST]")] = "",
-    token_file: Annotated[str, typer.Option(metavar="FILE", help="Its token, where not in HEARTH_TOKEN.")] = "",
-    ca: Annotated[str, typer.Option(metavar="FILE", help="Whom to trust for its certificate. [HEARTH_CA]")] = "",
-    cert: Annotated[str, typer.Option(metavar="FILE", help="The certificate to show it. [HEARTH_CERT]")] = "",
-    key: Annotated[str, typer.Option(metavar="FILE", help="The key of that certificate. [HEARTH_KEY]")] = "",
+    host: Annotated[str, typer.Option(metavar="URL", help="Use the agent at https://HOST:PORT. [HEARTH_HOST]")] = "",
+    token_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Read its token from this file. [HEARTH_TOKEN_FILE]")
+    ] = "",
+    ca: Annotated[str, typer.Option(metavar="FILE", help="Trust these certificate authorities. [HEARTH_CA]")] = "",
+    cert: Annotated[str, typer.Option(metavar="FILE", help="Log in with this client certificate. [HEARTH_CERT]")] = "",
+    key: Annotated[str, typer.Option(metavar="FILE", help="The private key of --cert. [HEARTH_KEY]")] = "",
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -155,23 +167,23 @@ def _root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Errors are told on stderr."""
+    """Run one command line and return its exit code. Print errors on stderr."""
     try:
         result = app(list(arguments), prog_name="hearth", standalone_mode=False)
         sys.stdout.flush()
     except ReaderGoneError:
-        give_up()
-        return Exit.BROKEN_PIPE
+        discard_output()
+        return ExitCode.BROKEN_PIPE
     except HearthError as error:
         if isinstance(error, OutputError):
-            give_up()
-        complain(error)
-        return exit_of(error)
+            discard_output()
+        print_error(error)
+        return exit_code_for(error)
     except typer.TyperException as error:
         from typer.rich_utils import rich_format_error  # noqa: PLC0415 - rich is slow to import
 
         rich_format_error(error)  # type: ignore[arg-type]
-        return Exit.USAGE
+        return ExitCode.USAGE
     except (typer.Abort, KeyboardInterrupt):
-        return Exit.INTERRUPTED
-    return result if isinstance(result, int) else Exit.OK
+        return ExitCode.INTERRUPTED
+    return result if isinstance(result, int) else ExitCode.OK

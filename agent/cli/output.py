@@ -1,30 +1,121 @@
-"""Writing for people and for programs. Colour only on terminals, and never where NO_COLOR is set (rich sees to it)."""
+"""Results on stdout and errors on stderr, for people and for programs.
+
+Rich and Typer catch `OSError` and end the process themselves. `guard_stdout` therefore turns the errors of stdout into
+`HearthError`s, which these libraries let pass.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
+from agent.domain.errors import HearthError
 from agent.telemetry.log_rendering import escape_unprintable
 
 if TYPE_CHECKING:
-    from agent.domain.errors import HearthError
+    from collections.abc import Iterator
+
+_OUT: Final = 1
+_STANDARD: Final = (0, 1, 2)
+
+
+class OutputError(HearthError):
+    """Stdout cannot be written, for example because the disk is full."""
+
+    code = "output-refused"
+
+
+class ReaderGoneError(HearthError):
+    """The process that read our stdout has ended, as `head` does when it has enough lines."""
+
+    code = "reader-gone"
+
+
+def print_line(text: str) -> None:
+    """Print one line of the command's result."""
+    sys.stdout.write(f"{text}\n")
 
 
 def print_json(document: object) -> None:
     """Print a document for programs: indented on a terminal, on one line elsewhere."""
     indent = 2 if sys.stdout.isatty() else None
-    say(json.dumps(document, indent=indent, ensure_ascii=False))
+    print_line(json.dumps(document, indent=indent, ensure_ascii=False))
 
 
-def say(text: str) -> None:
-    """Print one line of the command's result."""
-    sys.stdout.write(f"{text}\n")
-
-
-def complain(error: HearthError) -> None:
-    """Print an error with its way out on stderr."""
+def print_error(error: HearthError) -> None:
+    """Print an error and its remedy on stderr."""
     sys.stderr.write(f"hearth: {escape_unprintable(error.message)}\n")
     if error.remedy:
         sys.stderr.write(f"        {escape_unprintable(error.remedy)}\n")
+
+
+def is_colour_wanted() -> bool:
+    """Return whether stdout is a terminal and NO_COLOR is not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Log only warnings and errors, and only to stderr, while this process does the agent's work itself."""
+    import logging  # noqa: PLC0415 - keeps `hearth --help` quick
+
+    import structlog  # noqa: PLC0415
+
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+class _Stdout(io.FileIO):
+    """Stdout that raises our errors instead of `OSError`."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - bytes, or any object with a buffer
+        """Write as `io.FileIO` does. Raises `ReaderGoneError` or `OutputError`."""
+        try:
+            return super().write(data)
+        except BrokenPipeError as error:
+            raise ReaderGoneError("the reader of the output has ended") from error
+        except OSError as error:
+            message = f"the output cannot be written: {error.strerror}"
+            raise OutputError(message, remedy="free disk space, or redirect the output elsewhere") from error
+
+
+def guard_stdout() -> None:
+    """Make stdout raise `ReaderGoneError` and `OutputError`, and connect closed standard streams to /dev/null.
+
+    A closed standard stream leaves its descriptor number free. The next file or socket would get that number, and the
+    output would be written into it.
+    """
+    for number in _STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the process ends
+    before = sys.stdout
+    unbuffered = isinstance(before, io.TextIOWrapper) and (before.line_buffering or before.write_through)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(_OUT, "w", closefd=False)),
+        encoding=before.encoding if before else "utf-8",
+        errors=before.errors if before else "replace",
+        line_buffering=bool(unbuffered),
+    )
+
+
+def discard_output() -> None:
+    """Send the output that is still buffered to /dev/null, so that the interpreter's exit does not fail on it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, _OUT)
+    os.close(null)

@@ -1,4 +1,4 @@
-"""Progress bars for pulls and pushes: on a terminal only, on stderr, so that stdout stays for the result."""
+"""Progress bars for pulls and pushes: on stderr, because stdout is for the result, and only on a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PERIOD_S: Final = 0.1
 
 @contextmanager
 def push_bar(*, enabled: bool) -> Iterator[Callable[[PushProgress], None]]:
-    """Yield what shows each report of a push."""
+    """Yield a function that shows the reported progress of a push."""
     with _bars(enabled=enabled) as progress:
         task = progress.add_task("pushing", total=None)
 
@@ -33,22 +33,22 @@ def push_bar(*, enabled: bool) -> Iterator[Callable[[PushProgress], None]]:
 
 @asynccontextmanager
 async def pull_bar(reports: Callable[[], tuple[PullProgress, ...]], *, enabled: bool) -> AsyncIterator[None]:
-    """Show the one pull that `reports` tells of, as long as the context lasts."""
+    """Show the progress of the pull that `reports` returns, while the context is open."""
     with _bars(enabled=enabled) as progress:
         task = progress.add_task("pulling", total=None)
 
-        async def watch() -> None:
+        async def refresh() -> None:
             while True:
                 for report in reports():
                     progress.update(task, total=report.total_bytes or None, completed=report.done_bytes)
                 await asyncio.sleep(_PERIOD_S)
 
-        watcher = asyncio.create_task(watch())
+        refresher = asyncio.create_task(refresh())
         try:
             yield
         finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+            refresher.cancel()
+            await asyncio.gather(refresher, return_exceptions=True)
 
 
 def _bars(*, enabled: bool) -> Progress:

@@ -1,4 +1,4 @@
-"""`hearth service`: Hearth under launchd, the service manager of macOS."""
+"""`hearth service`: the agent as a service of launchd, the service manager of macOS."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from agent.cli import options
-from agent.cli.exits import Exit
-from agent.cli.output import print_json, say
-from agent.cli.quiet import quiet_logs
+from agent.cli.exit_codes import ExitCode
+from agent.cli.output import print_json, print_line, quiet_logs
 from agent.host.service import plist
 from agent.host.service.errors import ServiceRefusedError, ServiceUnsupportedError
 from agent.host.service.launchctl import Launchctl
@@ -33,23 +32,27 @@ _As = Annotated[
     ServiceKind | None,
     typer.Option(
         "--as", show_default=False,
-        help="daemon: root, from boot on. user: the user at the screen, from login on. Default: what is installed, "
-        "else user for Tart and daemon for the rest.",
+        help="daemon: as root, from boot on. user: as the logged-in user, from login on. Default: the installed one, "
+        "or user for Tart and daemon for other hypervisors.",
     ),
 ]  # fmt: skip
 _Program = Annotated[
-    Path | None, typer.Option(help="The hearth program; default: this one.", show_default=False, metavar="PATH")
+    Path | None, typer.Option(help="The hearth program. Default: this one.", show_default=False, metavar="PATH")
 ]
 _Env = Annotated[
     list[str] | None,
-    typer.Option("--env", metavar="NAME=VALUE", help="A variable for the agent, as TART_HOME. No secrets."),
+    typer.Option(
+        "--env",
+        metavar="NAME=VALUE",
+        help="Environment variable of the agent, such as TART_HOME. Repeatable; not for secrets.",
+    ),
 ]
 
 
 def _require_launchd() -> None:
     if sys.platform != "darwin":
         raise ServiceUnsupportedError(
-            "`hearth service` puts the agent under launchd, which keeps it running on a Mac from boot or login on; "
+            "`hearth service` runs the agent under launchd, which keeps it running on a Mac from boot or login on; "
             f"this system ({sys.platform}) has no launchd",
             remedy="run `hearth run` under this system's own service manager; docs/launchd.md has a unit for systemd",
         )
@@ -63,11 +66,11 @@ def install(
     env: _Env = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the job and start it; again to change it. VMs that run stay, and the new agent adopts them.
+    """Install the launchd job and start it, or update an installed job. The new agent adopts running VMs.
 
     \b
-    sudo hearth service install --as daemon            # Anka
-    hearth service install --as user                   # Tart, as the auto-login user
+    sudo hearth service install --as daemon            # for Anka
+    hearth service install --as user                   # for Tart, as the auto-login user
     hearth service install --env TART_HOME=/Volumes/VMs/tart
     """
     from agent.config import load_config  # noqa: PLC0415 - pydantic is slow to import
@@ -76,7 +79,7 @@ def install(
     path = options.config_path(config).absolute()
     loaded = load_config(path)
     target = _target(as_kind, _KIND_BY_HYPERVISOR.get(loaded.hypervisor.driver, ServiceKind.DAEMON))
-    _refuse_two(target)
+    _refuse_second_agent(target)
     found = _program_path(program)
     document = plist.render(target, program=found, config=path, environment=_environment(env or ()))
     service = _service(target)
@@ -84,57 +87,79 @@ def install(
     if as_json:
         print_json({"changed": changed, "notes": notes, **_run(_status(service))})
         return
-    say(f"{target.service} runs {found}" if changed else f"{target.service} is installed already, and runs")
+    print_line(f"{target.service} runs {found}" if changed else f"{target.service} is already installed and runs")
     if not changed:
-        say("`hearth service restart` starts it anew, after an upgrade of the program")
+        print_line("run `hearth service restart` after an upgrade of the program")
     for note in notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 @app.command()
 def uninstall(as_kind: _As = None, as_json: options.Json = False) -> None:
-    """Stop the agent and remove its job. VMs run on, and so does what the agent wrote: drain first to end them."""
+    """Stop the agent and remove its job. Keep its files and its VMs, which continue to run.
+
+    \b
+    hearth drain --wait && hearth service uninstall      # ends the VMs first
+    """
     target = _target(as_kind, ServiceKind.DAEMON)
     removed = _run(_service(target).uninstall())
-    _tell(as_json, target, removed, f"{target.service} is gone", f"{target.service} was not installed")
+    _print_change(as_json, target, removed, f"{target.service} is uninstalled", f"{target.service} was not installed")
 
 
 @app.command()
 def start(as_kind: _As = None, as_json: options.Json = False) -> None:
-    """Start the installed agent."""
+    """Start the installed agent.
+
+    \b
+    hearth service start
+    """
     target = _target(as_kind, ServiceKind.DAEMON)
     started = _run(_service(target).start())
-    _tell(as_json, target, started, f"{target.service} runs", f"{target.service} ran already")
+    _print_change(as_json, target, started, f"{target.service} runs", f"{target.service} already ran")
 
 
 @app.command()
 def stop(as_kind: _As = None, as_json: options.Json = False) -> None:
-    """Stop the agent until the next start, boot or login. VMs run on: `hearth drain --wait` first to end them."""
+    """Stop the agent until the next start, boot or login. VMs continue to run.
+
+    \b
+    hearth drain --wait && hearth service stop           # ends the VMs first
+    """
     target = _target(as_kind, ServiceKind.DAEMON)
     stopped = _run(_service(target).stop())
-    _tell(as_json, target, stopped, f"{target.service} is stopped; VMs run on", f"{target.service} did not run")
+    _print_change(
+        as_json, target, stopped, f"{target.service} is stopped; VMs continue to run", f"{target.service} did not run"
+    )
 
 
 @app.command()
 def restart(as_kind: _As = None, as_json: options.Json = False) -> None:
-    """Stop the agent and start it anew, as after an upgrade. VMs run on, and the new agent adopts them."""
+    """Stop the agent and start it again, for example after an upgrade. The new agent adopts running VMs.
+
+    \b
+    hearth service restart
+    """
     target = _target(as_kind, ServiceKind.DAEMON)
     _run(_service(target).restart())
-    _tell(as_json, target, True, f"{target.service} runs anew", "")
+    _print_change(as_json, target, True, f"{target.service} is restarted", "")
 
 
 @app.command()
 def status(as_kind: _As = None, as_json: options.Json = False) -> int:
-    """Show what launchd has of Hearth. Exit code 0: it runs, 3: it does not, 4: it is not installed."""
+    """Show the state of the job. Exit with 0 when it runs, 3 when it does not, 4 when it is not installed.
+
+    \b
+    hearth service status
+    """
     document = _run(_status(_service(_target(as_kind, ServiceKind.DAEMON))))
     if as_json:
         print_json(document)
     else:
         for key, value in document.items():
-            say(f"{key.replace('_', ' '):<12} {'' if value is None else value}".rstrip())
+            print_line(f"{key.replace('_', ' '):<12} {'' if value is None else value}".rstrip())
     if not document["installed"]:
-        return Exit.NOT_FOUND
-    return Exit.OK if document["pid"] is not None else Exit.UNREACHABLE
+        return ExitCode.NOT_FOUND
+    return ExitCode.OK if document["pid"] is not None else ExitCode.UNREACHABLE
 
 
 async def _status(service: Service) -> dict[str, Any]:
@@ -154,50 +179,50 @@ async def _status(service: Service) -> dict[str, Any]:
     }
 
 
-def _tell(as_json: bool, target: Target, changed: bool, done: str, nothing: str) -> None:
+def _print_change(as_json: bool, target: Target, changed: bool, text: str, unchanged_text: str) -> None:
     if as_json:
         print_json({"service": target.service, "changed": changed})
     else:
-        say(done if changed else nothing)
+        print_line(text if changed else unchanged_text)
 
 
-def _target(asked: ServiceKind | None, otherwise: ServiceKind) -> Target:
-    """Return the place that was asked for, else the one where Hearth is installed, else the given kind's."""
+def _target(requested: ServiceKind | None, default: ServiceKind) -> Target:
+    """Return the requested job, or the installed one, or the default."""
     _require_launchd()
-    places = _places()
-    kinds = [asked] if asked else [kind for kind, place in places.items() if place.plist.exists()] or [otherwise]
-    kind = kinds[0]
-    if kind not in places:
+    targets = _targets()
+    installed = [kind for kind, target in targets.items() if target.plist.exists()]
+    kind = requested or (installed or [default])[0]
+    if kind not in targets:
         raise ServiceRefusedError(
-            "root has no session at the screen, so it can have no agent there",
-            remedy="run it as the auto-login user, with or without sudo, or use --as daemon",
+            "root has no login session in which a user agent could run",
+            remedy="run this command as the auto-login user, with or without sudo, or use --as daemon",
         )
-    return places[kind]
+    return targets[kind]
 
 
-def _places() -> dict[ServiceKind, Target]:
-    places = {ServiceKind.DAEMON: daemon_target(ROOT)}
+def _targets() -> dict[ServiceKind, Target]:
+    targets = {ServiceKind.DAEMON: daemon_target(ROOT)}
     account = invoking_user()
     if account.uid:
-        places[ServiceKind.USER] = user_target(account, ROOT)
-    return places
+        targets[ServiceKind.USER] = user_target(account, ROOT)
+    return targets
 
 
-def _refuse_two(target: Target) -> None:
-    for place in _places().values():
-        if place.kind is not target.kind and place.plist.exists():
+def _refuse_second_agent(target: Target) -> None:
+    for other in _targets().values():
+        if other.kind is not target.kind and other.plist.exists():
             raise ServiceRefusedError(
-                f"Hearth is installed as {place.kind} already, by {place.plist}: two agents would fight for one host",
-                remedy=f"run `hearth service uninstall --as {place.kind}` first; VMs stay",
+                f"Hearth is already installed as {other.kind} in {other.plist}, and a host can have one agent only",
+                remedy=f"run `hearth service uninstall --as {other.kind}` first; VMs continue to run",
             )
 
 
 def _program_path(given: Path | None) -> Path:
-    """Return the program launchd shall run, by the path it was called by: /opt/hearth/current outlives a version."""
+    """Return the program for launchd, by the path of this call: /opt/hearth/current stays valid after an upgrade."""
     called = Path(sys.argv[0]).absolute()
     found = given.absolute() if given else called if called.name == "hearth" else Path(sys.executable).parent / "hearth"
     if not os.access(found, os.X_OK) or found.is_dir():
-        raise ServiceRefusedError(f"{found} is no program that can be run", remedy="name the program by --program")
+        raise ServiceRefusedError(f"{found} is not an executable program", remedy="name the program with --program")
     return found
 
 

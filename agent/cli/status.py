@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from agent.cli import options
+from agent.cli.documents import HostDocument, VmList
 from agent.cli.output import print_json
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from rich.console import RenderableType
 
-    from rich.console import Console, RenderableType
-
-    from agent.cli.client import ApiClient
+    from agent.cli.client import Answer, ApiClient
 
 app = typer.Typer(add_completion=False)
 
@@ -25,81 +25,79 @@ REFRESH_S: Final = 1.0
 
 @app.command()
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the status until Ctrl-C.")] = False,
     config: options.Config = None,
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
     """Show slots, pools, VMs, images and conditions of this host.
 
-    With --json it is the host document; with --watch as well, one line for each change.
+    With --json, print the host document. With --json and --watch, print one line for each change.
 
     \b
     hearth status
     hearth status --watch
     hearth status --json | jq .slots
     """
-    with options.client(socket, config) as client:
-        if as_json:
-            _follow_json(client) if watch else print_json(client.get("/v1/host").document)
-            return
-        from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
-        console = Console()
-        if watch:
-            _watch(client, console)
+    with options.build_client(socket, config) as client:
+        if as_json and watch:
+            with suppress(KeyboardInterrupt):
+                _follow_json(client)
+        elif as_json:
+            print_json(client.get("/v1/host", HostDocument).document)
         else:
-            console.print(_View(client).whole(console.width))
+            _show(client, watch=watch)
 
 
-class _View:
-    """The status on a screen. The host document is sent only as often as it changes."""
+def _show(client: ApiClient, *, watch: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
+
+    console, view = Console(), _StatusView(client)
+    if watch:
+        from agent.cli.live_view import show_live  # noqa: PLC0415
+
+        show_live(console, lambda: view.render_fitted(console.width))
+    else:
+        console.print(view.render(console.width))
+
+
+class _StatusView:
+    """Renders the status. Downloads the host document only when it has changed."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
-        self._etag = ""
-        self._host: dict[str, Any] = {}
+        self._host: Answer[HostDocument] | None = None
 
-    def whole(self, width: int) -> RenderableType:
-        """Return the status as of now, as long as it is."""
+    def render(self, width: int) -> RenderableType:
+        """Return the current status in full length."""
         from agent.cli.tables import status_view  # noqa: PLC0415 - rich is slow to import
 
-        vms, now = self._look()
-        return status_view(self._host, vms, now, width)
+        host, vms = self._fetch()
+        return status_view(host, vms.document["vms"], vms.at, width)
 
-    def fitted(self, width: int) -> RenderableType:
-        """Return the status as of now, cut to the terminal."""
-        from agent.cli.screen import Fitted  # noqa: PLC0415 - rich is slow to import
+    def render_fitted(self, width: int) -> RenderableType:
+        """Return the current status, cut to the height of the terminal."""
+        from agent.cli.fitted_view import FittedView  # noqa: PLC0415 - rich is slow to import
         from agent.cli.tables import status_sections  # noqa: PLC0415
 
-        vms, now = self._look()
-        return Fitted(status_sections(self._host, vms, now, width, one_line=True))
+        host, vms = self._fetch()
+        return FittedView(status_sections(host, vms.document["vms"], vms.at, width, one_line=True))
 
-    def _look(self) -> tuple[list[dict[str, Any]], datetime]:
-        """Bring the host document up to date and return the VMs, with the host's time."""
-        answer = self._client.get("/v1/host", etag=self._etag)
-        if answer.document is not None:
-            self._host, self._etag = answer.document, answer.etag
-        return self._client.get("/v1/vms").document["vms"], answer.at
-
-
-def _watch(client: ApiClient, console: Console) -> None:
-    """Show the status until Ctrl-C."""
-    from agent.cli.watching import watch  # noqa: PLC0415 - rich is slow to import
-
-    view = _View(client)
-    watch(console, lambda: view.fitted(console.width))
+    def _fetch(self) -> tuple[HostDocument, Answer[VmList]]:
+        if self._host is None:
+            self._host = self._client.get("/v1/host", HostDocument)
+        else:
+            changed = self._client.get_if_changed("/v1/host", HostDocument, self._host.etag)
+            self._host = changed or self._host
+        return self._host.document, self._client.get("/v1/vms", VmList)
 
 
 def _follow_json(client: ApiClient) -> None:
     etag = ""
-    try:
-        while True:
-            answer = client.get("/v1/host", etag=etag)
-            if answer.document is not None:
-                print_json(answer.document)
-                sys.stdout.flush()
-                etag = answer.etag
-            time.sleep(REFRESH_S)
-    except KeyboardInterrupt:
-        return
+    while True:
+        answer = client.get_if_changed("/v1/host", HostDocument, etag)
+        if answer is not None:
+            print_json(answer.document)
+            sys.stdout.flush()
+            etag = answer.etag
+        time.sleep(REFRESH_S)

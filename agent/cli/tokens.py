@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli import options
-from agent.cli.output import print_json, say
+from agent.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Make, list and revoke the tokens of remote callers."
+    add_completion=False, no_args_is_help=True, help="Create, list and revoke the tokens of remote clients."
 )
 
-_Name = Annotated[str, typer.Argument(help="Who uses it: a controller, a person.")]
+_Name = Annotated[str, typer.Argument(help="The client that uses it: a controller or a person.")]
 
 
 class RoleName(StrEnum):
-    """The roles, each of which may do all that the ones before it may."""
+    """The roles. Each one includes the permissions of those before it."""
 
     READ = "read"
     LEASE = "lease"
@@ -33,25 +33,34 @@ class RoleName(StrEnum):
 @app.command()
 def create(
     name: _Name,
-    role: Annotated[RoleName, typer.Option(help="What it may do.")] = RoleName.READ,
+    role: Annotated[RoleName, typer.Option(help="The permissions of the token.")] = RoleName.READ,
     expires: Annotated[
-        float | None, typer.Option(parser=options.parse_duration, metavar="TIME", help="How long it counts: 90d.")
+        float | None,
+        typer.Option(parser=options.parse_duration, metavar="TIME", help="Time until it expires, for example 90d."),
     ] = None,
     config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Make a token and print it, this once: only its hash is kept. It counts from the next request on.
+    """Create a token and print it. It cannot be shown again, because only its hash is stored.
+
+    The agent accepts it from the next request on.
 
     \b
     hearth token create controller-1 --role lease --expires 90d
     """
     from agent.api.auth import Role, create_token  # noqa: PLC0415 - pydantic is slow to import
 
-    say(create_token(_path(config), name, Role[role.upper()], now_s=time.time(), ttl_s=expires))
+    token = create_token(_path(config), name, Role[role.upper()], now_s=time.time(), ttl_s=expires)
+    print_json({"name": name, "token": token}) if as_json else print_line(token)
 
 
 @app.command(name="list")
 def list_tokens(config: options.Config = None, as_json: options.Json = False) -> None:
-    """List the tokens: names, roles and times, never secrets."""
+    """List names, roles and times of the tokens. Secrets are not shown.
+
+    \b
+    hearth token list --json
+    """
     from agent.api.auth import load_tokens  # noqa: PLC0415 - pydantic is slow to import
 
     tokens = load_tokens(_path(config))
@@ -61,25 +70,29 @@ def list_tokens(config: options.Config = None, as_json: options.Json = False) ->
                 {
                     "name": token.name,
                     "role": token.role.name.lower(),
-                    "created_at": _when(token.created_at_s),
-                    "expires_at": _when(token.expires_at_s) if token.expires_at_s else None,
+                    "created_at": _format_time(token.created_at_s),
+                    "expires_at": _format_time(token.expires_at_s) if token.expires_at_s else None,
                 }
                 for token in tokens
             ]
         )
         return
     for token in tokens:
-        end = f"expires {_when(token.expires_at_s)}" if token.expires_at_s else "never expires"
-        say(f"{token.name:<24} {token.role.name.lower():<6} made {_when(token.created_at_s)}, {end}")
+        end = f"expires {_format_time(token.expires_at_s)}" if token.expires_at_s else "never expires"
+        print_line(f"{token.name:<24} {token.role.name.lower():<6} created {_format_time(token.created_at_s)}, {end}")
 
 
 @app.command()
-def revoke(name: _Name, config: options.Config = None) -> None:
-    """Forget a token. It counts no more from the next request on."""
+def revoke(name: _Name, config: options.Config = None, as_json: options.Json = False) -> None:
+    """Delete a token. The agent refuses it from the next request on.
+
+    \b
+    hearth token revoke controller-1
+    """
     from agent.api.auth import revoke_token  # noqa: PLC0415 - pydantic is slow to import
 
     revoke_token(_path(config), name)
-    say(f"{name} is revoked")
+    print_json({"revoked": name}) if as_json else print_line(f"{name} is revoked")
 
 
 def _path(config: Path | None) -> Path:
@@ -89,5 +102,5 @@ def _path(config: Path | None) -> Path:
     return tokens_path(load_config(options.config_path(config)).data_dir)
 
 
-def _when(at_s: float) -> str:
+def _format_time(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%MZ")

@@ -1,95 +1,100 @@
-"""`hearth top`: what each VM takes, from two looks at what they have taken so far."""
+"""`hearth top`: the processor share and memory of each VM."""
 
 from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from agent.cli import options
+from agent.cli.documents import UsageDocument, UsageRates
 from agent.cli.output import print_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from agent.cli.client import ApiClient
+    from agent.cli.documents import HostRates, VmRates
 
 app = typer.Typer(add_completion=False)
 
 FIRST_S: Final = 1.0
-"""How long the first look is: from then on each look goes back to the one before."""
+"""The time between the first two readings. Later readings compare with the reading before."""
 
 
 @app.command()
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Look once, for a second.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the usage of one second and exit.")] = False,
     config: options.Config = None,
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
-    """Watch what each VM takes of the host, the busiest first, until Ctrl-C. 100 % is one whole processor.
+    """Show the processor share and memory of each VM, the busiest first, until Ctrl-C.
 
-    With --json it looks once.
+    100 % is one whole processor. With --json, print one reading and exit.
 
     \b
     hearth top
     hearth top --json | jq '.vms | max_by(.cpu_percent)'
     """
-    with options.client(socket, config) as client:
-        meter = Meter(client)
+    with options.build_client(socket, config) as client:
+        sampler = UsageSampler(client)
         time.sleep(FIRST_S)
         if as_json:
-            print_json(meter.read())
-            return
-        from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
-        from agent.cli.watching import watch  # noqa: PLC0415
-
-        console = Console()
-
-        def draw() -> RenderableType:
-            from agent.cli.screen import Fitted  # noqa: PLC0415
-            from agent.cli.usage_tables import usage_sections  # noqa: PLC0415
-
-            return Fitted(usage_sections(meter.read(), console.width))
-
-        if once:
-            from agent.cli.usage_tables import usage_sections  # noqa: PLC0415
-
-            machine, vms = usage_sections(meter.read(), console.width)
-            console.print(machine, "", vms, sep="\n")
+            print_json(sampler.read())
         else:
-            watch(console, draw)
+            _show(sampler, once=once)
 
 
-class Meter:
-    """Turns what was taken so far into what is taken now."""
+def _show(sampler: UsageSampler, *, once: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
+
+    from agent.cli.fitted_view import FittedView  # noqa: PLC0415
+    from agent.cli.live_view import show_live  # noqa: PLC0415
+    from agent.cli.usage_tables import usage_sections  # noqa: PLC0415
+
+    console = Console()
+
+    def draw() -> RenderableType:
+        return FittedView(usage_sections(sampler.read(), console.width))
+
+    if once:
+        host, vms = usage_sections(sampler.read(), console.width)
+        console.print(host, "", vms, sep="\n")
+    else:
+        show_live(console, draw)
+
+
+class UsageSampler:
+    """Computes processor shares from consecutive readings of the agent's usage document."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
-        self._before: dict[str, Any] = self._ask()
+        self._before = self._fetch()
 
-    def read(self) -> dict[str, Any]:
-        """Return the usage document with `cpu_percent` of the host and of each VM since the last look."""
-        before, now = self._before, self._ask()
+    def read(self) -> UsageRates:
+        """Return the usage with `cpu_percent` since the reading before."""
+        before, now = self._before, self._fetch()
         self._before = now
-        return rates(before, now)
+        return compute_rates(before, now)
 
-    def _ask(self) -> dict[str, Any]:
-        document: dict[str, Any] = self._client.get("/v1/usage").document
-        return document
+    def _fetch(self) -> UsageDocument:
+        return self._client.get("/v1/usage", UsageDocument).document
 
 
-def rates(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return `now` with `cpu_percent` (of one processor) everywhere; the busiest VM first. New VMs begin at zero."""
+def compute_rates(before: UsageDocument, now: UsageDocument) -> UsageRates:
+    """Return `now` with `cpu_percent` (100 is one processor), the busiest VM first. A new VM has 0 %."""
     span_s = (datetime.fromisoformat(now["at"]) - datetime.fromisoformat(before["at"])).total_seconds()
-    taken = {vm["name"]: vm["cpu_s"] for vm in before["vms"]}
+    cpu_s_before = {vm["name"]: vm["cpu_s"] for vm in before["vms"]}
 
     def percent(earlier_s: float, later_s: float) -> float:
         return round(100 * max(0.0, later_s - earlier_s) / span_s, 1) if span_s > 0 else 0.0
 
-    vms = [{**vm, "cpu_percent": percent(taken.get(vm["name"], vm["cpu_s"]), vm["cpu_s"])} for vm in now["vms"]]
-    host = {**now["host"], "cpu_percent": percent(before["host"]["cpu_busy_s"], now["host"]["cpu_busy_s"])}
-    return {**now, "host": host, "vms": sorted(vms, key=lambda vm: (-vm["cpu_percent"], vm["name"]))}
+    vms: list[VmRates] = [
+        {**vm, "cpu_percent": percent(cpu_s_before.get(vm["name"], vm["cpu_s"]), vm["cpu_s"])} for vm in now["vms"]
+    ]
+    busy_s = (before["host"]["cpu_busy_s"], now["host"]["cpu_busy_s"])
+    host: HostRates = {**now["host"], "cpu_percent": percent(*busy_s)}
+    return {"at": now["at"], "host": host, "vms": sorted(vms, key=lambda vm: (-vm["cpu_percent"], vm["name"]))}

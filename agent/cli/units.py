@@ -1,4 +1,4 @@
-"""Figures in the few characters a table has for them."""
+"""Short texts for durations, times, sizes and names in tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def duration(span: timedelta | float) -> str:
-    """Return a span in its two largest units: `42s`, `3m10s`, `2h05m`, `4d01h`. Never negative."""
+    """Return a span, in seconds unless a timedelta, in its two largest units: `42s`, `3m10s`, `2h05m`, `4d01h`.
+
+    A negative span becomes `0s`.
+    """
     rest_s = max(0, int(span.total_seconds() if isinstance(span, timedelta) else span))
     for index, (unit, length_s) in enumerate(_PARTS[:-1]):
         if rest_s >= length_s:
@@ -20,12 +23,12 @@ def duration(span: timedelta | float) -> str:
 
 
 def since(at: str, now: datetime) -> str:
-    """Return how long ago an API time was."""
+    """Return the duration from a time of the API until `now`."""
     return duration(now - datetime.fromisoformat(at))
 
 
 def until(at: str, now: datetime) -> str:
-    """Return how long an API time is ahead."""
+    """Return the duration from `now` until a time of the API."""
     return duration(datetime.fromisoformat(at) - now)
 
 
@@ -36,11 +39,11 @@ def size(count: float) -> str:
             digits = 0 if unit == "B" or count >= 100 else 1 if count >= 10 else 2
             return f"{count:.{digits}f} {unit}"
         count /= 1024
-    raise AssertionError("the last unit takes every size")
+    raise AssertionError("the last unit fits every size")
 
 
 def short_name(name: str, limit: int = 44) -> str:
-    """Return a VM name within `limit` characters: its end tells VMs apart, and its ULID is whole if it fits."""
+    """Return a VM name within `limit` characters. Its end is kept, because the ULID there is unique."""
     if len(name) <= limit:
         return name
     head = max(0, limit - 27)
@@ -48,5 +51,5 @@ def short_name(name: str, limit: int = 44) -> str:
 
 
 def short_digest(digest: str | None) -> str:
-    """Return as much of a digest as tells versions apart."""
+    """Return the first 12 hexadecimal digits of a digest, or `-` for None."""
     return digest.removeprefix("sha256:")[:12] if digest else "-"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import quote, urlencode
 
 import typer
 
 from agent.cli import options
 from agent.cli.client import ProblemError
-from agent.cli.output import print_json, say
+from agent.cli.documents import EventPage, EvidenceList, VmDetail, VmList
+from agent.cli.output import print_json, print_line
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from agent.cli.client import ApiClient
 
-_EVENTS: Final = 1000
-"""Most events of one VM that are asked for: far more than a life has, unless its lease is renewed for days."""
+_MAX_EVENTS: Final = 1000
+"""Events of one VM in `why`. A VM has fewer, unless its lease is renewed for days."""
 
 
-class NoStoryError(HearthError):
+class UnknownVmError(HearthError):
     """The journal has no event of that VM."""
 
     code = "vm-not-found"
@@ -45,8 +46,8 @@ def vms(
     context.obj = (socket, config)
     if context.invoked_subcommand:
         return
-    with options.client(socket, config) as client:
-        answer = client.get("/v1/vms")
+    with options.build_client(socket, config) as client:
+        answer = client.get("/v1/vms", VmList)
     if as_json:
         print_json(answer.document)
         return
@@ -66,13 +67,13 @@ def show(
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show one VM: its address, its lease, and the latest answer of each probe.
+    """Show one VM with its address, its lease, and the latest result of each probe.
 
     \b
     hearth vms show 01jx4c
     """
-    with _client(context, socket, config) as client:
-        answer = client.get(f"/v1/vms/{quote(_whole(client, name), safe='')}")
+    with _build_client(context, socket, config) as client:
+        answer = client.get(f"/v1/vms/{quote(_full_name(client, name), safe='')}", VmDetail)
     if as_json:
         print_json(answer.document)
         return
@@ -87,19 +88,20 @@ def show(
 def replace(
     context: typer.Context,
     name: options.VmName,
-    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "asked for on the command line",
+    reason: Annotated[str, typer.Option(help="The reason, for the log.")] = "requested on the command line",
     config: options.Config = None,
     socket: options.Socket = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Tear a VM down and let its pool refill. A leased VM is refused: release its lease first.
+    """Tear a VM down; its pool starts a new one. A leased VM is refused: release its lease first.
 
     \b
-    hearth vms replace 01jx4c --reason "odd noises"
+    hearth vms replace 01jx4c --reason "builds are slow on it"
     """
-    with _client(context, socket, config) as client:
-        whole = _whole(client, name)
-        client.ask("DELETE", f"/v1/vms/{quote(whole, safe='')}?{urlencode({'reason': reason})}")
-    say(f"{whole} is being replaced")
+    with _build_client(context, socket, config) as client:
+        full_name = _full_name(client, name)
+        client.request("DELETE", f"/v1/vms/{quote(full_name, safe='')}?{urlencode({'reason': reason})}", object)
+    print_json({"vm": full_name}) if as_json else print_line(f"{full_name} is being replaced")
 
 
 @app.command()
@@ -110,45 +112,44 @@ def why(
     socket: options.Socket = None,
     as_json: options.Json = False,
 ) -> None:
-    """Tell the whole story of a VM, also of one that is long gone: every event, its failure, and what is kept of it.
+    """Show the whole timeline of a VM, also of one that is gone: its events, its failure and its evidence.
 
     \b
-    hearth vms why hearth-small-01jx…
+    hearth vms why 01jx4c
     """
-    with _client(context, socket, config) as client:
-        name = _whole(client, name)
-        query = urlencode({"vm": name, "limit": _EVENTS})
-        events = client.get(f"/v1/events?{query}").document["events"]
-        evidence = _evidence(client, name)
+    with _build_client(context, socket, config) as client:
+        name = _full_name(client, name)
+        query = urlencode({"vm": name, "limit": _MAX_EVENTS})
+        events = client.get(f"/v1/events?{query}", EventPage).document["events"]
+        evidence = _fetch_evidence(client, name)
     if not events:
-        raise NoStoryError(f"the journal tells nothing of a VM {name}", remedy="see `hearth vms`, `hearth logs`")
+        raise UnknownVmError(f"the journal has no event of a VM {name}", remedy="see `hearth vms` or `hearth logs`")
     if as_json:
         print_json({"vm": name, "events": events, "evidence": evidence})
         return
     from rich.console import Console  # noqa: PLC0415 - rich is slow to import
 
-    from agent.cli.story import story  # noqa: PLC0415
+    from agent.cli.vm_timeline import render_timeline  # noqa: PLC0415
 
-    Console().print(story(name, events, evidence))
-
-
-def _client(context: typer.Context, socket: Path | None, config: Path | None) -> ApiClient:
-    """Return the client that the options before or after the subcommand name."""
-    before_socket, before_config = context.obj
-    return options.client(socket or before_socket, config or before_config)
+    Console().print(render_timeline(name, events, evidence))
 
 
-def _whole(client: ApiClient, name: str) -> str:
-    """Return the name of the one VM here that ends so; the name itself where that is none, or more than one."""
-    found = [vm["name"] for vm in client.get("/v1/vms").document["vms"] if vm["name"].endswith(name)]
-    return str(found[0]) if len(found) == 1 else name
+def _build_client(context: typer.Context, socket: Path | None, config: Path | None) -> ApiClient:
+    """Return a client by the options that follow the subcommand, else by those before it."""
+    group_socket, group_config = context.obj
+    return options.build_client(socket or group_socket, config or group_config)
 
 
-def _evidence(client: ApiClient, name: str) -> dict[str, Any] | None:
+def _full_name(client: ApiClient, name: str) -> str:
+    """Return the name of the only VM whose name ends with `name`, or `name` itself when there is not exactly one."""
+    found = [vm["name"] for vm in client.get("/v1/vms", VmList).document["vms"] if vm["name"].endswith(name)]
+    return found[0] if len(found) == 1 else name
+
+
+def _fetch_evidence(client: ApiClient, name: str) -> EvidenceList | None:
     try:
-        found: dict[str, Any] = client.get(f"/v1/vms/{quote(name, safe='')}/evidence").document
+        return client.get(f"/v1/vms/{quote(name, safe='')}/evidence", EvidenceList).document
     except ProblemError as error:
         if error.problem != "evidence-not-found":
             raise
         return None
-    return found

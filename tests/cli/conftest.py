@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from agent.cli.interrupts import SIGNALS
 from agent.cli.main import run
 from agent.domain.states import VmState
 from agent.telemetry.log import configure
@@ -106,11 +108,47 @@ def hearth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return call
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command line as a process of its own."""
+_started: list[subprocess.Popen[Any]] = []
+
+
+@pytest.fixture(autouse=True)
+def _kill_started_processes() -> Iterator[None]:
+    """Kill the process groups of `start` that a failed test left behind."""
+    yield
+    while _started:
+        process = _started.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture(autouse=True)
+def _default_interrupts() -> Iterator[None]:
+    """Give this process the handlers of a process that a shell started in the foreground."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[Any]:
+    """Start the command line as a process, in its own process group. The test's teardown kills the group.
+
+    `options` are those of `subprocess.Popen`. By default, stdout and stderr are pipes with text.
+    """
     command = [sys.executable, "-m", "agent", *(str(argument) for argument in arguments)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    defaults: dict[str, Any] = {
+        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, "process_group": 0,
+    }  # fmt: skip
+    process = subprocess.Popen(command, **{**defaults, **options})
+    _started.append(process)
+    return process
 
 
 class InterruptAt:

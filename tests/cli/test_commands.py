@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.exits import EXIT_BY_CODE, Exit
+from agent.cli.exit_codes import EXIT_BY_CODE, ExitCode
 from agent.cli.main import COMMANDS, run
 from agent.domain.events import Event, EventKind
 from agent.domain.states import VmState
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def test_status_shows_everything_within_80_columns(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("status", "--socket", agent.socket)
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert max(map(len, ended.out.splitlines())) <= 80
     assert "\x1b" not in ended.out
     for told in ("mac-1", "qemu 7.2", "0 of 2 free (1 ready, 1 starting)", "hearth-small-1", "starting", "serving"):
@@ -52,19 +52,19 @@ def test_vms_are_listed(agent: Agent, hearth: Hearth) -> None:
 
 def test_a_vm_is_replaced_with_a_reason(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("vms", "--socket", agent.socket, "replace", "hearth-small-1", "--reason", "odd noises")
-    assert ended == Ended(Exit.OK, "hearth-small-1 is being replaced\n", "")
+    assert ended == Ended(ExitCode.OK, "hearth-small-1 is being replaced\n", "")
     assert agent.engine.replaced == [("hearth-small-1", "odd noises")]
 
 
 def test_a_lease_from_claim_to_release(agent: Agent, hearth: Hearth) -> None:
     place = ("--socket", agent.socket)
     told = hearth("lease", "small", "--ttl", "15m", "--holder", "job-1", *place)
-    assert told.code == Exit.OK
+    assert told.code == ExitCode.OK
     for part in ("lease-1", "hearth-small-1", "22 at 127.0.0.1:40022", "hearth release lease-1"):
         assert part in told.out
     renewed = json.loads(hearth("renew", "lease-1", "--ttl", "2h", "--json", *place).out)
     assert (renewed["holder"], renewed["ttl_s"]) == ("job-1", 7200)
-    assert hearth("release", "lease-1", *place) == Ended(Exit.OK, "lease-1 is released\n", "")
+    assert hearth("release", "lease-1", *place) == Ended(ExitCode.OK, "lease-1 is released\n", "")
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
@@ -90,25 +90,25 @@ def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
     agent.ask(arrived)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out, err) == (Exit.INTERRUPTED, "", "")
+    assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, "", "")
     assert agent.ask(left) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["lease", "other"], Exit.NOT_FOUND, "there is no pool 'other'"),
-        (["release", "gone"], Exit.NOT_FOUND, "there is no lease 'gone'"),
-        (["renew", "gone"], Exit.NOT_FOUND, "ask for a new lease"),
-        (["vms", "replace", "hearth-small-9"], Exit.NOT_FOUND, "hearth-small-9"),
-        (["lease", "small", "--wait", "soon"], Exit.USAGE, "is no duration"),
-        (["lease"], Exit.USAGE, "Missing argument"),
-        (["lese", "small"], Exit.USAGE, "Did you mean 'lease'"),
-        (["status", "--colour"], Exit.USAGE, "No such option"),
+        (["lease", "other"], ExitCode.NOT_FOUND, "there is no pool 'other'"),
+        (["release", "gone"], ExitCode.NOT_FOUND, "there is no lease 'gone'"),
+        (["renew", "gone"], ExitCode.NOT_FOUND, "ask for a new lease"),
+        (["vms", "replace", "hearth-small-9"], ExitCode.NOT_FOUND, "hearth-small-9"),
+        (["lease", "small", "--wait", "soon"], ExitCode.USAGE, "is not a duration"),
+        (["lease"], ExitCode.USAGE, "Missing argument"),
+        (["lese", "small"], ExitCode.USAGE, "Did you mean 'lease'"),
+        (["status", "--colour"], ExitCode.USAGE, "No such option"),
     ],
 )
 def test_errors_go_to_stderr_with_an_exit_code_of_their_own(
-    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: Exit, said: str
+    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: ExitCode, said: str
 ) -> None:
     monkeypatch.setenv("HEARTH_SOCKET", str(agent.socket))
     ended = hearth(*arguments)
@@ -119,16 +119,16 @@ def test_errors_go_to_stderr_with_an_exit_code_of_their_own(
 
 def test_no_vm_free_and_refused_are_told_apart(agent: Agent, hearth: Hearth) -> None:
     place = ("--socket", agent.socket)
-    assert hearth("lease", "small", *place).code == Exit.OK
-    assert hearth("lease", "small", *place).code == Exit.NO_VM_FREE
+    assert hearth("lease", "small", *place).code == ExitCode.OK
+    assert hearth("lease", "small", *place).code == ExitCode.NO_VM_FREE
     refused = hearth("vms", *place, "replace", "hearth-small-1")
-    assert refused.code == Exit.REFUSED
+    assert refused.code == ExitCode.REFUSED
     assert "release its lease first" in refused.err
 
 
 def test_an_agent_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path, hearth: Hearth) -> None:
     ended = hearth("status", "--socket", tmp_path / "none.sock")
-    assert ended.code == Exit.UNREACHABLE
+    assert ended.code == ExitCode.UNREACHABLE
     assert f"the agent does not answer on {tmp_path / 'none.sock'}" in ended.err
     assert "hearth run" in ended.err
 
@@ -169,13 +169,13 @@ def test_every_command_has_help_with_an_example(hearth: Hearth) -> None:
 
 
 def test_images_and_one_vm_are_shown(agent: Agent, hearth: Hearth) -> None:
-    assert "aaaaaaaaaaaa" in hearth("images", "--socket", agent.socket).out
-    assert len(json.loads(hearth("images", "--socket", agent.socket, "--json").out)["images"]) == 1
+    assert "aaaaaaaaaaaa" in hearth("image", "list", "--socket", agent.socket).out
+    assert len(json.loads(hearth("image", "list", "--socket", agent.socket, "--json").out)["images"]) == 1
     shown = hearth("vms", "show", "small-1", "--socket", agent.socket).out
     assert "22 at 127.0.0.1:40022" in shown
     assert "answered" in shown
     assert json.loads(hearth("vms", "show", "small-1", "--socket", agent.socket, "--json").out)["state"] == "ready"
-    assert hearth("vms", "show", "small-9", "--socket", agent.socket).code == Exit.NOT_FOUND
+    assert hearth("vms", "show", "small-9", "--socket", agent.socket).code == ExitCode.NOT_FOUND
 
 
 def test_top_asks_twice(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_top_asks_twice(agent: Agent, hearth: Hearth, monkeypatch: pytest.Monkey
 def test_the_socket_is_found_through_the_configuration(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text('data_dir = "."\n')
-    assert hearth("vms", "--config", config).code == Exit.OK
+    assert hearth("vms", "--config", config).code == ExitCode.OK
 
 
 def test_the_assignment_is_shown_edited_and_set(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
@@ -198,40 +198,40 @@ def test_the_assignment_is_shown_edited_and_set(agent: Agent, hearth: Hearth, tm
     document["pools"]["big"] = {"image": "registry/big:v1"}
     edited = tmp_path / "pools.json"
     edited.write_text(json.dumps(document))
-    assert hearth("assignment", "set", edited, *place) == Ended(Exit.OK, "assigned: big, small\n", "")
+    assert hearth("assignment", "set", edited, *place) == Ended(ExitCode.OK, "assigned: big, small\n", "")
     toml = tmp_path / "pools.toml"
     toml.write_text('[pools.tiny]\nimage = "registry/tiny:v1"\n')
     assert hearth("assignment", "set", toml, *place).out == "assigned: tiny\n"
     stale = hearth("assignment", "set", toml, "--if-match", "old", *place)
-    assert (stale.code, stale.out) == (Exit.REFUSED, "")
+    assert (stale.code, stale.out) == (ExitCode.REFUSED, "")
 
 
 def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
     bad = tmp_path / "pools.toml"
     bad.write_text("[pools.tiny]\nwarm = 1\n")
     ended = hearth("assignment", "set", bad, "--socket", agent.socket)
-    assert ended.code == Exit.BAD_CONFIGURATION
+    assert ended.code == ExitCode.BAD_CONFIGURATION
     assert "pools.tiny.image" in ended.err
 
 
 @pytest.mark.parametrize(
     ("config", "assignment", "code", "said"),
     [
-        ("[host]\nslots = 2\n", '[pools.a]\nimage = "x"\n', Exit.OK, "is good"),
-        ('[assignment]\nsource = "api"\n', None, Exit.OK, "is good"),
-        ("[host\n", None, Exit.BAD_CONFIGURATION, "line 1"),
-        ("[host]\nslotz = 2\n", None, Exit.BAD_CONFIGURATION, "host.slotz: unknown key"),
-        ("[host]\nslots = true\n", None, Exit.BAD_CONFIGURATION, "host.slots"),
-        ('[host]\nslots = "2"\n', None, Exit.BAD_CONFIGURATION, "host.slots"),
-        ("data_dir = 2026-01-01\nhost = 1\n", None, Exit.BAD_CONFIGURATION, "host"),
-        ("[host]\nslots = 0\n", None, Exit.BAD_CONFIGURATION, "host.slots"),
-        ("[host]\ndoctor_period_s = 5e-324\n", None, Exit.BAD_CONFIGURATION, "host.doctor_period_s"),
-        ("", None, Exit.BAD_CONFIGURATION, "assignment.toml does not exist"),
-        ("", '[pools.a]\nimage = "x"\nwarm = 2\nmax = 1\n', Exit.BAD_CONFIGURATION, "raise max or lower warm"),
+        ("[host]\nslots = 2\n", '[pools.a]\nimage = "x"\n', ExitCode.OK, "is valid"),
+        ('[assignment]\nsource = "api"\n', None, ExitCode.OK, "is valid"),
+        ("[host\n", None, ExitCode.BAD_CONFIGURATION, "line 1"),
+        ("[host]\nslotz = 2\n", None, ExitCode.BAD_CONFIGURATION, "host.slotz: unknown key"),
+        ("[host]\nslots = true\n", None, ExitCode.BAD_CONFIGURATION, "host.slots"),
+        ('[host]\nslots = "2"\n', None, ExitCode.BAD_CONFIGURATION, "host.slots"),
+        ("data_dir = 2026-01-01\nhost = 1\n", None, ExitCode.BAD_CONFIGURATION, "host"),
+        ("[host]\nslots = 0\n", None, ExitCode.BAD_CONFIGURATION, "host.slots"),
+        ("[host]\ndoctor_period_s = 5e-324\n", None, ExitCode.BAD_CONFIGURATION, "host.doctor_period_s"),
+        ("", None, ExitCode.BAD_CONFIGURATION, "assignment.toml does not exist"),
+        ("", '[pools.a]\nimage = "x"\nwarm = 2\nmax = 1\n', ExitCode.BAD_CONFIGURATION, "raise max or lower warm"),
     ],
 )
 def test_config_check(
-    hearth: Hearth, tmp_path: Path, config: str, assignment: str | None, code: Exit, said: str
+    hearth: Hearth, tmp_path: Path, config: str, assignment: str | None, code: ExitCode, said: str
 ) -> None:
     path = tmp_path / "hearth.toml"
     path.write_text(config)
@@ -242,13 +242,13 @@ def test_config_check(
     assert said in ended.out + ended.err
     as_json = hearth("config", "check", "--config", path, "--json")
     assert as_json.code == code
-    assert json.loads(as_json.out)["ok"] is (code is Exit.OK)
+    assert json.loads(as_json.out)["ok"] is (code is ExitCode.OK)
 
 
 def test_the_process_ends_with_the_exit_code(tmp_path: Path) -> None:
     process = start("config", "check", "--config", tmp_path / "none.toml")
     _, err = process.communicate(timeout=20)
-    assert process.returncode == Exit.BAD_CONFIGURATION
+    assert process.returncode == ExitCode.BAD_CONFIGURATION
     assert "none.toml does not exist" in err
 
 
@@ -264,7 +264,7 @@ def test_help_is_quick_because_it_imports_next_to_nothing() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help(hearth: Hearth, name: str) -> None:
     ended = hearth(name, "--help")
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert f"hearth {name}" in ended.out
 
 
@@ -273,7 +273,7 @@ def test_the_version_is_told(hearth: Hearth) -> None:
 
 
 def test_every_mapped_exit_code_is_an_error() -> None:
-    assert Exit.OK not in EXIT_BY_CODE.values()
+    assert ExitCode.OK not in EXIT_BY_CODE.values()
 
 
 @pytest.mark.parametrize(
@@ -288,19 +288,17 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(agent: Agent, command: tu
     where = () if command == ("--help",) else ("--socket", str(agent.socket))
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "agent", *command, *where], stdout=writer, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*command, *where, stdout=writer)
     os.close(writer)
     _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (Exit.BROKEN_PIPE, "")
+    assert (process.returncode, said) == (ExitCode.BROKEN_PIPE, "")
 
 
 def test_output_that_finds_no_room_is_told(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "status", "--json", "--socket", str(agent.socket)]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
-    assert ended.returncode == Exit.FAILURE
+    assert ended.returncode == ExitCode.FAILURE
     assert ended.stderr.startswith("hearth: the output cannot be written: No space left on device")
 
 
@@ -308,4 +306,4 @@ def test_a_closed_stdout_is_no_file_of_ours(agent: Agent) -> None:
     """Else the connection to the agent would take its number, and get what is meant for people."""
     command = f'"{sys.executable}" -m agent status --socket "{agent.socket}" >&-'
     ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=20, check=False)
-    assert (ended.returncode, ended.stderr) == (Exit.OK, "")
+    assert (ended.returncode, ended.stderr) == (ExitCode.OK, "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cli import doctor as command
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from agent.host.doctor.doctor import Doctor
 from agent.host.doctor.model import ERROR, WARNING, Check, CheckResult, Fix, Readings, Subject, passed
 from agent.host.doctor.readings import FunctionSource
@@ -42,21 +42,21 @@ def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Check("kvm", "KVM", "KvmUnavailable", (), lambda _, __: passed("fast", "12 ms")),
     )
     looking = Doctor(lambda: subject(root=True, uid=0), CommandRunner(), checks, {"x": FunctionSource(lambda _: "")})
-    monkeypatch.setattr(command, "_doctor", lambda _: looking)
+    monkeypatch.setattr(command, "_build_doctor", lambda _: looking)
     return marker
 
 
 def test_the_report_says_what_is_wrong_by_which_evidence_and_what_to_do(hearth: Hearth, mended: Path) -> None:
     ended = hearth("doctor")
-    assert ended.code == Exit.FAILURE
+    assert ended.code == ExitCode.FAILURE
     assert ended.out.splitlines() == [
         "ERROR   Sleep  it sleeps",
         "               seen: sleep 1",
-        "               mend: let it not",
+        "               fix:  let it not",
         f"               run:  sudo touch {mended}",
         "warning macOS  it is old",
         "               seen: 13.6",
-        "               mend: update it",
+        "               fix:  update it",
         "ok      KVM    fast (12 ms)",
         "3 checks, 1 errors, 1 warnings",
     ]
@@ -64,15 +64,15 @@ def test_the_report_says_what_is_wrong_by_which_evidence_and_what_to_do(hearth: 
 
 def test_fixes_that_are_agreed_to_are_run_and_looked_at_again(hearth: Hearth, mended: Path) -> None:
     ended = hearth("doctor", "--fix", "--yes")
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert mended.exists()
-    assert f"done: sudo touch {mended}; restart the Mac before it counts" in ended.out
+    assert f"done: sudo touch {mended}; restart the Mac to apply it" in ended.out
     assert ended.out.rstrip().endswith("3 checks, 0 errors, 1 warnings")
 
 
 def test_without_a_terminal_nothing_is_run_unasked(hearth: Hearth, mended: Path) -> None:
     ended = hearth("doctor", "--fix")
-    assert ended.code == Exit.USAGE
+    assert ended.code == ExitCode.USAGE
     assert "add --yes" in " ".join(ended.err.split())
     assert not mended.exists()
 
@@ -88,5 +88,5 @@ def test_for_programs_it_is_json(hearth: Hearth, mended: Path) -> None:
 
 
 def test_an_unknown_check_is_a_usage_error(hearth: Hearth, mended: Path) -> None:
-    assert hearth("doctor", "--only", "slep").code == Exit.USAGE
+    assert hearth("doctor", "--only", "slep").code == ExitCode.USAGE
     assert not mended.exists()

@@ -6,7 +6,7 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from agent.domain.events import Event, EventKind
 from tests.api.memory_engine import NOW_S, MemoryEngine
 from tests.cli.conftest import Agent, Ended, start
@@ -53,4 +53,4 @@ def test_following_goes_on_over_a_restart_of_the_agent(tmp_path: Path) -> None:
         assert json.loads(process.stdout.readline())["vm"] == "c"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
-    assert process.returncode == Exit.OK
+    assert process.returncode == ExitCode.OK

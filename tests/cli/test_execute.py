@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.api import exec_stream
-from agent.cli import borrow, client, execute, guest
-from agent.cli.exits import Exit
+from agent.cli import client, exec_client, execute, interrupts, temporary_lease
+from agent.cli.exit_codes import ExitCode
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, InterruptAt, start
 
@@ -50,7 +50,7 @@ def test_a_signal_ends_the_command_and_gives_the_vm_back(agent: Agent, number: s
     agent.ask(running)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (Exit.INTERRUPTED, "", "")
+    assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, "", "")
     assert given_back(agent)
 
 
@@ -72,7 +72,7 @@ def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
     agent.ask(in_line)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert agent.ask(left) == 0
     assert not agent.engine.leases.held
 
@@ -88,7 +88,7 @@ def test_ctrl_c_before_the_lease_was_told_gives_it_back(agent: Agent) -> None:
     assert agent.engine.leases.held
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert given_back(agent)
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_while_the_vm_is_given_back_changes_nothing(agent: Agent) -> None
     assert process.stderr is not None
     for _ in range(3):
         process.send_signal(signal.SIGINT)
-        assert "giving the VM back" in process.stderr.readline()
+        assert "releasing the VM" in process.stderr.readline()
     agent.ask(let_go)
     process.communicate(timeout=20)
     assert process.returncode == 7
@@ -124,7 +124,7 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth:
         engine.become("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
-        interrupt = InterruptAt(moment, borrow, client, execute, guest)
+        interrupt = InterruptAt(moment, temporary_lease, client, execute, exec_client, interrupts)
         sys.settrace(interrupt)
         try:
             ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
@@ -134,13 +134,13 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth:
         if interrupt.passed < moment:
             assert (ended.code, moment > 100) == (7, True)
             break
-        assert ended.code in (7, Exit.INTERRUPTED)
+        assert ended.code in (7, ExitCode.INTERRUPTED)
         agent.ask(another)
 
 
 def test_input_and_output_pass_while_the_command_runs(agent: Agent) -> None:
-    command = [sys.executable, "-m", "agent", "exec", "small", "-i", "--socket", str(agent.socket), "--", "cat"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ("exec", "small", "-i", "--socket", agent.socket, "--", "cat")
+    process = start(*command, stdin=subprocess.PIPE, text=False)
     assert process.stdin is not None
     assert process.stdout is not None
     for line in (b"one\n", b"\x00\xff\n"):
@@ -157,7 +157,7 @@ def test_output_that_nobody_reads_any_more_ends_the_command(agent: Agent) -> Non
     assert process.stdout is not None
     assert process.stdout.readline() == "y\n"
     process.stdout.close()
-    assert process.wait(20) == Exit.BROKEN_PIPE
+    assert process.wait(20) == ExitCode.BROKEN_PIPE
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
@@ -169,7 +169,7 @@ def test_a_reader_that_pauses_holds_the_command_up(
 ) -> None:
     """A paused `less`: for longer than the agent would wait for a client that is silent."""
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.3)
-    monkeypatch.setattr(guest, "_ALIVE_S", 0.05)
+    monkeypatch.setattr(exec_client, "_KEEPALIVE_S", 0.05)
     wrote: list[int] = []
 
     def write(frame: bytes) -> None:
@@ -177,7 +177,7 @@ def test_a_reader_that_pauses_holds_the_command_up(
             threading.Event().wait(0.9)  # the pause itself
         wrote.append(len(frame) - 1)
 
-    monkeypatch.setattr(guest, "_write", write)
+    monkeypatch.setattr(exec_client, "_write", write)
     ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "yes | head -c 20000000; exit 7")
     assert (ended.code, ended.err, sum(wrote)) == (7, "", 20_000_000)
     assert given_back(agent)
@@ -187,28 +187,28 @@ def test_output_that_cannot_be_written_is_hearths_failure(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "exec", "small", "--socket", str(agent.socket), "--", "echo", "out"]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
-    assert ended.returncode == Exit.EXEC_FAILED
-    assert "what the command writes cannot be written here: No space left on device" in ended.stderr
+    assert ended.returncode == ExitCode.EXEC_FAILED
+    assert "the command's output cannot be written: No space left on device" in ended.stderr
     assert given_back(agent)
 
 
 def test_a_command_that_takes_too_long_is_hearths_failure(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("exec", "small", "--timeout", "0.1s", "--socket", agent.socket, "--", "sleep", "1000")
-    assert ended.code == Exit.EXEC_FAILED
+    assert ended.code == ExitCode.EXEC_FAILED
     assert "`sleep` did not end within 0.1 s" in ended.err
     assert given_back(agent)
 
 
 def test_no_vm_is_hearths_failure_too(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("exec", "other", "--socket", agent.socket, "--", "true")
-    assert ended.code == Exit.EXEC_FAILED
+    assert ended.code == ExitCode.EXEC_FAILED
     assert "there is no pool 'other'" in ended.err
 
 
 def test_the_lease_is_renewed_while_the_command_runs(
     agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.cli.borrow._RENEW_S", 0.02)
+    monkeypatch.setattr("agent.cli.temporary_lease._RENEW_S", 0.02)
     assert hearth("exec", "small", "--socket", agent.socket, "--", "sleep", "0.5").code == 0
     assert agent.engine.leases.renewals > 1
 

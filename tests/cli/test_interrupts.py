@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.interrupts import SIGNALS, held
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """Begin with the interpreter's own handlers, whatever stood there."""
-    stood = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in stood.items():
-        signal.signal(number, handler)
+from agent.cli.interrupts import SIGNALS, deferred_interrupts
 
 
 def test_a_signal_counts_once_it_is_let_go_and_handlers_are_as_before() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     reached = False
-    with held() as let_go:
+    with deferred_interrupts() as deliver:
         signal.raise_signal(signal.SIGINT)
         reached = True
         with pytest.raises(KeyboardInterrupt):
-            let_go()
+            deliver()
     assert reached
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_at_the_latest_it_counts_when_the_block_ends() -> None:
-    with pytest.raises(KeyboardInterrupt), held():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_without_a_signal_nothing_happens() -> None:
-    with held() as let_go:
-        let_go()
+    with deferred_interrupts() as deliver:
+        deliver()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

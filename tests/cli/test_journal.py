@@ -43,7 +43,7 @@ def test_inspect_export_and_check(config: Path, journal: Path, hearth: Callable[
     assert {line["kind"] for line in lines} <= {kind.__name__ for kind in TABLES} | {"Event"}
     assert next(line for line in lines if line["key"] == LEASED)["record"]["lease_id"] == "l1"
     ended = hearth("journal", "check", "--config", config)
-    assert (ended.code, ended.out) == (0, f"{journal} is good\n")
+    assert (ended.code, ended.out) == (0, f"{journal} is valid\n")
 
 
 def test_a_good_journal_is_not_rebuilt_unless_forced(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
@@ -64,7 +64,7 @@ def test_a_damaged_journal_is_told_and_rebuilt(config: Path, journal: Path, hear
     assert hearth("journal", "rebuild", "--config", config).code == 0
     with closing(sqlite3.connect(journal)) as fresh:
         assert fresh.execute("SELECT count(*) FROM events").fetchone() == (1,)
-    assert hearth("journal", "check", "--config", config).out == f"{journal} is good\n"
+    assert hearth("journal", "check", "--config", config).out == f"{journal} is valid\n"
 
 
 def test_while_an_agent_runs_nothing_is_touched(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
@@ -73,7 +73,7 @@ def test_while_an_agent_runs_nothing_is_touched(config: Path, journal: Path, hea
         for command in ("inspect", "export", "check", "rebuild"):
             ended = hearth("journal", command, "--config", config)
             assert ended.code == 6
-            assert "already works on" in ended.err
+            assert "already uses" in ended.err
     assert journal.read_bytes() == before
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli import borrow, client, leases
-from agent.cli.exits import Exit
+from agent.cli import client, interrupts, leases, temporary_lease
+from agent.cli.exit_codes import ExitCode
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, InterruptAt, start
 
@@ -39,7 +39,7 @@ def test_a_signal_before_the_lease_was_told_gives_it_back(agent: Agent, number: 
     assert agent.engine.leases.held
     process.send_signal(number)
     assert process.communicate(timeout=20) == ("", "")
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert not agent.engine.leases.held
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
@@ -51,9 +51,9 @@ def test_a_lease_under_a_key_of_the_users_own_stays(agent: Agent, hearth: Hearth
     agent.ask(granted)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert list(agent.engine.leases.held) == ["lease-1"]
-    assert "lease    lease-1" in hearth(*ask).out
+    assert "lease      lease-1" in hearth(*ask).out
 
 
 def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease_untold(agent: Agent, hearth: Hearth) -> None:
@@ -65,7 +65,7 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease_untold(agent: Agent, 
         engine.become("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 3):
-        interrupt = InterruptAt(moment, borrow, client, leases)
+        interrupt = InterruptAt(moment, temporary_lease, client, leases, interrupts)
         sys.settrace(interrupt)
         try:
             ended = hearth("lease", "small", "--socket", agent.socket)
@@ -73,9 +73,9 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease_untold(agent: Agent, 
             sys.settrace(None)
         held = list(agent.engine.leases.held)
         assert all(f"hearth release {lease}" in ended.out for lease in held), f"line {moment} left a lease untold"
-        assert len(held) == 1 or ended.code == Exit.INTERRUPTED
+        assert len(held) == 1 or ended.code == ExitCode.INTERRUPTED
         if interrupt.passed < moment:
-            assert (ended.code, moment > 50) == (Exit.OK, True)
+            assert (ended.code, moment > 50) == (ExitCode.OK, True)
             break
         agent.ask(another)
 
@@ -84,12 +84,12 @@ def test_a_lease_that_cannot_be_told_is_given_back(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "lease", "small", "--socket", str(agent.socket)]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
-    assert ended.returncode == Exit.FAILURE
+    assert ended.returncode == ExitCode.FAILURE
     assert not agent.engine.leases.held
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
 def test_a_refusal_takes_no_vm(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("lease", "other", "--socket", agent.socket)
-    assert ended.code == Exit.NOT_FOUND
+    assert ended.code == ExitCode.NOT_FOUND
     assert agent.engine.vms["hearth-small-1"].state is VmState.READY

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from agent.cli.exits import Exit
-from agent.cli.follow import Follower, last_lines
+from agent.cli.exit_codes import ExitCode
+from agent.cli.log_reader import LogFollower, read_last_lines
 from agent.telemetry.log import configure
 from agent.telemetry.log_file import Retention, log_path
 from tests.cli.conftest import Ended, start
@@ -56,14 +56,14 @@ def test_the_last_lines_reach_back_into_rotated_files(path: Path) -> None:
         write(path, first, first + 5)
         if first < 10:
             rotate(path)
-    found, follower = last_lines(path, 8, lambda _: True)
+    found, follower = read_last_lines(path, 8, lambda _: True)
     follower.close()
     assert numbers(found) == [f"e{number}" for number in range(7, 15)]
 
 
 def test_following_misses_nothing_over_any_number_of_rotations(path: Path) -> None:
     write(path, 0, 3)
-    found, follower = last_lines(path, 1, lambda _: True)
+    found, follower = read_last_lines(path, 1, lambda _: True)
     assert numbers(found) == ["e2"]
     write(path, 3, 4)
     rotate(path)
@@ -80,7 +80,7 @@ def test_following_misses_nothing_over_any_number_of_rotations(path: Path) -> No
 def test_half_a_line_waits_for_its_other_half(path: Path) -> None:
     whole = line(1)
     path.write_text(whole[:10])
-    follower = Follower(path)
+    follower = LogFollower(path)
     assert list(follower.drain()) == []
     with path.open("a") as file:
         file.write(whole[10:] + "\n")
@@ -90,7 +90,7 @@ def test_half_a_line_waits_for_its_other_half(path: Path) -> None:
 
 def test_a_file_cut_short_or_dropped_is_taken_up_again(path: Path) -> None:
     write(path, 0, 50)
-    _, follower = last_lines(path, 0, lambda _: True)
+    _, follower = read_last_lines(path, 0, lambda _: True)
     write(path, 50, 51, mode="w")
     assert numbers(list(follower.drain())) == ["e50"]
     path.unlink()
@@ -127,7 +127,7 @@ def test_filters(path: Path, hearth: Hearth, arguments: tuple[str, ...], events:
         )
     )
     ended = hearth("logs", "--file", path, "--json", *arguments)
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert numbers(ended.out.splitlines()) == events
 
 
@@ -180,7 +180,7 @@ def test_a_missing_log_says_where_it_should_be(tmp_path: Path, hearth: Hearth) -
     config = tmp_path / "hearth.toml"
     config.write_text('data_dir = "data"\n')
     ended = hearth("logs", "--config", config)
-    assert ended.code == Exit.FAILURE
+    assert ended.code == ExitCode.FAILURE
     assert str(tmp_path / "data" / "logs" / "hearth.log") in ended.err
 
 
@@ -203,4 +203,4 @@ def test_following_as_a_process_while_the_agent_rotates(tmp_path: Path) -> None:
         logs.close()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
-    assert (process.returncode, err) == (Exit.OK, "")
+    assert (process.returncode, err) == (ExitCode.OK, "")

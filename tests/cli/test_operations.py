@@ -26,7 +26,7 @@ def test_cordon_and_uncordon(agent: Agent, hearth: Callable[..., Ended]) -> None
     status = hearth("status", "--socket", agent.socket).out
     assert "Cordoned is true" in status
     assert "kernel" in status
-    assert hearth("uncordon", "--socket", agent.socket).out == "this host gives leases\n"
+    assert hearth("uncordon", "--socket", agent.socket).out == "this host grants leases\n"
     assert "Cordoned is true" not in hearth("status", "--socket", agent.socket).out
 
 
@@ -44,7 +44,7 @@ def test_a_drain_that_takes_too_long_is_told(agent: Agent, hearth: Callable[...,
     agent.engine.operations.set_mode = keep  # type: ignore[method-assign]
     ended = hearth("drain", "--wait", "--timeout", "0.1s", "--socket", agent.socket)
     assert ended.code == 1
-    assert "2 VMs are left, 0 of them leased" in ended.err
+    assert "2 VMs remain, 0 of them leased" in ended.err
 
 
 def test_rollouts_are_shown_undone_and_tried_again(agent: Agent, hearth: Callable[..., Ended]) -> None:
@@ -92,4 +92,4 @@ def test_why_tells_the_whole_story_of_a_vm_that_is_gone(
 def test_why_of_a_vm_that_never_was(agent: Agent, hearth: Callable[..., Ended]) -> None:
     ended = hearth("vms", "--socket", agent.socket, "why", "hearth-small-never")
     assert ended.code == 4
-    assert "the journal tells nothing of a VM hearth-small-never" in ended.err
+    assert "the journal has no event of a VM hearth-small-never" in ended.err

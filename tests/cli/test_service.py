@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cli import service
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from agent.host.service.target import LABEL
 from agent.host.user_accounts import Account
 from tests.support.launchd import ACCOUNT, Launchd
@@ -45,36 +45,37 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
 
 def test_install_status_uninstall(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
-    assert hearth("service", "status").code == Exit.NOT_FOUND
+    assert hearth("service", "status").code == ExitCode.NOT_FOUND
     done = hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs")
-    assert (done.code, done.err) == (Exit.OK, "")
+    assert (done.code, done.err) == (ExitCode.OK, "")
     assert done.out == f"system/{LABEL} runs {tmp_path}/hearth\n"
     written = plistlib.loads(mac.daemon().plist.read_bytes())
     assert written["EnvironmentVariables"]["TART_HOME"] == "/Volumes/VMs"
 
     told = hearth("service", "status", "--json")
     document = json.loads(told.out)
-    assert told.code == Exit.OK
+    assert told.code == ExitCode.OK
     assert (document["as"], document["installed"], document["loaded"], document["state"], document["runs"]) == (
         "daemon", True, True, "running", 1,
     )  # fmt: skip
     assert document["pid"] == mac.pids()[0]
-    assert "already, and runs" in hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs").out
+    repeated = hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs")
+    assert "already installed and runs" in repeated.out
 
-    assert "VMs run on" in hearth("service", "stop").out
-    assert hearth("service", "status").code == Exit.UNREACHABLE
+    assert "VMs continue to run" in hearth("service", "stop").out
+    assert hearth("service", "status").code == ExitCode.UNREACHABLE
     assert json.loads(hearth("service", "start", "--json").out)["changed"]
-    assert hearth("service", "restart").code == Exit.OK
-    assert "is gone" in hearth("service", "uninstall").out
-    assert hearth("service", "status").code == Exit.NOT_FOUND
-    assert hearth("service", "start").code == Exit.NOT_FOUND
+    assert hearth("service", "restart").code == ExitCode.OK
+    assert "is uninstalled" in hearth("service", "uninstall").out
+    assert hearth("service", "status").code == ExitCode.NOT_FOUND
+    assert hearth("service", "start").code == ExitCode.NOT_FOUND
 
 
 def test_one_host_has_one_agent(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
-    assert hearth("service", "install", *arguments).code == Exit.OK
+    assert hearth("service", "install", *arguments).code == ExitCode.OK
     refused = hearth("service", "install", "--as", "user", *arguments)
-    assert refused.code == Exit.REFUSED
+    assert refused.code == ExitCode.REFUSED
     assert "run `hearth service uninstall --as daemon` first" in refused.err
     assert len(mac.pids()) == 1
 
@@ -91,11 +92,11 @@ def test_tart_is_put_into_the_users_session(mac: Launchd, hearth: Hearth, tmp_pa
 def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     missing = hearth("service", "install", "--config", config, "--program", tmp_path / "nothing")
-    assert missing.code == Exit.REFUSED
+    assert missing.code == ExitCode.REFUSED
     secret = ("--program", tmp_path / "hearth", "--env", "HEARTH_TOKEN=abc")
-    assert hearth("service", "install", "--config", config, *secret).code == Exit.REFUSED
+    assert hearth("service", "install", "--config", config, *secret).code == ExitCode.REFUSED
     config.write_text("[hots]\n")
-    assert hearth("service", "install", "--config", config, *secret[:2]).code == Exit.BAD_CONFIGURATION
+    assert hearth("service", "install", "--config", config, *secret[:2]).code == ExitCode.BAD_CONFIGURATION
     assert not mac.daemon().plist.exists()
 
 
@@ -103,8 +104,8 @@ def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_p
 @pytest.mark.parametrize("verb", ["install", "uninstall", "start", "stop", "restart", "status"])
 def test_without_launchd_it_says_what_it_is_for(hearth: Hearth, verb: str) -> None:
     ended = hearth("service", verb)
-    assert (ended.code, ended.out) == (Exit.UNAVAILABLE, "")
-    assert "puts the agent under launchd, which keeps it running on a Mac" in ended.err
+    assert (ended.code, ended.out) == (ExitCode.UNAVAILABLE, "")
+    assert "runs the agent under launchd, which keeps it running on a Mac" in ended.err
     assert "docs/launchd.md has a unit for systemd" in ended.err
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, start
 
@@ -72,7 +72,7 @@ def test_a_lease_or_its_vm_is_reached_and_left_as_it_is(agent: Agent, hearth: He
 )
 def test_what_cannot_be_reached_is_told(agent: Agent, hearth: Hearth, told: Path, target: str, said: str) -> None:
     ended = hearth("ssh", "--socket", agent.socket, "--", target)
-    assert ended.code == Exit.EXEC_FAILED
+    assert ended.code == ExitCode.EXEC_FAILED
     assert said in ended.err
     assert not told.exists()
 
@@ -89,7 +89,7 @@ def test_a_signal_while_ssh_starts_ends_it_too(agent: Agent, told: Path, monkeyp
     monkeypatch.setenv("SSH_DOES", "kill -INT $PPID; exec sleep 1000")
     process = start("ssh", "small", "--socket", agent.socket)
     process.communicate(timeout=20)  # its output ends with the last process that has it
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert not agent.engine.leases.held
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_ssh_and_gives_the_vm_back(agent: Agent, told: Path, monkeyp
     assert process.stdout.readline() == "there\n"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
-    assert process.returncode == Exit.INTERRUPTED
+    assert process.returncode == ExitCode.INTERRUPTED
     assert not agent.engine.leases.held
 
 
@@ -116,6 +116,6 @@ def test_a_vm_without_the_port_says_what_to_do(agent: Agent, hearth: Hearth, tol
 
     agent.ask(swap)
     ended = hearth("ssh", "small", "--socket", agent.socket)
-    assert ended.code == Exit.EXEC_FAILED
+    assert ended.code == ExitCode.EXEC_FAILED
     assert "add 22 to `ports`" in ended.err
     assert not agent.engine.leases.held

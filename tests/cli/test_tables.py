@@ -8,8 +8,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,13 +18,13 @@ from rich.console import Console, RenderableType
 from agent.cli.tables import image_table, pool_table, status_view, vm_table
 from agent.cli.units import duration, short_digest, size
 from tests.api.memory_engine import COMING, DIGEST, MemoryEngine, vm
-from tests.cli.conftest import Agent
+from tests.cli.conftest import Agent, start
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-VM = {
+VM: Any = {
     "name": "hearth-a-pool-with-a-rather-long-name-01jx4c8h2m9v3k5n7p1q0r2s4t",
     "pool": "small",
     "state": "ready",
@@ -51,9 +49,8 @@ def test_vms_in_every_state_fit_80_columns() -> None:
         "reason": "agent failed 3 times in a row: no answer",
         "at": "2026-11-23T11:00:00Z",
     }
-    text = shown(
-        vm_table([VM, {**VM, "state": "leased", "lease": leased}, {**VM, "state": "failed", "failure": failed}], NOW)
-    )
+    vms: Any = [VM, {**VM, "state": "leased", "lease": leased}, {**VM, "state": "failed", "failure": failed}]
+    text = shown(vm_table(vms, NOW))
     assert max(map(len, text.splitlines())) <= 80
     assert "1m30s" in text
     assert "ready" in text
@@ -65,27 +62,28 @@ def test_vms_in_every_state_fit_80_columns() -> None:
 def test_a_pull_shows_how_far_it_is() -> None:
     progress = {"total_bytes": 4 << 30, "done_bytes": 1 << 30, "fetched_bytes": 1 << 30,
                 "rate_bytes_per_s": 50 << 20, "eta_s": 61.0}  # fmt: skip
-    image = {"digest": COMING, "state": "pulling", "pools": ["small"], "allocated_bytes": 0, "progress": progress,
-             "error": "", "retry_at": None}  # fmt: skip
-    failed = {**image, "digest": DIGEST, "state": "failed", "progress": None, "error": "401 Unauthorized",
+    image: Any = {"digest": COMING, "state": "pulling", "pools": ["small"], "allocated_bytes": 0, "progress": progress,
+             "error": "", "retry_at": None, "references": []}  # fmt: skip
+    failed: Any = {**image, "digest": DIGEST, "state": "failed", "progress": None, "error": "401 Unauthorized",
               "retry_at": "2026-11-23T12:00:30Z"}  # fmt: skip
     text = shown(image_table([image, failed], NOW))
     assert "25% 50.0 MiB/s 1m01s left" in text
-    assert "401 Unauthorized, again in 30s" in text
+    assert "401 Unauthorized, retry in 30s" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_rollout_shows_both_versions() -> None:
-    pool = {"name": "small", "ready": 1, "warm": 2, "leased": 0, "starting": 1, "waiting": 3, "standby": 1, "error": "",
-            "rollout": {"phase": "canary", "serving": DIGEST, "target": COMING, "reason": ""}}  # fmt: skip
+    pool: Any = {"name": "small", "ready": 1, "warm": 2, "leased": 0, "starting": 1, "waiting": 3, "standby": 1,
+            "error": "", "rollout": {"phase": "canary", "serving": DIGEST, "target": COMING, "reason": ""}}  # fmt: skip
     text = shown(pool_table([pool]))
     assert "STANDBY" in text
-    assert "STANDBY" not in shown(pool_table([{**pool, "standby": 0}]))
+    without: Any = {**pool, "standby": 0}
+    assert "STANDBY" not in shown(pool_table([without]))
     for part in ("1/2", "aaaaaaaaaaaa", "canary bbbbbbbbbbbb"):
         assert part in text
 
 
-def host(**changes: Any) -> dict[str, Any]:
+def host(**changes: Any) -> Any:
     document: dict[str, Any] = json.loads(_document())
     return {**document, **changes}
 
@@ -118,8 +116,12 @@ def test_troubles_are_told_with_their_reason_and_nothing_else_is() -> None:
 
 def test_no_text_from_elsewhere_drives_the_terminal() -> None:
     evil = "a\x1b[2Jb\x9b31m"
-    failed = {**VM, "state": "failed", "failure": {"cause": "exited", "reason": evil, "at": "2026-11-23T11:00:00Z"}}
-    leased = {**VM, "lease": {"id": "l", "holder": evil, "expires_at": "2026-11-23T12:59:00Z"}}
+    failed: Any = {
+        **VM,
+        "state": "failed",
+        "failure": {"cause": "exited", "reason": evil, "at": "2026-11-23T11:00:00Z"},
+    }
+    leased: Any = {**VM, "lease": {"id": "l", "holder": evil, "expires_at": "2026-11-23T12:59:00Z"}}
     conditions = [{"type": "Ready", "status": "false", "problem": True, "message": evil, "since": None}]
     text = shown(status_view(host(conditions=conditions), [failed, leased], NOW))
     assert "\x1b" not in text
@@ -162,10 +164,10 @@ def read_until(terminal: int, text: str, limit_s: float = 15.0) -> str:
 
 def test_watching_survives_a_restart_of_the_agent_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "agent", "status", "--watch", "--socket", str(tmp_path / "hearth.sock")]
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
+    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
-        process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
+        process = start("status", "--watch", "--socket", tmp_path / "hearth.sock", env=environment, **streams)
         os.close(follower)
         read_until(leader, "hearth-small-1")
     read_until(leader, "waiting for it")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.api.auth import TokenGate, tokens_path
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from tests.api.certificates import authority, certificate
 from tests.api.memory_engine import MemoryEngine, vm
 from tests.cli.conftest import Agent, Ended
@@ -42,9 +42,9 @@ def test_a_token_is_made_listed_and_revoked(config: Path, hearth: Hearth) -> Non
     (told,) = json.loads(hearth("token", "list", "--json").out)
     assert (told["name"], told["role"]) == ("controller-1", "lease")
     assert secret not in listed.out + json.dumps(told)
-    assert hearth("token", "create", "controller-1").code == Exit.REFUSED
-    assert hearth("token", "revoke", "controller-1").code == Exit.OK
-    assert hearth("token", "revoke", "controller-1").code == Exit.REFUSED
+    assert hearth("token", "create", "controller-1").code == ExitCode.REFUSED
+    assert hearth("token", "revoke", "controller-1").code == ExitCode.OK
+    assert hearth("token", "revoke", "controller-1").code == ExitCode.REFUSED
     assert hearth("token", "list").out == ""
 
 
@@ -57,17 +57,17 @@ def test_an_agent_elsewhere_is_asked_over_tls_with_a_token(
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1")), gate=gate, tls=tls) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"https://127.0.0.1:{agent.port}")
         untrusted = hearth("vms")
-        assert untrusted.code == Exit.UNREACHABLE
+        assert untrusted.code == ExitCode.UNREACHABLE
         assert "HEARTH_CA" in untrusted.err
         monkeypatch.setenv("HEARTH_CA", str(ca))
         unknown = hearth("vms")
-        assert unknown.code == Exit.REFUSED
+        assert unknown.code == ExitCode.REFUSED
         assert "no token" in unknown.err
         monkeypatch.setenv("HEARTH_TOKEN", secret)
         assert "hearth-small-1" in hearth("vms").out
         assert "hearth-small-1" in hearth("status").out
         refused = hearth("lease", "small")
-        assert refused.code == Exit.REFUSED
+        assert refused.code == ExitCode.REFUSED
         assert "'me' may read, and this needs lease" in refused.err
         assert secret not in untrusted.err + unknown.err + refused.err
 
@@ -82,7 +82,7 @@ def test_every_way_to_name_another_host_works_over_mutual_tls(config: Path, hear
         login = ("--ca", ca, "--token-file", token)
         shown = ("--cert", mine.certificate, "--key", mine.key)
         refused = hearth("--host", url, *login, "vms")
-        assert refused.code == Exit.UNREACHABLE
+        assert refused.code == ExitCode.UNREACHABLE
         assert "HEARTH_CERT" in refused.err
         assert "hearth-small-1" in hearth("--host", url, *login, *shown, "vms").out
         assert "hearth-small-1" in hearth(*login, *shown, "vms", "--host", url).out
@@ -94,8 +94,8 @@ def test_every_way_to_name_another_host_works_over_mutual_tls(config: Path, hear
 
 def test_what_works_on_files_is_not_asked_of_another_host(hearth: Hearth) -> None:
     ended = hearth("--host", "https://mac-7", "logs")
-    assert ended.code == Exit.USAGE
-    assert "log in" in ended.err
+    assert ended.code == ExitCode.USAGE
+    assert "run it there" in ended.err
     assert "No such option" in hearth("logs", "--host", "https://mac-7").err
 
 
@@ -104,7 +104,7 @@ def test_a_login_that_cannot_be_read_is_named(hearth: Hearth, monkeypatch: pytes
     monkeypatch.setenv("HEARTH_HOST", "https://127.0.0.1:1")
     monkeypatch.setenv(name, "/nowhere/it")
     ended = hearth("status")
-    assert ended.code == Exit.FAILURE
+    assert ended.code == ExitCode.FAILURE
     assert "/nowhere/it" in ended.err
     assert name in ended.err
 
@@ -112,5 +112,5 @@ def test_a_login_that_cannot_be_read_is_named(hearth: Hearth, monkeypatch: pytes
 def test_an_address_that_is_none_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEARTH_HOST", "mac-7")
     ended = hearth("status")
-    assert ended.code == Exit.UNREACHABLE
+    assert ended.code == ExitCode.UNREACHABLE
     assert "https://HOST:PORT" in ended.err

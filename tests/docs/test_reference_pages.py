@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from agent.api.application import OPERATIONS
 from agent.api.problems import STATUS_BY_CODE
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
 from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument
 from agent.domain.events import EventKind
@@ -87,7 +87,7 @@ def test_every_event_of_the_log_is_documented() -> None:
 
 def test_every_command_and_exit_code_is_documented() -> None:
     assert column("api.md", "command") == [(f"hearth {name}",) for name in COMMANDS]
-    assert column("api.md", "exit code") == [(str(int(code)),) for code in Exit]
+    assert column("api.md", "exit code") == [(str(int(code)),) for code in ExitCode]
 
 
 @pytest.fixture(scope="module")

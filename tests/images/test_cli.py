@@ -38,7 +38,7 @@ def hearth_image(*arguments: str | Path, here: Path) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
+def test_image_is_pushed_pulled_listed_shown_and_removed(disk: Path, here: Path) -> None:
     reference = f"oci-layout:{here.parent}/layout:v1"
     pushed = hearth_image("push", disk, reference, "--memory", "512", "--json", here=here)
     digest = json.loads(pushed.stdout)["digest"]
@@ -47,12 +47,14 @@ def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
     pulled = hearth_image("pull", reference, here=here)
     assert (pulled.exit_code, pulled.stdout, pulled.stderr) == (0, f"{digest}\n", "")
 
-    (image,) = json.loads(hearth_image("list", "--json", here=here).stdout)
+    listed = json.loads(hearth_image("list", "--json", here=here).stdout)
+    assert listed["source"] == "store"
+    (image,) = listed["images"]
     assert (image["digest"], image["references"]) == (digest, [reference])
     folder = here / "images" / digest.replace(":", "-")
     assert sha256_of(folder / "disk.img") == sha256_of(disk)
 
-    seen = json.loads(hearth_image("inspect", reference, "--json", here=here).stdout)
+    seen = json.loads(hearth_image("show", reference, "--json", here=here).stdout)
     assert (seen["digest"], seen["os"], seen["disk_bytes"], seen["local"]) == (digest, "linux", 8 << 20, True)
 
     assert hearth_image("rm", reference, here=here).stdout == f"{digest}\n"
@@ -67,7 +69,7 @@ def test_push_pull_list_inspect_rm(disk: Path, here: Path) -> None:
         (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "cannot be read"),
         (["rm", "sha256:" + "0" * 64], 4, "not on this host"),
         (["rm", "host.example/a:v1"], 4, "hearth image list"),
-        (["inspect", "oci-layout:/nonexistent:v1"], 4, "no OCI image layout"),
+        (["show", "oci-layout:/nonexistent:v1"], 4, "no OCI image layout"),
         (["pull", "oci-layout:/nonexistent:v1"], 4, "push an image to it first"),
     ],
 )
@@ -81,5 +83,5 @@ def test_what_fails_says_why_on_stderr_and_in_the_exit_code(
 
 
 def test_help_shows_an_example_of_every_command() -> None:
-    for command in ("push", "pull", "list", "rm", "inspect"):
+    for command in ("push", "pull", "list", "rm", "show"):
         assert f"Example: hearth image {command}" in CliRunner().invoke(app, [command, "--help"]).stdout

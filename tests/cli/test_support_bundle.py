@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.cli.bundle import QUESTIONS
-from agent.cli.exits import Exit
+from agent.cli.exit_codes import ExitCode
+from agent.cli.support_bundle import API_FILES
 from agent.telemetry.log import configure
 from agent.telemetry.log_file import log_path
 from tests.api.memory_engine import MemoryEngine, vm
@@ -50,10 +50,10 @@ def test_everything_is_in_it_and_no_secret_is(tmp_path: Path, hearth: Hearth) ->
     config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
         ended = hearth("support-bundle", out, "--config", config)
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     files = contents(out)
-    assert {*QUESTIONS, "events.json", "configuration.json", "logs/hearth.log", "about.txt"} <= set(files)
+    assert {*API_FILES, "events.json", "configuration.json", "logs/hearth.log", "about.txt"} <= set(files)
     assert files["missing.txt"] == ""
     assert json.loads(files["vms.json"])["vms"][0]["name"] == "hearth-small-1"
     assert json.loads(files["configuration.json"])["images"]["registries"]["r:5000"]["username"] == "u"
@@ -64,7 +64,7 @@ def test_everything_is_in_it_and_no_secret_is(tmp_path: Path, hearth: Hearth) ->
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, hearth: Hearth) -> None:
     ended = hearth("support-bundle", tmp_path / "none" / "b.tar.gz", "--config", configured(tmp_path))
-    assert ended.code == Exit.FAILURE
+    assert ended.code == ExitCode.FAILURE
     assert "b.tar.gz cannot be written" in ended.err
 
 
@@ -74,7 +74,7 @@ def test_of_another_host_it_has_what_its_agent_tells_and_nothing_of_this_one(
     config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"http://127.0.0.1:{agent.port}")
-        assert hearth("support-bundle", out, "--config", config).code == Exit.OK
+        assert hearth("support-bundle", out, "--config", config).code == ExitCode.OK
     files = contents(out)
     assert "hearth-small-1" in files["vms.json"]
     assert "configuration.json" not in files
@@ -84,7 +84,7 @@ def test_of_another_host_it_has_what_its_agent_tells_and_nothing_of_this_one(
 def test_it_is_of_use_when_the_agent_does_not_answer(tmp_path: Path, hearth: Hearth) -> None:
     config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
     ended = hearth("support-bundle", out, "--config", config)
-    assert ended.code == Exit.OK
+    assert ended.code == ExitCode.OK
     assert "1 missing" in ended.out
     files = contents(out)
     assert "does not answer" in files["missing.txt"]

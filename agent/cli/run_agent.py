@@ -17,6 +17,6 @@ def run(config: options.Config = None) -> int:
     hearth run
     hearth run --config ./hearth.toml
     """
-    from agent.daemon import run as run_agent  # noqa: PLC0415 - the whole agent
+    from agent.daemon import run as run_daemon  # noqa: PLC0415 - imports the whole agent
 
-    return run_agent(options.config_path(config))
+    return run_daemon(options.config_path(config))

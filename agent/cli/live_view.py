@@ -1,4 +1,4 @@
-"""A view on the whole terminal, drawn anew until Ctrl-C."""
+"""A view on the whole terminal that refreshes until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rich.live import Live
 from rich.text import Text
 
-from agent.cli.place import AgentUnreachableError
+from agent.cli.endpoint import AgentUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 REFRESH_S: Final = 1.0
 
 
-def watch(console: Console, draw: Callable[[], RenderableType]) -> None:
-    """Show what `draw` returns until Ctrl-C. An agent that goes away is waited for: it may be restarting.
+def show_live(console: Console, draw: Callable[[], RenderableType]) -> None:
+    """Show what `draw` returns until Ctrl-C. Wait for an agent that becomes unreachable: it may be restarting.
 
-    The first drawing happens before the terminal is taken, so that an agent that never was there ends the command.
+    The first drawing happens before the view takes over the terminal, so that the command fails when no agent runs.
     """
     shown = draw()
     try:

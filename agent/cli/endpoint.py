@@ -1,4 +1,4 @@
-"""Where an agent is, and how a connection to it is made: a Unix socket here, or TLS to another host."""
+"""The endpoint of an agent, and connections to it: a Unix socket on this host, or TLS to another host."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ DEFAULT_PORT: Final = 7420
 
 
 class AgentUnreachableError(HearthError):
-    """Nobody answers where the agent should."""
+    """No agent answers at the endpoint."""
 
     code = "agent-unreachable"
 
 
+class AgentNotRunningError(AgentUnreachableError):
+    """Nothing listens at the endpoint."""
+
+
 class LoginError(HearthError):
-    """The token or certificates to show, or to trust, cannot be read."""
+    """A token or certificate file cannot be read."""
 
     code = "login-unreadable"
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """An agent on another host: `https://host:port` (or http on loopback), and how each side proves who it is.
+class RemoteEndpoint:
+    """An agent on another host: `https://host:port`, or http on loopback, with the credentials of both sides.
 
-    `ca` is a PEM file of whom to trust, the system's authorities without one; `certificate` and `key` are PEM files to
-    show where the agent asks for a certificate.
+    `ca` is a PEM file of the trusted authorities; None means the system's. `certificate` and `key` are PEM files for an
+    agent that requires a client certificate.
     """
 
     url: str
@@ -46,8 +50,8 @@ class Remote:
     remedy: str = "check the address, the certificates (HEARTH_CA, HEARTH_CERT, HEARTH_KEY), and that the agent runs"
 
     @classmethod
-    def of(cls, url: str, environment: Mapping[str, str]) -> Self:
-        """Return the agent at `url` with what the environment says of it. Raises `LoginError`."""
+    def from_environment(cls, url: str, environment: Mapping[str, str]) -> Self:
+        """Return the agent at `url` with the credentials that the environment names. Raises `LoginError`."""
         token, file = environment.get("HEARTH_TOKEN", ""), environment.get("HEARTH_TOKEN_FILE", "")
         if file and not token:
             try:
@@ -65,20 +69,23 @@ class Remote:
         return self.url
 
     @property
-    def base(self) -> str:
-        """The URL that paths are put after."""
+    def base_url(self) -> str:
+        """The URL without a path. Raises `AgentUnreachableError` for an invalid URL."""
         scheme, host, port = self._parts()
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def connection(self, timeout_s: float) -> HTTPConnection:
-        """Return a connection, not yet made. Raises `AgentUnreachableError` for what is no such URL, `LoginError`."""
+    def build_connection(self, timeout_s: float) -> HTTPConnection:
+        """Return a connection that is not open yet.
+
+        Raises `AgentUnreachableError` for an invalid URL, and `LoginError`.
+        """
         scheme, host, port = self._parts()
         if scheme == "http":
             return HTTPConnection(host, port, timeout=timeout_s)
-        return HTTPSConnection(host, port, timeout=timeout_s, context=self.tls())
+        return HTTPSConnection(host, port, timeout=timeout_s, context=self.build_tls_context())
 
-    def tls(self) -> ssl.SSLContext:
-        """Return whom to trust and what to show. Raises `LoginError`."""
+    def build_tls_context(self) -> ssl.SSLContext:
+        """Return the TLS settings with the authorities and the client certificate. Raises `LoginError`."""
         try:
             context = ssl.create_default_context(cafile=self.ca)
             if self.certificate is not None:
@@ -96,13 +103,13 @@ class Remote:
         except ValueError:
             scheme, host, port = "", None, 0
         if scheme not in ("http", "https") or not host:
-            raise AgentUnreachableError(f"{self.url!r} is no address of an agent", remedy="write https://HOST:PORT")
+            raise AgentUnreachableError(f"{self.url!r} is not an agent's address", remedy="write https://HOST:PORT")
         return scheme, host, port
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """The agent that listens on a Unix socket of this host. File permissions are the login."""
+class LocalEndpoint:
+    """The agent that listens on a Unix socket of this host. The socket's file permissions replace a login."""
 
     path: Path
     token: str = ""
@@ -111,8 +118,8 @@ class Local:
     def __str__(self) -> str:
         return str(self.path)
 
-    def connection(self, timeout_s: float) -> HTTPConnection:
-        """Return a connection, not yet made."""
+    def build_connection(self, timeout_s: float) -> HTTPConnection:
+        """Return a connection that is not open yet."""
         return _UnixConnection(self.path, timeout_s)
 
 
@@ -124,7 +131,7 @@ class _UnixConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Connect to the socket instead of an address."""
+        """Connect to the socket instead of a TCP address."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))

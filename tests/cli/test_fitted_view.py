@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agent.cli.screen import Fitted, shares
+from agent.cli.fitted_view import FittedView, allocate_lines
 from agent.cli.tables import status_sections
-from agent.cli.top import rates
+from agent.cli.top import compute_rates
 from agent.cli.usage_tables import usage_sections
 from tests.cli.test_tables import VM, host
 
@@ -21,7 +21,7 @@ TROUBLE = {"type": "DiskPressure", "status": "true", "problem": True, "message":
 
 def drawn(sections: list[Any], width: int, height: int) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=width, height=height).print(Fitted(sections), end="")
+    Console(file=stream, width=width, height=height).print(FittedView(sections), end="")
     return stream.getvalue().splitlines()
 
 
@@ -57,10 +57,10 @@ def test_what_is_left_out_is_counted() -> None:
     ],
 )
 def test_the_longest_part_gives_first(lengths: list[int], height: int, given: list[int]) -> None:
-    assert shares(lengths, height) == given
+    assert allocate_lines(lengths, height) == given
 
 
-def usage(at: str, busy_s: float, **cpu_s: float) -> dict[str, Any]:
+def usage(at: str, busy_s: float, **cpu_s: float) -> Any:
     vm = {"pool": "small", "state": "ready", "cpus": 2, "memory_mib": 512, "resident_bytes": 300 << 20}
     machine = {"cpus": 4, "cpu_busy_s": busy_s, "load_1m": 1.5, "memory_total_bytes": 8 << 30,
                "memory_available_bytes": 2 << 30}  # fmt: skip
@@ -68,7 +68,7 @@ def usage(at: str, busy_s: float, **cpu_s: float) -> dict[str, Any]:
 
 
 def test_top_tells_shares_of_a_processor_and_the_busiest_first() -> None:
-    now = rates(
+    now = compute_rates(
         usage("2026-11-23T12:00:00Z", 100.0, a=5.0, b=7.0), usage("2026-11-23T12:00:02Z", 104.0, a=5.1, b=10.0, new=3.0)
     )
     assert [(vm["name"], vm["cpu_percent"]) for vm in now["vms"]] == [("b", 150.0), ("a", 5.0), ("new", 0.0)]
