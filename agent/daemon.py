@@ -149,7 +149,7 @@ async def _stop(built: app.App) -> None:
         async with asyncio.timeout(STOP_LIMIT_S):
             await built.engine.stop()
     except TimeoutError:
-        log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - the traceback of the timeout does not show which task hung
+        log.error("stop-cut-short", limit_s=STOP_LIMIT_S)  # noqa: TRY400 - the traceback shows no cause
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -42,7 +42,7 @@ class Bench:
         await self.reloader.reload()
 
     def problem(self, kind: str) -> str:
-        return next((one.message for one in self.board.all() if one.type == kind and one.problem), "")
+        return next((item.message for item in self.board.all() if item.type == kind and item.problem), "")
 
 
 @pytest.fixture
@@ -94,4 +94,4 @@ async def test_doctor_period_is_applied_immediately(tmp_path: Path, monkeypatch:
             await runs.get()
         watching.cancel()
         await asyncio.wait([watching])
-    assert not any(one.problem for one in built.board.all() if one.type.startswith("Configuration"))
+    assert not any(item.problem for item in built.board.all() if item.type.startswith("Configuration"))

@@ -83,10 +83,10 @@ async def test_host_document_has_vitals_and_failing_doctor_checks(host: Host) ->
     await host.start(excused=frozenset({"disk"}))
 
     def is_disk_space_low(document: Document, _: list[Document]) -> bool:
-        return any(one["type"] == "DiskSpaceLow" for one in document["conditions"])
+        return any(condition["type"] == "DiskSpaceLow" for condition in document["conditions"])
 
     document = await host.wait_until(is_disk_space_low, timeout_s=30)
-    condition = next(one for one in document["conditions"] if one["type"] == "DiskSpaceLow")
+    condition = next(item for item in document["conditions"] if item["type"] == "DiskSpaceLow")
     assert (condition["status"], condition["problem"], condition["reason"]) == ("true", True, "DoctorFoundError")
     assert "set images.budget_mib" in condition["message"]
     assert document["cores"]["performance"] >= 1
@@ -95,17 +95,17 @@ async def test_host_document_has_vitals_and_failing_doctor_checks(host: Host) ->
 
 async def test_stop_refuses_waiting_leases_and_cancels_stuck_pulls(host: Host) -> None:
     async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
+        requested.set()
         await ended.wait()
         writer.close()
 
-    asked, ended = asyncio.Event(), asyncio.Event()
+    requested, ended = asyncio.Event(), asyncio.Event()
     registry = await asyncio.start_server(never_answer, "127.0.0.1", 0)
     where = f"127.0.0.1:{registry.sockets[0].getsockname()[1]}"
     host.configure(f'[hypervisor]\nkind = "simulated"\n[images.registries."{where}"]\ninsecure = true')
     host.assign("small", f"{where}/ci/small:1", probes=AGENT_PROBE)
     await host.start()
-    await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(requested.wait(), 20)
     async with aiohttp.ClientSession("http://hearth", connector=aiohttp.UnixConnector(str(host.socket))) as client:
         body = {"pool": "small", "holder": "job", "wait_s": 600}
         waiting = asyncio.create_task(client.post("/v1/leases", json=body))

@@ -29,6 +29,7 @@ from agent.api.resources import (
     vms,
 )
 from agent.api.views import HostView
+from agent.host.usage import UsageSampler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,7 +68,7 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: Rat
     It is complete only behind its `Front`, which `Server` puts there.
     """
     application = web.Application(middlewares=[admitted], client_max_size=MAX_BODY_BYTES)
-    application[usage.METER] = usage.Meter()
+    application[usage.SAMPLER] = UsageSampler()
     needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, *openapi.contract(OPERATIONS)):
         needs[operation.method, operation.path] = operation.needs

@@ -6,6 +6,7 @@ Processes on a terminal are excluded: a user can type the name of a VM into a co
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -17,6 +18,10 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+SAMPLE_TTL_S: Final = 0.5
+"""Time for which a sample is shared, so that the processes are not read once for each caller."""
+
+_TIMEOUT_S: Final = 10.0
 _ATTRIBUTES: Final = ("cmdline", "cpu_times", "memory_info", "terminal")
 
 
@@ -41,7 +46,24 @@ class Usage:
     vms: Mapping[str, VmUsage]
 
 
-def measure(names: Collection[str]) -> Usage:
+class UsageSampler:
+    """Measures the usage once for all concurrent callers."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._sampled_s = float("-inf")
+        self._latest: Usage | None = None
+
+    async def sample(self, names: tuple[str, ...]) -> Usage:
+        """Return a sample that is at most `SAMPLE_TTL_S` old. Raises `TimeoutError` after 10 s."""
+        async with asyncio.timeout(_TIMEOUT_S), self._lock:
+            if self._latest is None or time.monotonic() - self._sampled_s > SAMPLE_TTL_S:
+                self._latest = await asyncio.to_thread(measure_usage, names)
+                self._sampled_s = time.monotonic()
+            return self._latest
+
+
+def measure_usage(names: Collection[str]) -> Usage:
     """Measure the usage of the VMs with these names. Blocks for some milliseconds: call it in a thread."""
     times, memory = psutil.cpu_times(), psutil.virtual_memory()
     idle_s = times.idle + getattr(times, "iowait", 0.0)

@@ -70,18 +70,18 @@ def test_hardware_of_a_linux_host_with_two_kinds_of_cores(tmp_path: Path) -> Non
 async def test_host_identity_is_stable_on_this_host() -> None:
     seen = await read_hardware(CommandRunner())
     assert seen.performance_cores + seen.efficiency_cores >= 1
-    one, again = [
+    first, second = [
         await host_info.read_host_identity(
             CommandRunner(), agent_version="1", hypervisor="qemu", hypervisor_version="7"
         )
         for _ in range(2)
     ]
-    assert one == again
-    assert one.hardware == seen
-    assert one.machine_id
-    assert (one.arch, one.cpus) == (platform.machine(), os.cpu_count())
-    assert UUID.fullmatch(one.boot_id)
-    assert one.boot_id == boot_id()
+    assert first == second
+    assert first.hardware == seen
+    assert first.machine_id
+    assert (first.arch, first.cpus) == (platform.machine(), os.cpu_count())
+    assert UUID.fullmatch(first.boot_id)
+    assert first.boot_id == boot_id()
 
 
 @LINUX_ONLY

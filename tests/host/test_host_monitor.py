@@ -36,7 +36,7 @@ class Host:
         self.severity = severity
         self.now_s += 60
         await self.monitor.run_checks()
-        return [(one.type, str(one.status), one.problem) for one in self.board.all()]
+        return [(condition.type, str(condition.status), condition.problem) for condition in self.board.all()]
 
     def condition(self) -> Condition:
         return self.board.as_mapping()["SleepEnabled"]

@@ -7,7 +7,7 @@ import pty
 import subprocess
 import sys
 
-from agent.host.usage import measure
+from agent.host.usage import measure_usage
 
 BURN = "import sys; sum(range(5_000_000)); print('burnt', flush=True); sys.stdin.read()"
 NAME = "hearth-small-01jx4c8h2m9v3k5n7p1q0r2s4t"
@@ -24,7 +24,7 @@ def test_usage_sums_vm_processes_without_those_on_terminals() -> None:
     )  # fmt: skip
     try:
         assert vm.stdout.readline() == on_terminal.stdout.readline() == b"burnt\n"  # type: ignore[union-attr]
-        usage = measure([NAME, NAME[:-1], "hearth-other"])
+        usage = measure_usage([NAME, NAME[:-1], "hearth-other"])
     finally:
         for process in (vm, on_terminal):
             process.kill()

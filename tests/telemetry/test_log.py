@@ -213,9 +213,9 @@ def test_unwritable_log_is_reported_once(path: Path, capsys: pytest.CaptureFixtu
     structlog.get_logger().info("one")
     structlog.get_logger().info("two")
     logs.close()
-    said = capsys.readouterr().err
-    assert said.count("cannot write the log") == 1
-    assert str(path) in said
+    errors = capsys.readouterr().err
+    assert errors.count("cannot write the log") == 1
+    assert str(path) in errors
 
 
 def test_close_restores_the_logging_of_the_process(path: Path) -> None:

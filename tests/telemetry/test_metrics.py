@@ -26,6 +26,6 @@ def test_metrics_have_prefix_base_unit_and_help_text() -> None:
 
 
 def test_two_metrics_objects_are_independent() -> None:
-    one, two = Metrics(), Metrics()
-    one.adopted.inc()
-    assert sample(two, "hearth_vms_adopted_total") == 0
+    first, second = Metrics(), Metrics()
+    first.adopted.inc()
+    assert sample(second, "hearth_vms_adopted_total") == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -12,42 +10,19 @@ from aiohttp import web
 from agent.api import usage_schemas
 from agent.api.context import answer, context
 from agent.api.operation import Operation
-from agent.host.usage import Usage, VmUsage, measure
+from agent.host.usage import UsageSampler, VmUsage
 
 if TYPE_CHECKING:
     from agent.domain.model import Vm
 
-FRESH_S: Final = 0.5
-"""For so long a measurement serves everybody who asks: the processes are not read once for each of them."""
-
-_TIMEOUT_S: Final = 10.0
 _NOTHING: Final = VmUsage(0.0, 0)
-
-
-class Meter:
-    """Measures once at a time."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._measured_s = float("-inf")
-        self._latest: Usage | None = None
-
-    async def read(self, names: tuple[str, ...]) -> Usage:
-        """Return a fresh measurement. Raises `TimeoutError` on a machine that cannot tell in time."""
-        async with asyncio.timeout(_TIMEOUT_S), self._lock:
-            if self._latest is None or time.monotonic() - self._measured_s > FRESH_S:
-                self._latest = await asyncio.to_thread(measure, names)
-                self._measured_s = time.monotonic()
-            return self._latest
-
-
-METER: Final = web.AppKey("meter", Meter)
+SAMPLER: Final = web.AppKey("usage_sampler", UsageSampler)
 
 
 async def usage(request: web.Request) -> web.Response:
     """Tell what each VM takes."""
     vms = sorted(context(request).engine.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
-    measured = await request.app[METER].read(tuple(vm.name for vm in vms))
+    measured = await request.app[SAMPLER].sample(tuple(vm.name for vm in vms))
     return answer(
         usage_schemas.UsageDocument(
             at=datetime.fromtimestamp(measured.at_s, UTC),

@@ -26,7 +26,7 @@ _OFFSET: Final = re.compile(r"^\s*([+-]\d+(?:\.\d+)?) \+/- ", re.MULTILINE)
 TIME_SERVER: Final = "time.apple.com"
 
 
-def dhcp_lease_time(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_dhcp_lease_time(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that DHCP leases are short.
 
     A host that creates a VM every few minutes uses all addresses within the default lease time of one day.
@@ -49,9 +49,9 @@ def dhcp_lease_time(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def dhcp_leases(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_dhcp_leases(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that addresses are available for new guests."""
-    held = held_leases(readings["leases"].out, subject.now_s)
+    held = count_held_leases(readings["leases"].out, subject.now_s)
     evidence = f"{held} of about {ADDRESSES} addresses held"
     if held < _WARNING_COUNT:
         return passed("addresses are available for guests", evidence)
@@ -61,7 +61,7 @@ def dhcp_leases(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def held_leases(text: str, now_s: float) -> int:
+def count_held_leases(text: str, now_s: float) -> int:
     """Return how many addresses in the lease file of bootpd are held now. Its times are seconds in hexadecimal."""
     held = set()
     for block in re.findall(r"\{([^}]*)\}", text):
@@ -74,7 +74,7 @@ def held_leases(text: str, now_s: float) -> int:
     return len(held)
 
 
-def clock(readings: Readings, _: Subject) -> CheckResult | None:
+def check_clock(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that the clock agrees with a time server."""
     found = _OFFSET.search(readings["sntp"].out)
     if found is None:
@@ -91,7 +91,7 @@ def clock(readings: Readings, _: Subject) -> CheckResult | None:
     )
 
 
-def clock_on_linux(readings: Readings, _: Subject) -> CheckResult | None:
+def check_clock_on_linux(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that a time service keeps the clock correct."""
     match readings["timedatectl"].out.strip():
         case "yes":

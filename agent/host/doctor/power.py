@@ -19,15 +19,15 @@ _COOLING: Final = "check fans, dust and the air temperature"
 _PRESSURE: Final = {"1": "normal", "2": "warning", "4": "critical"}
 
 
-def settings(text: str) -> dict[str, int]:
+def parse_settings(text: str) -> dict[str, int]:
     """Return the settings of `pmset -g custom` for AC power. A Mac mini has no other section."""
     on_ac = text.partition("AC Power:")[2] or text
     return {name: int(value) for name, value in _SETTING.findall(on_ac.partition("Battery Power:")[0])}
 
 
-def sleep(readings: Readings, _: Subject) -> CheckResult | None:
+def check_sleep(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that the Mac does not sleep."""
-    found = settings(readings["pmset"].out)
+    found = parse_settings(readings["pmset"].out)
     sleeping = {name: found[name] for name in ("sleep", "standby", "disksleep") if found.get(name)}
     fix = Fix(((_PMSET, "-a", "sleep", "0", "disksleep", "0", "standby", "0"),))
     evidence = ", ".join(f"{name} {value}" for name, value in sleeping.items())
@@ -42,9 +42,9 @@ def sleep(readings: Readings, _: Subject) -> CheckResult | None:
     return passed("sleep is disabled", "sleep 0")
 
 
-def power_loss(readings: Readings, _: Subject) -> CheckResult | None:
+def check_power_loss(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that the Mac starts after a power failure."""
-    on = settings(readings["pmset"].out).get("autorestart")
+    on = parse_settings(readings["pmset"].out).get("autorestart")
     if on is None:
         return unknown("pmset does not report what happens after a power failure")
     if on:
@@ -55,15 +55,15 @@ def power_loss(readings: Readings, _: Subject) -> CheckResult | None:
     )
 
 
-def low_power(readings: Readings, _: Subject) -> CheckResult | None:
+def check_low_power(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that low power mode is off."""
-    if not settings(readings["pmset"].out).get("lowpowermode"):
+    if not parse_settings(readings["pmset"].out).get("lowpowermode"):
         return passed("low power mode is off")
     fix = Fix(((_PMSET, "-a", "lowpowermode", "0"),))
     return CheckResult(WARNING, "low power mode slows every build", "lowpowermode 1", "disable low power mode", fix)
 
 
-def thermal(readings: Readings, _: Subject) -> CheckResult | None:
+def check_thermal(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that heat does not slow the processor."""
     text = readings["thermal"].out
     limits = [int(value) for value in _SPEED.findall(text)]
@@ -75,7 +75,7 @@ def thermal(readings: Readings, _: Subject) -> CheckResult | None:
     return passed("heat does not slow the processor")
 
 
-def memory(readings: Readings, _: Subject) -> CheckResult | None:
+def check_memory(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that memory pressure is normal."""
     level = _PRESSURE.get(readings["pressure"].out.strip())
     if level is None:
@@ -94,7 +94,7 @@ def _compressed(text: str) -> str:
     return f", {int(size[1]) * int(pages[1]) >> 20} MiB compressed" if size and pages else ""
 
 
-def hardware(readings: Readings, _: Subject) -> CheckResult | None:
+def check_hardware(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that this Mac can run macOS VMs."""
     try:
         (item,) = json.loads(readings["hardware"].out)["SPHardwareDataType"]

@@ -17,7 +17,7 @@ _FIRST_WITH_LOCAL_NETWORK: Final = 15
 _LOCKS: Final = re.compile(r"lock-on-sleep|timeout=(\d+)s")
 
 
-def auto_login(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_auto_login(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the user of the agent is logged in at boot. It needs the user name and the stored password."""
     user = readings["loginwindow"].plist().get("autoLoginUser")
     account = subject.user if subject.for_tart else "USER"
@@ -35,7 +35,7 @@ def auto_login(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed(f"{user} is logged in at boot", f"autoLoginUser {user}")
 
 
-def console(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_console(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the user of the agent is logged in at the screen, as Tart requires."""
     if not subject.for_tart:
         return None
@@ -49,7 +49,7 @@ def console(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def keychain(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_keychain(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the login keychain is unlocked and stays so.
 
     macOS prompts for the password of a locked keychain at the screen, where no user is present.
@@ -74,7 +74,7 @@ def keychain(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed("the login keychain stays unlocked", "no-timeout")
 
 
-def screen_lock(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_screen_lock(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the screen does not lock."""
     text = readings["screenlock"].text
     if "screenLock is off" in text:
@@ -82,10 +82,10 @@ def screen_lock(readings: Readings, subject: Subject) -> CheckResult | None:
     if "screenLock delay" not in text:
         return unknown("sysadminctl does not report whether the screen locks")
     remedy = f"run `sysadminctl -screenLock off -password -` as {subject.user}"
-    return CheckResult(WARNING, "the screen locks: whoever works at it needs a password", text[-100:], remedy)
+    return CheckResult(WARNING, "the screen locks: working at it needs a password", text[-100:], remedy)
 
 
-def local_network(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_local_network(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the agent can connect to guests. macOS denies it to launchd jobs of a user without a prompt."""
     version = _macos_major(readings["sw_vers"])
     if version is not None and version < _FIRST_WITH_LOCAL_NETWORK:
@@ -110,7 +110,7 @@ def local_network(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def filevault(readings: Readings, _: Subject) -> CheckResult | None:
+def check_filevault(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that the Mac restarts unattended."""
     text = readings["filevault"].text
     if "FileVault is Off" in text:
@@ -121,7 +121,7 @@ def filevault(readings: Readings, _: Subject) -> CheckResult | None:
     return CheckResult(ERROR, message, text[-200:], "run `sudo fdesetup disable`")
 
 
-def sip(readings: Readings, _: Subject) -> CheckResult | None:
+def check_sip(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that System Integrity Protection is on. Hearth does not need it off."""
     text = readings["csrutil"].text
     if "status: enabled" in text:

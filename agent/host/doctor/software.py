@@ -28,7 +28,7 @@ _OWNER_PROCESS: Final = re.compile(
 _BETA: Final = re.compile(r"[a-z]$")
 
 
-def macos(readings: Readings, _: Subject) -> CheckResult | None:
+def check_macos(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that this macOS is supported, and not a beta."""
     fields = dict(re.findall(r"^(\w+):\s*(.+)$", readings["sw_vers"].out, re.MULTILINE))
     version, build = fields.get("ProductVersion", ""), fields.get("BuildVersion", "")
@@ -44,7 +44,7 @@ def macos(readings: Readings, _: Subject) -> CheckResult | None:
     return passed(release)
 
 
-def tart(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_tart(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that Tart is installed and recent enough."""
     if not subject.for_tart:
         return None
@@ -54,21 +54,21 @@ def tart(readings: Readings, subject: Subject) -> CheckResult | None:
     return _check_version("Tart", reading.text, OLDEST_TART, "run `brew upgrade cirruslabs/cli/tart`")
 
 
-def anka(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_anka(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that Anka is installed and recent enough."""
     if subject.hypervisor != "anka":
         return None
     if readings["anka"].error:
         return CheckResult(ERROR, "anka cannot be run", readings["anka"].error, "install the Anka package")
-    version = str(_body(readings["anka"]).get("version", ""))
+    version = str(_parse_body(readings["anka"]).get("version", ""))
     return _check_version("Anka", version, OLDEST_ANKA, "install the newest Anka package")
 
 
-def anka_license(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_anka_license(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the licence of Anka is valid and does not end soon."""
     if subject.hypervisor != "anka":
         return None
-    body = _body(readings["license"])
+    body = _parse_body(readings["license"])
     status, product = body.get("status"), body.get("license_type") or body.get("product") or ""
     remedy = "run `sudo anka license accept-eula` and `sudo anka license activate KEY`"
     if not body:
@@ -83,7 +83,7 @@ def anka_license(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed("the licence of Anka is valid", evidence)
 
 
-def hearth(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_hearth(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the installed version is the running one."""
     installed = readings["installed"]
     if installed.error:
@@ -97,7 +97,7 @@ def hearth(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def service(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_service(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that launchd keeps the agent running."""
     reading = readings["service"]
     if reading.exit_code:
@@ -114,7 +114,7 @@ def service(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed("launchd keeps the agent running", evidence)
 
 
-def updates(readings: Readings, _: Subject) -> CheckResult | None:
+def check_updates(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that macOS does not restart the host for an update."""
     found = readings["updates"].plist()
     on = [key for key in ("AutomaticallyInstallMacOSUpdates", "AutomaticDownload") if found.get(key, True)]
@@ -132,7 +132,7 @@ def updates(readings: Readings, _: Subject) -> CheckResult | None:
     )
 
 
-def leaked_vms(readings: Readings, _: Subject) -> CheckResult | None:
+def check_leaked_vms(readings: Readings, _: Subject) -> CheckResult | None:
     """Check for leaked VM processes. They hold slots of macOS until they are killed or the Mac restarts."""
     lines = [line.strip() for line in readings["processes"].out.splitlines()]
     machines = [line for line in lines if _VM_PROCESS in line]
@@ -147,7 +147,7 @@ def leaked_vms(readings: Readings, _: Subject) -> CheckResult | None:
     return CheckResult(ERROR, message, f"processes {pids}", remedy)
 
 
-def file_limits(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_file_limits(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that the agent can open enough files, sockets and pipes."""
     own, system = readings["own_files"].out.strip(), readings["system_files"].out.strip()
     if not (own.lstrip("-").isdigit() and system.isdigit()):
@@ -162,7 +162,7 @@ def file_limits(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed("enough files can be opened", evidence)
 
 
-def kvm(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_kvm(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that KVM is usable. Without it VMs are emulated, which is many times slower."""
     if subject.hypervisor != "qemu":
         return None
@@ -180,7 +180,7 @@ def kvm(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def qemu(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_qemu(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that QEMU is installed."""
     if subject.hypervisor != "qemu":
         return None
@@ -199,7 +199,7 @@ def _check_version(name: str, text: str, oldest: tuple[int, int], remedy: str) -
     return passed(version)
 
 
-def _body(reading: Reading) -> Mapping[str, Any]:
+def _parse_body(reading: Reading) -> Mapping[str, Any]:
     """Return the body of the last JSON line of `anka`; empty if there is none."""
     for line in reversed(reading.out.splitlines()):
         try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _LOW_PART: Final = 0.1
 
 
-def disk_space(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_disk_space(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check the free space. Purgeable space is not free yet."""
     try:
         measured = json.loads(readings["space"].out)
@@ -31,7 +31,7 @@ def disk_space(readings: Readings, subject: Subject) -> CheckResult | None:
     return passed("the disk has enough free space", evidence)
 
 
-def file_system(readings: Readings, _: Subject) -> CheckResult | None:
+def check_file_system(readings: Readings, _: Subject) -> CheckResult | None:
     """Check that the file system can clone files, and that the disk is healthy."""
     found = readings["diskutil"].plist()
     kind = str(found.get("FilesystemType", "")).lower()
@@ -50,7 +50,7 @@ def file_system(readings: Readings, _: Subject) -> CheckResult | None:
     return passed("clones share their blocks until they are written", evidence)
 
 
-def spotlight(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_spotlight(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that Spotlight does not index the clones."""
     text = readings["spotlight"].text
     if "Indexing enabled" not in text:
@@ -66,7 +66,7 @@ def spotlight(readings: Readings, subject: Subject) -> CheckResult | None:
     )
 
 
-def time_machine(readings: Readings, subject: Subject) -> CheckResult | None:
+def check_time_machine(readings: Readings, subject: Subject) -> CheckResult | None:
     """Check that Time Machine neither keeps deleted VMs in snapshots nor backs up VMs."""
     snapshots = readings["snapshots"].out.count("com.apple.TimeMachine")
     if snapshots:

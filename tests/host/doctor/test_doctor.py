@@ -61,10 +61,10 @@ async def test_result_is_unknown_when_a_reading_fails(tmp_path: Path) -> None:
 
 
 async def test_doctor_runs_only_the_named_checks() -> None:
-    asked = []
-    source = FunctionSource(lambda _: asked.append(1) or "x")  # type: ignore[func-returns-value]
+    runs = []
+    source = FunctionSource(lambda _: runs.append(1) or "x")  # type: ignore[func-returns-value]
     assert await doctor(source).run_checks(frozenset({"other"})) == []
-    assert asked == []
+    assert runs == []
 
 
 async def test_fix_runs_its_commands_and_reports_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

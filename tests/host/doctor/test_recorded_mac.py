@@ -142,24 +142,28 @@ def _returning(text: str) -> FunctionSource:
 
 async def test_all_checks_pass_on_a_mac_set_up_by_the_docs() -> None:
     found = await doctor(Mac(), subject()).run_checks()
-    assert [(one.check.name, one.result) for one in found if one.result.severity is not Severity.OK] == []
+    assert [
+        (finding.check.name, finding.result) for finding in found if finding.result.severity is not Severity.OK
+    ] == []
     tools = {"anka", "anka-license"}
-    assert {one.check.name for one in found} == {check.name for check in checks.MAC} - tools
+    assert {finding.check.name for finding in found} == {check.name for check in checks.MAC} - tools
 
 
 async def test_fixes_leave_only_manual_steps_on_a_new_mac() -> None:
     mac = Mac(**NEW_MAC)
     doctor_of_mac = doctor(mac, subject(), kcpassword="no")
     found = await doctor_of_mac.run_checks()
-    failing = {one.check.name for one in found if one.is_failing}
+    failing = {finding.check.name for finding in found if finding.is_failing}
     assert failing == {
         "sleep", "power-loss", "low-power", "auto-login", "keychain", "screen-lock", "local-network", "filevault",
         "updates", "dhcp-lease-time", "spotlight", "service",
     }  # fmt: skip
-    for one in found:
-        if one.is_failing and one.result.fix:
-            await doctor_of_mac.apply_fix(one.result.fix)
-    left = {one.check.name: one.result.remedy for one in await doctor_of_mac.run_checks() if one.is_failing}
+    for finding in found:
+        if finding.is_failing and finding.result.fix:
+            await doctor_of_mac.apply_fix(finding.result.fix)
+    left = {
+        finding.check.name: finding.result.remedy for finding in await doctor_of_mac.run_checks() if finding.is_failing
+    }
     assert left.keys() == {"auto-login", "screen-lock", "filevault", "service"}, "these need a person or a password"
     assert "/usr/bin/pmset -a sleep 0 disksleep 0 standby 0" in mac.changed
 
@@ -189,15 +193,15 @@ async def test_failing_checks_of_a_new_mac_become_conditions() -> None:
     doctor_of_mac = doctor(mac, subject(in_agent=True), kcpassword="no")
     monitor = HostMonitor(doctor_of_mac, board.post, period_s=60, vitals=VitalsSampler(Vitals))
     await monitor.run_checks()
-    assert {one.type for one in board.all() if one.problem} == {
+    assert {condition.type for condition in board.all() if condition.problem} == {
         "SleepEnabled", "AutomaticLoginOff", "KeychainLocked", "LocalNetworkDenied", "FileVaultEnabled",
         "AutomaticUpdatesOn", "DhcpLeaseTimeLong",
     }  # fmt: skip
-    assert {one.type for one in board.all() if not one.problem} == {
+    assert {condition.type for condition in board.all() if not condition.problem} == {
         "AutomaticRestartOff", "LowPowerMode", "ScreenLockEnabled", "SpotlightIndexesVms", "ServiceNotSupervised",
     }  # fmt: skip
     mac.outputs = dict(SET_UP)
     await monitor.run_checks()
-    assert {one.type for one in board.all() if str(one.status) == "true"} == {"AutomaticLoginOff"}, (
+    assert {condition.type for condition in board.all() if str(condition.status) == "true"} == {"AutomaticLoginOff"}, (
         "its password is not stored"
     )
