@@ -1,14 +1,14 @@
 """The block index: for every 64 KiB block of an image, the digest of its raw bytes and the length of its framed bytes.
 
-It is what lets a version bump move changed blocks and not changed chunks. It is attached to the image as an OCI
-referrer, which stock Tart never asks for, and it is a hint: each chunk that is rebuilt with it is checked against the
-raw digest in the manifest, so a wrong or hostile index costs time and nothing else.
+With it, an update of an image fetches the changed blocks instead of the changed chunks. It is attached to the image as
+an OCI referrer, which stock Tart never requests. It is only a hint: each rebuilt chunk is checked against the raw
+digest in the manifest, so a wrong or hostile index costs time and nothing else.
 
     "HBI1", u32 number of chunks, then per chunk in the manifest's order:
     u32 number of blocks n (0: not indexed), n x u32 framed length, n x 16 bytes digest      (little-endian)
 
-A block's digest is the first 16 bytes of the sha256 of its raw bytes; it starts in the chunk's blob where the one
-before it ends.
+The digest of a block is the first 16 bytes of the sha256 of its raw bytes. Each block starts in the chunk's blob where
+the previous block ends.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _COUNT: Final = struct.Struct("<I")
 
 
 class BadIndexError(ValueError):
-    """Bytes that are no block index of this image. The image is pulled without."""
+    """Bytes that are not a block index of this image. The image is pulled without an index."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkBlocks:
-    """The blocks of one chunk: their framed lengths, and their digests one after the other."""
+    """The blocks of one chunk: their framed lengths, and their concatenated digests."""
 
     lengths: Sequence[int]
     digests: bytes | memoryview
@@ -57,38 +57,38 @@ class ChunkBlocks:
 
 
 def block_digests(raw: memoryview) -> bytes:
-    """Return the digests of a chunk's blocks, one after the other."""
+    """Return the concatenated digests of a chunk's blocks."""
     return b"".join(
         hashlib.sha256(raw[at : at + BLOCK_BYTES]).digest()[:DIGEST_BYTES] for at in range(0, len(raw), BLOCK_BYTES)
     )
 
 
 ZERO_BLOCK: Final = block_digests(memoryview(bytes(BLOCK_BYTES)))
-"""Digest of a block of zeros, which nobody needs to fetch."""
+"""Digest of a block of zeros. Such a block is never fetched."""
 
 
 def encode_index(chunks: Iterable[ChunkBlocks | None]) -> bytes:
-    """Return the bytes of an index; None stands for a chunk that is not indexed."""
+    """Return the bytes of an index; None marks a chunk that is not indexed."""
     parts = [_COUNT.pack(0) if blocks is None else _encode_chunk(blocks) for blocks in chunks]
     return b"".join([_MAGIC, _COUNT.pack(len(parts)), *parts])
 
 
 def decode_index(raw: bytes, manifest: Manifest) -> tuple[ChunkBlocks | None, ...]:
-    """Return the blocks of each chunk of an image; None for chunks without. Raises `BadIndexError`."""
+    """Return the blocks of each chunk of an image; None for chunks that are not indexed. Raises `BadIndexError`."""
     if raw[:4] != _MAGIC or len(raw) < 8 or _COUNT.unpack_from(raw, 4)[0] != len(manifest.chunks):
-        raise BadIndexError("it is no index of this image")
+        raise BadIndexError("it is not an index of this image")
     at = 8
     found = []
     view = memoryview(raw)
     for chunk in manifest.chunks:
         if len(raw) < at + _COUNT.size:
-            raise BadIndexError("it ends early")
+            raise BadIndexError("it is truncated")
         count = int(_COUNT.unpack_from(raw, at)[0])
         end = at + _COUNT.size + count * (_COUNT.size + DIGEST_BYTES)
         found.append(_decode_chunk(view[at + _COUNT.size : end], count, chunk))
         at = end
     if at != len(raw):
-        raise BadIndexError("it has bytes left over")
+        raise BadIndexError("it has trailing bytes")
     return tuple(found)
 
 
@@ -103,11 +103,11 @@ def _decode_chunk(raw: memoryview, count: int, chunk: Chunk) -> ChunkBlocks | No
     if count == 0:
         return None
     if count != -(-chunk.raw_size // BLOCK_BYTES) or len(raw) != count * (_COUNT.size + DIGEST_BYTES):
-        raise BadIndexError("it has another number of blocks than the image")
+        raise BadIndexError("its number of blocks differs from the image")
     # Views, not copies: an index of 80 GB is 26 MB.
     lengths = _little_endian(raw[: count * _COUNT.size])
     if sum(lengths) + END_BYTES != chunk.blob.size:
-        raise BadIndexError("its blocks are of another length than the image's chunks")
+        raise BadIndexError("the length of its blocks differs from the chunks of the image")
     return ChunkBlocks(lengths, raw[count * _COUNT.size :])
 
 

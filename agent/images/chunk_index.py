@@ -1,6 +1,6 @@
-"""Which raw chunk lies where: an index over all images of the store, in SQLite, made anew from disk when it is lost.
+"""The chunk index: the locations of raw chunks in all images of the store, in SQLite, rebuilt from disk if it is lost.
 
-It only ever answers "try there": what is taken from a place it names is hashed on the way.
+Its results are hints: a chunk read from a location is hashed before it is used.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _BATCH: Final = 500
 
 
 class ChunkIndex:
-    """The index in one file. All methods block."""
+    """The index in one file. All methods block, and raise `sqlite3.Error`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def images(self) -> frozenset[str]:
-        """Return the images it knows."""
+        """Return the digests of the indexed images."""
         with self._open() as database:
             return frozenset(row[0] for row in database.execute("SELECT digest FROM image"))
 
     def add(self, manifest: Manifest) -> None:
-        """Take up an image that is whole here now."""
+        """Add the chunks of an image that is complete on this host."""
         rows = ((_packed(chunk.raw_digest), manifest.digest, chunk.offset) for chunk in manifest.chunks)
         with self._open() as database:
             database.execute("DELETE FROM chunk WHERE image = ?", (manifest.digest,))
@@ -50,13 +50,13 @@ class ChunkIndex:
             database.execute("INSERT OR REPLACE INTO image VALUES (?)", (manifest.digest,))
 
     def drop(self, digest: str) -> None:
-        """Forget an image."""
+        """Remove an image from the index."""
         with self._open() as database:
             database.execute("DELETE FROM chunk WHERE image = ?", (digest,))
             database.execute("DELETE FROM image WHERE digest = ?", (digest,))
 
     def find(self, raw_digests: Collection[str]) -> Iterator[tuple[str, str, int]]:
-        """Yield (raw digest, image, offset) for every place that holds one of the chunks."""
+        """Yield (raw digest, image, offset) for every location of one of the chunks."""
         wanted = list(raw_digests)
         with self._open() as database:
             for start in range(0, len(wanted), _BATCH):
@@ -67,7 +67,7 @@ class ChunkIndex:
                     yield f"sha256:{raw_digest.hex()}", image, offset
 
     def rebuild(self, manifests: Iterable[Manifest]) -> None:
-        """Make it anew from the manifests of all images."""
+        """Replace the index by one made from the manifests of all images."""
         with self._open() as database:
             database.execute("DELETE FROM chunk")
             database.execute("DELETE FROM image")

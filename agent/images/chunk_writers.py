@@ -1,4 +1,4 @@
-"""One chunk's way to verified bytes on the disk. Runs in threads: hashing, LZ4, reading and writing."""
+"""Writers of single chunks: decode, hash and write to the disk. All methods block."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ZEROS: Final = bytes(_COPY_BYTES)
 
 
 class CorruptChunkError(Exception):
-    """A chunk's bytes are not what the manifest promised. Worth another try."""
+    """The bytes of a chunk do not match the manifest. A retry may succeed."""
 
 
 class RawWriter:
-    """Writes a chunk's raw bytes to its places, leaving holes for zeros, and hashes them on the way.
+    """Writes the raw bytes of a chunk at all its offsets, with holes for zeros, and hashes them.
 
-    `base` is the disk that ours was cloned from, if any: what is there already, at the same offset, is not written
-    again, and zeros are punched into what it holds.
+    `base` is the disk from which the written file was cloned, if any. Bytes that the clone has at the same offset are
+    not written again, and zeros are punched into its data.
     """
 
     def __init__(self, fetch: Fetch, descriptor: int, *, base: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class RawWriter:
         self._at = 0
 
     def write(self, buffer: bytearray, start: int, end: int) -> None:
-        """Write `buffer[start:end]` next."""
+        """Append `buffer[start:end]`."""
         with memoryview(buffer) as view:
             self._raw.update(view[start:end])
             if self._base is not None:
@@ -51,16 +51,16 @@ class RawWriter:
                     pwrite_all(self._descriptor, view[first:last], offset + self._at + first - start)
         self._at += end - start
 
-    def zeros(self, size: int) -> None:
-        """Leave a hole of `size` bytes next."""
+    def write_zeros(self, size: int) -> None:
+        """Append `size` zeros, as a hole."""
         for at in range(0, size, _COPY_BYTES):
             self._raw.update(memoryview(_ZEROS)[: size - at])
         if self._base is not None:
             self._punch(size)
         self._at += size
 
-    def holds(self, spot: Spot, view: memoryview) -> bool:
-        """Take the next bytes as read from `spot`, if they need no writing since the clone has them there."""
+    def skip_cloned(self, spot: Spot, view: memoryview) -> bool:
+        """Append bytes read from `spot` without writing them, if the clone has them already. Return whether it does."""
         if self._base != spot.disk or self._fetch.offsets != (spot.offset - self._at,):
             return False
         self._raw.update(view)
@@ -68,9 +68,9 @@ class RawWriter:
         return True
 
     def check(self) -> None:
-        """Check the whole chunk's digest. Raises `CorruptChunkError`."""
+        """Check the digest of the whole chunk. Raises `CorruptChunkError`."""
         if f"sha256:{self._raw.hexdigest()}" != self._fetch.chunk.raw_digest:
-            raise CorruptChunkError("its raw bytes have another digest")
+            raise CorruptChunkError("its raw bytes do not match the raw digest")
 
     def _punch(self, size: int) -> None:
         for offset in self._fetch.offsets:
@@ -78,9 +78,9 @@ class RawWriter:
 
 
 class ChunkWriter:
-    """Decodes a chunk that comes compressed, in pieces, and writes it.
+    """Decodes a compressed chunk that is fed in pieces, and writes it.
 
-    What is written counts for nothing until `finish` has returned: only then both digests are known to match.
+    The written bytes are not verified before `finish` returns: only then are both digests known to match.
     """
 
     def __init__(self, fetch: Fetch, writer: RawWriter, codec: BlockCodec) -> None:
@@ -90,7 +90,7 @@ class ChunkWriter:
         self._decoder = FrameDecoder(fetch.chunk.raw_size, writer.write, codec)
 
     def feed(self, piece: memoryview) -> None:
-        """Take the next compressed bytes. Raises `CorruptChunkError` as soon as they cannot be right."""
+        """Decode the next compressed bytes. Raises `CorruptChunkError` as soon as they are invalid."""
         self._compressed.update(piece)
         try:
             self._decoder.feed(piece)
@@ -98,9 +98,9 @@ class ChunkWriter:
             raise CorruptChunkError(str(error)) from None
 
     def finish(self) -> None:
-        """Check the whole. Raises `CorruptChunkError`."""
+        """Check both digests. Raises `CorruptChunkError`."""
         if f"sha256:{self._compressed.hexdigest()}" != self._fetch.blob.digest:
-            raise CorruptChunkError("its compressed bytes have another digest")
+            raise CorruptChunkError("its compressed bytes do not match the digest")
         try:
             self._decoder.finish()
         except FrameError as error:
@@ -109,7 +109,7 @@ class ChunkWriter:
 
 
 class ChunkBuilder:
-    """Puts a chunk together from local bytes, zeros and fetched blocks, in order."""
+    """Rebuilds a chunk from local bytes, zeros and fetched blocks, in order."""
 
     def __init__(self, rebuild: Rebuild, writer: RawWriter, codec: BlockCodec) -> None:
         self._steps = list(reversed(rebuild.steps))
@@ -119,7 +119,7 @@ class ChunkBuilder:
         self._disks: dict[Path, int] = {}
 
     def feed(self, piece: memoryview) -> None:
-        """Take the bytes of the next range. Raises `CorruptChunkError`."""
+        """Decode the bytes of the next range. Raises `CorruptChunkError`."""
         self._advance()
         step = self._steps.pop()
         assert isinstance(step, Remote)
@@ -132,19 +132,19 @@ class ChunkBuilder:
             raise CorruptChunkError(str(error)) from None
 
     def finish(self) -> None:
-        """Do what is left and check the whole. Raises `CorruptChunkError`."""
+        """Execute the remaining local steps and check the raw digest. Raises `CorruptChunkError`."""
         self._advance()
         self._writer.check()
 
     def close(self) -> None:
-        """Let go of the disks that were read from."""
+        """Close the disks of other images."""
         self._opened.close()
 
     def _advance(self) -> None:
         while self._steps and not isinstance(self._steps[-1], Remote):
             step = self._steps.pop()
             if isinstance(step, Zeros):
-                self._writer.zeros(step.size)
+                self._writer.write_zeros(step.size)
             elif isinstance(step, Local):
                 self._copy(step)
 
@@ -157,7 +157,7 @@ class ChunkBuilder:
             with memoryview(buffer) as view:
                 if pread_into(descriptor, view[:size], spot.offset) < size:
                     raise CorruptChunkError(f"{spot.disk} is too short")
-                if self._writer.holds(spot, view[:size]):
+                if self._writer.skip_cloned(spot, view[:size]):
                     continue
             self._writer.write(buffer, 0, size)
 
@@ -166,6 +166,6 @@ class ChunkBuilder:
             try:
                 self._disks[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise CorruptChunkError(f"{path} cannot be read: {error.strerror}") from None
+                raise CorruptChunkError(f"reading {path} failed: {error.strerror}") from None
             self._opened.callback(os.close, self._disks[path])
         return self._disks[path]

@@ -1,4 +1,4 @@
-"""What the engine asks of the images package, and what it is told while a pull runs."""
+"""The interface between the engine and the images package."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """How far a pull is. Bytes are compressed bytes of the image; `fetched` came over the wire in this attempt."""
+    """Progress of a pull, in compressed bytes of the image. `fetched_bytes` were received in this attempt."""
 
     reference: str
     digest: str
     total_bytes: int
-    done_bytes: int  # verified and in place, whatever their source
+    done_bytes: int  # verified and on the disk, whatever their source
     fetched_bytes: int
     rate_bytes_per_s: float
     eta_s: float | None
-    source: str = ""  # where it comes from, in words for people
+    source: str = ""  # the repository, for display
 
 
 class Images(Protocol):
-    """The image store with its puller, as the engine sees it."""
+    """The image store and its puller."""
 
     async def resolve(self, reference: str) -> str:
-        """Return the manifest digest (`sha256:…`) that the reference means now, asking the registry if needed."""
+        """Return the manifest digest (`sha256:…`) that the reference names now. Queries the registry if needed."""
 
     async def pull(self, reference: str, digest: str) -> None:
-        """Make the image version whole on this host. One flight per digest; returns at once when it is here.
+        """Pull an image version. Returns immediately if it is present. Callers for one digest share one pull.
 
-        Raises `ImageError` subclasses whose `blame` tells the registry's, the image's and the host's fault apart.
+        Raises `ImageError` subclasses; their `origin` is the registry, the image, the host or the request.
         """
 
     def progress(self) -> tuple[PullProgress, ...]:
-        """Return the pulls under way."""
+        """Return the progress of the running pulls."""
 
     async def list(self) -> tuple[Image, ...]:
-        """Return the image versions that are whole on this host."""
+        """Return the complete image versions on this host."""
 
     async def local(self, digest: str) -> LocalImage:
-        """Return where an image version lies, noting that it is in use. Raises `ImageNotFoundError`."""
+        """Return the paths of an image version, and mark it as used now. Raises `ImageNotFoundError`."""
 
     def protect(self, in_use: Callable[[], Collection[str]]) -> None:
-        """Let pulls remove images for room, least recently used first, but never one that `in_use` names.
+        """Allow pulls to evict images, least recently used first, except those whose digest `in_use` returns.
 
-        `in_use` is called in threads, at any time. Until this is called nothing is removed by itself.
+        `in_use` is called in threads, at any time. Before this call, no pull evicts an image.
         """
 
     def limit_bandwidth(self, bytes_per_s: float | None) -> None:
-        """Cap what all pulls take of the network together, where that is ours to say; None lifts the cap."""
+        """Limit the bytes per second that all pulls receive together, if supported; None removes the limit."""
 
     async def remove(self, digest: str) -> None:
-        """Remove an image version and the references to it. Removing what is not there succeeds."""
+        """Remove an image version and its references. Removing an unknown version succeeds."""

@@ -1,8 +1,8 @@
-"""Moves bytes of blobs into memory, in order, with a fixed amount of memory for all streams of a pull.
+"""Downloads of blobs, in order, with a fixed amount of memory for all streams of a pull.
 
-A blob of common size is one plain request, streamed through the buffers: that is what caches in front of registries
-can serve and keep. A very large one is read in ranges, several ahead. When decoding is slower than the network, the
-network waits.
+A blob of common size is one plain request, streamed through the buffers, because caches in front of registries can
+store such responses. A very large blob is read in ranges, several in parallel. If decoding is slower than the network,
+the download waits.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     Filled = tuple[bytearray, int]
 
 WHOLE_BYTES: Final = 64 << 20
-"""Largest blob that is one request."""
+"""Largest blob that is fetched with one request."""
 RANGES_AHEAD: Final = 4
-"""Ranges of one blob under way at once."""
+"""Parallel range requests of one blob."""
 SPARE_BUFFERS: Final = 4
 PROGRESS_BYTES: Final = 64 << 10
-"""A try that brought less than this before it failed brought nothing."""
+"""An attempt that received less than this counts as one without progress."""
 _MAX_FAILURES: Final = 40
-"""Failures of one request, even if each try brought something."""
+"""Largest number of failures of one request, even if each attempt made progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferTools:
-    """What a transfer works with. `streams` is the most chunks, and the most requests, under way at once."""
+    """Resources of all transfers. `streams` is the largest number of parallel chunks, and of parallel requests."""
 
     executor: Executor
     codec: BlockCodec
@@ -51,7 +51,7 @@ class TransferTools:
 
 
 class BufferPool:
-    """A fixed set of buffers of `MAX_RANGE_BYTES`, made when first needed and used again. First come, first served."""
+    """A fixed number of buffers of `MAX_RANGE_BYTES`, created on first use and reused. Waiters are served in order."""
 
     def __init__(self, count: int) -> None:
         self._free: asyncio.LifoQueue[bytearray | None] = asyncio.LifoQueue()
@@ -62,13 +62,13 @@ class BufferPool:
         """Wait for a free buffer."""
         return await self._free.get() or bytearray(MAX_RANGE_BYTES)
 
-    def give(self, buffer: bytearray) -> None:
-        """Put a buffer back."""
+    def release(self, buffer: bytearray) -> None:
+        """Return a buffer to the pool."""
         self._free.put_nowait(buffer)
 
 
 class Downloader:
-    """Reads from one source for one pull."""
+    """Reads blobs from one source for one pull."""
 
     def __init__(self, source: Source, tools: TransferTools, tracker: PullProgressTracker) -> None:
         self.source = source
@@ -78,42 +78,42 @@ class Downloader:
         self._streams = StreamLimiter(tools.streams)
 
     async def whole(self, blob: Blob, consume: Consume) -> None:
-        """Read a blob from its first byte to its last, and have each piece consumed in order."""
+        """Read a whole blob, and await `consume` for each piece, in order."""
         if blob.size > WHOLE_BYTES and self.source.ranged:
             parts = ((at, min(MAX_RANGE_BYTES, blob.size - at)) for at in range(0, blob.size, MAX_RANGE_BYTES))
             await self.ranges(blob, parts, consume)
             return
         ready: asyncio.Queue[Filled | None] = asyncio.Queue()
-        flow = asyncio.create_task(self._flow(blob, ready))
+        stream = asyncio.create_task(self._stream_whole(blob, ready))
         try:
             while (filled := await ready.get()) is not None:
                 await self._consume(filled, consume)
-            await flow
+            await stream
         finally:
-            flow.cancel()
-            await asyncio.gather(flow, return_exceptions=True)
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
             while not ready.empty():
                 if (left := ready.get_nowait()) is not None:
-                    self._buffers.give(left[0])
+                    self._buffers.release(left[0])
 
     async def ranges(self, blob: Blob, ranges: Iterable[tuple[int, int]], consume: Consume) -> None:
-        """Read `(start, size)` ranges of at most `MAX_RANGE_BYTES` each, and have each consumed in order."""
+        """Read `(start, size)` ranges of at most `MAX_RANGE_BYTES`, and await `consume` for each, in order."""
         left = iter(ranges)
         ahead: deque[asyncio.Task[Filled]] = deque()
         try:
             while True:
                 while len(ahead) < RANGES_AHEAD and (part := next(left, None)) is not None:
-                    ahead.append(asyncio.create_task(self._range(blob, *part)))
+                    ahead.append(asyncio.create_task(self._read_range(blob, *part)))
                 if not ahead:
                     return
                 filled = await ahead[0]
                 ahead.popleft()
                 await self._consume(filled, consume)
         finally:
-            await self._abandon(tuple(ahead))
+            await self._cancel(tuple(ahead))
 
     async def into_memory(self, blob: Blob) -> bytearray:
-        """Return a small blob. Its digest is the caller's to check."""
+        """Return a small blob. The caller must check its digest."""
         content = bytearray(blob.size)
         at = 0
 
@@ -125,8 +125,8 @@ class Downloader:
         await self._read(blob, 0, blob.size, write)
         return content
 
-    async def _flow(self, blob: Blob, ready: asyncio.Queue[Filled | None]) -> None:
-        """Read a whole blob through as many buffers as it takes; None ends it, also when it fails."""
+    async def _stream_whole(self, blob: Blob, ready: asyncio.Queue[Filled | None]) -> None:
+        """Read a whole blob into buffers and queue them in `ready`. None marks the end, also after a failure."""
         buffer: bytearray | None = None
         at = 0
 
@@ -151,10 +151,10 @@ class Downloader:
                 buffer = None
         finally:
             if buffer is not None:
-                self._buffers.give(buffer)
+                self._buffers.release(buffer)
             ready.put_nowait(None)
 
-    async def _range(self, blob: Blob, start: int, size: int) -> Filled:
+    async def _read_range(self, blob: Blob, start: int, size: int) -> Filled:
         buffer = await self._buffers.take()
         at = 0
 
@@ -167,13 +167,13 @@ class Downloader:
             async with self._streams.slot():
                 await self._read(blob, start, size, write)
         except BaseException:
-            self._buffers.give(buffer)
+            self._buffers.release(buffer)
             raise
         return buffer, size
 
     async def _read(self, blob: Blob, start: int, size: int, write: Write) -> None:
-        """Read a range, going on after each failure where the one before it got to."""
-        got = failures = failures_in_all = 0
+        """Read a range. After a failure, resume at the first byte that was not received."""
+        got = failures = total_failures = 0
 
         async def count(piece: memoryview) -> None:
             nonlocal got
@@ -190,8 +190,8 @@ class Downloader:
                 if error.overloaded:
                     self._streams.record_overload()
                 failures = 1 if got - before >= PROGRESS_BYTES else failures + 1
-                failures_in_all += 1
-                if failures_in_all >= _MAX_FAILURES:
+                total_failures += 1
+                if total_failures >= _MAX_FAILURES:
                     raise
                 await self._retry.wait_before_retry(failures, error)
 
@@ -201,11 +201,11 @@ class Downloader:
             with memoryview(buffer) as view:
                 await consume(view[:size])
         finally:
-            self._buffers.give(buffer)
+            self._buffers.release(buffer)
 
-    async def _abandon(self, tasks: tuple[asyncio.Task[Filled], ...]) -> None:
+    async def _cancel(self, tasks: tuple[asyncio.Task[Filled], ...]) -> None:
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, tuple):
-                self._buffers.give(outcome[0])
+                self._buffers.release(outcome[0])

@@ -1,4 +1,4 @@
-"""Every way an image operation fails on purpose, with who is to blame for it."""
+"""The expected errors of image operations, each with its origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ImageError(HearthError):
 
 
 class BadReferenceError(ImageError):
-    """A text that is no image reference."""
+    """A text that is not an image reference."""
 
     code = "bad-reference"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
@@ -29,62 +29,61 @@ class BadDiskError(ImageError):
 
 
 class ImageNotFoundError(ImageError):
-    """No such image, tag or version, here or in the registry."""
+    """An image, tag or version that does not exist, on this host or in the registry."""
 
     code = "image-not-found"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class BadImageError(ImageError):
-    """The registry has something under that name, but no VM image that can be trusted: it will not get better."""
+    """An object in a registry that is not a valid VM image. A retry does not help."""
 
     code = "bad-image"
 
 
 class CorruptImageError(ImageError):
-    """Bytes that do not match their digest, again and again, from every source."""
+    """Content that does not match its digest, repeatedly and from every source."""
 
     code = "corrupt-image"
 
 
 class RegistryError(ImageError):
-    """A registry could not be reached or does not work."""
+    """A registry that is unreachable or does not work."""
 
     code = "registry-unavailable"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REGISTRY
 
 
 class RegistryDeniedError(RegistryError):
-    """A registry refuses us: no credentials, wrong ones, or no right to that repository."""
+    """A registry that denies access: no credentials, wrong credentials, or no permission for the repository."""
 
     code = "registry-denied"
 
 
 class DiskTooSmallError(ImageError):
-    """An image does not fit on this host."""
+    """An image that does not fit on this host."""
 
     code = "disk-too-small"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class StoreError(ImageError):
-    """The local store cannot be read or written."""
+    """A local store that cannot be read or written."""
 
     code = "image-store"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
 
 class StoreBusyError(StoreError):
-    """Another process holds a lock of the store for longer than a moment."""
+    """A store whose lock another process holds for too long."""
 
     code = "image-store-busy"
 
 
 class TransferError(RegistryError):
-    """A transfer failed in a way that may pass: worth another try, here or at another source.
+    """A temporary failure of a transfer: a retry, or another source, may succeed.
 
-    `retry_after_s` is how long the registry asked to be left alone, if it said; `overloaded` that it has too much
-    to do.
+    `retry_after_s` is the delay that the registry requested, if any. `overloaded` is set if it reported overload.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Small durable file operations that the store and the layout share. All of them block: call them in threads."""
+"""Durable file operations of the store and the OCI layout. All functions block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_durably(path: Path, content: ReadableBuffer) -> None:
-    """Write a new file and wait until it is on the disk."""
+    """Write a file and sync it to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         view = memoryview(content)
@@ -25,20 +25,20 @@ def write_durably(path: Path, content: ReadableBuffer) -> None:
 
 
 def replace_durably(path: Path, content: ReadableBuffer) -> None:
-    """Replace a file's content in one step: readers see the old bytes or the new ones, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    """Replace a file's content atomically: readers see the old or the new content, also after a power failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
-        write_durably(aside, content)
-        aside.rename(path)
+        write_durably(temporary, content)
+        temporary.rename(path)
     except BaseException:
         with suppress(FileNotFoundError):
-            aside.unlink()
+            temporary.unlink()
         raise
     sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until a directory's entries are on the disk."""
+    """Sync the entries of a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -55,7 +55,7 @@ def pwrite_all(descriptor: int, content: memoryview, offset: int) -> None:
 
 
 def pread_into(descriptor: int, into: memoryview, offset: int) -> int:
-    """Fill `into` from `offset`; return how much there was."""
+    """Read into `into` from `offset`, until it is full or the file ends; return the number of bytes."""
     at = 0
     while at < len(into):
         got = os.preadv(descriptor, [into[at:]], offset + at)
@@ -66,7 +66,7 @@ def pread_into(descriptor: int, into: memoryview, offset: int) -> int:
 
 
 def allocated_bytes(path: Path) -> int:
-    """Return the bytes a directory's files take on the disk. Blocks shared by clones count in each."""
+    """Return the allocated bytes of the files in a directory. Blocks that clones share count in each clone."""
     total = 0
     with os.scandir(path) as entries:
         for entry in entries:

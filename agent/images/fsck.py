@@ -1,7 +1,7 @@
-"""Checks every image of the store against its own manifest, byte for byte, and mends what can be mended.
+"""Check of every image in the store against its own manifest, byte for byte, with an optional repair.
 
-A damaged image is removed: it is pulled again in less time than anybody needs to find out what a wrong bit does to a
-build. The indexes are derived from the images and made anew.
+The repair removes damaged images and rebuilds the indexes. Pulling an image again takes less time than finding out what
+a wrong bit does to a build.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong in the store. `image` is a digest; `repaired` says that it is gone now."""
+    """A problem in the store. `image` is a digest; `repaired` is set if the image was removed."""
 
     image: str
     problem: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def check_store(store: Store, reuse_index: ReuseIndex, executor: Executor, *, repair: bool) -> tuple[Finding, ...]:
-    """Check all images, several chunks at once. Blocks for as long as the disk takes to be read."""
+    """Check all images, several chunks in parallel. Blocks until all of their data was read."""
     findings: list[Finding] = []
     for digest in store.digests():
         problems = tuple(_problems(digest, store.path(digest), executor))
@@ -58,23 +58,23 @@ def _problems(digest: str, folder: Path, executor: Executor) -> Iterator[str]:
         raw = (folder / MANIFEST).read_bytes()
         manifest = parse_manifest(raw)
     except (OSError, ImageError) as error:
-        yield f"its manifest cannot be used: {error}"
+        yield f"its manifest is unusable: {error}"
         return
     if manifest.digest != digest:
-        yield "its manifest is that of another image"
+        yield "its manifest belongs to another image"
         return
-    yield from _small_problems(folder / CONFIG, manifest.vm_config)
-    yield from _small_problems(folder / NVRAM, manifest.nvram)
+    yield from _file_problems(folder / CONFIG, manifest.vm_config)
+    yield from _file_problems(folder / NVRAM, manifest.nvram)
     yield from _disk_problems(folder / DISK, manifest, executor)
 
 
-def _small_problems(path: Path, blob: Blob) -> Iterator[str]:
+def _file_problems(path: Path, blob: Blob) -> Iterator[str]:
     try:
-        right = path.stat().st_size == blob.size and digest_of(path.read_bytes()) == blob.digest
+        matches = path.stat().st_size == blob.size and digest_of(path.read_bytes()) == blob.digest
     except OSError as error:
         yield f"{path.name} cannot be read: {error.strerror}"
         return
-    if not right:
+    if not matches:
         yield f"{path.name} has changed"
 
 
@@ -88,9 +88,9 @@ def _disk_problems(path: Path, manifest: Manifest, executor: Executor) -> Iterat
         if os.fstat(descriptor).st_size != manifest.disk_bytes:
             yield f"{path.name} is not {manifest.disk_bytes} bytes long"
             return
-        verdicts = executor.map(lambda chunk: _matches(descriptor, chunk), manifest.chunks)
-        for number, right in enumerate(verdicts):
-            if not right:
+        results = executor.map(lambda chunk: _matches(descriptor, chunk), manifest.chunks)
+        for number, matches in enumerate(results):
+            if not matches:
                 yield f"chunk {number} of {path.name} has changed"
     finally:
         os.close(descriptor)

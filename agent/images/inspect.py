@@ -1,4 +1,4 @@
-"""What an image is, told from its manifest and VM configuration without pulling it."""
+"""Description of an image from its manifest and VM configuration, without pulling it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An image version in a registry or layout, and whether it is whole on this host."""
+    """An image version in a repository. `local` is set if it is complete on this host."""
 
     reference: str
     digest: str
@@ -31,18 +31,18 @@ class Description:
 
 
 async def describe(images: ImageService, reference: str) -> Description:
-    """Ask the place that `reference` names what it means now. Raises `ImageError` subclasses."""
+    """Fetch the description of the image that `reference` names now. Raises `ImageError` subclasses."""
     parsed = parse_reference(reference)
     source = images.repositories.open(parsed)
     retry = images.tools.retry
     raw = await retry.run(lambda: source.manifest(parsed.target))
     if parsed.digest and digest_of(raw) != parsed.digest:
-        raise CorruptImageError(f"{source.name} answers with another manifest than {parsed.digest}")
+        raise CorruptImageError(f"{source.name} sent a manifest whose digest is not {parsed.digest}")
     manifest = parse_manifest(raw)
     downloader = Downloader(source, images.tools, PullProgressTracker(reference, manifest.digest))
     content = await downloader.into_memory(manifest.vm_config)
     if digest_of(content) != manifest.vm_config.digest:
-        raise CorruptImageError(f"{source.name} sends another blob than {manifest.vm_config.digest}")
+        raise CorruptImageError(f"{source.name} sent a blob whose digest is not {manifest.vm_config.digest}")
     config = parse_vm_config(bytes(content))
     return Description(
         reference=reference,

@@ -1,9 +1,9 @@
-"""LZ4 blocks, by a C library without the interpreter's lock, or by the `lz4` package where that is all there is.
+"""LZ4 block codecs: a C library that runs without the interpreter's lock, or the `lz4` package as a fallback.
 
-The `lz4` package holds the interpreter's lock while it works, so threads do not scale with it and the event loop
-stalls. Its extension module, however, usually exports the C library it carries: called through ctypes, that needs
-nothing installed and lets other threads run. The system's liblz4 is second choice, macOS's libcompression third, the
-package's own calls the last.
+The calls of the `lz4` package hold the interpreter's lock, so threads do not run in parallel and the event loop stalls.
+Its extension module usually exports the C library that it contains. Called through ctypes, that library needs no
+further installation and releases the lock. The order of preference: that library, the system's liblz4, macOS's
+libcompression, the calls of the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import lz4.block  # type: ignore[import-untyped]
 
 DICTIONARY_BYTES: Final = 64 << 10
-"""How far a block may refer back into what was decoded before it."""
+"""How far a block may refer back into the output before it."""
 
 _LIBCOMPRESSION: Final = "/usr/lib/libcompression.dylib"
 _COMPRESSION_LZ4_RAW: Final = 0x101  # compression.h
@@ -26,13 +26,13 @@ class BlockCodec(Protocol):
     """Decodes and encodes single LZ4 blocks between writable buffers."""
 
     def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
-        """Decode `source` into `window[at:at + size]`; the bytes before `at` serve as its dictionary.
+        """Decode `source` into `window[at:at + size]`; the bytes before `at` are its dictionary.
 
-        Raises ValueError when `source` is not a block of exactly that decoded size.
+        Raises ValueError if `source` is not a block of exactly that decoded size.
         """
 
     def encode(self, source: memoryview, target: memoryview) -> int:
-        """Encode `source` as one independent block and return its length; 0 when it does not fit into `target`."""
+        """Encode `source` as one independent block and return its length; 0 if it does not fit into `target`."""
 
 
 class NativeCodec:
@@ -69,7 +69,7 @@ class NativeCodec:
 
 
 class PackageCodec:
-    """The `lz4` package's own calls: right, but under the interpreter's lock and with copies."""
+    """The calls of the `lz4` package. They hold the interpreter's lock and copy data."""
 
     def decode(self, source: memoryview, window: memoryview, at: int, size: int) -> None:
         """See `BlockCodec.decode`."""
@@ -92,9 +92,9 @@ class PackageCodec:
 
 
 class LibcompressionCodec:
-    """macOS's own library, called with the interpreter's lock released.
+    """macOS's libcompression, called with the interpreter's lock released.
 
-    It knows no dictionary: a block that refers back into what came before it is left to `fallback`.
+    It does not support a dictionary: `fallback` decodes blocks that refer back into earlier output.
     (developer.apple.com, "Compression": COMPRESSION_LZ4_RAW.)
     """
 
@@ -117,9 +117,9 @@ class LibcompressionCodec:
         """See `BlockCodec.decode`."""
         if at + size > len(window):
             raise ValueError("a block larger than its window")
-        # One byte more than it may fill, where there is space: it would not tell that it stopped at the end.
-        room = min(size + 1, len(window) - at)
-        got = self._decode(_address(window) + at, room, _address(source), len(source), None, _COMPRESSION_LZ4_RAW)
+        # One byte more than needed, if the window has it: otherwise a block that is too long goes unnoticed.
+        capacity = min(size + 1, len(window) - at)
+        got = self._decode(_address(window) + at, capacity, _address(source), len(source), None, _COMPRESSION_LZ4_RAW)
         if got != size:
             self._fallback.decode(source, window, at, size)
 

@@ -1,4 +1,4 @@
-"""Advisory locks between processes: the agent, the command line, on Macs Tart itself. They die with their holder."""
+"""Advisory file locks between processes: the agent, the command line, and Tart. They end with their process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PERIOD_S: Final = 0.02
 
 
 def try_lock(path: Path) -> int | None:
-    """Take the lock on a file or directory that exists; return its descriptor, or None when another holds it.
+    """Lock an existing file or directory and return its descriptor; None if another process holds the lock.
 
     Closing the descriptor releases the lock.
     """
@@ -36,11 +36,14 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float = 30.0) -> Iterator[None]:
-    """Hold the lock on a file or directory that exists. Blocks; raises `StoreBusyError` after `timeout_s`."""
+    """Hold the lock on an existing file or directory. Blocks; raises `StoreBusyError` after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while (descriptor := try_lock(path)) is None:
         if time.monotonic() >= deadline_s:
-            raise StoreBusyError(f"{path} is locked by another process", remedy="see which with `lsof`, and let it end")
+            raise StoreBusyError(
+                f"{path} is locked by another process",
+                remedy="find that process with `lsof`, and wait for it or end it",
+            )
         time.sleep(_PERIOD_S)
     try:
         yield

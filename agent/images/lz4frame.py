@@ -1,9 +1,9 @@
 """Apple's LZ4 framing (`COMPRESSION_LZ4`), which Tart's disk chunks use; it is not the standard LZ4 frame.
 
-A stream is a row of blocks, little-endian: `bv41`, u32 decoded size, u32 encoded size, an LZ4 block; or `bv4-`, u32
-size, raw bytes; and `bv4$` at the end. A block may refer up to 64 KiB back into the output before it. We write blocks
-that decode to 64 KiB and refer to nothing before them, so that each can be fetched and decoded alone.
-(developer.apple.com, "COMPRESSION_LZ4".)
+A stream is a sequence of blocks, little-endian: `bv41`, u32 decoded size, u32 encoded size, an LZ4 block; or `bv4-`,
+u32 size, raw bytes; and `bv4$` at the end. A block may refer up to 64 KiB back into the output before it. Hearth writes
+independent blocks that decode to 64 KiB, so that each can be fetched and decoded alone. (developer.apple.com,
+"COMPRESSION_LZ4".)
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES: Final = 64 << 10
 MAX_BLOCK_BYTES: Final = 16 << 20
-"""Largest decoded block accepted. Apple's encoder makes 64 KiB blocks; the format itself knows no limit."""
+"""Largest decoded block accepted. Apple's encoder writes 64 KiB blocks; the format itself has no limit."""
 WINDOW_BYTES: Final = 1 << 20
-"""Output handed on at once: small enough to stay in the processor's cache between decoding, hashing and writing."""
+"""Output passed to the sink per call: it fits the processor's cache between decoding, hashing and writing."""
 
 _COMPRESSED: Final = b"bv41"
 _PLAIN: Final = b"bv4-"
 END: Final = b"bv4$"
 END_BYTES: Final = len(END)
-"""Length of what ends a stream."""
+"""Length of the end mark of a stream."""
 _COMPRESSED_HEADER: Final = struct.Struct("<4sII")
 _PLAIN_HEADER: Final = struct.Struct("<4sI")
 
 
 class FrameError(ValueError):
-    """A stream that is not in Apple's LZ4 framing, or lies about its sizes."""
+    """A stream that is not in Apple's LZ4 framing, or whose sizes are wrong."""
 
 
 class FrameDecoder:
-    """Decodes one stream fed in pieces, handing the output on in windows of about 1 MiB.
+    """Decodes one stream that is fed in pieces, and passes the output to `sink` in windows of about 1 MiB.
 
-    `sink(buffer, start, end)` gets each window in order and must be done with it when it returns. Memory stays bounded
-    by the window and one block whatever the stream claims: a block beyond `raw_size` is refused before it is decoded.
+    `sink(buffer, start, end)` gets each window in order and must not keep it after it returns. Memory is bounded by the
+    window and one block, whatever sizes the stream claims: a block beyond `raw_size` is rejected before it is decoded.
     """
 
     def __init__(self, raw_size: int, sink: Callable[[bytearray, int, int], None], codec: BlockCodec) -> None:
@@ -47,13 +47,13 @@ class FrameDecoder:
         self._sink = sink
         self._codec = codec
         self._buffer = bytearray(DICTIONARY_BYTES + min(WINDOW_BYTES, raw_size))
-        self._start = 0  # where output not yet handed on begins
-        self._at = 0  # where the next block goes
+        self._start = 0  # start of the output that was not passed to the sink yet
+        self._at = 0  # position of the next block
         self._rest = bytearray()  # an incomplete block at the end of the last piece
         self._ended = False
 
     def feed(self, piece: memoryview) -> None:
-        """Decode all blocks that are complete by now. Raises `FrameError`. `piece` must be writable memory."""
+        """Decode all complete blocks. Raises `FrameError`. `piece` must be writable memory."""
         position = 0
         while self._rest and position < len(piece):
             # Complete the one block that straddles two pieces; the others are decoded in place.
@@ -72,7 +72,7 @@ class FrameDecoder:
             position = end
 
     def finish(self) -> None:
-        """Hand on the last output. Raises `FrameError` when the stream is not whole."""
+        """Pass on the last output. Raises `FrameError` if the stream is incomplete."""
         if not self._ended or self._left:
             raise FrameError(f"the stream ends {self._left} bytes of output too early")
         self._flush()
@@ -87,8 +87,8 @@ class FrameDecoder:
         header = _COMPRESSED_HEADER if magic == _COMPRESSED else _PLAIN_HEADER
         size = int(header.unpack_from(block)[1])
         if size > self._left:
-            raise FrameError(f"a block of {size} bytes where {self._left} are left")
-        self._make_room(size)
+            raise FrameError(f"a block of {size} bytes, but only {self._left} bytes are left")
+        self._reserve(size)
         if magic == _PLAIN:
             self._buffer[self._at : self._at + size] = block[header.size :]
         else:
@@ -99,7 +99,7 @@ class FrameDecoder:
         self._at += size
         self._left -= size
 
-    def _make_room(self, size: int) -> None:
+    def _reserve(self, size: int) -> None:
         if self._at + size <= len(self._buffer):
             return
         self._flush()
@@ -116,20 +116,20 @@ class FrameDecoder:
 
 
 def _block_bytes(head: memoryview) -> int:
-    """Return the length of the block that begins here, or of its header while that is not whole."""
+    """Return the length of the block that starts with `head`, or of its header if `head` is shorter than that."""
     magic = bytes(head[:4])
     if len(magic) < 4:
         return 4
     if magic == END:
         return 4
     if magic not in (_COMPRESSED, _PLAIN):
-        raise FrameError(f"not Apple's LZ4 framing: a block begins with {magic!r}")
+        raise FrameError(f"not Apple's LZ4 framing: a block starts with {magic!r}")
     header = _COMPRESSED_HEADER if magic == _COMPRESSED else _PLAIN_HEADER
     if len(head) < header.size:
         return header.size
     decoded, encoded = header.unpack_from(head)[1], header.unpack_from(head)[-1]
     if not 0 < decoded <= MAX_BLOCK_BYTES or encoded > max_encoded(decoded):
-        raise FrameError(f"a block that claims {encoded} bytes for {decoded} decoded")
+        raise FrameError(f"a block claims {encoded} bytes for {decoded} decoded bytes")
     return header.size + int(encoded)
 
 
@@ -141,7 +141,7 @@ def max_encoded(raw_size: int) -> int:
 def encode_block(raw: memoryview, out: bytearray, codec: BlockCodec) -> int:
     """Append one independent framed block to `out` and return its framed length. `raw` must be writable memory."""
     start = len(out)
-    # A block that does not shrink is stored plain: `raw` is the most the encoder may use.
+    # A block that does not shrink is stored uncompressed, so the encoder gets at most the length of `raw`.
     out.extend(bytes(_COMPRESSED_HEADER.size + len(raw)))
     with memoryview(out) as view:
         encoded = codec.encode(raw, view[start + _COMPRESSED_HEADER.size :])

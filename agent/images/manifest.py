@@ -1,9 +1,9 @@
-"""Tart's OCI image format: what a manifest must look like, read from hostile bytes and written to the same contract.
+"""Tart's OCI image format: the manifest, parsed strictly because its bytes may be hostile.
 
 A VM image is one OCI manifest whose layers are, in this order: the VM's configuration, one or more disk chunks, the
 NVRAM. Chunk *i* starts on the disk where chunk *i - 1* ends; its compressed and raw digests are both in the manifest.
-The chunk size is no part of the contract. Identity is the sha256 of the manifest's bytes as served, never of a
-re-serialisation.
+The format does not fix the chunk size. The identity of an image is the sha256 of the manifest's bytes as served, never
+of a re-serialisation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DISK_SIZE: Final = "org.cirruslabs.tart.uncompressed-disk-size"
 DISK_FORMAT_LABEL: Final = "org.cirruslabs.tart.disk.format"
 
 MAX_MANIFEST_BYTES: Final = 8 << 20
-"""Twice what registries commonly accept; some 20,000 chunks."""
+"""Twice the common limit of registries; about 20,000 chunks."""
 MAX_SMALL_BLOB_BYTES: Final = 1 << 20
 MAX_NVRAM_BYTES: Final = 256 << 20
 MAX_CHUNK_BYTES: Final = 2 << 30
@@ -38,7 +38,7 @@ MAX_DISK_BYTES: Final = 64 << 40
 SECTOR_BYTES: Final = 512
 
 _REFUSED_TYPES: Final = {
-    "application/vnd.cirruslabs.tart.disk.v1": "its disk is in Tart's first format, which Tart itself refuses by now",
+    "application/vnd.cirruslabs.tart.disk.v1": "its disk is in Tart's first format, which Tart no longer accepts",
     "application/vnd.cirruslabs.tart.disk.asif.overlay.v1": "it is a stacked image, which needs macOS 27",
 }
 
@@ -53,7 +53,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One piece of the disk: the compressed blob, and what it must turn into at which offset."""
+    """One piece of the disk: its compressed blob, the digest and size of its raw bytes, and its offset on the disk."""
 
     blob: Blob
     raw_digest: str
@@ -74,25 +74,25 @@ class Manifest:
 
     @property
     def disk_bytes(self) -> int:
-        """Size of the disk as the guest sees it."""
+        """Size of the disk in the guest."""
         return sum(chunk.raw_size for chunk in self.chunks)
 
     @property
     def total_bytes(self) -> int:
-        """Compressed bytes of all that a pull makes whole."""
+        """Compressed bytes of the chunks, the VM configuration and the NVRAM."""
         return self.vm_config.size + self.nvram.size + sum(chunk.blob.size for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class VmConfig:
-    """What of Tart's config.json matters here."""
+    """The fields of Tart's config.json that Hearth uses."""
 
     os: str
     arch: str
 
 
 def digest_of(content: bytes | bytearray | memoryview) -> str:
-    """Return the digest of some bytes in canonical form."""
+    """Return the digest of `content` in canonical form."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -102,7 +102,7 @@ def descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
 
 
 def parse_manifest(raw: bytes) -> Manifest:
-    """Check a manifest's bytes. Raises `BadImageError` that says why they are no VM image."""
+    """Parse and check a manifest. Raises `BadImageError` with the reason if it is not a VM image."""
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BadImageError(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
     document = parse_json(raw, "the manifest")
@@ -132,9 +132,9 @@ def parse_vm_config(raw: bytes) -> VmConfig:
     document = parse_json(raw, "the VM configuration")
     os, arch = document.get("os", "darwin"), document.get("arch", "arm64")
     if os not in ("darwin", "linux") or arch not in ("amd64", "arm64"):
-        raise BadImageError(f"the VM configuration names the unknown system {_shown(os)} on {_shown(arch)}")
+        raise BadImageError(f"the VM configuration has the unsupported system {_shown(os)} on {_shown(arch)}")
     if document.get("diskFormat", "raw") == "asif":
-        raise BadImageError("its disk is in Apple's ASIF format, which only macOS reads")
+        raise BadImageError("its disk is in Apple's ASIF format, which only macOS can read")
     return VmConfig(os, arch)
 
 
@@ -157,7 +157,7 @@ def _check_order(layers: list[Any]) -> None:
             continue
         known = _REFUSED_TYPES.get(found) if isinstance(found, str) else None
         reason = known or f"layer {position} is {_shown(found)}, not {media_type}"
-        raise BadImageError(f"not a VM image that can be used here: {reason}")
+        raise BadImageError(f"not a usable VM image: {reason}")
 
 
 def _parse_chunks(layers: list[dict[str, Any]]) -> tuple[Chunk, ...]:
@@ -171,8 +171,8 @@ def _parse_chunks(layers: list[dict[str, Any]]) -> tuple[Chunk, ...]:
         raw_size = _parse_size(annotations.get(RAW_SIZE), f"the raw size of {what}", MAX_CHUNK_BYTES)
         raw_digest = annotations.get(RAW_DIGEST)
         if not isinstance(raw_digest, str) or not is_digest(raw_digest):
-            raise BadImageError(f"{what} has no raw digest, but {_shown(raw_digest)}")
-        # LZ4 grows what it cannot shrink by less than 1 %; anything longer is no compression of that chunk.
+            raise BadImageError(f"{what} has the raw digest {_shown(raw_digest)}, not sha256: and 64 hex digits")
+        # LZ4 grows incompressible data by less than 1 %. A longer blob cannot be this chunk.
         blob = _parse_blob(layer, what, raw_size + raw_size // 64 + 4096)
         chunks.append(Chunk(blob, raw_digest, raw_size, offset))
         offset += raw_size

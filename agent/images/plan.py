@@ -1,4 +1,4 @@
-"""How missing chunks come to a disk, decided from manifest, block index and what is here already. Pure."""
+"""The plan of a pull: for each chunk keep it, leave a hole, rebuild it from local data, or fetch it. Pure."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
     from agent.images.manifest import Blob, Chunk, Manifest
 
 BRIDGE_BLOCKS: Final = 4
-"""Blocks that are here are fetched all the same where that joins two ranges over a gap this small: a request costs more
-than a few blocks. (Measured on a Debian package added in place: half the requests for 0.5 % more bytes.)"""
+"""Local blocks are fetched too if that joins two ranges over a gap of at most this many blocks, because a request costs
+more than a few blocks. (Measured on a Debian package added in place: half the requests for 0.5 % more bytes.)"""
 MAX_RANGE_BYTES: Final = 4 << 20
-"""Longest range asked for at once."""
+"""Longest range of one request."""
 MAX_FIRSTS: Final = 200_000
-"""New blocks remembered, so that the memory of a plan stays bounded."""
-WORTH_IT: Final = 0.9
-"""A chunk whose missing blocks are more than this part of it is fetched whole."""
+"""Largest number of new blocks to remember, so that the memory of a plan is bounded."""
+MAX_FETCHED_SHARE: Final = 0.9
+"""A chunk is fetched whole if its missing blocks are a larger share of it than this."""
 FIRST_BLOCKS: Final = 2_000
-"""The first portion is small, so that bytes move while the rest is planned."""
+"""The first portion is small, so that the download starts before the rest is planned."""
 PORTION_BLOCKS: Final = 100_000
-"""What is known of single blocks is held for one portion at a time: 80 GB have a million of them."""
+"""Block locations are kept in memory for one portion at a time: an 80 GB image has a million blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkOutline:
-    """The chunks of an image: in place already, left as holes, and missing, those with equal bytes together."""
+    """The chunk numbers of an image: finished, left as holes, and missing, where equal chunks are grouped."""
 
     done: frozenset[int]
     holes: tuple[int, ...]
     missing: tuple[tuple[int, ...], ...]
 
     def write_bytes(self, manifest: Manifest) -> int:
-        """Return the most bytes that can land on the disk."""
+        """Return the largest number of bytes that the pull can write to the disk."""
         return sum(manifest.chunks[number].raw_size for numbers in self.missing for number in numbers)
 
     def done_bytes(self, manifest: Manifest) -> int:
-        """Return the compressed size of the chunks that need no work."""
+        """Return the compressed size of the finished chunks and the holes."""
         return sum(manifest.chunks[number].blob.size for number in (*self.done, *self.holes))
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where some raw bytes lie on this host."""
+    """The location of raw bytes on this host."""
 
     disk: Path
     offset: int
@@ -58,7 +58,7 @@ class Spot:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Take `size` raw bytes from here."""
+    """Copy `size` raw bytes from a local disk."""
 
     spot: Spot
     size: int
@@ -66,14 +66,14 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """`size` raw bytes are zero."""
+    """Leave a hole of `size` raw bytes."""
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Fetch framed blocks: `size` bytes from `start` of the chunk's blob, which decode to `raw_size` bytes."""
+    """Fetch framed blocks: `size` bytes at `start` of the chunk's blob, which decode to `raw_size` bytes."""
 
     start: int
     size: int
@@ -85,7 +85,7 @@ Step: TypeAlias = Local | Zeros | Remote
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Fetch one blob and write what it decodes to wherever the disk holds it: equal chunks move once."""
+    """Fetch one blob and write its content at all its offsets on the disk, so that equal chunks are fetched once."""
 
     chunk: Chunk
     numbers: tuple[int, ...]
@@ -99,9 +99,9 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Put a chunk together from what is here and the blocks that are not. If that fails, `fetch` is the way out.
+    """Rebuild a chunk from local bytes and fetched blocks. If that fails, `fetch` replaces it.
 
-    `needs` are the chunks of the same disk that it takes blocks from: they must be in place before it begins.
+    `needs` are the chunks of the same disk from which blocks are copied: they must be finished first.
     """
 
     fetch: Fetch
@@ -116,29 +116,29 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How some chunks come to the disk."""
+    """The jobs for one portion of chunks."""
 
     fetches: tuple[Fetch, ...]
     rebuilds: tuple[Rebuild, ...]
     repeats: tuple[Rebuild, ...]
-    """What takes blocks from chunks that this pull itself brings."""
+    """Rebuilds that copy blocks from other chunks of the same pull."""
 
     @property
     def jobs(self) -> tuple[Fetch | Rebuild, ...]:
-        """All there is to do, what is needed by others before these."""
+        """All jobs; chunks that other jobs need come first."""
         return (*self.rebuilds, *self.fetches, *self.repeats)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalContent:
-    """What images on this host can give: whole chunks by raw digest, blocks by block digest."""
+    """Locations in local images: of whole chunks by raw digest, and of blocks by block digest."""
 
     chunks: Mapping[str, Spot] = field(default_factory=dict)
     blocks: MutableMapping[bytes, Spot] = field(default_factory=dict)
 
 
 def outline_chunks(manifest: Manifest, *, done: Collection[int] = (), zero_digests: Mapping[int, str]) -> ChunkOutline:
-    """Tell what is missing. `done` are the chunks in place, `zero_digests` what zeros hash to, by size."""
+    """Sort the chunks. `done` are the finished chunks; `zero_digests` are the digests of zeros by size."""
     missing: dict[str, list[int]] = {}
     holes: list[int] = []
     for number, chunk in enumerate(manifest.chunks):
@@ -154,7 +154,7 @@ def outline_chunks(manifest: Manifest, *, done: Collection[int] = (), zero_diges
 def portions(
     missing: Sequence[tuple[int, ...]], index: Sequence[ChunkBlocks | None]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Yield the missing chunks portion by portion, counted in blocks that the index knows of."""
+    """Yield the missing chunks in portions. The size of a portion is the number of its indexed blocks."""
     portion: list[tuple[int, ...]] = []
     blocks, most = 0, FIRST_BLOCKS
     for numbers in missing:
@@ -177,11 +177,11 @@ def make_plan(
     own_disk: Path | None = None,
     firsts: dict[bytes, int] | None = None,
 ) -> Plan:
-    """Decide how missing chunks, those with equal bytes together, come to the disk.
+    """Plan the jobs for missing chunks, where equal chunks are grouped.
 
-    `index` is the image's own block index if it has one. With `own_disk`, the disk being made, a new block that the
-    image holds often moves once: `firsts` says where on it such blocks come to lie, and is kept from plan to plan of
-    one pull.
+    `index` is the image's own block index, if it has one. With `own_disk`, the disk being written, a new block that the
+    image holds several times is fetched once: `firsts` maps it to its first offset there. Pass the same `firsts` to all
+    plans of one pull.
     """
     local = local or LocalContent()
     firsts = {} if firsts is None else firsts
@@ -201,7 +201,7 @@ def make_plan(
 
 
 def _fetched_blocks(chunk: Chunk, digests: Sequence[bytes], local: LocalContent) -> dict[bytes, int]:
-    """Return the blocks that will have come over the wire with a chunk, and where on the disk they lie then."""
+    """Return the blocks that a chunk's fetch obtains, with their offsets on the disk."""
     found = dict(zip(digests, range(chunk.offset, chunk.offset + chunk.raw_size, BLOCK_BYTES), strict=True))
     for known in (*(found.keys() & local.blocks.keys()), ZERO_BLOCK):
         found.pop(known, None)
@@ -209,7 +209,7 @@ def _fetched_blocks(chunk: Chunk, digests: Sequence[bytes], local: LocalContent)
 
 
 def _needs(manifest: Manifest, steps: Iterable[Step], own_disk: Path | None) -> frozenset[int]:
-    """Return the chunks of the disk being made that some steps read."""
+    """Return the chunks of the disk being written from which the steps read."""
 
     def chunk_at(offset: int) -> int:
         return bisect(manifest.chunks, offset, key=lambda chunk: chunk.offset) - 1
@@ -222,7 +222,7 @@ def _needs(manifest: Manifest, steps: Iterable[Step], own_disk: Path | None) -> 
 
 
 def wanted_blocks(chunks: Iterable[int], index: Sequence[ChunkBlocks | None]) -> set[bytes]:
-    """Return the digests of the blocks of some chunks, zeros aside: what is worth looking for on this host."""
+    """Return the digests of the blocks of these chunks, except zeros: the blocks to search for on this host."""
     found: set[bytes] = set()
     for number in chunks:
         blocks = index[number]
@@ -232,30 +232,30 @@ def wanted_blocks(chunks: Iterable[int], index: Sequence[ChunkBlocks | None]) ->
 
 
 def _steps(chunk: Chunk, blocks: ChunkBlocks | None, local: LocalContent) -> tuple[Step, ...]:
-    """Return how to put a chunk together; nothing when it is better fetched whole."""
+    """Return the steps to rebuild a chunk; empty if the chunk should be fetched whole."""
     spot = local.chunks.get(chunk.raw_digest)
     if spot is not None:
         return (Local(spot, chunk.raw_size),)
-    if blocks is None or not _worth_it(chunk, blocks, local):
+    if blocks is None or not _is_rebuild_worthwhile(chunk, blocks, local):
         return ()
     steps = tuple(_joined(_bridged(list(_single_steps(chunk, blocks, local)))))
     fetched = sum(step.size for step in steps if isinstance(step, Remote))
-    return steps if fetched <= WORTH_IT * chunk.blob.size else ()
+    return steps if fetched <= MAX_FETCHED_SHARE * chunk.blob.size else ()
 
 
-def _worth_it(chunk: Chunk, blocks: ChunkBlocks, local: LocalContent) -> bool:
-    """Whether blocks that are here can save enough. Most chunks of a new image end here, so it must cost little."""
+def _is_rebuild_worthwhile(chunk: Chunk, blocks: ChunkBlocks, local: LocalContent) -> bool:
+    """Return whether local blocks save enough. This must be cheap: for most chunks of a new image it returns False."""
     digests = blocks.all_digests()
     known = {digest for digest in set(digests) if digest == ZERO_BLOCK or digest in local.blocks}
     if not known:
         return False
     missing = sum(length for digest, length in zip(digests, blocks.lengths, strict=True) if digest not in known)
-    return missing <= WORTH_IT * chunk.blob.size
+    return missing <= MAX_FETCHED_SHARE * chunk.blob.size
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One block: what to do with it, and where it would be fetched from."""
+    """One block: its step, and the step to fetch it instead."""
 
     step: Step
     remote: Remote
@@ -278,7 +278,7 @@ def _single_steps(chunk: Chunk, blocks: ChunkBlocks, local: LocalContent) -> Ite
 
 
 def _bridged(blocks: list[_Block]) -> Iterator[Step]:
-    """Turn short gaps between blocks to fetch into blocks to fetch."""
+    """Replace short gaps between fetched blocks by fetches."""
     last: int | None = None
     steps = [block.step for block in blocks]
     for number, step in enumerate(steps):
@@ -291,7 +291,7 @@ def _bridged(blocks: list[_Block]) -> Iterator[Step]:
 
 
 def _joined(steps: Iterable[Step]) -> Iterator[Step]:
-    """Join neighbours that are one range, up to the longest that is asked for at once."""
+    """Join adjacent steps that form one range, up to the longest range of one request."""
     current: Step | None = None
     for step in steps:
         joined = _join(current, step) if current is not None else None

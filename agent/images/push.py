@@ -1,7 +1,7 @@
-"""Makes an image of a raw disk and uploads it: small chunks of independent 64 KiB blocks, what is there skipped.
+"""Push of a raw disk as an image of small chunks of independent 64 KiB blocks. Existing blobs are not uploaded again.
 
-The same disk with the same settings always becomes the same image, byte for byte: nothing in it tells the time or the
-machine, so a push that was interrupted or repeated uploads only what is missing.
+The same disk with the same settings always becomes the same image, byte for byte: the image contains no time and no
+machine. So a push that was interrupted or repeated uploads only the missing blobs.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 CHUNK_BYTES: Final = 16 << 20
-"""Raw bytes of a chunk: small enough that a version bump shares most chunks, large enough that a 100 GB disk's manifest
-stays far below the 4 MB that registries accept."""
+"""Raw bytes of a chunk. It is small enough that two versions share most chunks, and large enough that the manifest of a
+100 GB disk stays far below the 4 MB that registries accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushProgress:
-    """How far a push is, in bytes of the disk; `uploaded_bytes` are compressed and went over the wire."""
+    """Progress of a push, in bytes of the disk. `uploaded_bytes` are the compressed bytes that were sent."""
 
     total_bytes: int
     done_bytes: int
@@ -63,19 +63,17 @@ class PushProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """One chunk, ready to upload."""
-
+class _EncodedChunk:
     blob: Blob
     raw_digest: str
     raw_size: int
     content: bytearray
-    blocks: ChunkBlocks | None  # None for zeros, which nobody fetches
+    blocks: ChunkBlocks | None  # None for zeros, which are never fetched
 
 
 @dataclass(frozen=True, slots=True)
 class Pusher:
-    """Pushes with the given tools."""
+    """Pushes disks. `chunk_bytes` is the raw size of a chunk."""
 
     tools: TransferTools
     chunk_bytes: int = CHUNK_BYTES
@@ -91,18 +89,18 @@ class Pusher:
         mount_from: str | None = None,
         progress: Callable[[PushProgress], None] = lambda _: None,
     ) -> str:
-        """Upload a raw disk as an image and return its digest. Raises `BadDiskError` for a file that is no disk.
+        """Upload a raw disk as an image and return its digest. Raises `BadDiskError` if the file is not a raw disk.
 
-        `mount_from` names another repository of the same registry, from which equal chunks are taken over.
+        `mount_from` names another repository of the same registry, from which the registry mounts equal chunks.
         """
         size = await run_in_thread(check_disk, disk, len(nvram))
         descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
         try:
             upload = _Upload(self, sink, descriptor, size, mount_from, progress)
-            await run_all_or_raise_first([upload.worker() for _ in range(self.tools.streams)])
+            await run_all_or_raise_first([upload.upload_chunks() for _ in range(self.tools.streams)])
         finally:
             os.close(descriptor)
-        chunks = upload.in_order()
+        chunks = upload.chunk_layers()
         seed = "".join(annotated["annotations"][RAW_DIGEST] for annotated in chunks)
         small = [oci_config(hardware), vm_config(hardware, seed=seed), nvram]
         await run_all_or_raise_first([upload.send(content) for content in small])
@@ -110,7 +108,7 @@ class Pusher:
         subject = Blob(digest_of(manifest), len(manifest))
         index = encode_index(upload.blocks[offset] for offset in sorted(upload.blocks))
         await self.tools.retry.run(lambda: attach(sink, subject, INDEX_TYPE, index))
-        # The tag last: who sees the new version finds all that belongs to it.
+        # The tag is last: a client that sees the new version finds all of its parts.
         await self.tools.retry.run(lambda: sink.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=tag))
         digest = subject.digest
         log.info("image-pushed", image=digest, sink=sink.name, uploaded_bytes=upload.uploaded)
@@ -137,15 +135,15 @@ class _Upload:
         self._mount_from = mount_from
         self._progress = progress
         self._offsets = iter(range(0, size, pusher.chunk_bytes))
-        self._holes = _Holes(descriptor, size)
+        self._extents = _DataExtents(descriptor, size)
         self._layers: dict[int, dict[str, Any]] = {}
         self.blocks: dict[int, ChunkBlocks | None] = {}
         self._sent: set[str] = set()
         self._done = 0
         self.uploaded = 0
 
-    async def worker(self) -> None:
-        """Encode and upload chunks until there are no more."""
+    async def upload_chunks(self) -> None:
+        """Encode and upload chunks until none is left. Several workers run this in parallel."""
         for offset in self._offsets:
             encoded = await run_in_thread(self._encode, offset, executor=self._tools.executor)
             await self._send(encoded.blob, encoded.content)
@@ -156,11 +154,11 @@ class _Upload:
             self._progress(PushProgress(self._size, self._done, self.uploaded))
 
     async def send(self, content: bytes) -> None:
-        """Upload a small blob unless it is there."""
+        """Upload a small blob unless the sink has it."""
         await self._send(Blob(digest_of(content), len(content)), content)
 
-    def in_order(self) -> list[dict[str, Any]]:
-        """Return the manifest's entries of all chunks, as they lie on the disk."""
+    def chunk_layers(self) -> list[dict[str, Any]]:
+        """Return the manifest entries of all chunks, in the order of the disk."""
         return [self._layers[offset] for offset in sorted(self._layers)]
 
     async def _send(self, blob: Blob, content: bytes | bytearray) -> None:
@@ -169,48 +167,50 @@ class _Upload:
         self._sent.add(blob.digest)
         if await self._tools.retry.run(lambda: self._sink.has(blob)):
             return
-        if self._mount_from and await self._mounted(blob, self._mount_from):
+        if self._mount_from and await self._mount(blob, self._mount_from):
             return
         await self._tools.retry.run(lambda: self._sink.put(blob, content))
         self.uploaded += blob.size
 
-    async def _mounted(self, blob: Blob, repository: str) -> bool:
+    async def _mount(self, blob: Blob, repository: str) -> bool:
         return await self._tools.retry.run(lambda: self._sink.mount(blob, repository))
 
-    def _encode(self, offset: int) -> _Encoded:
+    def _encode(self, offset: int) -> _EncodedChunk:
         raw = bytearray(min(self._chunk_bytes, self._size - offset))
         view = memoryview(raw)
-        if self._holes.has_data(offset, len(raw)) and pread_into(self._descriptor, view, offset) < len(raw):
-            raise BadDiskError("the disk shrank while it was read")
+        if self._extents.has_data(offset, len(raw)) and pread_into(self._descriptor, view, offset) < len(raw):
+            raise BadDiskError("the disk became shorter during the push")
         content, lengths = encode_frame(view, self._tools.codec)
         raw_digest = digest_of(raw)
         blocks = None if raw_digest == zero_digest(len(raw)) else ChunkBlocks(lengths, block_digests(view))
-        return _Encoded(Blob(digest_of(content), len(content)), raw_digest, len(raw), content, blocks)
+        return _EncodedChunk(Blob(digest_of(content), len(content)), raw_digest, len(raw), content, blocks)
 
 
-class _Holes:
-    """Where a sparse file has data, so that its holes are not read."""
+class _DataExtents:
+    """The ranges of a sparse file that hold data, so that its holes are not read."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._extents = list(data_extents(descriptor, size))
 
     def has_data(self, offset: int, size: int) -> bool:
-        """Whether any of the range may hold data."""
+        """Return whether the range may hold data."""
         return any(start < offset + size and end > offset for start, end in self._extents)
 
 
 def check_disk(disk: Path, nvram_bytes: int) -> int:
-    """Return the size of a raw disk. Raises `BadDiskError` for what cannot be one."""
+    """Return the size of a raw disk. Raises `BadDiskError` if the file or the NVRAM cannot be pushed."""
     try:
         size = disk.stat().st_size if disk.is_file() else -1
         with disk.open("rb") as file:
             head = file.read(4)
     except OSError as error:
-        raise BadDiskError(f"the disk {disk} cannot be read: {error.strerror}", remedy="check its path") from error
+        raise BadDiskError(f"reading the disk {disk} failed: {error.strerror}", remedy="check its path") from error
     if size <= 0 or size % SECTOR_BYTES:
-        raise BadDiskError(f"{disk} is no raw disk: it is not a whole number of {SECTOR_BYTES}-byte sectors")
+        raise BadDiskError(f"{disk} is not a raw disk: its size is not a multiple of {SECTOR_BYTES} bytes")
     if head == b"QFI\xfb":
-        raise BadDiskError(f"{disk} is a qcow2 file", remedy=f"convert it: qemu-img convert -O raw {disk} disk.img")
+        raise BadDiskError(
+            f"{disk} is a qcow2 file", remedy=f"convert it with `qemu-img convert -O raw {disk} disk.img`"
+        )
     if nvram_bytes > MAX_NVRAM_BYTES:
         raise BadDiskError(f"the NVRAM is larger than {MAX_NVRAM_BYTES} bytes")
     return size

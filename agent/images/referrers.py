@@ -1,4 +1,4 @@
-"""What is attached to an image: found and added by the referrers API, or by its tag schema where that is missing.
+"""Artifacts attached to an image, by the referrers API, or by the tag schema if a registry lacks that API.
 
 (OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema".)
 """
@@ -21,9 +21,9 @@ _MAX_BLOB_BYTES: Final = 1 << 40
 
 
 async def find_attached(repository: Repository, subject: str, artifact_type: str) -> Blob | None:
-    """Return the first layer of the newest artifact of that type attached to the manifest `subject`, if there is one.
+    """Return the first layer of the newest artifact of this type attached to the manifest `subject`; None if none is.
 
-    Raises the errors of `Source`, and `BadImageError` for listings and artifacts that make no sense.
+    Raises the errors of `Source`, and `BadImageError` for invalid lists and artifacts.
     """
     listing = await repository.referrers(subject)
     if listing is None:
@@ -38,7 +38,7 @@ async def find_attached(repository: Repository, subject: str, artifact_type: str
 
 
 async def attach(repository: Repository, subject: Blob, artifact_type: str, content: bytes) -> None:
-    """Attach `content` to the manifest `subject`, whose digest and length are given."""
+    """Attach `content` to the manifest that `subject` describes."""
     blob, empty = Blob(digest_of(content), len(content)), Blob(digest_of(EMPTY), len(EMPTY))
     for part, data in ((blob, content), (empty, EMPTY)):
         if not await repository.has(part):
@@ -77,17 +77,21 @@ def _tag(subject: str) -> str:
 def _entries(listing: bytes) -> list[dict[str, Any]]:
     entries = parse_json(listing, "the list of referrers").get("manifests")
     if not isinstance(entries, list):
-        raise BadImageError("the list of referrers lists nothing")
+        raise BadImageError("the list of referrers has no manifests")
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _first_layer(raw: bytes, subject: str) -> Blob:
     document = parse_json(raw, "the artifact")
-    about, layers = document.get("subject"), document.get("layers")
+    found_subject, layers = document.get("subject"), document.get("layers")
     layer = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], dict) else {}
     size = layer.get("size")
-    if not isinstance(about, dict) or about.get("digest") != subject or not is_digest(str(layer.get("digest"))):
-        raise BadImageError("the artifact is about another image")
+    if (
+        not isinstance(found_subject, dict)
+        or found_subject.get("digest") != subject
+        or not is_digest(str(layer.get("digest")))
+    ):
+        raise BadImageError("the artifact is attached to another image")
     if not isinstance(size, int) or not 0 < size < _MAX_BLOB_BYTES:
-        raise BadImageError("the artifact claims an impossible size")
+        raise BadImageError("the size of the artifact is invalid")
     return Blob(layer["digest"], size)

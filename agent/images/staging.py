@@ -1,4 +1,4 @@
-"""Where images are made whole, out of sight: one locked directory per version, kept when a pull is interrupted."""
+"""Staging directories of pulls: one locked directory per version, kept when a pull is interrupted."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PARTIAL_KEEP_S: Final = 24 * 3600.0
-"""How long an interrupted pull is kept for another try."""
+"""How long an interrupted pull is kept so that it can resume."""
 _REMOVED: Final = "removed-"
 
 
 class Stage:
-    """A locked directory in which one image version is made whole."""
+    """A locked directory to which one image version is pulled."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
 
     def close(self) -> None:
-        """Let others work on this version."""
+        """Release the lock, so that other processes can pull this version."""
         os.close(self._lock)
 
     def discard(self) -> None:
-        """Remove what was made so far."""
+        """Remove the directory and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 class StagingArea:
-    """The directory that holds all stages, and what is being removed. All methods block."""
+    """The parent directory of all stages, and of directories during their removal. All methods block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def prepare(self) -> None:
-        """Make it."""
+        """Create the directory."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def try_open(self, digest: str) -> Stage | None:
-        """Open the stage of a version; None while another process works in it."""
+        """Open and lock the stage of a version; None if another process has locked it."""
         path = self.path / digest.removeprefix("sha256:")
         path.mkdir(exist_ok=True)
         try:
@@ -58,7 +58,7 @@ class StagingArea:
             return None
         if lock is None:
             return None
-        # It may have been published, and so renamed, between the two calls.
+        # Another process may have published and so renamed it between the two calls.
         with suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 return Stage(path, lock)
@@ -66,20 +66,20 @@ class StagingArea:
         return None
 
     def remove(self, path: Path) -> None:
-        """Remove a directory of the same volume: out of sight in one step, then from the disk."""
-        doomed = self.path / f"{_REMOVED}{os.urandom(8).hex()}"
+        """Remove a directory of the same volume: rename it into this area in one step, then delete it."""
+        renamed = self.path / f"{_REMOVED}{os.urandom(8).hex()}"
         with suppress(FileNotFoundError):
-            path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
     def sweep(self, *, older_than_s: float = PARTIAL_KEEP_S) -> int:
-        """Remove what interrupted pulls and removals left, unless it is in use or young; return how many there were."""
+        """Remove the remains of interrupted pulls and removals, except locked and recent ones. Return their number."""
         return sum(self._sweep(path, older_than_s) for path in sorted(self.path.iterdir()))
 
     def _sweep(self, path: Path, older_than_s: float) -> bool:
         with suppress(FileNotFoundError):
-            young = time.time() - path.stat().st_mtime < older_than_s
-            if young and not path.name.startswith(_REMOVED):
+            is_recent = time.time() - path.stat().st_mtime < older_than_s
+            if is_recent and not path.name.startswith(_REMOVED):
                 return False
             lock = try_lock(path)
             if lock is None:

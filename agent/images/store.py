@@ -1,10 +1,10 @@
-"""The images that are whole on this host: one directory each, immutable, visible only when complete.
+"""The image store: one immutable directory per complete image version.
 
 <root>/sha256-<hex>/{config.json, disk.img, nvram.bin, manifest.json}
-<root>/references.json      which version each pulled reference meant last
-<root>/.staging/<hex>/      pulls under way or interrupted; each locked by the process that works in it
-<root>/.index/              what is derived from the images, see `agent.images.reuse_index`
-<root>/.lock                held for the moment of publishing, removing, or changing a reference
+<root>/references.json      the version of each reference at its last pull
+<root>/.staging/<hex>/      running and interrupted pulls, each locked by its process
+<root>/.index/              indexes derived from the images, see `agent.images.reuse_index`
+<root>/.lock                held while an image is published or removed, or a reference changes
 """
 
 from __future__ import annotations
@@ -37,52 +37,52 @@ _PREFIX: Final = "sha256-"
 
 
 class Store(Protocol):
-    """A place on this host that holds whole images. All methods block; errors are `StoreError`s."""
+    """A store of complete images on this host. All methods block, and raise `StoreError`."""
 
     @property
     def root(self) -> Path:
-        """A directory on the store's volume for what belongs to the store but is no image."""
+        """A directory on the store's volume for the store's other files."""
 
     @property
     def staging(self) -> StagingArea:
-        """Where images are made whole."""
+        """The staging directories of pulls."""
 
     def prepare(self) -> None:
-        """Make the store's directories."""
+        """Create the store's directories."""
 
     def has(self, digest: str) -> bool:
-        """Whether that version is whole here."""
+        """Return whether the store has the complete version."""
 
     def path(self, digest: str) -> Path:
-        """Return the directory in which a version lies, or would."""
+        """Return the directory of a version, which may not exist."""
 
     def digests(self) -> list[str]:
-        """Return the versions that are whole here, the latest used first."""
+        """Return the complete versions, the most recently used first."""
 
     def list(self) -> tuple[Image, ...]:
-        """Return all versions that are whole here, oldest use first."""
+        """Return the complete images, the least recently used first."""
 
     def check(self, reference: Reference) -> None:
-        """Raise `BadReferenceError` when this store cannot hold an image of that reference."""
+        """Raise `BadReferenceError` if this store cannot hold an image of that reference."""
 
     def find(self, reference: Reference) -> str | None:
-        """Return the version that a reference meant when it was last pulled here, if that version is whole."""
+        """Return the version of a reference at its last pull; None if the store does not have it."""
 
     def touch(self, digest: str) -> None:
-        """Note that a version is in use now."""
+        """Mark a version as used now."""
 
     def publish(self, reference: Reference, digest: str, stage: Stage) -> None:
-        """Make a whole staged version visible, at once. Its files must be on the disk already."""
+        """Move a complete staged version to the store atomically. Its files must be synced already."""
 
     def remember(self, reference: Reference, digest: str) -> None:
-        """Note which version, whole here, a reference means now."""
+        """Record that a reference names this version, which the store must have."""
 
     def remove(self, digest: str) -> None:
-        """Remove a version and the references to it. Removing what is not there succeeds."""
+        """Remove a version and its references. Removing an unknown version succeeds."""
 
 
 class ImageStore:
-    """The agent's own `Store`, below one directory."""
+    """The agent's own `Store`, in one directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,7 +105,7 @@ class ImageStore:
     def digests(self) -> list[str]:
         """See `Store.digests`."""
         with os_errors(self.root):
-            return latest_first({_digest_of(path): path for path in self._published()})
+            return most_recent_first({_digest_of(path): path for path in self._published()})
 
     def list(self) -> tuple[Image, ...]:
         """See `Store.list`."""
@@ -116,7 +116,7 @@ class ImageStore:
             return images_in({_digest_of(path): path for path in self._published()}, names)
 
     def check(self, reference: Reference) -> None:
-        """See `Store.check`: any will do."""
+        """See `Store.check`. Accepts every reference."""
 
     def find(self, reference: Reference) -> str | None:
         """See `Store.find`."""
@@ -149,10 +149,10 @@ class ImageStore:
         if not is_digest(digest):
             return
         with os_errors(self.root), self._lock():
-            # First: a full disk has no room for the other file. A reference to nothing means nothing.
+            # First, because a full disk has no space for the new file. References to missing images are ignored.
             self.staging.remove(self.path(digest))
             references = self._references()
-            kept = {name: meant for name, meant in references.items() if meant != digest}
+            kept = {name: target for name, target in references.items() if target != digest}
             if kept != references:
                 self._write_references(kept)
 
@@ -169,8 +169,8 @@ class ImageStore:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            remedy = "remove that file; references are learnt again by pulling"
-            raise StoreError(f"{path} cannot be read: {error}", remedy=remedy) from error
+            remedy = "remove that file; the next pulls record the references again"
+            raise StoreError(f"reading {path} failed: {error}", remedy=remedy) from error
         return {str(name): str(digest) for name, digest in document.items()} if isinstance(document, dict) else {}
 
     def _write_references(self, references: Mapping[str, str]) -> None:
@@ -184,9 +184,9 @@ class ImageStore:
 
 
 def local_image(store: Store, digest: str) -> LocalImage:
-    """Return where a version lies, for a driver. Raises `ImageNotFoundError`."""
+    """Return the paths of a version for a driver. Raises `ImageNotFoundError`."""
     if not is_digest(digest) or not store.has(digest):
-        raise ImageNotFoundError(f"the image {digest} is not on this host", remedy="pull it")
+        raise ImageNotFoundError(f"the image {digest} is not on this host", remedy="pull the image")
     path = store.path(digest)
     with os_errors(store.root):
         config = parse_vm_config((path / CONFIG).read_bytes())
@@ -196,10 +196,10 @@ def local_image(store: Store, digest: str) -> LocalImage:
 
 
 def images_in(directories: Mapping[str, Path], names: Mapping[str, set[str]]) -> tuple[Image, ...]:
-    """Return the images in some directories, given by digest, oldest use first."""
+    """Return the images in the directories, by digest, the least recently used first."""
     images = []
     for digest, path in directories.items():
-        with suppress(FileNotFoundError):  # removed since it was listed
+        with suppress(FileNotFoundError):  # removed after it was listed
             images.append(
                 Image(
                     digest=digest,
@@ -212,8 +212,8 @@ def images_in(directories: Mapping[str, Path], names: Mapping[str, set[str]]) ->
     return tuple(sorted(images, key=lambda image: (image.last_used_at_s, image.digest)))
 
 
-def latest_first(directories: Mapping[str, Path]) -> list[str]:
-    """Return the digests of some directories, the latest used first; also of images that are damaged."""
+def most_recent_first(directories: Mapping[str, Path]) -> list[str]:
+    """Return the digests of the directories, damaged images included, the most recently used first."""
     used_at_s: dict[str, float] = {}
     for digest, path in directories.items():
         with suppress(FileNotFoundError):
@@ -223,11 +223,11 @@ def latest_first(directories: Mapping[str, Path]) -> list[str]:
 
 @contextmanager
 def os_errors(root: Path) -> Iterator[None]:
-    """Turn what the operating system says into a `StoreError` that names the store."""
+    """Convert an `OSError` to a `StoreError` that names the store."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"the image store {root} cannot be used: {error}") from error
+        raise StoreError(f"accessing the image store {root} failed: {error}") from error
 
 
 def _digest_of(path: Path) -> str:

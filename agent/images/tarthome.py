@@ -1,11 +1,11 @@
-"""A Tart home as a store: images are placed where stock Tart looks for them, under Tart's own locks.
+"""A Tart home as an image store: images are stored in the layout of stock Tart, under Tart's own locks.
 
-    $TART_HOME/cache/OCIs/<host>/<namespace>/sha256:<hex>/   the image, with Tart's mark that keeps it from its gc
-    $TART_HOME/cache/OCIs/<host>/<namespace>/<tag>           absolute symbolic link to it
-    $TART_HOME/cache/.hearth/                                ours: staging and indexes, where Tart never looks
+    $TART_HOME/cache/OCIs/<host>/<namespace>/sha256:<hex>/   the image, with the mark that protects it from Tart's gc
+    $TART_HOME/cache/OCIs/<host>/<namespace>/<tag>           absolute symbolic link to the image
+    $TART_HOME/cache/.hearth/                                Hearth's staging and indexes, which Tart never reads
 
 `tart clone host/namespace@sha256:<hex> name` then needs no network. A version pulled from two repositories has an entry
-in each, which share their disk.
+in each; the entries share their disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.images.files import sync_directory
 from agent.images.locks import locked
 from agent.images.reference import Reference, RegistryName, is_digest
 from agent.images.staging import StagingArea
-from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, images_in, latest_first, os_errors
+from agent.images.store import CONFIG, DISK, MANIFEST, NVRAM, images_in, most_recent_first, os_errors
 from agent.processes.posix_locks import lock_holder
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 MARK: Final = ".explicitly-pulled"
 LOCK_TIMEOUT_S: Final = 1.0
-"""A `tart pull` holds the lock of its registry for as long as it downloads; who waits longer asks again."""
+"""A `tart pull` holds the lock of its registry during the whole download. After this time the caller retries."""
 
 
 class TartHome:
-    """The `Store` of one Tart home. `home` must be written as Tart's environment has it: Tart compares it as text."""
+    """The `Store` of one Tart home. `home` must equal TART_HOME as text, because Tart compares paths as text."""
 
     def __init__(self, home: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
         self._images = home / "cache" / "OCIs"
@@ -64,7 +64,7 @@ class TartHome:
     def digests(self) -> list[str]:
         """See `Store.digests`."""
         with os_errors(self.root):
-            return latest_first({path.name: path for path in self._entries()})
+            return most_recent_first({path.name: path for path in self._entries()})
 
     def list(self) -> tuple[Image, ...]:
         """See `Store.list`."""
@@ -79,14 +79,14 @@ class TartHome:
             return images_in(directories, names)
 
     def check(self, reference: Reference) -> None:
-        """See `Store.check`: Tart knows images by their registry."""
+        """See `Store.check`. Tart identifies images by their registry, so a reference needs one."""
         self._folder(reference)
 
     def find(self, reference: Reference) -> str | None:
         """See `Store.find`."""
         link = self._folder(reference) / reference.target
         digest = link.readlink().name if link.is_symlink() else link.name
-        return digest if is_digest(digest) and _is_whole(link.parent / digest) else None
+        return digest if is_digest(digest) and _is_complete(link.parent / digest) else None
 
     def touch(self, digest: str) -> None:
         """See `Store.touch`."""
@@ -107,24 +107,26 @@ class TartHome:
                 sync_directory(target.parent)
 
     def remember(self, reference: Reference, digest: str) -> None:
-        """See `Store.remember`. The entry under another repository's name shares the disk of the one that is here."""
+        """See `Store.remember`. An entry of another repository shares the disk of the existing entry."""
         folder = self._folder(reference)
         with os_errors(self.root), self._locks(reference):
-            if not _is_whole(folder / digest):
+            if not _is_complete(folder / digest):
                 self._share(self.path(digest), folder / digest)
             if reference.tag:
-                aside = folder / f".{reference.tag}.new"
-                aside.unlink(missing_ok=True)
-                aside.symlink_to(folder / digest)
-                aside.rename(folder / reference.tag)
+                temporary = folder / f".{reference.tag}.new"
+                temporary.unlink(missing_ok=True)
+                temporary.symlink_to(folder / digest)
+                temporary.rename(folder / reference.tag)
 
     def remove(self, digest: str) -> None:
-        """See `Store.remove`. Raises `StoreError` while Tart has the image open."""
+        """See `Store.remove`. Raises `StoreError` if Tart has the image open."""
         with os_errors(self.root):
             for path in list(self._entries(digest)):
                 with self._locks(Reference(self._repository(path.parent), digest=digest)):
                     if lock_holder(path / CONFIG) is not None:
-                        raise StoreError(f"the image {digest} is in use by Tart", remedy="try again when it is done")
+                        raise StoreError(
+                            f"the image {digest} is in use by Tart", remedy="retry when Tart has closed the image"
+                        )
                     for link in path.parent.iterdir():
                         if link.is_symlink() and link.readlink() == path:
                             link.unlink()
@@ -133,14 +135,16 @@ class TartHome:
     def _entries(self, digest: str = "") -> Iterator[Path]:
         pattern = digest if is_digest(digest) else "sha256:*"
         for path in sorted(self._images.rglob(pattern)):
-            if is_digest(path.name) and not path.is_symlink() and _is_whole(path):
+            if is_digest(path.name) and not path.is_symlink() and _is_complete(path):
                 yield path
 
     def _folder(self, reference: Reference) -> Path:
         name = reference.name
         if not isinstance(name, RegistryName):
-            remedy = "push it to a registry and pull it from there"
-            raise BadReferenceError(f"{reference} has no registry, and Tart knows images by one", remedy=remedy)
+            remedy = "push the image to a registry and pull it from there"
+            raise BadReferenceError(
+                f"{reference} has no registry, but Tart identifies images by their registry", remedy=remedy
+            )
         return self._images / _escaped(name.host) / name.namespace
 
     def _repository(self, folder: Path) -> RegistryName:
@@ -153,7 +157,7 @@ class TartHome:
         try:
             for name in (DISK, NVRAM, MANIFEST):
                 os.link(source / name, stage / name)
-            # Tart takes its lock on this file, so each entry has its own.
+            # Tart locks this file, so each entry needs its own copy.
             shutil.copyfile(source / CONFIG, stage / CONFIG)
             (stage / MARK).touch()
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +167,7 @@ class TartHome:
 
     @contextmanager
     def _locks(self, reference: Reference) -> Iterator[None]:
-        """Hold Tart's locks, in Tart's order: that of the registry, then that of its garbage collector."""
+        """Hold Tart's locks in Tart's order: first that of the registry, then that of its garbage collector."""
         self.prepare()
         self.check(reference)
         assert isinstance(reference.name, RegistryName)
@@ -178,5 +182,5 @@ def _escaped(host: str) -> str:
     return host.replace(":", "%3A")
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     return all((path / name).is_file() for name in (CONFIG, DISK, NVRAM, MANIFEST))

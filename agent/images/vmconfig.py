@@ -1,4 +1,4 @@
-"""Writes the two small JSON documents of an image: Tart's VM configuration and the OCI configuration."""
+"""The two small JSON documents of an image: Tart's VM configuration and the OCI configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arch = Literal["amd64", "arm64"]
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a pushed image says about the VM it wants."""
+    """The hardware that a pushed image requests for its VMs."""
 
     os: Os = "linux"
     arch: Arch = "amd64"
@@ -24,7 +24,7 @@ class Hardware:
 
 
 def vm_config(hardware: Hardware, *, seed: str) -> bytes:
-    """Return config.json. The MAC address is made from `seed`, so that pushing the same disk gives the same image."""
+    """Return config.json. The MAC address is derived from `seed`, so the same disk always gives the same image."""
     memory_bytes = hardware.memory_mib << 20
     return _json(
         {
@@ -43,7 +43,7 @@ def vm_config(hardware: Hardware, *, seed: str) -> bytes:
 
 
 def oci_config(hardware: Hardware) -> bytes:
-    """Return the OCI configuration, from which system and architecture can be told without fetching more."""
+    """Return the OCI configuration. It names system and architecture, so clients need no other blob for them."""
     labels = {DISK_FORMAT_LABEL: "raw"}
     return _json({"architecture": hardware.arch, "config": {"Labels": labels}, "os": hardware.os})
 

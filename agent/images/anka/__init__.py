@@ -1,1 +1,1 @@
-"""Images on an Anka host: tags of templates, found by the Registry's REST API and brought by `anka pull`."""
+"""Images on an Anka host: tags of templates, found by the Registry's REST API and pulled by `anka pull`."""

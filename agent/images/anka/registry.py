@@ -1,4 +1,4 @@
-"""The REST API of an Anka Registry, as far as finding versions needs it. Layers are brought by `anka` itself."""
+"""Client of the REST API of an Anka Registry, which finds versions. `anka` itself transfers their layers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from agent.images.anka.login import Login
     from agent.images.anka.version import TemplateName
 
-REQUEST_S: Final = 30.0
-MAX_ANSWER_BYTES: Final = 32 << 20
-REMEDY: Final = "check registry and what logs in under [hypervisor.anka]"
+REQUEST_TIMEOUT_S: Final = 30.0
+MAX_REPLY_BYTES: Final = 32 << 20
+REMEDY: Final = "check registry and its credentials under [hypervisor.anka]"
 
 
 class AnkaRegistry:
-    """One Anka Registry. Certificates are read anew at each request, so that renewed ones count at once."""
+    """One Anka Registry. Certificates are read at each request, so that renewed ones apply immediately."""
 
     def __init__(self, config: AnkaConfig, login: Login) -> None:
         self._config = config
@@ -32,27 +32,29 @@ class AnkaRegistry:
 
     @property
     def url(self) -> str:
-        """Where it is; empty when none is configured."""
+        """The base URL; empty if no Registry is configured."""
         return (self._config.registry or "").rstrip("/")
 
     async def find(self, name: TemplateName) -> Version:
-        """Return the version that a name means now. Raises `ImageNotFoundError` and `RegistryError`s."""
+        """Return the version that a name means now. Raises `ImageNotFoundError`, `BadImageError`, `RegistryError`s."""
         if not self.url:
             remedy = "set registry under [hypervisor.anka]"
-            raise RegistryError(f"{name} cannot be found: no Anka Registry is configured", remedy=remedy)
+            raise RegistryError(f"finding {name} failed: no Anka Registry is configured", remedy=remedy)
         listed = _entries(await self._get("/registry/v2/vm"), "templates")
-        matches = [one for one in listed if name.template in (one.get("id"), one.get("name"))]
+        matches = [entry for entry in listed if name.template in (entry.get("id"), entry.get("name"))]
         if not matches:
-            raise ImageNotFoundError(f"{self.url} has no template {name.template}", remedy="push it, or mend the name")
+            raise ImageNotFoundError(
+                f"{self.url} has no template {name.template}", remedy="push the template, or correct the name"
+            )
         if len(matches) > 1:
-            ids = ", ".join(str(one.get("id")) for one in matches)
+            ids = ", ".join(str(entry.get("id")) for entry in matches)
             raise BadImageError(f"{name.template} names several templates of {self.url}: {ids}", remedy="use a UUID")
         template = str(matches[0].get("id"))
         shown = await self._get(f"/registry/v2/vm?id={template}")
         return self._version(name, template, shown if isinstance(shown, dict) else {})
 
-    async def ready(self) -> bool:
-        """Whether the Registry says that it is ready. Needs no login."""
+    async def is_ready(self) -> bool:
+        """Return whether the Registry reports that it is ready. Needs no login."""
         try:
             await self._request("GET", "/readyz", {})
         except RegistryError:
@@ -67,11 +69,11 @@ class AnkaRegistry:
     def _version(self, name: TemplateName, template: str, shown: dict[str, Any]) -> Version:
         versions = _entries(shown.get("versions"), "versions")
         if name.tag is None:
-            found = max(versions, key=lambda one: int(one.get("number") or 0), default=None)
+            found = max(versions, key=lambda entry: int(entry.get("number") or 0), default=None)
         else:
-            found = next((one for one in versions if one.get("tag") == name.tag), None)
+            found = next((entry for entry in versions if entry.get("tag") == name.tag), None)
         if found is None:
-            raise ImageNotFoundError(f"{self.url} has no tag {name.tag} of {name.template}", remedy="push it")
+            raise ImageNotFoundError(f"{self.url} has no tag {name.tag} of {name.template}", remedy="push the tag")
         layers, tag = found.get("images"), found.get("tag")
         if not isinstance(layers, list) or not layers or not isinstance(tag, str):
             raise BadImageError(f"{self.url} lists no layers of {name}", remedy="push the tag again")
@@ -85,7 +87,7 @@ class AnkaRegistry:
         )
 
     async def _get(self, path: str) -> object:
-        """Return the body of a call, logging in again when a session has ended."""
+        """Return the body of a call. Logs in again if the session has ended."""
         status, answer = await self._request("GET", path, await self._login.header(self._post))
         if status == 401 and self._login.forget():
             status, answer = await self._request("GET", path, await self._login.header(self._post))
@@ -98,19 +100,19 @@ class AnkaRegistry:
         return answer
 
     def _body(self, status: int, path: str, answer: bytes) -> object:
-        where = f"{self.url}{path.partition('?')[0]}"
+        endpoint = f"{self.url}{path.partition('?')[0]}"
         try:
-            told = json.loads(answer)
+            parsed = json.loads(answer)
         except ValueError:
-            told = None
-        document: dict[str, object] = told if isinstance(told, dict) else {}
+            parsed = None
+        document: dict[str, object] = parsed if isinstance(parsed, dict) else {}
         message = str(document.get("message") or answer[:200].decode(errors="replace"))
         if status in (401, 403):
-            raise RegistryDeniedError(f"{where} refuses us: {message}", remedy=REMEDY)
+            raise RegistryDeniedError(f"{endpoint} denies access: {message}", remedy=REMEDY)
         if status == 404:
-            raise ImageNotFoundError(f"{where}: {message or 'not found'}")
+            raise ImageNotFoundError(f"{endpoint}: {message or 'not found'}")
         if status != 200 or document.get("status") != "OK":
-            raise RegistryError(f"{where} answered {status}: {message}", remedy="look at the Registry's logs")
+            raise RegistryError(f"{endpoint} replied {status}: {message}", remedy="read the Registry's logs")
         return document.get("body")
 
     async def _request(
@@ -122,19 +124,19 @@ class AnkaRegistry:
         headers = {**headers, "User-Agent": "hearth", "Content-Type": "application/json"}
         try:
             async with (
-                asyncio.timeout(REQUEST_S),
+                asyncio.timeout(REQUEST_TIMEOUT_S),
                 self._session.request(method, self.url + path, data=body, headers=headers, ssl=trust) as response,
             ):
                 answer = bytearray()
                 async for chunk in response.content.iter_any():
                     answer += chunk
-                    if len(answer) > MAX_ANSWER_BYTES:
-                        raise RegistryError(f"{self.url}{path} answers without end")
+                    if len(answer) > MAX_REPLY_BYTES:
+                        raise RegistryError(f"the reply of {self.url}{path} is larger than {MAX_REPLY_BYTES} bytes")
                 return response.status, bytes(answer)
         except TimeoutError as error:
-            raise RegistryError(f"{self.url} did not answer in {REQUEST_S:g} s", remedy=REMEDY) from error
+            raise RegistryError(f"{self.url} did not reply within {REQUEST_TIMEOUT_S:g} s", remedy=REMEDY) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise RegistryError(f"{self.url} cannot be reached: {error}", remedy=REMEDY) from error
+            raise RegistryError(f"connecting to {self.url} failed: {error}", remedy=REMEDY) from error
 
     def _trust(self) -> ssl.SSLContext | bool:
         config = self._config
@@ -147,12 +149,12 @@ class AnkaRegistry:
             if config.cert_file is not None:
                 context.load_cert_chain(config.cert_file, config.key_file)
         except (OSError, ssl.SSLError) as error:
-            remedy = "mend ca_file, cert_file and key_file under [hypervisor.anka]"
-            raise RegistryError(f"the certificates for {self.url} cannot be used: {error}", remedy=remedy) from error
+            remedy = "correct ca_file, cert_file and key_file under [hypervisor.anka]"
+            raise RegistryError(f"loading the certificates for {self.url} failed: {error}", remedy=remedy) from error
         return context
 
 
 def _entries(body: object, what: str) -> list[dict[str, Any]]:
     if not isinstance(body, list):
-        raise RegistryError(f"the Anka Registry tells no list of {what}")
+        raise RegistryError(f"the Anka Registry sent no list of {what}")
     return [entry for entry in body if isinstance(entry, dict)]

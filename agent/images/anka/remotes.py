@@ -1,4 +1,4 @@
-"""Makes `anka` know the configured Registry, with what logs in there, under a name of its own."""
+"""Registration of the configured Anka Registry, with its credentials, as a remote of `anka`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OCI_SINCE: Final = (3, 9)
 
 
 class Remotes:
-    """What `anka registry` holds."""
+    """The remotes of `anka registry`."""
 
     def __init__(self, anka: Anka, config: AnkaConfig) -> None:
         self._anka = anka
@@ -29,22 +29,22 @@ class Remotes:
         self._prepared = False
 
     async def prepare(self, version: Version) -> None:
-        """Make sure that a version can be pulled. Raises `AnkaError`s, `RegistryError`, `BadImageError`."""
+        """Ensure that `anka` can pull a version. Raises `AnkaError`s, `RegistryError`, `BadImageError`."""
         if version.oci:
-            await self._need_oci()
+            await self._require_oci_support()
         elif not self._prepared:
-            await self._add()
+            await self._add_remote()
             self._prepared = True
 
-    async def _add(self) -> None:
+    async def _add_remote(self) -> None:
         config, name = self._config, self._config.remote
         url = (config.registry or "").rstrip("/")
-        known = await self._known()
+        known = await self._list_remotes()
         if known.get(name) == url:
             return
         if name in known and name != OWN_NAME:
             remedy = "make registry and remote under [hypervisor.anka] agree"
-            raise RegistryError(f"`anka registry` knows {name} as {known[name]}, not as {url}", remedy=remedy)
+            raise RegistryError(f"the remote {name} of `anka registry` is {known[name]}, not {url}", remedy=remedy)
         if name in known:
             await self._anka.query("registry", "remove", name)
         options = {
@@ -55,7 +55,7 @@ class Remotes:
         await self._anka.query("registry", *given, "add", name, url)
         log.info("anka-registry-added", remote=name, url=url)
 
-    async def _known(self) -> dict[str, str]:
+    async def _list_remotes(self) -> dict[str, str]:
         """Return the URL of each remote. Releases before 3.9 list them by another command."""
         try:
             answer = await self._anka.query("registry", "--list")
@@ -64,10 +64,10 @@ class Remotes:
         entries = require_list(answer.body, "anka registry --list")
         return {str(entry.get("name")): str(entry.get("url", "")).rstrip("/") for entry in entries}
 
-    async def _need_oci(self) -> None:
+    async def _require_oci_support(self) -> None:
         body = (await self._anka.query("version")).body
-        told = str(body.get("version", "")) if isinstance(body, dict) else ""
-        release = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
+        found = str(body.get("version", "")) if isinstance(body, dict) else ""
+        release = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
         if release < OCI_SINCE:
-            message = f"Anka {told or 'of an unknown release'} cannot pull from OCI registries"
+            message = f"Anka {found or 'of an unknown release'} cannot pull from OCI registries"
             raise BadImageError(message, remedy="update Anka to 3.9 or later, or assign a template of an Anka Registry")

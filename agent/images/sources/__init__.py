@@ -1,1 +1,1 @@
-"""Where images come from and go to: registries and OCI image layout directories."""
+"""Repositories of images: in registries, and in OCI image layout directories."""

@@ -1,8 +1,8 @@
-"""Answers registries' challenges: Basic, and Bearer with tokens kept per scope until shortly before they expire.
+"""Authorization for one registry: Basic, and Bearer with tokens cached per scope until shortly before they expire.
 
-A scope is what the token must allow, as registries write it; several are parted by spaces.
-One lock per scope: when many streams meet an expired token at once, one of them fetches the new one and the others use
-it. (distribution, docs/content/spec/auth/token.md.)
+A scope is the access that a token must allow, in the registries' notation; several are separated by spaces. Each scope
+has a lock: if many streams meet an expired token, one of them fetches a new token and the others use it. (distribution,
+docs/content/spec/auth/token.md.)
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 TOKEN_TIMEOUT_S: Final = 15.0
 DEFAULT_LIFE_S: Final = 60.0
 MARGIN_S: Final = 10.0
-_MAX_ANSWER_BYTES: Final = 1 << 20
+_MAX_REPLY_BYTES: Final = 1 << 20
 _CLIENT_ID: Final = "hearth"
 
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """An Authorization header and when to stop using it."""
+    """An Authorization header and the time until which it is used."""
 
     header: str
     until_s: float
 
 
 class Authorizer:
-    """The way into one registry."""
+    """Returns Authorization headers for one registry, and fetches its tokens."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Authorizer:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def header(self, scope: str) -> str | None:
-        """Return the Authorization header to try first for `scope`, if one is known and fresh."""
+        """Return the cached Authorization header for `scope`; None if there is none or it has expired."""
         grant = self._grants.get(scope)
         return grant.header if grant and self._clock() < grant.until_s else None
 
-    async def answer(self, challenges: Iterable[Challenge], scope: str, refused: str | None) -> str:
-        """Return a new header after a 401 to `refused`.
+    async def answer_challenge(self, challenges: Iterable[Challenge], scope: str, refused: str | None) -> str:
+        """Return a new header after the registry answered 401 to the header `refused`.
 
-        Raises `RegistryDeniedError` when the registry will not have us, `TransferError` when that is yet unclear.
+        Raises `RegistryDeniedError` if the registry denies access, and `TransferError` if the token server fails.
         """
         async with self._locks[scope]:
             fresh = self.header(scope)
             if fresh is not None and fresh != refused:
-                return fresh  # another stream was faster
+                return fresh  # another stream has fetched it
             self._grants.pop(scope, None)
             self._known = await self._credentials.find(self._host)
             grant = await self._grant({c.scheme: c for c in challenges}, scope, self._known)
@@ -88,13 +88,15 @@ class Authorizer:
             self._grants[scope] = grant
             return grant.header
 
-    def denied(self, said: str = "") -> RegistryDeniedError:
-        """Return the error for a registry that refuses us for good; `said` is what it gave as the reason."""
+    def denied(self, detail: str = "") -> RegistryDeniedError:
+        """Return the error for a registry that denies access; `detail` is appended to its message."""
         credentials = self._known
-        who = f"the user {credentials.username!r}" if credentials and credentials.username else "our token"
-        subject = who if credentials else "anonymous use"
-        remedy = f'set username and password under [images.registries."{self._host}"] or log in with docker'
-        return RegistryDeniedError(f"the registry {self._host} refuses {subject}{said}", remedy=remedy)
+        account = (
+            f"the user {credentials.username!r}" if credentials and credentials.username else "the configured token"
+        )
+        subject = account if credentials else "anonymous access"
+        remedy = f'set username and password under [images.registries."{self._host}"] or run `docker login`'
+        return RegistryDeniedError(f"the registry {self._host} denies access to {subject}{detail}", remedy=remedy)
 
     async def _grant(self, offers: dict[str, Challenge], scope: str, credentials: Credentials | None) -> _Grant:
         if bearer := offers.get("bearer"):
@@ -104,28 +106,31 @@ class Authorizer:
         if "basic" in offers:
             raise self.denied()
         names = ", ".join(sorted(offers)) or "none"
-        raise RegistryError(f"the registry {self._host} wants a login of a kind unknown here ({names})")
+        raise RegistryError(f"the registry {self._host} offers only unsupported kinds of login ({names})")
 
     async def _token(self, challenge: Challenge, scope: str, credentials: Credentials | None) -> _Grant:
         realm = self._realm(challenge.parameters.get("realm", ""))
         service = challenge.parameters.get("service", "")
-        asked_at_s = self._clock()
+        requested_at_s = self._clock()
         try:
-            async with asyncio.timeout(TOKEN_TIMEOUT_S), self._ask(realm, service, scope, credentials) as response:
-                body = await response.content.read(_MAX_ANSWER_BYTES)
+            async with (
+                asyncio.timeout(TOKEN_TIMEOUT_S),
+                self._request_token(realm, service, scope, credentials) as response,
+            ):
+                body = await response.content.read(_MAX_REPLY_BYTES)
                 status, headers = response.status, response.headers
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
-            raise TransferError(f"no token for {self._host} from {realm.host}: {reason}") from error
+            raise TransferError(f"fetching a token for {self._host} from {realm.host} failed: {reason}") from error
         if status in (400, 401, 403):
-            raise self.denied(f" (its token server {realm.host} says {status})")
+            raise self.denied(f" (its token server {realm.host} replied {status})")
         if status != 200:
             after_s = retry_after_s(headers.get("Retry-After"))
-            raise TransferError(f"the token server {realm.host} answers {status}", retry_after_s=after_s)
-        answer = _parse_answer(body, realm)
-        # The clock starts when we asked: the token may have been made at any moment since.
-        life_s = max(DEFAULT_LIFE_S, _seconds(answer.get("expires_in")))
-        return _Grant(f"Bearer {answer['token']}", asked_at_s + life_s - MARGIN_S)
+            raise TransferError(f"the token server {realm.host} replied {status}", retry_after_s=after_s)
+        reply = _parse_reply(body, realm)
+        # The lifetime counts from the request, because the token may have been issued at any time after it.
+        life_s = max(DEFAULT_LIFE_S, _seconds(reply.get("expires_in")))
+        return _Grant(f"Bearer {reply['token']}", requested_at_s + life_s - MARGIN_S)
 
     def _realm(self, text: str) -> URL:
         try:
@@ -133,12 +138,14 @@ class Authorizer:
         except ValueError:
             realm = URL()
         if realm.scheme not in ("https", "http") or not realm.host:
-            raise RegistryError(f"the registry {self._host} names no usable token server, but {text[:200]!r}")
+            raise RegistryError(f"the registry {self._host} names an invalid token server: {text[:200]!r}")
         if realm.scheme == "http" and not self._insecure:
-            raise RegistryError(f"the registry {self._host} wants our password sent to {realm.host} in the clear")
+            raise RegistryError(
+                f"the registry {self._host} requests the password to be sent to {realm.host} over plain http"
+            )
         return realm
 
-    def _ask(
+    def _request_token(
         self, realm: URL, service: str, scope: str, credentials: Credentials | None
     ) -> aiohttp.client._BaseRequestContextManager[aiohttp.ClientResponse]:
         if credentials and credentials.identity_token:
@@ -155,15 +162,15 @@ def _basic(credentials: Credentials) -> str:
     return f"Basic {base64.b64encode(pair).decode()}"
 
 
-def _parse_answer(body: bytes, realm: URL) -> dict[str, Any]:
+def _parse_reply(body: bytes, realm: URL) -> dict[str, Any]:
     try:
-        answer = json.loads(body)
+        reply = json.loads(body)
     except ValueError:
-        answer = None
-    token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
+        reply = None
+    token = (reply.get("token") or reply.get("access_token")) if isinstance(reply, dict) else None
     if not isinstance(token, str) or not token.isprintable():
-        raise RegistryError(f"the token server {realm.host} answers without a token")
-    return {**answer, "token": token}
+        raise RegistryError(f"the token server {realm.host} replied without a token")
+    return {**reply, "token": token}
 
 
 def _seconds(value: object) -> float:

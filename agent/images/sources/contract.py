@@ -1,4 +1,4 @@
-"""What a place that holds images must do. One conformance suite runs over all of them."""
+"""The interface of an image repository. One conformance suite tests all implementations."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """A place to read the images of one repository from.
+    """A repository to read images from.
 
-    Errors: `TransferError` for what may pass, `ImageNotFoundError`, `RegistryDeniedError` and `RegistryError` for what
-    will not. Nothing read is trusted: callers check digests.
+    Raises `TransferError` for temporary failures, and `ImageNotFoundError`, `RegistryDeniedError` and `RegistryError`
+    for permanent ones. Content is not trusted: the caller must check digests.
     """
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name for messages."""
 
     async def digest(self, tag: str) -> str | None:
-        """Return what digest the place claims for a tag, where it can say so cheaply; else None."""
+        """Return the digest that the repository claims for a tag; None if that needs the whole manifest."""
 
     async def manifest(self, target: str) -> bytes:
-        """Return the bytes of the manifest that a tag or digest names."""
+        """Return the bytes of the manifest of a tag or digest."""
 
     @property
     def ranged(self) -> bool:
-        """Whether parts of blobs can be had by themselves, as far as is known."""
+        """Whether the repository serves ranges of blobs, as far as is known."""
 
     async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
-        """Pass `size` bytes of a blob from `start` on to `write`, piece by piece and in order.
+        """Pass `size` bytes of a blob from `start` to `write`, in pieces and in order.
 
-        A caller whose read fails half-way goes on from what it has been given. While `write` waits, so does the source.
+        If the read fails, the caller resumes after the bytes it received. The source waits while `write` waits.
         """
 
     def distrust(self, blob: Blob) -> None:
-        """Note that what was read of a blob was corrupt: where there is a choice, choose another place next time."""
+        """Record that the content of a blob was corrupt, so that the next read uses another source, if there is one."""
 
 
 class Sink(Protocol):
-    """A place to write images of one repository to."""
+    """A repository to write images to. Raises the errors of `Source`."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name for messages."""
 
     async def has(self, blob: Blob) -> bool:
-        """Whether the blob is already there, whole."""
+        """Return whether the repository has the complete blob."""
 
     async def mount(self, blob: Blob, repository: str) -> bool:
-        """Take a blob over from another repository of the place; False where it is not there or not ours."""
+        """Mount a blob from another repository of the registry; False if it does not exist or access is denied."""
 
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
-        """Store a blob. Its digest has been computed from `content`."""
+        """Store a blob. The caller has computed its digest from `content`."""
 
     async def put_manifest(self, content: bytes, *, media_type: str, tag: str | None) -> bool:
-        """Store a manifest, and point the tag at it if one is given.
+        """Store a manifest, and set the tag to it if one is given.
 
-        Returns whether the place has listed it among the referrers of its subject by itself.
+        Returns whether the registry has listed the manifest among the referrers of its subject.
         """
 
 
 class Repository(Source, Sink, Protocol):
-    """A place to read from and write to."""
+    """A repository to read from and write to."""
 
     async def referrers(self, digest: str) -> bytes | None:
-        """Return the image index of what is attached to a manifest; None where the place has no such list."""
+        """Return the image index of the artifacts attached to a manifest; None without support for such lists."""

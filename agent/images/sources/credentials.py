@@ -1,7 +1,7 @@
-"""Who we are to a registry: from our configuration first, else from docker's config.json.
+"""Credentials for registries: from Hearth's configuration, otherwise from docker's config.json.
 
-docker's file is read anew at each use, so that a changed password needs no restart. Its `credHelpers` and `credsStore`
-programs (docker-credential-*) are asked under a timeout, with their errors kept apart from their answer.
+docker's file is read at each use, so that a changed password needs no restart. Its `credHelpers` and `credsStore`
+programs (docker-credential-*) run with a timeout, and their error output is separate from their reply.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Credentials:
 
 
 class CredentialStore(Protocol):
-    """Something that may know who we are to a registry."""
+    """A source of credentials."""
 
     async def find(self, host: str) -> Credentials | None:
         """Return the credentials for `host` (with its port if it has one), or None for anonymous use."""
 
 
 class ConfiguredCredentials:
-    """Our configuration, then docker's."""
+    """Credentials of Hearth's configuration, then those of docker."""
 
     def __init__(self, registries: Mapping[str, RegistryConfig], docker_config: Path, runner: CommandRunner) -> None:
         self._registries = registries
@@ -75,12 +75,12 @@ class DockerCredentials:
         document = await asyncio.to_thread(self._load)
         helpers = _mapping(document.get("credHelpers"))
         if isinstance(helper := helpers.get(host), str):
-            return await _ask_helper(self._runner, helper, host)
+            return await _run_helper(self._runner, helper, host)
         auths = _mapping(document.get("auths"))
         entry = next((_mapping(auths[key]) for key in _keys(host) if key in auths), None)
         found = _from_entry(entry) if entry else None
         if found is None and isinstance(store := document.get("credsStore"), str):
-            return await _ask_helper(self._runner, store, host)
+            return await _run_helper(self._runner, store, host)
         return found
 
     def _load(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
         return Credentials(identity_token=token)
     if isinstance(auth := entry.get("auth"), str) and auth:
         try:
-            # A password may hold colons; a user name may not.
+            # A password may contain colons; a user name may not.
             username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
@@ -117,24 +117,24 @@ def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
     return Credentials(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
 
 
-async def _ask_helper(runner: CommandRunner, helper: str, host: str) -> Credentials | None:
+async def _run_helper(runner: CommandRunner, helper: str, host: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     try:
         result = await runner.run(
             Command((program, "get"), timeout_s=HELPER_TIMEOUT_S, stdin=host.encode()), check=False
         )
     except CommandError as error:
-        remedy = "mend it, or docker's config.json"
-        raise RegistryDeniedError(f"{program} for {host}: {error.message}", remedy=remedy) from None
+        remedy = "fix that program, or remove it from docker's config.json"
+        raise RegistryDeniedError(f"running {program} for {host} failed: {error.message}", remedy=remedy) from None
     text = result.stdout.decode(errors="replace")
     if result.exit_code != 0:
         if _NO_CREDENTIALS in text:
             return None
-        said = (text + result.stderr.decode(errors="replace")).strip()[:500]
-        raise RegistryDeniedError(f"{program} failed for {host}: {said}", remedy="log in again with that helper")
+        output = (text + result.stderr.decode(errors="replace")).strip()[:500]
+        raise RegistryDeniedError(f"{program} failed for {host}: {output}", remedy="log in again with that helper")
     try:
-        answer = _mapping(json.loads(text))
+        reply = _mapping(json.loads(text))
     except ValueError:
-        raise RegistryDeniedError(f"{program} answered no JSON for {host}", remedy="mend that helper") from None
-    username, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
+        raise RegistryDeniedError(f"{program} printed invalid JSON for {host}", remedy="fix that program") from None
+    username, secret = str(reply.get("Username", "")), str(reply.get("Secret", ""))
     return Credentials(identity_token=secret) if username == _TOKEN_USER else Credentials(username, secret)

@@ -1,7 +1,7 @@
-"""An OCI image layout directory (OCI image specification, image-layout.md): the default registry, with no server.
+"""An OCI image layout directory (OCI image specification, image-layout.md): a repository without a server.
 
-Several processes may read and write it at once: blobs and `index.json` are written aside and renamed, and who changes
-the index holds a lock on the directory itself. A tag is the `org.opencontainers.image.ref.name` of an entry.
+Several processes may read and write it in parallel: blobs and `index.json` are replaced atomically, and a process that
+changes the index locks the directory. A tag is the `org.opencontainers.image.ref.name` of an entry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 class OciLayout:
-    """One layout directory, as a `Source` and a `Sink`. It is made by the first write."""
+    """One layout directory as a `Repository`. The first write creates it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,7 +65,7 @@ class OciLayout:
             await write(piece)
 
     def distrust(self, blob: Blob) -> None:
-        """See `Source.distrust`: there is no choice here."""
+        """See `Source.distrust`. There is no other source."""
 
     async def has(self, blob: Blob) -> bool:
         """See `Sink.has`."""
@@ -96,13 +96,13 @@ class OciLayout:
         found = next((entry for entry in entries if _tag_of(entry) == tag), None)
         if found is None:
             tags = ", ".join(sorted({name for entry in entries if (name := _tag_of(entry))})[:10])
-            there = f"its tags are {tags}" if tags else "it has no tags"
+            known = f"its tags are {tags}" if tags else "it has no tags"
             raise ImageNotFoundError(
-                f"{self.name} has no tag {tag!r}; {there}", remedy="check the name, or push it first"
+                f"{self.name} has no tag {tag!r}; {known}", remedy="correct the reference, or push the image first"
             )
         digest = found.get("digest")
         if not isinstance(digest, str) or not is_digest(digest):
-            raise BadImageError(f"{self.name} gives the tag {tag!r} no digest")
+            raise BadImageError(f"{self.name} has no digest for the tag {tag!r}")
         return digest
 
     def _manifest(self, target: str) -> bytes:
@@ -112,9 +112,11 @@ class OciLayout:
                 with self._blob_path(digest).open("rb") as file:
                     content = file.read(MAX_MANIFEST_BYTES + 1)
             except FileNotFoundError:
-                raise ImageNotFoundError(f"{self.name} has no version {digest}", remedy="check the name") from None
+                raise ImageNotFoundError(
+                    f"{self.name} has no version {digest}", remedy="correct the reference"
+                ) from None
         if len(content) > MAX_MANIFEST_BYTES:
-            raise BadImageError(f"{self.name} has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
+            raise BadImageError(f"{self.name} has a manifest larger than {MAX_MANIFEST_BYTES} bytes")
         return content
 
     def _read_piece(self, blob: Blob, offset: int, into: memoryview) -> None:
@@ -123,7 +125,7 @@ class OciLayout:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                raise ImageNotFoundError(f"{self.name} lacks the blob {blob.digest}") from None
+                raise ImageNotFoundError(f"{self.name} does not have the blob {blob.digest}") from None
             try:
                 if os.fstat(descriptor).st_size != blob.size or pread_into(descriptor, into, offset) < len(into):
                     raise TransferError(f"{path} is not {blob.size} bytes long")
@@ -150,7 +152,7 @@ class OciLayout:
             if not (self._path / "oci-layout").exists():
                 replace_durably(self._path / "oci-layout", _VERSION)
             index = self._load_index() if (self._path / "index.json").exists() else _new_index()
-            index["manifests"] = _with(index["manifests"], entry)
+            index["manifests"] = _with_entry(index["manifests"], entry)
             replace_durably(self._path / "index.json", json.dumps(index).encode())
 
     def _load_index(self) -> dict[str, Any]:
@@ -159,13 +161,13 @@ class OciLayout:
                 with (self._path / "index.json").open("rb") as file:
                     raw = file.read(_MAX_INDEX_BYTES)
             except (FileNotFoundError, NotADirectoryError):
-                remedy = "check the path, or push an image to it first"
+                remedy = "correct the path, or push an image to it first"
                 raise ImageNotFoundError(
-                    f"{self._path} is no OCI image layout: it has no index.json", remedy=remedy
+                    f"{self._path} is not an OCI image layout: it has no index.json", remedy=remedy
                 ) from None
         index = parse_json(raw, f"{self._path}/index.json")
         if not isinstance(index.get("manifests"), list):
-            raise BadImageError(f"{self._path}/index.json lists no manifests")
+            raise BadImageError(f"{self._path}/index.json has no list of manifests")
         return index
 
     @contextmanager
@@ -174,7 +176,7 @@ class OciLayout:
             yield
         except OSError as error:
             raise RegistryError(
-                f"{self.name} cannot be used: {error}", remedy="check its disk and permissions"
+                f"accessing {self.name} failed: {error}", remedy="check its disk and permissions"
             ) from error
 
 
@@ -188,8 +190,8 @@ def _tag_of(entry: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _with(entries: list[Any], new: dict[str, Any]) -> list[Any]:
-    """Return the entries with a new one, in place of its tag's last owner."""
+def _with_entry(entries: list[Any], new: dict[str, Any]) -> list[Any]:
+    """Return the entries with a new one, which replaces the entry with the same tag."""
     tag = _tag_of(new)
     if tag is None:
         return (

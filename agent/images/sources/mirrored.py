@@ -1,8 +1,8 @@
-"""A repository with mirrors: what its digest proves is read from the mirrors first, what it alone knows from itself.
+"""A repository with mirrors. Content named by a digest comes from the mirrors first, other content from the origin.
 
-Manifests and blobs named by digest may come from anywhere, in the order of the configuration; a place that fails is
-left alone for a while. What a tag means, and what is attached to an image, is asked of the registry itself, and of the
-mirrors only when it does not answer. Writes go to the registry itself.
+Manifests and blobs named by digest are read from the mirrors in the configured order, then from the origin. A failed
+mirror is skipped for `COOL_S`. Tags are resolved by the origin, and by the mirrors only if the origin does not answer.
+Referrers are read from the origin, and all writes go to the origin.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = structlog.get_logger()
 _Result = TypeVar("_Result")
 
 COOL_S: Final = 30.0
-"""How long a mirror that failed is left alone."""
+"""How long a failed mirror is skipped."""
 
 
 class MirroredRepository:
-    """A `Repository` in front of a registry's repository and its mirrors."""
+    """A `Repository` that combines a registry's repository with its mirrors."""
 
     def __init__(
         self, origin: Repository, mirrors: Sequence[Source], *, clock: Callable[[], float] = time.monotonic
@@ -39,7 +39,7 @@ class MirroredRepository:
         self._origin = origin
         self._mirrors = mirrors
         self._clock = clock
-        self._cold_until_s: dict[str, float] = {}
+        self._skipped_until_s: dict[str, float] = {}
         self._distrusted: set[str] = set()
 
     @property
@@ -49,28 +49,28 @@ class MirroredRepository:
 
     async def digest(self, tag: str) -> str | None:
         """See `Source.digest`."""
-        return await self._first((self._origin, *self._mirrors), lambda source: source.digest(tag))
+        return await self._first_result((self._origin, *self._mirrors), lambda source: source.digest(tag))
 
     async def manifest(self, target: str) -> bytes:
         """See `Source.manifest`."""
         if not is_digest(target):
-            return await self._first((self._origin, *self._mirrors), lambda source: source.manifest(target))
+            return await self._first_result((self._origin, *self._mirrors), lambda source: source.manifest(target))
 
-        async def proven(source: Source) -> bytes:
+        async def read_verified(source: Source) -> bytes:
             raw = await source.manifest(target)
             if digest_of(raw) != target:
-                raise CorruptImageError(f"{source.name} answers with another manifest than {target}")
+                raise CorruptImageError(f"{source.name} sent a manifest whose digest is not {target}")
             return raw
 
-        return await self._first((*self._warm(), self._origin), proven)
+        return await self._first_result((*self._usable_mirrors(), self._origin), read_verified)
 
     @property
     def ranged(self) -> bool:
         """See `Source.ranged`."""
-        return all(source.ranged for source in (*self._warm(), self._origin))
+        return all(source.ranged for source in (*self._usable_mirrors(), self._origin))
 
     async def read(self, blob: Blob, start: int, size: int, write: Write) -> None:
-        """See `Source.read`. Goes on at the next place where the one before failed."""
+        """See `Source.read`. If a source fails, the next one resumes at the first missing byte."""
         got = 0
 
         async def count(piece: memoryview) -> None:
@@ -81,11 +81,11 @@ class MirroredRepository:
         async def rest(source: Source) -> None:
             await source.read(blob, start + got, size - got, count)
 
-        mirrors = () if blob.digest in self._distrusted else self._warm()
-        await self._first((*mirrors, self._origin), rest)
+        mirrors = () if blob.digest in self._distrusted else self._usable_mirrors()
+        await self._first_result((*mirrors, self._origin), rest)
 
     def distrust(self, blob: Blob) -> None:
-        """See `Source.distrust`: from now on that blob is read from the registry itself."""
+        """See `Source.distrust`. The blob is read from the origin from now on."""
         self._distrusted.add(blob.digest)
 
     async def has(self, blob: Blob) -> bool:
@@ -108,23 +108,23 @@ class MirroredRepository:
         """See `Repository.referrers`."""
         return await self._origin.referrers(digest)
 
-    def _warm(self) -> tuple[Source, ...]:
+    def _usable_mirrors(self) -> tuple[Source, ...]:
         now_s = self._clock()
-        return tuple(mirror for mirror in self._mirrors if self._cold_until_s.get(mirror.name, 0.0) <= now_s)
+        return tuple(mirror for mirror in self._mirrors if self._skipped_until_s.get(mirror.name, 0.0) <= now_s)
 
-    async def _first(self, sources: Sequence[Source], ask: Callable[[Source], Awaitable[_Result]]) -> _Result:
-        """Return the first good answer. When there is none, raise what the registry itself said."""
-        told: ImageError | None = None
+    async def _first_result(self, sources: Sequence[Source], query: Callable[[Source], Awaitable[_Result]]) -> _Result:
+        """Return the first successful result. If all sources fail, raise the error of the origin."""
+        origin_error: ImageError | None = None
         for source in sources:
             try:
-                return await ask(source)
+                return await query(source)
             except ImageError as error:
                 if source is self._origin:
-                    told = error
+                    origin_error = error
                     if not isinstance(error, TransferError):
                         break
                 else:
-                    self._cold_until_s[source.name] = self._clock() + COOL_S
+                    self._skipped_until_s[source.name] = self._clock() + COOL_S
                     log.warning("mirror-failed", source=source.name, error=str(error))
-        assert told is not None
-        raise told
+        assert origin_error is not None
+        raise origin_error

@@ -1,4 +1,4 @@
-"""A repository in an OCI registry (OCI distribution specification 1.1), read from and written to."""
+"""A repository in an OCI registry (OCI distribution specification 1.1), for reads and writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _OK: Final = frozenset({200})
 _NO_SUCH_CALL: Final = frozenset({400, 404, 405, 501})
-"""How registries answer a call that they lack."""
+"""Statuses of registries that do not support a call."""
 _WHOLE_OR_PART: Final = frozenset({200, 206})
 _CREATED: Final = frozenset({200, 201, 202, 204})
 _MANIFEST_TYPES: Final = ", ".join(
@@ -36,14 +36,14 @@ _MANIFEST_TYPES: Final = ", ".join(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     ]
 )
-"""All four, so that what is no VM image is said to be that, and not to be missing."""
+"""All four types, so that the error for another kind of image is not "not found"."""
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _UPLOAD_PIECE_BYTES: Final = 256 << 10
 _UPLOAD_BYTES_PER_S: Final = 64 << 10
 
 
 class RegistryRepository:
-    """One repository, as a `Source` and a `Sink`."""
+    """One repository in a registry, as a `Repository`."""
 
     def __init__(self, http: RegistryHttp, namespace: str) -> None:
         self._http = http
@@ -83,12 +83,12 @@ class RegistryRepository:
         request = Request("GET", self._blob_path(blob), self._scope("pull"), _WHOLE_OR_PART, headers)
         async with self._http.send(request) as response:
             if partial and response.status == 200:
-                self._http.ranges_ignored()
-            skip = _check_answer(response, blob, start, partial=partial)
-            await self._pass_on(response, skip, size, write)
+                self._http.record_ignored_range()
+            skip = _bytes_to_skip(response, blob, start, partial=partial)
+            await self._write_body(response, skip, size, write)
 
     def distrust(self, blob: Blob) -> None:
-        """See `Source.distrust`: there is no choice here."""
+        """See `Source.distrust`. There is no other source."""
 
     async def has(self, blob: Blob) -> bool:
         """See `Sink.has`."""
@@ -105,18 +105,19 @@ class RegistryRepository:
             location = response.headers.get("Location", "")
             if response.status == 201:
                 return True
-        if location:  # an upload was begun instead: it is not wanted
+        # The registry started an upload instead of the mount.
+        if location:
             await self._cancel_upload(location)
         return False
 
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """See `Sink.put`."""
-        begin = self._request("POST", f"{self._namespace}/blobs/uploads/", "pull,push", frozenset({202}), {})
-        async with self._http.send(begin) as response:
+        start = self._request("POST", f"{self._namespace}/blobs/uploads/", "pull,push", frozenset({202}), {})
+        async with self._http.send(start) as response:
             location = response.headers.get("Location", "")
         if not location:
-            raise RegistryError(f"the registry {self._http.host} begins an upload without saying where")
-        # Joined as text: the location may hold signed parameters that must come back unchanged.
+            raise RegistryError(f"the registry {self._http.host} started an upload without a Location header")
+        # Joined as text, because the location may contain signed parameters that must not change.
         target = URL(f"{location}{'&' if '?' in location else '?'}digest={blob.digest}", encoded=True)
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
         limit_s = self._http.timeouts.answer_s + blob.size / _UPLOAD_BYTES_PER_S
@@ -146,19 +147,19 @@ class RegistryRepository:
         async with self._http.send(request) as response:
             return await _read_all(response, MAX_MANIFEST_BYTES) if response.status == 200 else None
 
-    async def _pass_on(self, response: aiohttp.ClientResponse, skip: int, size: int, write: Write) -> None:
-        pace = _Pace(self._http)
+    async def _write_body(self, response: aiohttp.ClientResponse, skip: int, size: int, write: Write) -> None:
+        pace = _PaceCheck(self._http)
         async for data in response.content.iter_any():
             piece = memoryview(data)[skip:][:size]
             skip = max(0, skip - len(data))
             size -= len(piece)
-            with pace.our_own_time():
+            with pace.exclude_time():
                 await write(piece)
                 await self._http.bandwidth.take(len(data))
             pace.check(len(data))
             if not size:
                 return
-        raise TransferError(f"the registry {self._http.host} ended a blob {size} bytes early")
+        raise TransferError(f"the registry {self._http.host} ended a response {size} bytes too early")
 
     def _manifest_request(self, method: str, target: str) -> Request:
         path = f"{self._namespace}/manifests/{target}"
@@ -172,7 +173,7 @@ class RegistryRepository:
         accept: frozenset[int],
         headers: dict[str, str],
     ) -> Request:
-        """Return a request with a small answer."""
+        """Return a request with a small response."""
         scope = f"repository:{self._namespace}:{actions}"
         return Request(method, path, scope, accept, headers, limit_s=self._http.timeouts.answer_s)
 
@@ -183,12 +184,14 @@ class RegistryRepository:
         return f"{self._namespace}/blobs/{blob.digest}"
 
     def _unknown(self, target: str) -> ImageNotFoundError:
-        what = f"version {target}" if is_digest(target) else f"tag {target!r}"
-        return ImageNotFoundError(f"{self.name} has no {what}", remedy="check the name, or push it first")
+        missing = f"version {target}" if is_digest(target) else f"tag {target!r}"
+        return ImageNotFoundError(
+            f"{self.name} has no {missing}", remedy="correct the reference, or push the image first"
+        )
 
 
-class _Pace:
-    """Ends a transfer that has been too slow for too long."""
+class _PaceCheck:
+    """Ends a transfer that is too slow for a whole time window."""
 
     def __init__(self, http: RegistryHttp) -> None:
         self._host = http.host
@@ -198,35 +201,39 @@ class _Pace:
         self._bytes = 0
 
     def check(self, count: int) -> None:
-        """Count bytes. Raises `TransferError` when there were too few for too long."""
+        """Count received bytes. Raises `TransferError` if the rate of the last window is too low."""
         self._bytes += count
-        lasted_s = self._clock() - self._since_s
-        if lasted_s < self._timeouts.slow_window_s:
+        elapsed_s = self._clock() - self._since_s
+        if elapsed_s < self._timeouts.slow_window_s:
             return
-        rate = self._bytes / lasted_s
+        rate = self._bytes / elapsed_s
         if rate < self._timeouts.slow_bytes_per_s:
-            raise TransferError(f"the registry {self._host} sends only {rate:.0f} bytes per second")
+            limit = self._timeouts.slow_bytes_per_s
+            raise TransferError(
+                f"the registry {self._host} sends only {rate:.0f} bytes per second; {limit:.0f} are needed"
+            )
         self._since_s, self._bytes = self._clock(), 0
 
     @contextmanager
-    def our_own_time(self) -> Iterator[None]:
-        """Time that passes in this context is not the registry's fault."""
-        began_s = self._clock()
+    def exclude_time(self) -> Iterator[None]:
+        """Do not count the time spent in this context, because the registry does not cause it."""
+        started_s = self._clock()
         yield
-        self._since_s += self._clock() - began_s
+        self._since_s += self._clock() - started_s
 
 
-def _check_answer(response: aiohttp.ClientResponse, blob: Blob, start: int, *, partial: bool) -> int:
-    """Return how many bytes of the body come before the ones asked for. Raises `TransferError` for a wrong answer."""
+def _bytes_to_skip(response: aiohttp.ClientResponse, blob: Blob, start: int, *, partial: bool) -> int:
+    """Return the number of body bytes before the requested ones. Raises `TransferError` for a wrong response."""
     host = response.url.host
     if response.status == 200:
-        # Without Range support the blob comes whole: what is before `start` is dropped, never taken for the rest.
+        # Without Range support the whole blob is sent: the bytes before `start` are skipped, and not mistaken for the
+        # rest.
         if response.content_length not in (None, blob.size):
-            raise TransferError(f"{host} has {response.content_length} bytes for a blob of {blob.size}")
+            raise TransferError(f"{host} sent {response.content_length} bytes for a blob of {blob.size} bytes")
         return start
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if not partial or found is None or int(found[1]) != start or found[3] not in ("*", str(blob.size)):
-        raise TransferError(f"{host} answers with another range than the one asked for")
+        raise TransferError(f"{host} sent another range than the requested one")
     return 0
 
 
@@ -235,7 +242,7 @@ async def _read_all(response: aiohttp.ClientResponse, limit: int) -> bytes:
     async for data in response.content.iter_any():
         body += data
         if len(body) > limit:
-            raise BadImageError(f"{response.url.host} answers with a manifest of more than {limit} bytes")
+            raise BadImageError(f"{response.url.host} sent a manifest larger than {limit} bytes")
     return bytes(body)
 
 

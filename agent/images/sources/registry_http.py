@@ -1,7 +1,7 @@
-"""HTTP to one registry: logins, redirects and refusals dealt with in one place, every wait bounded.
+"""HTTP client of one registry: logins, redirects and errors, with a limit on every wait.
 
-Redirects are followed here and not by aiohttp: credentials go to the registry's own origin only, https never falls back
-to http, and a signed URL that expired is told apart from a registry that refuses us.
+This client follows redirects itself instead of aiohttp. So it sends credentials only to the registry's own origin,
+never falls back from https to http, and distinguishes an expired signed URL from a registry that denies access.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 5
 _MAX_LOGINS: Final = 2
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TEMPORARY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVERLOADED: Final = frozenset({429, 503})
 _EXCERPT_BYTES: Final = 2000
 UNRANGED_S: Final = 60.0
-"""How long a registry that ignored a range is asked for whole blobs only."""
+"""How long only whole blobs are requested from a registry that ignored a range."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryTimeouts:
-    """How long a registry is waited for. All of it is per try; `retry` decides how many there are."""
+    """Timeouts of one attempt of a request to a registry. `RetryPolicy` limits the number of attempts."""
 
     connect_s: float = 10.0
     stall_s: float = 15.0
-    """No byte for this long ends a transfer."""
+    """A transfer ends if no byte arrives for this time."""
     slow_window_s: float = 20.0
     slow_bytes_per_s: float = 16384.0
-    """A transfer slower than this over a whole window ends too: a drip is a stall with manners."""
+    """A transfer also ends if its rate over a whole window is lower than this."""
     answer_s: float = 60.0
-    """For a request with a small answer, and on top of an upload's own time."""
+    """For a request with a small response. For an upload, added to the time for its bytes."""
 
     def timeout(self) -> aiohttp.ClientTimeout:
-        """Return it as aiohttp's limits on one request."""
+        """Return the timeouts of one request for aiohttp."""
         return aiohttp.ClientTimeout(total=None, sock_connect=self.connect_s, sock_read=self.stall_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `path` is below `/v2/`, or a URL the registry gave us; `body` makes a fresh body per try."""
+    """One request. `path` is below `/v2/`, or a URL from the registry. `body` makes a new body for each attempt."""
 
     method: str
     path: str | URL
@@ -63,7 +63,7 @@ class Request:
     accept: frozenset[int]
     headers: Mapping[str, str]
     body: Callable[[], AsyncIterator[bytes]] | None = None
-    limit_s: float | None = None  # for the whole exchange, its body included; None: bounded by its pace alone
+    limit_s: float | None = None  # for the whole exchange with its body; None: only the transfer rate is checked
 
 
 class RegistryHttp:
@@ -91,22 +91,22 @@ class RegistryHttp:
 
     @property
     def ranged(self) -> bool:
-        """Whether the registry serves parts of blobs, as far as is known."""
+        """Whether the registry serves ranges of blobs, as far as is known."""
         return time.monotonic() >= self._unranged_until_s
 
-    def ranges_ignored(self) -> None:
-        """Note that it has answered a request for a part with the whole: a cache does so with what it lacks yet."""
+    def record_ignored_range(self) -> None:
+        """Record that a range request got the whole blob. Caches do this for blobs that they do not have yet."""
         self._unranged_until_s = time.monotonic() + UNRANGED_S
 
     def url(self, path: str | URL) -> URL:
-        """Return the absolute URL of a path below `/v2/`, or of a location that the registry gave."""
+        """Return the absolute URL of a path below `/v2/`, or of a location from the registry."""
         return self._origin.join(path) if isinstance(path, URL) else self._origin.join(URL(f"/v2/{path}", encoded=True))
 
     @asynccontextmanager
     async def send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the answer, once its status is one of `request.accept`.
+        """Yield the response if its status is one of `request.accept`.
 
-        Raises the errors named in `Source`; also for what breaks while the caller reads the body.
+        Raises the errors of `Source`, also for failures while the caller reads the body.
         """
         try:
             async with asyncio.timeout(request.limit_s):
@@ -114,37 +114,38 @@ class RegistryHttp:
                 try:
                     yield response
                 finally:
-                    # What was read to its end is back in the pool by now; the rest is cut, never drained.
+                    # A connection whose body was read to the end is in the pool already. Others are closed, not
+                    # drained.
                     response.close()
         except aiohttp.ClientConnectorCertificateError as error:
             remedy = f'set ca_file under [images.registries."{self.host}"]'
-            text = f"the registry {self.host} shows a certificate that is not trusted: {error}"
+            text = f"the registry {self.host} has a certificate that is not trusted: {error}"
             raise RegistryError(text, remedy=remedy) from error
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise self._connection_error(error) from error
 
     async def _follow(self, request: Request) -> aiohttp.ClientResponse:
         url = self.url(request.path)
         redirects = logins = 0
         while True:
-            ours = url.origin() == self._origin
-            authorization = self._authorizer.header(request.scope) if ours else None
-            response = await self._once(request, url, authorization)
+            is_origin = url.origin() == self._origin
+            authorization = self._authorizer.header(request.scope) if is_origin else None
+            response = await self._send_once(request, url, authorization)
             if response.status in request.accept:
                 return response
-            if response.status == 401 and ours and logins < _MAX_LOGINS:
+            if response.status == 401 and is_origin and logins < _MAX_LOGINS:
                 logins += 1
                 challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
                 response.release()
-                await self._authorizer.answer(challenges, request.scope, authorization)
+                await self._authorizer.answer_challenge(challenges, request.scope, authorization)
             elif response.status in _REDIRECTS and request.body is None and redirects < _MAX_REDIRECTS:
                 redirects += 1
-                url = self._next(url, response)
+                url = self._redirect_target(url, response)
                 response.release()
             else:
-                raise await self._refusal(request, response, ours=ours)
+                raise await self._status_error(request, response, is_origin=is_origin)
 
-    async def _once(self, request: Request, url: URL, authorization: str | None) -> aiohttp.ClientResponse:
+    async def _send_once(self, request: Request, url: URL, authorization: str | None) -> aiohttp.ClientResponse:
         headers = {"Accept-Encoding": "identity", **request.headers}
         if authorization:
             headers["Authorization"] = authorization
@@ -159,46 +160,48 @@ class RegistryHttp:
             ssl=self._trust,
         )
 
-    def _next(self, url: URL, response: aiohttp.ClientResponse) -> URL:
+    def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
         try:
             target = url.join(URL(response.headers.get("Location", ""), encoded=True))
         except ValueError:
             target = URL()
         if target.scheme not in ("http", "https") or not target.host:
-            raise RegistryError(f"the registry {self.host} redirects to nowhere")
+            raise RegistryError(f"the registry {self.host} redirects to an invalid location")
         if url.scheme == "https" and target.scheme == "http":
             raise RegistryError(f"the registry {self.host} redirects from https to http at {target.host}")
         return target
 
-    async def _refusal(
-        self, request: Request, response: aiohttp.ClientResponse, *, ours: bool
+    async def _status_error(
+        self, request: Request, response: aiohttp.ClientResponse, *, is_origin: bool
     ) -> RegistryError | ImageNotFoundError:
         status, headers = response.status, response.headers
-        said = await _excerpt(response)
+        excerpt = await _excerpt(response)
         response.close()
-        where = self.host if ours else f"{response.url.host}, where {self.host} redirects to,"
-        if status in _PASSING or not ours:
+        server = self.host if is_origin else f"{response.url.host} (redirected from {self.host})"
+        if status in _TEMPORARY or not is_origin:
             after_s = retry_after_s(headers.get("Retry-After"))
             overloaded = status in _OVERLOADED
-            text = f"the registry {where} answers {status}{said}"
+            text = f"the registry {server} replied {status}{excerpt}"
             return TransferError(text, retry_after_s=after_s, overloaded=overloaded)
         if status in (401, 403):
-            return self._authorizer.denied(f" ({status}{said})")
+            return self._authorizer.denied(f" ({status}{excerpt})")
         if status == 404:
-            return ImageNotFoundError(f"the registry {self.host} has no {request.path}{said}")
-        return RegistryError(f"the registry {where} answers {status} to {request.method} {request.path}{said}")
+            return ImageNotFoundError(f"the registry {self.host} has no {request.path}{excerpt}")
+        return RegistryError(f"the registry {server} replied {status} to {request.method} {request.path}{excerpt}")
 
-    def _unreachable(self, error: BaseException) -> TransferError:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-        plain = isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError)
+    def _connection_error(self, error: BaseException) -> TransferError:
+        reason = "no response in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        is_tls_error = isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError)
         remedy = (
-            f'if it speaks plain http, set insecure = true under [images.registries."{self.host}"]' if plain else ""
+            f'if it serves plain http, set insecure = true under [images.registries."{self.host}"]'
+            if is_tls_error
+            else ""
         )
-        return TransferError(f"the registry {self.host} cannot be used: {reason}", remedy=remedy)
+        return TransferError(f"the request to the registry {self.host} failed: {reason}", remedy=remedy)
 
 
 async def _excerpt(response: aiohttp.ClientResponse) -> str:
-    """Return the start of an error's body for the message, on one line."""
+    """Return the start of an error's body on one line, for the message."""
     try:
         async with asyncio.timeout(5):
             body = await response.content.read(_EXCERPT_BYTES)
