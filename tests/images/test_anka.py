@@ -341,7 +341,7 @@ async def test_a_version_that_was_removed_by_hand_is_not_here(host: Host, images
 
 async def test_a_registry_that_is_not_there_is_the_registrys_fault(host: Host) -> None:
     async with open_anka_images(host.config(registry="http://localhost:9")) as images:
-        with pytest.raises(RegistryError, match="cannot be reached"):
+        with pytest.raises(RegistryError, match="connecting to .* failed"):
             await images.resolve("anka:macos:v1")
 
 
@@ -361,7 +361,7 @@ async def test_a_remote_of_another_place_is_ours_to_mend_only_under_our_name(hos
     host.home.write("remotes.json", [{"name": "theirs", "url": "http://old:8089", "default": True}])
     host.registry.push("macos", "v2")
     async with open_anka_images(host.config(remote="theirs")) as images:
-        with pytest.raises(RegistryError, match="knows theirs as"):
+        with pytest.raises(RegistryError, match="the remote theirs"):
             await pulled(images, "anka:macos:v2")
 
 

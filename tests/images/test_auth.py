@@ -167,7 +167,7 @@ async def test_helpers_and_entries_of_docker_are_asked(helper: DockerCredentials
 @pytest.mark.parametrize(
     ("host", "says"),
     [
-        ("garbage.example", "no JSON"),
+        ("garbage.example", "invalid JSON"),
         ("locked.example", "keychain is locked"),
         ("any.example", "docker-credential-missing"),
     ],

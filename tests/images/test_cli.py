@@ -65,11 +65,11 @@ def test_image_is_pushed_pulled_listed_shown_and_removed(disk: Path, here: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["pull", "debian"], 2, "names no registry"),
-        (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "cannot be read"),
+        (["pull", "debian"], 2, "has no registry"),
+        (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "reading the disk missing.img failed"),
         (["rm", "sha256:" + "0" * 64], 4, "not on this host"),
         (["rm", "host.example/a:v1"], 4, "hearth image list"),
-        (["show", "oci-layout:/nonexistent:v1"], 4, "no OCI image layout"),
+        (["show", "oci-layout:/nonexistent:v1"], 4, "not an OCI image layout"),
         (["pull", "oci-layout:/nonexistent:v1"], 4, "push an image to it first"),
     ],
 )

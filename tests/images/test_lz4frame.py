@@ -132,7 +132,7 @@ HUGE = 100 * 10**9
         (struct.pack("<4sII", b"bv41", 1000, 2**32 - 1), "claims"),
         (struct.pack("<4sI", b"bv4-", 2**32 - 1), "claims"),
         (struct.pack("<4sI", b"bv4-", 0), "claims"),
-        (struct.pack("<4sI", b"bv4-", 1001) + bytes(1001), "where 1000 are left"),
+        (struct.pack("<4sI", b"bv4-", 1001) + bytes(1001), "only 1000 bytes are left"),
         (struct.pack("<4sI", b"bv4-", 1000) + bytes(1000), "too early"),
         (struct.pack("<4sI", b"bv4-", 1000) + bytes(1000) + b"bv4$bv4$", "after the end"),
         (struct.pack("<4sII", b"bv41", 1000, 3) + b"\x10a\x00", "does not decode"),

@@ -154,9 +154,9 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Any:
     ("raw", "says"),
     [
         (b"{", "not valid JSON"),
-        (b'{"os":"windows"}', "unknown system"),
-        (b'{"os":"linux","arch":"mips"}', "unknown system"),
-        (b'{"os":["linux"],"arch":"amd64"}', "unknown system"),
+        (b'{"os":"windows"}', "unsupported system"),
+        (b'{"os":"linux","arch":"mips"}', "unsupported system"),
+        (b'{"os":["linux"],"arch":"amd64"}', "unsupported system"),
         (b'{"os":"darwin","diskFormat":"asif"}', "ASIF"),
     ],
 )
