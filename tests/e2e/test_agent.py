@@ -85,7 +85,7 @@ async def test_lease_waits_for_vm_and_breaks_when_vm_dies(host: Host, layout: di
     lease = await host.call("POST", "/v1/leases", {"pool": "small", "holder": "early", "wait_s": 100})
     refused = await host.run_hearth("lease", "small", "--wait", "0.2", check=False)
     assert refused[0] == 5
-    assert "no VM of pool 'small' turned ready within 0.2 s" in refused[2]
+    assert "no VM of pool 'small' became ready within 0.2 s" in refused[2]
     unknown = await host.run_hearth("lease", "nope", check=False)
     assert unknown[0] == 4
     assert "there is no pool 'nope' on this host" in unknown[2]
@@ -162,7 +162,7 @@ async def test_second_agent_on_same_data_dir_refuses_to_start(host: Host) -> Non
     await host.start()
     code, _, err = await host.run_hearth("run", "--config", str(host.config), check=False)
     assert code == 69
-    assert f"an agent (process {host.pid}) already works on {host.data_dir}" in err
+    assert f"an agent (process {host.pid}) already uses {host.data_dir}" in err
     assert (await host.get("/v1/vms"))["vms"] == []  # the first agent still answers
 
 
