@@ -1,6 +1,6 @@
 """Commands, keys, calls, conditions, events, metrics and files that README.md and docs/ name exist in the code.
 
-A name is what stands in back-ticks or in a code block. Reference tables are checked for completeness in
+Names are the words in back-ticks and in code blocks. Reference tables are checked for completeness in
 test_reference_pages.py.
 """
 

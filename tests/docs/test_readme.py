@@ -1,4 +1,4 @@
-"""README.md: short enough to read at once, with examples that are valid and links that exist."""
+"""README.md: short, with examples that are valid and links that exist."""
 
 from __future__ import annotations
 
