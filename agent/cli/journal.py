@@ -106,7 +106,7 @@ def rebuild(
     """Create a new journal from the running VMs and the readable records. Keep the old file next to it.
 
     Running VMs are adopted: leased ones stay leased, idle ones must pass their probes again before they are leased.
-    A damaged journal does not prove that a VM is idle, so a lease of one hour holds each of its VMs. You can release it
+    A damaged journal cannot show that a VM is idle, so a lease of one hour holds each of its VMs. You can release it
     earlier. No agent may be running.
 
     \b

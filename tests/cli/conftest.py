@@ -1,4 +1,4 @@
-"""A real API on a real Unix socket, in a thread, and the command line called as a function or as a process."""
+"""An API server on a Unix socket, in a thread, and the command line as a function and as a process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Ended:
 
 
 class Agent:
-    """An API server in a thread. What touches the engine runs on the server's loop."""
+    """An API server in a thread. Use the engine only on the server's event loop, with `call`."""
 
     def __init__(
         self, folder: Path, engine: MemoryEngine, *, gate: Gate | None = None, tls: TlsConfig | None = None
@@ -69,13 +69,13 @@ class Agent:
         self._logs.close()
         assert not self._thread.is_alive()
 
-    def ask(self, work: Callable[[MemoryEngine], Awaitable[_Result]]) -> _Result:
-        """Run something on the server's loop and return its result."""
+    def call(self, work: Callable[[MemoryEngine], Awaitable[_Result]]) -> _Result:
+        """Run a coroutine function on the server's event loop and return its result."""
 
-        async def call() -> _Result:
+        async def run_work() -> _Result:
             return await work(self.engine)
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run_work(), self._loop).result(10)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -97,7 +97,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 @pytest.fixture
 def hearth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    """Call the command line in this process."""
+    """Return a function that runs the command line in this process."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(*arguments: object) -> Ended:
@@ -152,7 +152,7 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[Any]:
 
 
 class InterruptAt:
-    """A trace function that sends this process SIGINT as Ctrl-C would, at the given line reached in the modules."""
+    """A trace function that raises SIGINT when the given number of lines of the modules have run."""
 
     def __init__(self, moment: int, *modules: ModuleType) -> None:
         self.moment = moment

@@ -1,4 +1,4 @@
-"""Every command against a real API: what it prints, where, and its exit code."""
+"""The commands against an API server: their output and exit codes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.cli.documents import VmList
 from agent.cli.exit_codes import EXIT_BY_CODE, ExitCode
 from agent.cli.main import COMMANDS, run
 from agent.domain.events import Event, EventKind
@@ -29,73 +30,73 @@ if TYPE_CHECKING:
     Hearth = Callable[..., Ended]
 
 
-def test_status_shows_everything_within_80_columns(agent: Agent, hearth: Hearth) -> None:
+def test_status_fits_80_columns(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("status", "--socket", agent.socket)
     assert ended.code == ExitCode.OK
     assert max(map(len, ended.out.splitlines())) <= 80
     assert "\x1b" not in ended.out
-    for told in ("mac-1", "qemu 7.2", "0 of 2 free (1 ready, 1 starting)", "hearth-small-1", "starting", "serving"):
-        assert told in ended.out
+    for text in ("mac-1", "qemu 7.2", "0 of 2 free (1 ready, 1 starting)", "hearth-small-1", "starting", "serving"):
+        assert text in ended.out
 
 
-def test_status_as_json_is_the_host_document(agent: Agent, hearth: Hearth) -> None:
+def test_status_json_is_the_host_document(agent: Agent, hearth: Hearth) -> None:
     document = json.loads(hearth("status", "--json", "--socket", agent.socket).out)
     assert document["slots"]["total"] == 2
     assert [pool["name"] for pool in document["pools"]] == ["small"]
 
 
-def test_vms_are_listed(agent: Agent, hearth: Hearth) -> None:
+def test_vms_lists_all_vms(agent: Agent, hearth: Hearth) -> None:
     assert "hearth-small-2" in hearth("vms", "--socket", agent.socket).out
     listed = json.loads(hearth("vms", "--json", "--socket", agent.socket).out)["vms"]
     assert [item["name"] for item in listed] == ["hearth-small-1", "hearth-small-2"]
 
 
-def test_a_vm_is_replaced_with_a_reason(agent: Agent, hearth: Hearth) -> None:
+def test_vm_is_replaced_with_reason(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("vms", "--socket", agent.socket, "replace", "hearth-small-1", "--reason", "odd noises")
     assert ended == Ended(ExitCode.OK, "hearth-small-1 is being replaced\n", "")
     assert agent.engine.replaced == [("hearth-small-1", "odd noises")]
 
 
-def test_a_lease_from_claim_to_release(agent: Agent, hearth: Hearth) -> None:
-    place = ("--socket", agent.socket)
-    told = hearth("lease", "small", "--ttl", "15m", "--holder", "job-1", *place)
-    assert told.code == ExitCode.OK
+def test_lease_is_claimed_renewed_and_released(agent: Agent, hearth: Hearth) -> None:
+    endpoint = ("--socket", agent.socket)
+    claimed = hearth("lease", "small", "--ttl", "15m", "--holder", "job-1", *endpoint)
+    assert claimed.code == ExitCode.OK
     for part in ("lease-1", "hearth-small-1", "22 at 127.0.0.1:40022", "hearth release lease-1"):
-        assert part in told.out
-    renewed = json.loads(hearth("renew", "lease-1", "--ttl", "2h", "--json", *place).out)
+        assert part in claimed.out
+    renewed = json.loads(hearth("renew", "lease-1", "--ttl", "2h", "--json", *endpoint).out)
     assert (renewed["holder"], renewed["ttl_s"]) == ("job-1", 7200)
-    assert hearth("release", "lease-1", *place) == Ended(ExitCode.OK, "lease-1 is released\n", "")
+    assert hearth("release", "lease-1", *endpoint) == Ended(ExitCode.OK, "lease-1 is released\n", "")
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-def test_a_lease_has_a_holder_also_when_none_is_named(agent: Agent, hearth: Hearth) -> None:
+def test_lease_has_default_holder(agent: Agent, hearth: Hearth) -> None:
     lease = json.loads(hearth("lease", "small", "--json", "--socket", agent.socket).out)
     assert "@" in lease["holder"]
 
 
-def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
-    async def arrived(engine: MemoryEngine) -> None:
+def test_lease_request_is_cancelled_by_ctrl_c(agent: Agent) -> None:
+    async def wait_for_request(engine: MemoryEngine) -> None:
         await engine.leases.arrived.wait()
 
-    async def left(engine: MemoryEngine) -> int:
+    async def wait_for_cancellation(engine: MemoryEngine) -> int:
         async with asyncio.timeout(5):
             await engine.leases.left.wait()
         return len(engine.leases.line)
 
-    async def take_all(engine: MemoryEngine) -> None:
+    async def make_vm_unavailable(engine: MemoryEngine) -> None:
         engine.become("hearth-small-1", VmState.STOPPING)
 
-    agent.ask(take_all)
+    agent.call(make_vm_unavailable)
     process = start("lease", "small", "--wait", "10m", "--socket", agent.socket)
-    agent.ask(arrived)
+    agent.call(wait_for_request)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, "", "")
-    assert agent.ask(left) == 0
+    assert agent.call(wait_for_cancellation) == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["lease", "other"], ExitCode.NOT_FOUND, "there is no pool 'other'"),
         (["release", "gone"], ExitCode.NOT_FOUND, "there is no lease 'gone'"),
@@ -107,33 +108,33 @@ def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
         (["status", "--colour"], ExitCode.USAGE, "No such option"),
     ],
 )
-def test_errors_go_to_stderr_with_an_exit_code_of_their_own(
-    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: ExitCode, said: str
+def test_error_is_on_stderr_with_its_exit_code(
+    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: ExitCode, message: str
 ) -> None:
     monkeypatch.setenv("HEARTH_SOCKET", str(agent.socket))
     ended = hearth(*arguments)
     assert ended.code == code
     assert ended.out == ""
-    assert said in ended.err
+    assert message in ended.err
 
 
-def test_no_vm_free_and_refused_are_told_apart(agent: Agent, hearth: Hearth) -> None:
-    place = ("--socket", agent.socket)
-    assert hearth("lease", "small", *place).code == ExitCode.OK
-    assert hearth("lease", "small", *place).code == ExitCode.NO_VM_FREE
-    refused = hearth("vms", *place, "replace", "hearth-small-1")
+def test_no_vm_free_and_refused_have_different_exit_codes(agent: Agent, hearth: Hearth) -> None:
+    endpoint = ("--socket", agent.socket)
+    assert hearth("lease", "small", *endpoint).code == ExitCode.OK
+    assert hearth("lease", "small", *endpoint).code == ExitCode.NO_VM_FREE
+    refused = hearth("vms", *endpoint, "replace", "hearth-small-1")
     assert refused.code == ExitCode.REFUSED
     assert "release its lease first" in refused.err
 
 
-def test_an_agent_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path, hearth: Hearth) -> None:
+def test_unreachable_agent_error_names_socket_and_remedy(tmp_path: Path, hearth: Hearth) -> None:
     ended = hearth("status", "--socket", tmp_path / "none.sock")
     assert ended.code == ExitCode.UNREACHABLE
     assert f"the agent does not answer on {tmp_path / 'none.sock'}" in ended.err
     assert "hearth run" in ended.err
 
 
-def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     monkeypatch.setenv("_HEARTH_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", " ".join(words))
     monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
@@ -142,35 +143,33 @@ def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return capsys.readouterr().out.split()
 
 
-def test_the_shell_completes_commands_options_and_what_the_agent_has(
+def test_shell_completes_commands_options_and_agent_names(
     agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HEARTH_SOCKET", str(agent.socket))
     lease = json.loads(hearth("lease", "small", "--json").out)
-    assert completed(monkeypatch, capsys, "hearth", "unc") == ["uncordon"]
-    assert completed(monkeypatch, capsys, "hearth", "vms", "re") == ["replace"]
-    assert "--level" in completed(monkeypatch, capsys, "hearth", "logs", "--le")
-    assert completed(monkeypatch, capsys, "hearth", "exec", "sm") == ["small"]
-    assert completed(monkeypatch, capsys, "hearth", "vms", "why", "hearth-small-2") == ["hearth-small-2"]
-    assert completed(monkeypatch, capsys, "hearth", "release", "") == [lease["id"]]
+    assert complete(monkeypatch, capsys, "hearth", "unc") == ["uncordon"]
+    assert complete(monkeypatch, capsys, "hearth", "vms", "re") == ["replace"]
+    assert "--level" in complete(monkeypatch, capsys, "hearth", "logs", "--le")
+    assert complete(monkeypatch, capsys, "hearth", "exec", "sm") == ["small"]
+    assert complete(monkeypatch, capsys, "hearth", "vms", "why", "hearth-small-2") == ["hearth-small-2"]
+    assert complete(monkeypatch, capsys, "hearth", "release", "") == [lease["id"]]
     monkeypatch.setenv("HEARTH_SOCKET", "/nowhere")
-    assert completed(monkeypatch, capsys, "hearth", "exec", "sm") == []
+    assert complete(monkeypatch, capsys, "hearth", "exec", "sm") == []
 
 
-def test_every_command_has_help_with_an_example(hearth: Hearth) -> None:
+def test_command_help_has_example(hearth: Hearth) -> None:
     without = []
     for name in COMMANDS:
-        told = hearth(name, "--help").out
-        inner = re.findall(r"^[│ ] (\w\S*) ", told.partition("Commands")[2], flags=re.MULTILINE)
-        pages = [told, *(hearth(name, command, "--help").out for command in inner)]
+        page = hearth(name, "--help").out
+        inner = re.findall(r"^[│ ] (\w\S*) ", page.partition("Commands")[2], flags=re.MULTILINE)
+        pages = [page, *(hearth(name, command, "--help").out for command in inner)]
         if not any(f"hearth {name}" in page.partition("Usage:")[2].partition("\n")[2] for page in pages):
             without.append(name)
     assert without == []
 
 
-def test_images_and_one_vm_are_shown(agent: Agent, hearth: Hearth) -> None:
-    assert "aaaaaaaaaaaa" in hearth("image", "list", "--socket", agent.socket).out
-    assert len(json.loads(hearth("image", "list", "--socket", agent.socket, "--json").out)["images"]) == 1
+def test_vm_is_shown_with_ports_and_probes(agent: Agent, hearth: Hearth) -> None:
     shown = hearth("vms", "show", "small-1", "--socket", agent.socket).out
     assert "22 at 127.0.0.1:40022" in shown
     assert "answered" in shown
@@ -178,7 +177,34 @@ def test_images_and_one_vm_are_shown(agent: Agent, hearth: Hearth) -> None:
     assert hearth("vms", "show", "small-9", "--socket", agent.socket).code == ExitCode.NOT_FOUND
 
 
-def test_top_asks_twice(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_list_comes_from_the_agent(agent: Agent, hearth: Hearth) -> None:
+    assert "aaaaaaaaaaaa" in hearth("image", "list", "--socket", agent.socket).out
+    document = json.loads(hearth("image", "list", "--socket", agent.socket, "--json").out)
+    assert (document["source"], len(document["images"])) == ("agent", 1)
+
+
+def test_image_list_comes_from_the_store_without_agent(tmp_path: Path, hearth: Hearth) -> None:
+    config = tmp_path / "hearth.toml"
+    config.write_text('data_dir = "data"\n')
+    ended = hearth("image", "list", "--json", "--config", config)
+    assert json.loads(ended.out) == {"source": "store", "images": []}
+    assert "these are the images in the local store" in ended.err
+
+
+def test_image_list_of_remote_host_does_not_use_the_store(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTH_HOST", "http://127.0.0.1:1")
+    ended = hearth("image", "list")
+    assert (ended.code, ended.out) == (ExitCode.UNREACHABLE, "")
+
+
+def test_answer_without_a_needed_key_is_an_error(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VmList, "__required_keys__", frozenset({"vms", "new_key"}))
+    ended = hearth("vms", "--socket", agent.socket)
+    assert ended.code == ExitCode.FAILURE
+    assert "the agent's answer lacks new_key" in ended.err
+
+
+def test_top_shows_usage(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.cli.top.FIRST_S", 0.0)
     document = json.loads(hearth("top", "--json", "--socket", agent.socket).out)
     assert [vm["name"] for vm in document["vms"]] == ["hearth-small-1", "hearth-small-2"]
@@ -186,27 +212,27 @@ def test_top_asks_twice(agent: Agent, hearth: Hearth, monkeypatch: pytest.Monkey
     assert "hearth-small-1" in hearth("top", "--once", "--socket", agent.socket).out
 
 
-def test_the_socket_is_found_through_the_configuration(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+def test_socket_comes_from_configuration(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text('data_dir = "."\n')
     assert hearth("vms", "--config", config).code == ExitCode.OK
 
 
-def test_the_assignment_is_shown_edited_and_set(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
-    place = ("--socket", agent.socket)
-    document = json.loads(hearth("assignment", "show", *place).out)
+def test_assignment_is_shown_edited_and_set(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+    endpoint = ("--socket", agent.socket)
+    document = json.loads(hearth("assignment", "show", *endpoint).out)
     document["pools"]["big"] = {"image": "registry/big:v1"}
     edited = tmp_path / "pools.json"
     edited.write_text(json.dumps(document))
-    assert hearth("assignment", "set", edited, *place) == Ended(ExitCode.OK, "assigned: big, small\n", "")
+    assert hearth("assignment", "set", edited, *endpoint) == Ended(ExitCode.OK, "assigned: big, small\n", "")
     toml = tmp_path / "pools.toml"
     toml.write_text('[pools.tiny]\nimage = "registry/tiny:v1"\n')
-    assert hearth("assignment", "set", toml, *place).out == "assigned: tiny\n"
-    stale = hearth("assignment", "set", toml, "--if-match", "old", *place)
+    assert hearth("assignment", "set", toml, *endpoint).out == "assigned: tiny\n"
+    stale = hearth("assignment", "set", toml, "--if-match", "old", *endpoint)
     assert (stale.code, stale.out) == (ExitCode.REFUSED, "")
 
 
-def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
+def test_invalid_assignment_is_not_sent(agent: Agent, hearth: Hearth, tmp_path: Path) -> None:
     bad = tmp_path / "pools.toml"
     bad.write_text("[pools.tiny]\nwarm = 1\n")
     ended = hearth("assignment", "set", bad, "--socket", agent.socket)
@@ -215,7 +241,7 @@ def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hea
 
 
 @pytest.mark.parametrize(
-    ("config", "assignment", "code", "said"),
+    ("config", "assignment", "code", "message"),
     [
         ("[host]\nslots = 2\n", '[pools.a]\nimage = "x"\n', ExitCode.OK, "is valid"),
         ('[assignment]\nsource = "api"\n', None, ExitCode.OK, "is valid"),
@@ -231,7 +257,7 @@ def test_a_bad_assignment_is_refused_before_it_is_sent(agent: Agent, hearth: Hea
     ],
 )
 def test_config_check(
-    hearth: Hearth, tmp_path: Path, config: str, assignment: str | None, code: ExitCode, said: str
+    hearth: Hearth, tmp_path: Path, config: str, assignment: str | None, code: ExitCode, message: str
 ) -> None:
     path = tmp_path / "hearth.toml"
     path.write_text(config)
@@ -239,20 +265,20 @@ def test_config_check(
         (tmp_path / "assignment.toml").write_text(assignment)
     ended = hearth("config", "check", "--config", path)
     assert ended.code == code
-    assert said in ended.out + ended.err
+    assert message in ended.out + ended.err
     as_json = hearth("config", "check", "--config", path, "--json")
     assert as_json.code == code
     assert json.loads(as_json.out)["ok"] is (code is ExitCode.OK)
 
 
-def test_the_process_ends_with_the_exit_code(tmp_path: Path) -> None:
+def test_process_ends_with_exit_code(tmp_path: Path) -> None:
     process = start("config", "check", "--config", tmp_path / "none.toml")
     _, err = process.communicate(timeout=20)
     assert process.returncode == ExitCode.BAD_CONFIGURATION
     assert "none.toml does not exist" in err
 
 
-def test_help_is_quick_because_it_imports_next_to_nothing() -> None:
+def test_help_imports_no_slow_module() -> None:
     program = (
         "import sys; from agent.cli.main import run; code = run(['--help']);"
         "print([m for m in ('aiohttp', 'agent.config', 'agent.cli.image', 'structlog') if m in sys.modules], code)"
@@ -262,17 +288,17 @@ def test_help_is_quick_because_it_imports_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_has_help(hearth: Hearth, name: str) -> None:
+def test_command_has_help(hearth: Hearth, name: str) -> None:
     ended = hearth(name, "--help")
     assert ended.code == ExitCode.OK
     assert f"hearth {name}" in ended.out
 
 
-def test_the_version_is_told(hearth: Hearth) -> None:
+def test_version_is_printed(hearth: Hearth) -> None:
     assert hearth("--version").out.startswith("hearth 0.")
 
 
-def test_every_mapped_exit_code_is_an_error() -> None:
+def test_mapped_exit_codes_are_not_zero() -> None:
     assert ExitCode.OK not in EXIT_BY_CODE.values()
 
 
@@ -280,21 +306,21 @@ def test_every_mapped_exit_code_is_an_error() -> None:
     "command",
     [("status",), ("status", "--json"), ("events", "-n", "5"), ("events", "-f", "-n", "5"), ("vms",), ("--help",)],
 )
-def test_a_reader_that_has_gone_ends_a_command_quietly(agent: Agent, command: tuple[str, ...]) -> None:
-    async def happen(engine: MemoryEngine) -> None:
+def test_command_ends_silently_when_its_reader_has_ended(agent: Agent, command: tuple[str, ...]) -> None:
+    async def add_events(engine: MemoryEngine) -> None:
         engine.changed(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
 
-    agent.ask(happen)
-    where = () if command == ("--help",) else ("--socket", str(agent.socket))
+    agent.call(add_events)
+    endpoint = () if command == ("--help",) else ("--socket", str(agent.socket))
     reader, writer = os.pipe()
     os.close(reader)
-    process = start(*command, *where, stdout=writer)
+    process = start(*command, *endpoint, stdout=writer)
     os.close(writer)
-    _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (ExitCode.BROKEN_PIPE, "")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (ExitCode.BROKEN_PIPE, "")
 
 
-def test_output_that_finds_no_room_is_told(agent: Agent) -> None:
+def test_full_disk_error_is_reported(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "status", "--json", "--socket", str(agent.socket)]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
@@ -302,8 +328,8 @@ def test_output_that_finds_no_room_is_told(agent: Agent) -> None:
     assert ended.stderr.startswith("hearth: the output cannot be written: No space left on device")
 
 
-def test_a_closed_stdout_is_no_file_of_ours(agent: Agent) -> None:
-    """Else the connection to the agent would take its number, and get what is meant for people."""
+def test_closed_stdout_is_not_reused_for_connection(agent: Agent) -> None:
+    """The connection to the agent must not get the number of the closed stdout, or output goes to the agent."""
     command = f'"{sys.executable}" -m agent status --socket "{agent.socket}" >&-'
     ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=20, check=False)
     assert (ended.returncode, ended.stderr) == (ExitCode.OK, "")

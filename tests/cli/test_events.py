@@ -1,4 +1,4 @@
-"""What happened, in the terminal: the latest, one VM's story, and live over a restart of the agent."""
+"""`hearth events`: the latest events, the events of one VM, and new events over a restart of the agent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def engine_with(*vms: str) -> MemoryEngine:
     return engine
 
 
-def test_the_latest_events_are_shown_oldest_first(tmp_path: Path, hearth: Hearth) -> None:
+def test_latest_events_are_shown_oldest_first(tmp_path: Path, hearth: Hearth) -> None:
     with Agent(tmp_path, engine_with("a", "b", "a", "c")) as agent:
         ended = hearth("events", "-n", 2, "--socket", agent.socket)
         as_json = hearth("events", "--json", "--vm", "a", "--socket", agent.socket)
@@ -34,7 +34,7 @@ def test_the_latest_events_are_shown_oldest_first(tmp_path: Path, hearth: Hearth
     assert [json.loads(line)["number"] for line in as_json.out.splitlines()] == [1, 3]
 
 
-def test_following_goes_on_over_a_restart_of_the_agent(tmp_path: Path) -> None:
+def test_events_are_followed_over_agent_restart(tmp_path: Path) -> None:
     engine = engine_with("a")
     with Agent(tmp_path, engine) as agent:
         process = start("events", "-f", "--json", "--socket", agent.socket)
@@ -42,10 +42,10 @@ def test_following_goes_on_over_a_restart_of_the_agent(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["vm"] == "a"
 
-        async def happen(engine: MemoryEngine) -> None:
+        async def add_event(engine: MemoryEngine) -> None:
             engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="b"))
 
-        agent.ask(happen)
+        agent.call(add_event)
         assert json.loads(process.stdout.readline())["vm"] == "b"
     engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="c"))
     assert "does not answer" in process.stderr.readline()

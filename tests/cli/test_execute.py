@@ -1,4 +1,4 @@
-"""`hearth exec`: the guest's exit code and output, and a VM that is given back however it ends."""
+"""`hearth exec`: the guest's exit code and output, and the release of the VM after success, errors and signals."""
 
 from __future__ import annotations
 
@@ -28,99 +28,99 @@ if TYPE_CHECKING:
     Hearth = Callable[..., Ended]
 
 
-def given_back(agent: Agent) -> bool:
+def is_released(agent: Agent) -> bool:
     return not agent.engine.leases.held and agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-def test_the_guests_exit_code_and_output_come_through(agent: Agent) -> None:
+def test_exec_returns_guest_exit_code_and_output(agent: Agent) -> None:
     process = start("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert process.communicate(timeout=20) == ("out\n", "err\n")
     assert process.returncode == 7
     assert agent.engine.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
-    assert given_back(agent)
+    assert is_released(agent)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_command_and_gives_the_vm_back(agent: Agent, number: signal.Signals) -> None:
-    async def running(engine: MemoryEngine) -> None:
+def test_exec_releases_vm_on_signal(agent: Agent, number: signal.Signals) -> None:
+    async def wait_for_exec(engine: MemoryEngine) -> None:
         async with asyncio.timeout(10):
             await engine.exec_asked.wait()
 
     process = start("exec", "small", "--socket", agent.socket, "--", "sleep", "1000")
-    agent.ask(running)
+    agent.call(wait_for_exec)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, "", "")
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_ctrl_c_while_waiting_for_a_vm_leaves_the_line(agent: Agent) -> None:
-    async def in_line(engine: MemoryEngine) -> None:
+def test_exec_cancels_lease_request_on_ctrl_c(agent: Agent) -> None:
+    async def wait_for_request(engine: MemoryEngine) -> None:
         async with asyncio.timeout(10):
             await engine.leases.arrived.wait()
 
-    async def left(engine: MemoryEngine) -> int:
+    async def wait_for_cancellation(engine: MemoryEngine) -> int:
         async with asyncio.timeout(10):
             await engine.leases.left.wait()
         return len(engine.leases.line)
 
-    async def take(engine: MemoryEngine) -> None:
+    async def make_vm_unavailable(engine: MemoryEngine) -> None:
         engine.become("hearth-small-1", VmState.STOPPING)
 
-    agent.ask(take)
+    agent.call(make_vm_unavailable)
     process = start("exec", "small", "--socket", agent.socket, "--", "true")
-    agent.ask(in_line)
+    agent.call(wait_for_request)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert agent.ask(left) == 0
+    assert agent.call(wait_for_cancellation) == 0
     assert not agent.engine.leases.held
 
 
-def test_ctrl_c_before_the_lease_was_told_gives_it_back(agent: Agent) -> None:
-    async def granted(engine: MemoryEngine) -> None:
+def test_exec_releases_lease_whose_answer_was_lost(agent: Agent) -> None:
+    async def wait_for_grant(engine: MemoryEngine) -> None:
         async with asyncio.timeout(10):
             await engine.address_asked.wait()
 
     agent.engine.address_hangs = True
     process = start("exec", "small", "--socket", agent.socket, "--", "true")
-    agent.ask(granted)
+    agent.call(wait_for_grant)
     assert agent.engine.leases.held
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_ctrl_c_while_the_vm_is_given_back_changes_nothing(agent: Agent) -> None:
-    asked, go_on = threading.Event(), asyncio.Event()
+def test_ctrl_c_does_not_interrupt_release(agent: Agent) -> None:
+    is_releasing, may_release = threading.Event(), asyncio.Event()
     release = agent.engine.leases.release
 
-    async def slow(lease_id: str) -> None:
-        asked.set()
-        await go_on.wait()
+    async def release_slowly(lease_id: str) -> None:
+        is_releasing.set()
+        await may_release.wait()
         await release(lease_id)
 
-    async def let_go(_: MemoryEngine) -> None:
-        go_on.set()
+    async def allow_release(_: MemoryEngine) -> None:
+        may_release.set()
 
-    agent.engine.leases.release = slow  # type: ignore[method-assign]
+    agent.engine.leases.release = release_slowly  # type: ignore[method-assign]
     process = start("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
-    assert asked.wait(10)
+    assert is_releasing.wait(10)
     assert process.stderr is not None
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         assert "releasing the VM" in process.stderr.readline()
-    agent.ask(let_go)
+    agent.call(allow_release)
     process.communicate(timeout=20)
     assert process.returncode == 7
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth: Hearth) -> None:
-    """Interrupts one run at the first line it reaches, the next some lines later, until one gets through."""
+def test_exec_leaves_no_lease_when_interrupted_at_any_line(agent: Agent, hearth: Hearth) -> None:
+    """Interrupt the first run at its first line, and each later run some lines later, until a run completes."""
 
-    async def another(engine: MemoryEngine) -> None:
+    async def make_ready_again(engine: MemoryEngine) -> None:
         engine.become("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
@@ -135,10 +135,10 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease(agent: Agent, hearth:
             assert (ended.code, moment > 100) == (7, True)
             break
         assert ended.code in (7, ExitCode.INTERRUPTED)
-        agent.ask(another)
+        agent.call(make_ready_again)
 
 
-def test_input_and_output_pass_while_the_command_runs(agent: Agent) -> None:
+def test_exec_forwards_input_and_output_while_running(agent: Agent) -> None:
     command = ("exec", "small", "-i", "--socket", agent.socket, "--", "cat")
     process = start(*command, stdin=subprocess.PIPE, text=False)
     assert process.stdin is not None
@@ -149,10 +149,10 @@ def test_input_and_output_pass_while_the_command_runs(agent: Agent) -> None:
         assert process.stdout.readline() == line
     assert process.communicate(b"last", timeout=20) == (b"last", b"")
     assert process.returncode == 0
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_output_that_nobody_reads_any_more_ends_the_command(agent: Agent) -> None:
+def test_exec_ends_when_its_reader_has_ended(agent: Agent) -> None:
     process = start("exec", "small", "--socket", agent.socket, "--", "yes")
     assert process.stdout is not None
     assert process.stdout.readline() == "y\n"
@@ -161,58 +161,54 @@ def test_output_that_nobody_reads_any_more_ends_the_command(agent: Agent) -> Non
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_a_reader_that_pauses_holds_the_command_up(
-    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A paused `less`: for longer than the agent would wait for a client that is silent."""
+def test_exec_waits_for_paused_reader(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a paused `less`. The pause is longer than the agent waits for a silent client."""
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.3)
     monkeypatch.setattr(exec_client, "_KEEPALIVE_S", 0.05)
     wrote: list[int] = []
 
     def write(frame: bytes) -> None:
         if not wrote:
-            threading.Event().wait(0.9)  # the pause itself
+            threading.Event().wait(0.9)
         wrote.append(len(frame) - 1)
 
     monkeypatch.setattr(exec_client, "_write", write)
     ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "yes | head -c 20000000; exit 7")
     assert (ended.code, ended.err, sum(wrote)) == (7, "", 20_000_000)
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_output_that_cannot_be_written_is_hearths_failure(agent: Agent) -> None:
+def test_exec_fails_with_125_when_disk_is_full(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "exec", "small", "--socket", str(agent.socket), "--", "echo", "out"]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
     assert ended.returncode == ExitCode.EXEC_FAILED
     assert "the command's output cannot be written: No space left on device" in ended.stderr
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_a_command_that_takes_too_long_is_hearths_failure(agent: Agent, hearth: Hearth) -> None:
+def test_exec_fails_with_125_on_timeout(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("exec", "small", "--timeout", "0.1s", "--socket", agent.socket, "--", "sleep", "1000")
     assert ended.code == ExitCode.EXEC_FAILED
     assert "`sleep` did not end within 0.1 s" in ended.err
-    assert given_back(agent)
+    assert is_released(agent)
 
 
-def test_no_vm_is_hearths_failure_too(agent: Agent, hearth: Hearth) -> None:
+def test_exec_fails_with_125_for_unknown_pool(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("exec", "other", "--socket", agent.socket, "--", "true")
     assert ended.code == ExitCode.EXEC_FAILED
     assert "there is no pool 'other'" in ended.err
 
 
-def test_the_lease_is_renewed_while_the_command_runs(
-    agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exec_renews_lease_while_running(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.cli.temporary_lease._RENEW_S", 0.02)
     assert hearth("exec", "small", "--socket", agent.socket, "--", "sleep", "0.5").code == 0
     assert agent.engine.leases.renewals > 1
 
 
-def test_options_of_the_command_are_its_own(agent: Agent, hearth: Hearth) -> None:
+def test_exec_passes_options_to_command(agent: Agent, hearth: Hearth) -> None:
     hearth("exec", "small", "--socket", agent.socket, "--", "echo", "--wait", "-n")
     assert agent.engine.executed == [("hearth-small-1", ("echo", "--wait", "-n"))]

@@ -1,4 +1,4 @@
-"""A live view fits its terminal, whatever there is to show and however small it is."""
+"""A live view fits its terminal for any content and any size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn(sections: list[Any], width: int, height: int) -> list[str]:
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
 @pytest.mark.parametrize("height", [2, 6, 12, 24, 100])
 @pytest.mark.parametrize("count", [0, 2, 60])
-def test_it_fits(width: int, height: int, count: int) -> None:
+def test_view_fits_terminal(width: int, height: int, count: int) -> None:
     sections = status_sections(host(conditions=[TROUBLE]), [VM] * count, NOW, width, one_line=True)
     lines = drawn(sections, width, height)
     assert len(lines) <= height
@@ -38,7 +38,7 @@ def test_it_fits(width: int, height: int, count: int) -> None:
         assert any("r2s4t" in line for line in lines) is (count > 0)
 
 
-def test_what_is_left_out_is_counted() -> None:
+def test_omitted_lines_are_counted() -> None:
     sections = status_sections(host(conditions=[]), [VM] * 60, NOW, 80, one_line=True)
     lines = drawn(sections, 80, 20)
     assert len(lines) == 20
@@ -56,7 +56,7 @@ def test_what_is_left_out_is_counted() -> None:
         ([3, 2, 10], 0, [0, 0, 0]),
     ],
 )
-def test_the_longest_part_gives_first(lengths: list[int], height: int, given: list[int]) -> None:
+def test_longest_section_is_shortened_first(lengths: list[int], height: int, given: list[int]) -> None:
     assert allocate_lines(lengths, height) == given
 
 
@@ -67,7 +67,7 @@ def usage(at: str, busy_s: float, **cpu_s: float) -> Any:
     return {"at": at, "host": machine, "vms": [{**vm, "name": name, "cpu_s": taken} for name, taken in cpu_s.items()]}
 
 
-def test_top_tells_shares_of_a_processor_and_the_busiest_first() -> None:
+def test_top_shows_processor_shares_busiest_first() -> None:
     now = compute_rates(
         usage("2026-11-23T12:00:00Z", 100.0, a=5.0, b=7.0), usage("2026-11-23T12:00:02Z", 104.0, a=5.1, b=10.0, new=3.0)
     )

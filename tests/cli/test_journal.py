@@ -1,4 +1,4 @@
-"""`hearth journal` on the files of an agent that does not run."""
+"""`hearth journal` on the files of a stopped agent."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ async def journal(config: Path) -> Path:
     return path
 
 
-def test_inspect_export_and_check(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
-    told = json.loads(hearth("journal", "inspect", "--config", config, "--json").out)
-    assert (told["records"]["Vm"], told["records"]["Lease"], told["events"]) == (4, 2, 2000)
+def test_journal_is_inspected_exported_and_checked(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
+    summary = json.loads(hearth("journal", "inspect", "--config", config, "--json").out)
+    assert (summary["records"]["Vm"], summary["records"]["Lease"], summary["events"]) == (4, 2, 2000)
     assert "4  Vm" in hearth("journal", "inspect", "--config", config).out
     lines = [json.loads(line) for line in hearth("journal", "export", "--config", config).out.splitlines()]
     assert {line["kind"] for line in lines} <= {kind.__name__ for kind in TABLES} | {"Event"}
@@ -46,17 +46,17 @@ def test_inspect_export_and_check(config: Path, journal: Path, hearth: Callable[
     assert (ended.code, ended.out) == (0, f"{journal} is valid\n")
 
 
-def test_a_good_journal_is_not_rebuilt_unless_forced(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
+def test_valid_journal_is_rebuilt_only_with_force(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
     assert hearth("journal", "rebuild", "--config", config).code == 6
     forced = json.loads(hearth("journal", "rebuild", "--force", "--json", "--config", config).out)
-    assert forced["adopted"] == []  # nothing runs on a simulated host that has just been made
+    assert forced["adopted"] == []  # a new simulated host has no VMs
     assert forced["lost_leases"] == ["l1", "l2"]
     assert Path(forced["old"]).exists()
     assert hearth("journal", "check", "--config", config).code == 0
     assert journal.exists()
 
 
-def test_a_damaged_journal_is_told_and_rebuilt(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
+def test_damaged_journal_is_reported_and_rebuilt(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
     journal.write_bytes(b"this is not a database" * 1000)
     checked = hearth("journal", "check", "--config", config)
     assert checked.code == 1
@@ -67,7 +67,7 @@ def test_a_damaged_journal_is_told_and_rebuilt(config: Path, journal: Path, hear
     assert hearth("journal", "check", "--config", config).out == f"{journal} is valid\n"
 
 
-def test_while_an_agent_runs_nothing_is_touched(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
+def test_journal_of_running_agent_is_not_touched(config: Path, journal: Path, hearth: Callable[..., Ended]) -> None:
     before = journal.read_bytes()
     with lock_data_directory(journal.parent):
         for command in ("inspect", "export", "check", "rebuild"):
@@ -77,7 +77,7 @@ def test_while_an_agent_runs_nothing_is_touched(config: Path, journal: Path, hea
     assert journal.read_bytes() == before
 
 
-def test_no_journal_is_told(config: Path, hearth: Callable[..., Ended]) -> None:
+def test_missing_journal_is_reported(config: Path, hearth: Callable[..., Ended]) -> None:
     ended = hearth("journal", "check", "--config", config)
     assert ended.code == 4
     assert "there is no journal at" in ended.err

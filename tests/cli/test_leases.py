@@ -1,4 +1,4 @@
-"""`hearth lease`: one that nobody is told of is given back, unless its key is the user's own."""
+"""`hearth lease` releases a lease that it could not print, unless the user gave the key."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     Hearth = Callable[..., Ended]
 
 
-async def granted(engine: MemoryEngine) -> None:
+async def wait_for_grant(engine: MemoryEngine) -> None:
     async with asyncio.timeout(10):
         await engine.address_asked.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_before_the_lease_was_told_gives_it_back(agent: Agent, number: signal.Signals) -> None:
+def test_lease_is_released_when_answer_is_lost_by_signal(agent: Agent, number: signal.Signals) -> None:
     agent.engine.address_hangs = True
     process = start("lease", "small", "--socket", agent.socket)
-    agent.ask(granted)
+    agent.call(wait_for_grant)
     assert agent.engine.leases.held
     process.send_signal(number)
     assert process.communicate(timeout=20) == ("", "")
@@ -44,22 +44,22 @@ def test_a_signal_before_the_lease_was_told_gives_it_back(agent: Agent, number: 
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-def test_a_lease_under_a_key_of_the_users_own_stays(agent: Agent, hearth: Hearth) -> None:
+def test_lease_with_user_key_stays_after_ctrl_c(agent: Agent, hearth: Hearth) -> None:
     agent.engine.address_hangs = True
-    ask = ("lease", "small", "--key", "mine", "--holder", "job-1", "--socket", agent.socket)
-    process = start(*ask)
-    agent.ask(granted)
+    command = ("lease", "small", "--key", "mine", "--holder", "job-1", "--socket", agent.socket)
+    process = start(*command)
+    agent.call(wait_for_grant)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
     assert list(agent.engine.leases.held) == ["lease-1"]
-    assert "lease      lease-1" in hearth(*ask).out
+    assert "lease      lease-1" in hearth(*command).out
 
 
-def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease_untold(agent: Agent, hearth: Hearth) -> None:
-    """Interrupts one run at the first line it reaches, the next some lines later, until one gets through."""
+def test_lease_is_printed_or_released_when_interrupted(agent: Agent, hearth: Hearth) -> None:
+    """Interrupt the first run at its first line, and each later run some lines later, until a run completes."""
 
-    async def another(engine: MemoryEngine) -> None:
+    async def make_ready_again(engine: MemoryEngine) -> None:
         for lease in tuple(engine.leases.held):
             await engine.leases.release(lease)
         engine.become("hearth-small-1", VmState.READY)
@@ -72,15 +72,15 @@ def test_there_is_no_moment_at_which_ctrl_c_leaves_a_lease_untold(agent: Agent, 
         finally:
             sys.settrace(None)
         held = list(agent.engine.leases.held)
-        assert all(f"hearth release {lease}" in ended.out for lease in held), f"line {moment} left a lease untold"
+        assert all(f"hearth release {lease}" in ended.out for lease in held), f"interrupt at line {moment}"
         assert len(held) == 1 or ended.code == ExitCode.INTERRUPTED
         if interrupt.passed < moment:
             assert (ended.code, moment > 50) == (ExitCode.OK, True)
             break
-        agent.ask(another)
+        agent.call(make_ready_again)
 
 
-def test_a_lease_that_cannot_be_told_is_given_back(agent: Agent) -> None:
+def test_lease_is_released_when_it_cannot_be_printed(agent: Agent) -> None:
     command = [sys.executable, "-m", "agent", "lease", "small", "--socket", str(agent.socket)]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
@@ -89,7 +89,7 @@ def test_a_lease_that_cannot_be_told_is_given_back(agent: Agent) -> None:
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-def test_a_refusal_takes_no_vm(agent: Agent, hearth: Hearth) -> None:
+def test_refused_lease_takes_no_vm(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("lease", "other", "--socket", agent.socket)
     assert ended.code == ExitCode.NOT_FOUND
     assert agent.engine.vms["hearth-small-1"].state is VmState.READY

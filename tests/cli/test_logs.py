@@ -1,4 +1,4 @@
-"""The log for people: last lines, filters, and following over rotations made by the agent's own log."""
+"""`hearth logs`: the last lines, filters, and following over rotations by the agent's own log."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rotate(path: Path) -> None:
     path.rename(path.with_name(f"{path.name}.1"))
 
 
-def test_the_last_lines_reach_back_into_rotated_files(path: Path) -> None:
+def test_last_lines_include_rotated_files(path: Path) -> None:
     for first in (0, 5, 10):
         write(path, first, first + 5)
         if first < 10:
@@ -61,7 +61,7 @@ def test_the_last_lines_reach_back_into_rotated_files(path: Path) -> None:
     assert numbers(found) == [f"e{number}" for number in range(7, 15)]
 
 
-def test_following_misses_nothing_over_any_number_of_rotations(path: Path) -> None:
+def test_follower_reads_all_lines_over_rotations(path: Path) -> None:
     write(path, 0, 3)
     found, follower = read_last_lines(path, 1, lambda _: True)
     assert numbers(found) == ["e2"]
@@ -77,7 +77,7 @@ def test_following_misses_nothing_over_any_number_of_rotations(path: Path) -> No
     follower.close()
 
 
-def test_half_a_line_waits_for_its_other_half(path: Path) -> None:
+def test_follower_waits_for_complete_line(path: Path) -> None:
     whole = line(1)
     path.write_text(whole[:10])
     follower = LogFollower(path)
@@ -88,7 +88,7 @@ def test_half_a_line_waits_for_its_other_half(path: Path) -> None:
     follower.close()
 
 
-def test_a_file_cut_short_or_dropped_is_taken_up_again(path: Path) -> None:
+def test_follower_continues_after_truncation_or_deletion(path: Path) -> None:
     write(path, 0, 50)
     _, follower = read_last_lines(path, 0, lambda _: True)
     write(path, 50, 51, mode="w")
@@ -115,7 +115,7 @@ def test_a_file_cut_short_or_dropped_is_taken_up_again(path: Path) -> None:
         (("--lines", "0"), []),
     ],
 )
-def test_filters(path: Path, hearth: Hearth, arguments: tuple[str, ...], events: list[str]) -> None:
+def test_logs_are_filtered(path: Path, hearth: Hearth, arguments: tuple[str, ...], events: list[str]) -> None:
     path.write_text(
         "\n".join(
             (
@@ -146,7 +146,7 @@ LIFE = (
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("--vm", "01a"), [1, 3, 4, 5, 6, 7, 8, 9]),
         (("--lease", "1L1"), [3, 4, 5, 6, 7, 8, 9]),
@@ -155,18 +155,18 @@ LIFE = (
         (("--vm", "01b", "--lease", "1L1"), []),
     ],
 )
-def test_the_story_of_a_vm_or_a_lease_is_whole(
-    path: Path, hearth: Hearth, arguments: tuple[str, ...], told: list[int]
+def test_logs_of_vm_or_lease_include_connected_lines(
+    path: Path, hearth: Hearth, arguments: tuple[str, ...], expected: list[int]
 ) -> None:
     for rotation in (LIFE[:4], LIFE[4:7], LIFE[7:]):
         if path.exists():
             rotate(path)
         path.write_text("".join(f"{item}\n" for item in rotation))
     ended = hearth("logs", "--file", path, "--json", *arguments)
-    assert numbers(ended.out.splitlines()) == [f"e{number}" for number in told]
+    assert numbers(ended.out.splitlines()) == [f"e{number}" for number in expected]
 
 
-def test_lines_are_rendered_for_people_and_cannot_drive_the_terminal(path: Path, hearth: Hearth) -> None:
+def test_logs_escape_control_characters(path: Path, hearth: Hearth) -> None:
     path.write_text(line(1, vm="v", detail="a \x1b[2J b", tail="\x07") + "\nnot json \x1b[31m\n")
     ended = hearth("logs", "--file", path)
     assert "\x1b" not in ended.out
@@ -176,7 +176,7 @@ def test_lines_are_rendered_for_people_and_cannot_drive_the_terminal(path: Path,
     assert second == "not json \\x1b[31m"
 
 
-def test_a_missing_log_says_where_it_should_be(tmp_path: Path, hearth: Hearth) -> None:
+def test_missing_log_error_names_path(tmp_path: Path, hearth: Hearth) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text('data_dir = "data"\n')
     ended = hearth("logs", "--config", config)
@@ -184,7 +184,7 @@ def test_a_missing_log_says_where_it_should_be(tmp_path: Path, hearth: Hearth) -
     assert str(tmp_path / "data" / "logs" / "hearth.log") in ended.err
 
 
-def test_following_as_a_process_while_the_agent_rotates(tmp_path: Path) -> None:
+def test_logs_process_follows_rotating_log(tmp_path: Path) -> None:
     path = log_path(tmp_path)
     logs = configure(path=path, terminal=None, retention=Retention(max_bytes=400, budget_bytes=5 * 400))
     log = structlog.get_logger()

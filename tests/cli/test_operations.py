@@ -1,4 +1,4 @@
-"""`hearth cordon`, `uncordon`, `drain` and `rollout` against a real API."""
+"""`hearth cordon`, `uncordon`, `drain`, `rollout` and `vms why` against an API server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Agent, Ended
 
 
-def test_cordon_and_uncordon(agent: Agent, hearth: Callable[..., Ended]) -> None:
+def test_host_is_cordoned_and_uncordoned(agent: Agent, hearth: Callable[..., Ended]) -> None:
     ended = hearth("cordon", "--reason", "kernel", "--socket", agent.socket, "--json")
     assert ended.code == 0
     assert (json.loads(ended.out)["mode"], json.loads(ended.out)["reason"]) == ("cordoned", "kernel")
@@ -37,17 +37,17 @@ def test_drain_waits_for_the_last_vm(agent: Agent, hearth: Callable[..., Ended])
     assert not agent.engine.vms
 
 
-def test_a_drain_that_takes_too_long_is_told(agent: Agent, hearth: Callable[..., Ended]) -> None:
-    async def keep(mode: Mode, *, reason: str) -> HostMode:
+def test_drain_timeout_is_reported(agent: Agent, hearth: Callable[..., Ended]) -> None:
+    async def keep_vms(mode: Mode, *, reason: str) -> HostMode:
         return HostMode(mode, reason=reason)
 
-    agent.engine.operations.set_mode = keep  # type: ignore[method-assign]
+    agent.engine.operations.set_mode = keep_vms  # type: ignore[method-assign]
     ended = hearth("drain", "--wait", "--timeout", "0.1s", "--socket", agent.socket)
     assert ended.code == 1
     assert "2 VMs remain, 0 of them leased" in ended.err
 
 
-def test_rollouts_are_shown_undone_and_tried_again(agent: Agent, hearth: Callable[..., Ended]) -> None:
+def test_rollout_is_shown_undone_and_retried(agent: Agent, hearth: Callable[..., Ended]) -> None:
     agent.engine.rollouts["small"] = replace(agent.engine.rollouts["small"], previous="sha256:" + "c" * 64)
     ended = hearth("rollout", "status", "--socket", agent.socket)
     assert ended.code == 0
@@ -60,9 +60,7 @@ def test_rollouts_are_shown_undone_and_tried_again(agent: Agent, hearth: Callabl
     assert hearth("rollout", "undo", "nope", "--socket", agent.socket).code == 4
 
 
-def test_why_tells_the_whole_story_of_a_vm_that_is_gone(
-    agent: Agent, hearth: Callable[..., Ended], tmp_path: Path
-) -> None:
+def test_why_shows_timeline_of_vm_that_is_gone(agent: Agent, hearth: Callable[..., Ended], tmp_path: Path) -> None:
     name = vm_name("small", "01jx0000000000000000000000")
     life = (
         Event(EventKind.VM_CREATING, 1_800_000_000.0, vm=name, pool="small", image="sha256:" + "a" * 64),
@@ -72,13 +70,13 @@ def test_why_tells_the_whole_story_of_a_vm_that_is_gone(
         Event(EventKind.VM_GONE, 1_800_000_091.0, vm=name, duration_s=0.9),
     )
 
-    async def live(engine: MemoryEngine) -> None:
+    async def add_events(engine: MemoryEngine) -> None:
         engine.changed(*life)
         engine.evidence = no_evidence(tmp_path / "evidence")
         (tmp_path / "evidence" / name).mkdir(parents=True)
         (tmp_path / "evidence" / name / "console.log").write_text("panic")
 
-    agent.ask(live)
+    agent.call(add_events)
     ended = hearth("vms", "--socket", agent.socket, "why", name)
     assert ended.code == 0
     assert "It failed after 1m30s: exited: its process ended with code 1. It is gone." in " ".join(ended.out.split())
@@ -89,7 +87,7 @@ def test_why_tells_the_whole_story_of_a_vm_that_is_gone(
     assert [event["kind"] for event in document["events"]] == kinds
 
 
-def test_why_of_a_vm_that_never_was(agent: Agent, hearth: Callable[..., Ended]) -> None:
+def test_why_of_unknown_vm_fails(agent: Agent, hearth: Callable[..., Ended]) -> None:
     ended = hearth("vms", "--socket", agent.socket, "why", "hearth-small-never")
     assert ended.code == 4
     assert "the journal has no event of a VM hearth-small-never" in ended.err

@@ -1,4 +1,4 @@
-"""`hearth service` as people call it: on a simulated Mac, and where there is no launchd."""
+"""`hearth service` on a simulated Mac, and on a system without launchd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
-    """A Mac as far as `hearth service` looks: its launchd, its folders, and a user who is logged in."""
+    """Simulate the parts of a Mac that `hearth service` uses: launchd, folders, and a logged-in user."""
     launchd = Launchd(tmp_path)
     launchd.set("sessions", str(ACCOUNT.uid or 501))
     for name, value in launchd.environment.items():
@@ -43,7 +43,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
     launchd.close()
 
 
-def test_install_status_uninstall(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+def test_service_is_installed_and_uninstalled(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
     assert hearth("service", "status").code == ExitCode.NOT_FOUND
     done = hearth("service", "install", *arguments, "--env", "TART_HOME=/Volumes/VMs")
@@ -52,9 +52,9 @@ def test_install_status_uninstall(mac: Launchd, hearth: Hearth, tmp_path: Path) 
     written = plistlib.loads(mac.daemon().plist.read_bytes())
     assert written["EnvironmentVariables"]["TART_HOME"] == "/Volumes/VMs"
 
-    told = hearth("service", "status", "--json")
-    document = json.loads(told.out)
-    assert told.code == ExitCode.OK
+    shown = hearth("service", "status", "--json")
+    document = json.loads(shown.out)
+    assert shown.code == ExitCode.OK
     assert (document["as"], document["installed"], document["loaded"], document["state"], document["runs"]) == (
         "daemon", True, True, "running", 1,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_install_status_uninstall(mac: Launchd, hearth: Hearth, tmp_path: Path) 
     assert hearth("service", "start").code == ExitCode.NOT_FOUND
 
 
-def test_one_host_has_one_agent(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+def test_second_agent_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
     assert hearth("service", "install", *arguments).code == ExitCode.OK
     refused = hearth("service", "install", "--as", "user", *arguments)
@@ -80,7 +80,7 @@ def test_one_host_has_one_agent(mac: Launchd, hearth: Hearth, tmp_path: Path) ->
     assert len(mac.pids()) == 1
 
 
-def test_tart_is_put_into_the_users_session(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+def test_tart_agent_is_installed_for_user(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text(config.read_text().replace("anka", "tart"))
     ended = hearth("service", "install", "--config", config, "--program", tmp_path / "hearth", "--json")
@@ -89,7 +89,7 @@ def test_tart_is_put_into_the_users_session(mac: Launchd, hearth: Hearth, tmp_pa
     assert document["service"] == f"gui/{ACCOUNT.uid or 501}/{LABEL}"
 
 
-def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
+def test_invalid_service_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     missing = hearth("service", "install", "--config", config, "--program", tmp_path / "nothing")
     assert missing.code == ExitCode.REFUSED
@@ -102,14 +102,14 @@ def test_what_would_not_run_is_not_installed(mac: Launchd, hearth: Hearth, tmp_p
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there is a launchd")
 @pytest.mark.parametrize("verb", ["install", "uninstall", "start", "stop", "restart", "status"])
-def test_without_launchd_it_says_what_it_is_for(hearth: Hearth, verb: str) -> None:
+def test_service_commands_fail_without_launchd(hearth: Hearth, verb: str) -> None:
     ended = hearth("service", verb)
     assert (ended.code, ended.out) == (ExitCode.UNAVAILABLE, "")
     assert "runs the agent under launchd, which keeps it running on a Mac" in ended.err
     assert "docs/launchd.md has a unit for systemd" in ended.err
 
 
-def test_the_program_is_named_by_the_path_it_was_called_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_program_is_path_of_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tmp_path / "versions" / "1" / "hearth"
     real.parent.mkdir(parents=True)
     real.write_text("")

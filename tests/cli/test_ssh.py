@@ -1,4 +1,4 @@
-"""`hearth ssh`: to a fresh VM that is given back, or to one that is there. A script stands in for `ssh`."""
+"""`hearth ssh` to a fresh VM and to an existing VM. A script replaces the program `ssh`."""
 
 from __future__ import annotations
 
@@ -23,78 +23,76 @@ if TYPE_CHECKING:
     Hearth = Callable[..., Ended]
 
 SCRIPT = """#!/bin/sh
-for argument; do printf '%s\\n' "$argument"; done > "$SSH_TOLD"
-exec sh -c "$SSH_DOES"
+for argument; do printf '%s\\n' "$argument"; done > "$SSH_ARGUMENTS"
+exec sh -c "$SSH_SCRIPT"
 """
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ssh_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a scripted `ssh` first on PATH; return the file it writes its arguments to."""
     program = tmp_path / "bin" / "ssh"
     program.parent.mkdir()
     program.write_text(SCRIPT)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("SSH_TOLD", str(tmp_path / "told"))
-    monkeypatch.setenv("SSH_DOES", "exit 7")
-    return tmp_path / "told"
+    monkeypatch.setenv("SSH_ARGUMENTS", str(tmp_path / "arguments"))
+    monkeypatch.setenv("SSH_SCRIPT", "exit 7")
+    return tmp_path / "arguments"
 
 
-def test_a_pool_gives_a_fresh_vm_that_is_given_back_with_the_exit_code(
-    agent: Agent, hearth: Hearth, told: Path
-) -> None:
+def test_ssh_to_pool_leases_and_releases_vm(agent: Agent, hearth: Hearth, ssh_log: Path) -> None:
     ended = hearth("ssh", "small", "-l", "admin", "--socket", agent.socket, "--", "echo", "a b")
     assert (ended.code, ended.err) == (7, "")
-    arguments = told.read_text().splitlines()
+    arguments = ssh_log.read_text().splitlines()
     assert "StrictHostKeyChecking=no" in arguments
     assert arguments[-6:] == ["-l", "admin", "-p", "40022", "127.0.0.1", "echo 'a b'"]
     assert not agent.engine.leases.held
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-def test_a_single_argument_is_a_line_for_the_guests_shell(agent: Agent, hearth: Hearth, told: Path) -> None:
+def test_ssh_passes_single_argument_unquoted(agent: Agent, hearth: Hearth, ssh_log: Path) -> None:
     assert hearth("ssh", "small", "--socket", agent.socket, "--", 'echo "a  b"').code == 7
-    assert told.read_text().splitlines()[-2:] == ["127.0.0.1", 'echo "a  b"']
+    assert ssh_log.read_text().splitlines()[-2:] == ["127.0.0.1", 'echo "a  b"']
 
 
-def test_a_lease_or_its_vm_is_reached_and_left_as_it_is(agent: Agent, hearth: Hearth, told: Path) -> None:
+def test_ssh_to_lease_or_vm_keeps_lease(agent: Agent, hearth: Hearth, ssh_log: Path) -> None:
     lease = json.loads(hearth("lease", "small", "--socket", agent.socket, "--json").out)
     for name in (lease["id"], lease["vm"], "small-1"):
         assert hearth("ssh", name, "--socket", agent.socket).code == 7
-        assert told.read_text().splitlines()[-2:] == ["40022", "127.0.0.1"]
+        assert ssh_log.read_text().splitlines()[-2:] == ["40022", "127.0.0.1"]
     assert list(agent.engine.leases.held) == [lease["id"]]
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [("hearth-small-1", "hearth ssh small"), ("nothing", "no pool, VM or lease"), ("-small-", "no pool, VM or lease")],
 )
-def test_what_cannot_be_reached_is_told(agent: Agent, hearth: Hearth, told: Path, target: str, said: str) -> None:
+def test_ssh_to_unusable_target_fails(agent: Agent, hearth: Hearth, ssh_log: Path, target: str, message: str) -> None:
     ended = hearth("ssh", "--socket", agent.socket, "--", target)
     assert ended.code == ExitCode.EXEC_FAILED
-    assert said in ended.err
-    assert not told.exists()
+    assert message in ended.err
+    assert not ssh_log.exists()
 
 
-def test_a_remote_hosts_vm_is_reached_by_a_jump(
-    agent: Agent, hearth: Hearth, told: Path, monkeypatch: pytest.MonkeyPatch
+def test_ssh_to_remote_host_uses_jump(
+    agent: Agent, hearth: Hearth, ssh_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.cli.options.remote_host", lambda: "mac-7")
     assert hearth("ssh", "small", "--socket", agent.socket).code == 7
-    assert told.read_text().splitlines()[-5:] == ["-J", "mac-7", "-p", "40022", "127.0.0.1"]
+    assert ssh_log.read_text().splitlines()[-5:] == ["-J", "mac-7", "-p", "40022", "127.0.0.1"]
 
 
-def test_a_signal_while_ssh_starts_ends_it_too(agent: Agent, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSH_DOES", "kill -INT $PPID; exec sleep 1000")
+def test_ssh_is_terminated_by_signal_during_start(agent: Agent, ssh_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_SCRIPT", "kill -INT $PPID; exec sleep 1000")
     process = start("ssh", "small", "--socket", agent.socket)
     process.communicate(timeout=20)  # its output ends with the last process that has it
     assert process.returncode == ExitCode.INTERRUPTED
     assert not agent.engine.leases.held
 
 
-def test_ctrl_c_ends_ssh_and_gives_the_vm_back(agent: Agent, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSH_DOES", "echo there; exec sleep 1000")
+def test_ssh_releases_vm_on_ctrl_c(agent: Agent, ssh_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_SCRIPT", "echo there; exec sleep 1000")
     process = start("ssh", "small", "--socket", agent.socket)
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
@@ -104,7 +102,7 @@ def test_ctrl_c_ends_ssh_and_gives_the_vm_back(agent: Agent, told: Path, monkeyp
     assert not agent.engine.leases.held
 
 
-def test_a_vm_without_the_port_says_what_to_do(agent: Agent, hearth: Hearth, told: Path) -> None:
+def test_ssh_error_names_missing_port(agent: Agent, hearth: Hearth, ssh_log: Path) -> None:
     async def address(_: str) -> Any:
         from agent.hypervisors.contract import Address  # noqa: PLC0415
 
@@ -114,7 +112,7 @@ def test_a_vm_without_the_port_says_what_to_do(agent: Agent, hearth: Hearth, tol
         engine.address = address  # type: ignore[method-assign,assignment]
         await asyncio.sleep(0)
 
-    agent.ask(swap)
+    agent.call(swap)
     ended = hearth("ssh", "small", "--socket", agent.socket)
     assert ended.code == ExitCode.EXEC_FAILED
     assert "add 22 to `ports`" in ended.err

@@ -1,4 +1,4 @@
-"""The support bundle: complete, of use without the agent too, and free of secrets."""
+"""The support bundle: its files, with and without an agent, and the removal of secrets."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CANARY = "c4n4ry-Kx81vTq9"
 
 
-def configured(folder: Path) -> Path:
-    """Write a configuration with a secret, and a log that a careless library wrote another into."""
+def write_configuration(folder: Path) -> Path:
+    """Write a configuration with a secret, and a log with secrets that a library logged."""
     config = folder / "hearth.toml"
     registry = f'[images.registries."r:5000"]\nusername = "u"\npassword = "{CANARY}"\n'
     config.write_text(f'data_dir = "."\n{registry}')
@@ -46,8 +46,8 @@ def contents(path: Path) -> dict[str, str]:
         return {name: file.read().decode() for name, file in files.items() if file is not None}
 
 
-def test_everything_is_in_it_and_no_secret_is(tmp_path: Path, hearth: Hearth) -> None:
-    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+def test_bundle_has_all_files_and_no_secret(tmp_path: Path, hearth: Hearth) -> None:
+    config, out = write_configuration(tmp_path), tmp_path / "bundle.tar.gz"
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
         ended = hearth("support-bundle", out, "--config", config)
     assert ended.code == ExitCode.OK
@@ -62,16 +62,16 @@ def test_everything_is_in_it_and_no_secret_is(tmp_path: Path, hearth: Hearth) ->
     assert CANARY not in "".join(files.values())
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, hearth: Hearth) -> None:
-    ended = hearth("support-bundle", tmp_path / "none" / "b.tar.gz", "--config", configured(tmp_path))
+def test_unwritable_bundle_error_names_path(tmp_path: Path, hearth: Hearth) -> None:
+    ended = hearth("support-bundle", tmp_path / "none" / "b.tar.gz", "--config", write_configuration(tmp_path))
     assert ended.code == ExitCode.FAILURE
     assert "b.tar.gz cannot be written" in ended.err
 
 
-def test_of_another_host_it_has_what_its_agent_tells_and_nothing_of_this_one(
+def test_bundle_of_remote_host_lacks_local_files(
     tmp_path: Path, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+    config, out = write_configuration(tmp_path), tmp_path / "bundle.tar.gz"
     with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"http://127.0.0.1:{agent.port}")
         assert hearth("support-bundle", out, "--config", config).code == ExitCode.OK
@@ -81,8 +81,8 @@ def test_of_another_host_it_has_what_its_agent_tells_and_nothing_of_this_one(
     assert "they are on 127.0.0.1" in files["missing.txt"]
 
 
-def test_it_is_of_use_when_the_agent_does_not_answer(tmp_path: Path, hearth: Hearth) -> None:
-    config, out = configured(tmp_path), tmp_path / "bundle.tar.gz"
+def test_bundle_without_agent_has_logs(tmp_path: Path, hearth: Hearth) -> None:
+    config, out = write_configuration(tmp_path), tmp_path / "bundle.tar.gz"
     ended = hearth("support-bundle", out, "--config", config)
     assert ended.code == ExitCode.OK
     assert "1 missing" in ended.out

@@ -1,4 +1,4 @@
-"""What people see: every state in 80 columns, and a live status that survives a restart of the agent."""
+"""Tables in 80 columns, and a live status that survives a restart of the agent."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_vms_in_every_state_fit_80_columns() -> None:
     assert "no answer" in " ".join(text.split())
 
 
-def test_a_pull_shows_how_far_it_is() -> None:
+def test_image_table_shows_pull_progress() -> None:
     progress = {"total_bytes": 4 << 30, "done_bytes": 1 << 30, "fetched_bytes": 1 << 30,
                 "rate_bytes_per_s": 50 << 20, "eta_s": 61.0}  # fmt: skip
     image: Any = {"digest": COMING, "state": "pulling", "pools": ["small"], "allocated_bytes": 0, "progress": progress,
@@ -72,7 +72,7 @@ def test_a_pull_shows_how_far_it_is() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_rollout_shows_both_versions() -> None:
+def test_pool_table_shows_both_versions_of_rollout() -> None:
     pool: Any = {"name": "small", "ready": 1, "warm": 2, "leased": 0, "starting": 1, "waiting": 3, "standby": 1,
             "error": "", "rollout": {"phase": "canary", "serving": DIGEST, "target": COMING, "reason": ""}}  # fmt: skip
     text = shown(pool_table([pool]))
@@ -89,12 +89,12 @@ def host(**changes: Any) -> Any:
 
 
 def _document() -> str:
-    from agent.api.documents import host_document  # noqa: PLC0415 - only here
+    from agent.api.documents import host_document  # noqa: PLC0415 - only needed here
 
     return host_document(MemoryEngine(vm("hearth-small-1"))).model_dump_json()
 
 
-def test_troubles_are_told_with_their_reason_and_nothing_else_is() -> None:
+def test_status_shows_only_problem_conditions() -> None:
     conditions = [
         {"type": "Ready", "status": "true", "problem": False, "message": "", "since": None},
         {
@@ -114,22 +114,22 @@ def test_troubles_are_told_with_their_reason_and_nothing_else_is() -> None:
     assert "Ready is" not in text
 
 
-def test_no_text_from_elsewhere_drives_the_terminal() -> None:
-    evil = "a\x1b[2Jb\x9b31m"
+def test_tables_escape_control_characters() -> None:
+    text_with_escapes = "a\x1b[2Jb\x9b31m"
     failed: Any = {
         **VM,
         "state": "failed",
-        "failure": {"cause": "exited", "reason": evil, "at": "2026-11-23T11:00:00Z"},
+        "failure": {"cause": "exited", "reason": text_with_escapes, "at": "2026-11-23T11:00:00Z"},
     }
-    leased: Any = {**VM, "lease": {"id": "l", "holder": evil, "expires_at": "2026-11-23T12:59:00Z"}}
-    conditions = [{"type": "Ready", "status": "false", "problem": True, "message": evil, "since": None}]
+    leased: Any = {**VM, "lease": {"id": "l", "holder": text_with_escapes, "expires_at": "2026-11-23T12:59:00Z"}}
+    conditions = [{"type": "Ready", "status": "false", "problem": True, "message": text_with_escapes, "since": None}]
     text = shown(status_view(host(conditions=conditions), [failed, leased], NOW))
     assert "\x1b" not in text
     assert "\x9b" not in text
     assert text.count("[2J") == 3
 
 
-def test_colour_is_for_terminals_only() -> None:
+def test_colour_is_used_only_on_terminals() -> None:
     assert "\x1b[" in shown(vm_table([VM], NOW), colour=True)
     assert "\x1b[" not in shown(vm_table([VM], NOW))
 
@@ -137,23 +137,23 @@ def test_colour_is_for_terminals_only() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-5, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m00s"), (3725, "1h02m"), (90061, "1d01h")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_has_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == duration(timedelta(seconds=seconds)) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (20 << 20, "20.0 MiB"), (5 << 50, "5120 TiB")]
 )
-def test_sizes(count: int, text: str) -> None:
+def test_size_has_three_digits(count: int, text: str) -> None:
     assert size(count) == text
 
 
-def test_a_digest_is_shortened() -> None:
+def test_digest_is_shortened() -> None:
     assert (short_digest(DIGEST), short_digest(None)) == ("a" * 12, "-")
 
 
 def read_until(terminal: int, text: str, limit_s: float = 15.0) -> str:
-    """Read a terminal until `text` appears in what was written since."""
+    """Read from a terminal until `text` appears in the new output."""
     seen, deadline_s = "", time.monotonic() + limit_s
     while text not in seen:
         ready, _, _ = select.select([terminal], [], [], max(0.0, deadline_s - time.monotonic()))
@@ -162,7 +162,7 @@ def read_until(terminal: int, text: str, limit_s: float = 15.0) -> str:
     return seen
 
 
-def test_watching_survives_a_restart_of_the_agent_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+def test_watch_survives_agent_restart_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
     streams = {"stdin": follower, "stdout": follower, "stderr": follower}

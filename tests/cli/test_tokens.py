@@ -1,4 +1,4 @@
-"""Tokens on the command line, and the command line against an agent elsewhere."""
+"""`hearth token`, and commands against an agent on another host."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_token_is_made_listed_and_revoked(config: Path, hearth: Hearth) -> None:
-    made = hearth("token", "create", "controller-1", "--role", "lease", "--expires", "90d")
-    secret = made.out.strip()
+def test_token_is_created_listed_and_revoked(config: Path, hearth: Hearth) -> None:
+    created = hearth("token", "create", "controller-1", "--role", "lease", "--expires", "90d")
+    secret = created.out.strip()
     assert secret.startswith("hearth_")
     file = tokens_path(config.parent / "data")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     listed = hearth("token", "list")
     assert "controller-1" in listed.out
     assert "lease" in listed.out
-    (told,) = json.loads(hearth("token", "list", "--json").out)
-    assert (told["name"], told["role"]) == ("controller-1", "lease")
-    assert secret not in listed.out + json.dumps(told)
+    (listed_token,) = json.loads(hearth("token", "list", "--json").out)
+    assert (listed_token["name"], listed_token["role"]) == ("controller-1", "lease")
+    assert secret not in listed.out + json.dumps(listed_token)
     assert hearth("token", "create", "controller-1").code == ExitCode.REFUSED
     assert hearth("token", "revoke", "controller-1").code == ExitCode.OK
     assert hearth("token", "revoke", "controller-1").code == ExitCode.REFUSED
     assert hearth("token", "list").out == ""
 
 
-def test_an_agent_elsewhere_is_asked_over_tls_with_a_token(
+def test_remote_agent_is_used_with_tls_and_token(
     config: Path, hearth: Hearth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = hearth("token", "create", "me", "--role", "read").out.strip()
@@ -72,7 +72,7 @@ def test_an_agent_elsewhere_is_asked_over_tls_with_a_token(
         assert secret not in untrusted.err + unknown.err + refused.err
 
 
-def test_every_way_to_name_another_host_works_over_mutual_tls(config: Path, hearth: Hearth, tmp_path: Path) -> None:
+def test_remote_agent_options_work_with_mutual_tls(config: Path, hearth: Hearth, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(hearth("token", "create", "me", "--role", "lease").out)
     ca, tls, mine = authority(tmp_path), certificate(tmp_path, "host"), certificate(tmp_path, "me")
@@ -92,7 +92,7 @@ def test_every_way_to_name_another_host_works_over_mutual_tls(config: Path, hear
             os.environ.pop(name)
 
 
-def test_what_works_on_files_is_not_asked_of_another_host(hearth: Hearth) -> None:
+def test_local_command_refuses_host_option(hearth: Hearth) -> None:
     ended = hearth("--host", "https://mac-7", "logs")
     assert ended.code == ExitCode.USAGE
     assert "run it there" in ended.err
@@ -100,7 +100,7 @@ def test_what_works_on_files_is_not_asked_of_another_host(hearth: Hearth) -> Non
 
 
 @pytest.mark.parametrize("name", ["HEARTH_TOKEN_FILE", "HEARTH_CA", "HEARTH_CERT"])
-def test_a_login_that_cannot_be_read_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_unreadable_login_file_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("HEARTH_HOST", "https://127.0.0.1:1")
     monkeypatch.setenv(name, "/nowhere/it")
     ended = hearth("status")
@@ -109,7 +109,7 @@ def test_a_login_that_cannot_be_read_is_named(hearth: Hearth, monkeypatch: pytes
     assert name in ended.err
 
 
-def test_an_address_that_is_none_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_host_url_is_named(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEARTH_HOST", "mac-7")
     ended = hearth("status")
     assert ended.code == ExitCode.UNREACHABLE
