@@ -207,7 +207,9 @@ async def _spawn(command: Command, on_output: Callable[[bytes], None] | None) ->
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if command.cwd is not None and not command.cwd.is_dir():
             raise CommandError(f"`{command}` cannot be started: its folder {command.cwd} does not exist") from error
-        reason = "is not executable" if isinstance(error, PermissionError) else "was not found"
+        # A name without a path gives PermissionError also if a folder of PATH is not readable.
+        found = isinstance(error, PermissionError) and "/" in command.argv[0]
+        reason = "is not executable" if found else "was not found"
         raise ProgramMissingError(f"program {command.argv[0]} {reason}", remedy=command.remedy) from error
     except OSError as error:
         raise CommandError(f"`{command}` cannot be started: {error}") from error
