@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.domain.breaker import BreakerKey, Scope
 from agent.domain.rollout import Phase
-from agent.domain.states import AWAITS_PROBES, VmState
+from agent.domain.states import VmState
 
 if TYPE_CHECKING:
     from agent.domain.model import LeaseRequest, PoolSpec, Vm
     from agent.domain.rollout import Rollout
     from agent.domain.world import World
 
-_IDLE = AWAITS_PROBES | {VmState.CREATING, VmState.READY}
+_IDLE = (VmState.CREATING, VmState.STARTING, VmState.RESUMING, VmState.READY)
+_STANDBY = (VmState.SUSPENDING, VmState.STANDBY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +68,28 @@ class PoolView:
 
 def pool_views(world: World) -> tuple[PoolView, ...]:
     """Return a view of every assigned pool that has a rollout record, by priority, then name."""
-    vms_of: defaultdict[str, list[Vm]] = defaultdict(list)
+    idle: defaultdict[str, list[Vm]] = defaultdict(list)
+    standby: defaultdict[str, list[Vm]] = defaultdict(list)
+    slots_held: Counter[str] = Counter()
     for vm in sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name)):
-        vms_of[vm.pool].append(vm)
+        if vm.state in _IDLE:
+            idle[vm.pool].append(vm)
+        elif vm.state in _STANDBY:
+            standby[vm.pool].append(vm)
+        slots_held[vm.pool] += vm.holds_slot
     requests: defaultdict[str, list[LeaseRequest]] = defaultdict(list)
     for request in by_waiting_time(world):
         requests[request.pool].append(request)
-    pools = sorted(world.pools, key=lambda pool: (-pool.priority, pool.name))
     return tuple(
         PoolView(
             spec=spec,
             rollout=world.rollouts[spec.name],
             requests=tuple(requests[spec.name]),
-            idle=tuple(vm for vm in vms_of[spec.name] if vm.state in _IDLE),
-            standby=tuple(vm for vm in vms_of[spec.name] if vm.state in (VmState.SUSPENDING, VmState.STANDBY)),
-            slots_held=sum(vm.holds_slot for vm in vms_of[spec.name]),
+            idle=tuple(idle[spec.name]),
+            standby=tuple(standby[spec.name]),
+            slots_held=slots_held[spec.name],
         )
-        for spec in pools
+        for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name))
         if spec.name in world.rollouts
     )
 
