@@ -68,7 +68,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path)
 
 
-async def test_the_fastest_that_runs_a_guest_is_taken_and_remembered(host: Host) -> None:
+async def test_fastest_working_accelerator_is_selected_and_cached(host: Host) -> None:
     host.install(kvm=KVM_RUNS)
     driver = host.driver()
     assert driver.version == ""
@@ -82,7 +82,7 @@ async def test_the_fastest_that_runs_a_guest_is_taken_and_remembered(host: Host)
 
 
 @pytest.mark.parametrize("kvm", [KVM_HANGS, KVM_CRASHES])
-async def test_an_accelerator_that_opens_but_runs_nothing_is_passed_over(host: Host, kvm: str) -> None:
+async def test_accelerator_is_skipped_when_it_runs_no_guest(host: Host, kvm: str) -> None:
     host.install(kvm=kvm)
     driver = host.driver()
     await driver.preflight()
@@ -90,7 +90,7 @@ async def test_an_accelerator_that_opens_but_runs_nothing_is_passed_over(host: H
     assert host.tried() == ["kvm", "tcg"]
 
 
-async def test_another_qemu_is_tried_anew(host: Host) -> None:
+async def test_accelerator_is_tested_again_after_a_qemu_upgrade(host: Host) -> None:
     host.install(kvm=KVM_HANGS)
     await host.driver().preflight()
     host.install(kvm=KVM_RUNS, version="9.0.2")
@@ -99,7 +99,7 @@ async def test_another_qemu_is_tried_anew(host: Host) -> None:
     assert driver.version == "9.0.2 (kvm)"
 
 
-async def test_another_boot_is_tried_anew(host: Host) -> None:
+async def test_accelerator_is_tested_again_after_a_reboot(host: Host) -> None:
     host.install(kvm=KVM_RUNS)
     await host.driver().preflight()
     cache = host.folder / "state" / accelerator.CACHE_FILE
@@ -112,7 +112,7 @@ async def test_another_boot_is_tried_anew(host: Host) -> None:
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "{", '{"key": 1}'])
-async def test_a_spoilt_memory_is_no_obstacle(host: Host, garbage: str) -> None:
+async def test_corrupt_accelerator_cache_is_ignored(host: Host, garbage: str) -> None:
     host.install(kvm=KVM_RUNS)
     (host.folder / "state").mkdir()
     (host.folder / "state" / accelerator.CACHE_FILE).write_text(garbage)
@@ -120,7 +120,7 @@ async def test_a_spoilt_memory_is_no_obstacle(host: Host, garbage: str) -> None:
     assert host.tried() == ["kvm"]
 
 
-async def test_the_one_asked_for_must_work(host: Host) -> None:
+async def test_configured_accelerator_must_work(host: Host) -> None:
     host.install(kvm=KVM_HANGS)
     with pytest.raises(HypervisorUnavailableError, match=r"kvm: a guest ran no code for 0\.3 s.*accelerator to auto"):
         await host.driver("kvm").preflight()
@@ -128,14 +128,14 @@ async def test_the_one_asked_for_must_work(host: Host) -> None:
     assert host.tried() == ["kvm", "tcg"]
 
 
-async def test_when_none_works_each_reason_is_told(host: Host) -> None:
+async def test_preflight_reports_each_failed_accelerator(host: Host) -> None:
     host.install(kvm=KVM_CRASHES, tcg="exit 3")
     with pytest.raises(HypervisorUnavailableError, match=r"kvm: exit code 1: no such device; tcg: exit code 3"):
         await host.driver().preflight()
     assert not (host.folder / "state").exists(), "a failure is not remembered"
 
 
-async def test_missing_programs_name_their_packages(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_program_error_names_its_package(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ProgramMissingError, match=r"qemu-system-x86_64 was not found.*Debian package qemu-system-x86 .*Homebrew"
     ):
@@ -147,7 +147,7 @@ async def test_missing_programs_name_their_packages(host: Host, monkeypatch: pyt
         await host.driver().preflight()
 
 
-async def test_every_command_is_counted(host: Host) -> None:
+async def test_observer_gets_every_qemu_command(host: Host) -> None:
     host.install(kvm=KVM_HANGS)
     reports: list[CommandReport] = []
     await host.driver(observer=reports.append).preflight()
@@ -160,7 +160,7 @@ async def test_every_command_is_counted(host: Host) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
-async def test_the_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path: Path) -> None:
+async def test_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path: Path) -> None:
     binary = shutil.which(f"qemu-system-{arch}")
     if binary is None:
         if arch == platform.machine():
@@ -176,7 +176,7 @@ async def test_the_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path:
 
 @pytest.mark.qemu
 @pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm")
-async def test_the_real_accelerator_chosen_runs_guests(tmp_path: Path) -> None:
+async def test_selected_real_accelerator_runs_guests(tmp_path: Path) -> None:
     """Whatever /dev/kvm is worth here, the choice must not be one that hangs."""
     driver = QemuHypervisor(
         QemuConfig(), vms_dir=tmp_path / "vms", templates_dir=tmp_path / "templates", state_dir=tmp_path / "state"

@@ -61,14 +61,14 @@ def ended(stdout: str, code: int = 0, stderr: str = "") -> CommandResult:
     return CommandResult(code, stdout.encode(), stderr.encode(), truncated=False, duration_s=0)
 
 
-def test_the_last_line_of_an_answer_counts() -> None:
+def test_reply_is_parsed_from_the_last_line() -> None:
     told = '{"status": "OK", "body": {"progress": 50}}\n\n{"status":"OK","body":[1],"message":"done"}\n \n'
     assert parse_reply(ended(told), "anka pull").body == [1]
     assert parse_reply(ended(told.rstrip()), "anka pull").message == "done"
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
-def test_what_is_no_answer_is_neither_yes_nor_no(stdout: str) -> None:
+def test_invalid_reply_raises_an_error(stdout: str) -> None:
     with pytest.raises(AnkaReplyError, match="it went wrong"):
         parse_reply(ended(stdout, stderr="it went wrong"), "anka list")
 
@@ -82,7 +82,7 @@ def test_what_is_no_answer_is_neither_yes_nor_no(stdout: str) -> None:
         ({"status": "OK", "body": {}}, 1, AnkaError),
     ],
 )
-def test_a_failure_is_told_by_status_code_or_exit_code(
+def test_failure_is_detected_by_status_or_exit_code(
     document: dict[str, object], code: int, kind: type[AnkaError]
 ) -> None:
     with pytest.raises(kind) as failure:
@@ -90,20 +90,20 @@ def test_a_failure_is_told_by_status_code_or_exit_code(
     assert type(failure.value) is kind
 
 
-async def test_an_object_where_a_list_belongs_is_no_empty_host(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_inventory_raises_when_anka_lists_an_object(host: AnkaRig, anka: AnkaHypervisor) -> None:
     (host.home.root / "eula-open").touch()
     with pytest.raises(AnkaReplyError, match="accept-eula"):
         await anka.inventory()
 
 
-async def test_templates_are_images_and_other_vms_count(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_inventory_lists_foreign_vms_but_no_templates(host: AnkaRig, anka: AnkaHypervisor) -> None:
     assert await anka.inventory() == ()
     host.faults(list={"invent": ["somebodys"]})
     assert await anka.inventory() == (Observed("somebodys", ours=False, running=True),)
     assert anka.capabilities.counts_foreign_slots
 
 
-async def test_a_clone_is_of_the_tag_it_was_asked_for(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_clone_uses_the_requested_tag(host: AnkaRig, anka: AnkaHypervisor) -> None:
     template = host.home.find("macos")
     host.home.layer("next").write_text('{"serves": "2.0"}')
     template.tags["v2"] = template.layers = ["next", "base"]
@@ -113,7 +113,7 @@ async def test_a_clone_is_of_the_tag_it_was_asked_for(host: AnkaRig, anka: AnkaH
     assert host.home.find(NAME).layers == ["base"], "v2 is checked out, v1 was asked for"
 
 
-async def test_size_and_ports_are_set_before_the_start(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_clone_sets_size_and_ports(host: AnkaRig, anka: AnkaHypervisor) -> None:
     template = host.home.find("macos")
     template.rules = [{"name": "ssh", "protocol": "tcp", "guest_port": 22}]
     host.home.save(template)
@@ -124,7 +124,7 @@ async def test_size_and_ports_are_set_before_the_start(host: AnkaRig, anka: Anka
     assert all("host_port" not in rule for rule in made.rules), "a fixed host port may be in use"
 
 
-async def test_an_image_that_is_no_template_is_refused(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_clone_refuses_an_image_that_is_not_a_template(host: AnkaRig, anka: AnkaHypervisor) -> None:
     with pytest.raises(HypervisorError, match="not an Anka template"):
         await anka.clone(spec(), anka_image(host.folder, ""))
     await anka.delete(NAME)
@@ -132,7 +132,7 @@ async def test_an_image_that_is_no_template_is_refused(host: AnkaRig, anka: Anka
         await anka.clone(spec(), anka_image(host.folder, f"{host.home.find('macos').uuid}:v9"))
 
 
-async def test_a_vm_whose_process_is_not_told_is_watched_by_listings(
+async def test_vm_without_known_process_is_watched_by_polling(
     host: AnkaRig, anka: AnkaHypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anka_running, "POLL_S", 0.05)
@@ -149,7 +149,7 @@ async def test_a_vm_whose_process_is_not_told_is_watched_by_listings(
     assert host.traces(NAME) == []
 
 
-async def test_a_third_vm_is_refused_with_the_way_out(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_start_of_a_third_vm_is_refused_with_a_remedy(host: AnkaRig, anka: AnkaHypervisor) -> None:
     for number in (1, 2, 3):
         await anka.clone(spec(number), host.image)
     for number in (1, 2):
@@ -159,7 +159,7 @@ async def test_a_third_vm_is_refused_with_the_way_out(host: AnkaRig, anka: AnkaH
     assert problems(await anka.health()) == []
 
 
-async def test_a_slot_that_leaked_is_a_condition_until_a_vm_starts(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_leaked_slot_is_a_condition_until_a_vm_starts(host: AnkaRig, anka: AnkaHypervisor) -> None:
     host.home.write("leaked.json", 2)
     await anka.clone(spec(), host.image)
     with pytest.raises(SlotsTakenError, match=r"maximum number of running instances.*a slot leaked"):
@@ -174,7 +174,7 @@ def problems(facts: tuple[HealthFact, ...]) -> list[str]:
     return [fact.reason for fact in facts if fact.reason]
 
 
-async def test_a_failed_vm_is_ended_by_force_and_deleted(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_failed_vm_is_stopped_by_force_and_deleted(host: AnkaRig, anka: AnkaHypervisor) -> None:
     exits = Exits(anka)
     await running(anka, host)
     host.kill(NAME)
@@ -188,7 +188,7 @@ async def test_a_failed_vm_is_ended_by_force_and_deleted(host: AnkaRig, anka: An
     assert host.traces(NAME) == []
 
 
-async def test_a_question_never_starts_a_vm(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_execute_does_not_start_a_stopped_vm(host: AnkaRig, anka: AnkaHypervisor) -> None:
     await anka.clone(spec(), host.image)
     with pytest.raises(VmNotRunningError):
         await anka.execute(NAME, ("true",), timeout_s=5)
@@ -196,7 +196,7 @@ async def test_a_question_never_starts_a_vm(host: AnkaRig, anka: AnkaHypervisor)
     assert not any(call[0] == "run" for call in host.calls())
 
 
-async def test_a_guest_that_is_disconnected_is_the_guests_fault(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_disconnected_guest_raises_guest_error(host: AnkaRig, anka: AnkaHypervisor) -> None:
     await running(anka, host, booted=True)
     result = await anka.execute(NAME, ("exit", "125"), timeout_s=5)
     assert result.exit_code == 125, "the guest's own 125 is an exit code"
@@ -211,14 +211,16 @@ async def test_a_guest_that_is_disconnected_is_the_guests_fault(host: AnkaRig, a
 @pytest.mark.parametrize(
     ("command", "said"), [("start", "is started, but it does not run"), ("delete", "still listed")]
 )
-async def test_what_anka_says_it_did_is_checked(host: AnkaRig, anka: AnkaHypervisor, command: str, said: str) -> None:
+async def test_reported_success_of_anka_is_verified(
+    host: AnkaRig, anka: AnkaHypervisor, command: str, said: str
+) -> None:
     await anka.clone(spec(), host.image)
     host.faults(**{command: {"lie": True}})
     with pytest.raises(HypervisorError, match=said):
         await (anka.start(spec()) if command == "start" else anka.delete(NAME))
 
 
-async def test_a_vm_that_only_says_it_stopped_is_killed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_vm_is_killed_when_anka_stop_has_no_effect(host: AnkaRig, anka: AnkaHypervisor) -> None:
     await running(anka, host)
     host.faults(stop={"lie": True})
     await anka.stop(NAME, grace_s=0.5)
@@ -228,7 +230,7 @@ async def test_a_vm_that_only_says_it_stopped_is_killed(host: AnkaRig, anka: Ank
     await anka.delete(NAME)
 
 
-async def test_a_clone_that_was_not_made_is_noticed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_clone_raises_when_anka_clone_has_no_effect(host: AnkaRig, anka: AnkaHypervisor) -> None:
     host.faults(clone={"lie": True})
     with pytest.raises(AnkaNotFoundError):
         await anka.clone(spec(), host.image)
@@ -237,7 +239,7 @@ async def test_a_clone_that_was_not_made_is_noticed(host: AnkaRig, anka: AnkaHyp
 
 
 @pytest.mark.parametrize("fault", [{"half": True}, {"die_at": 1}, {"die_at": 2}])
-async def test_a_clone_that_breaks_off_is_found_and_removed(
+async def test_interrupted_clone_is_listed_and_removed(
     host: AnkaRig, anka: AnkaHypervisor, fault: dict[str, object]
 ) -> None:
     host.faults(clone=fault)
@@ -260,7 +262,7 @@ async def eventually_lists(driver: AnkaHypervisor, pid: int) -> None:
     assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
 
 
-async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_listing_that_omits_a_running_vm_is_not_trusted(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     host.faults(list={"omit": [NAME]})
     for _ in range(anka_running.OMISSIONS - 1):
@@ -271,7 +273,7 @@ async def test_a_listing_that_leaves_out_what_runs_is_not_believed(host: AnkaRig
     assert not (await anka.inventory())[0].damaged
 
 
-async def test_a_vm_whose_files_are_gone_is_told_damaged_and_ended(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_vm_without_files_is_listed_as_damaged_and_stopped(host: AnkaRig, anka: AnkaHypervisor) -> None:
     pid = await running(anka, host)
     shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
     await eventually_lists(anka, pid)
@@ -281,7 +283,7 @@ async def test_a_vm_whose_files_are_gone_is_told_damaged_and_ended(host: AnkaRig
     assert host.traces(NAME) == []
 
 
-async def test_a_vm_that_was_lost_while_nobody_watched_is_ended_too(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_vm_lost_before_a_restart_is_stopped(host: AnkaRig, anka: AnkaHypervisor) -> None:
     """Only the record tells the next driver that it ever ran: no listing does."""
     pid = await running(anka, host)
     await anka.close()
@@ -294,7 +296,7 @@ async def test_a_vm_that_was_lost_while_nobody_watched_is_ended_too(host: AnkaRi
     await later.close()
 
 
-async def test_a_record_of_a_process_that_ended_says_nothing(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_record_of_an_ended_process_is_ignored(host: AnkaRig, anka: AnkaHypervisor) -> None:
     await running(anka, host)
     await anka.close()
     host.kill(NAME)
@@ -305,7 +307,7 @@ async def test_a_record_of_a_process_that_ended_says_nothing(host: AnkaRig, anka
 
 
 @pytest.mark.parametrize("fault", [{"garbage": True}, {"empty_body": True}, {"fail": "internal error"}])
-async def test_a_listing_that_cannot_be_read_is_an_error(
+async def test_unreadable_listing_raises_an_error(
     host: AnkaRig, anka: AnkaHypervisor, fault: dict[str, object]
 ) -> None:
     host.faults(list=fault)
@@ -314,7 +316,7 @@ async def test_a_listing_that_cannot_be_read_is_an_error(
 
 
 @pytest.mark.parametrize("fault", [{"hang": True}, {"hang": True, "ignore_term": True}])
-async def test_a_tool_that_hangs_is_ended_and_leaves_no_process(host: AnkaRig, fault: dict[str, object]) -> None:
+async def test_hung_anka_is_killed_and_leaves_no_process(host: AnkaRig, fault: dict[str, object]) -> None:
     host.config = host.config.model_copy(update={"timeout_s": 0.5})
     driver = host.driver()
     host.faults(list=fault)
@@ -329,7 +331,7 @@ async def test_a_tool_that_hangs_is_ended_and_leaves_no_process(host: AnkaRig, f
     await driver.close()
 
 
-async def test_a_start_that_hangs_leaves_a_vm_that_can_be_ended(host: AnkaRig) -> None:
+async def test_vm_can_be_stopped_after_a_hung_start(host: AnkaRig) -> None:
     patient = host.config
     host.config = host.config.model_copy(update={"start_timeout_s": 0.5})
     impatient = host.driver()
@@ -350,14 +352,14 @@ async def test_a_start_that_hangs_leaves_a_vm_that_can_be_ended(host: AnkaRig) -
     await driver.close()
 
 
-async def test_a_missing_program_says_what_to_install(tmp_path: Path) -> None:
+async def test_missing_anka_error_has_a_remedy(tmp_path: Path) -> None:
     driver = AnkaHypervisor(AnkaConfig(binary=str(tmp_path / "anka")), records_dir=tmp_path)
     with pytest.raises(HypervisorUnavailableError, match="install Anka"):
         await driver.preflight()
     await driver.close()
 
 
-async def test_an_unknown_vm_cannot_be_started(anka: AnkaHypervisor) -> None:
+async def test_start_of_an_unknown_vm_raises(anka: AnkaHypervisor) -> None:
     with pytest.raises(VmNotFoundError):
         await anka.start(spec())
 
@@ -376,12 +378,12 @@ NOW = datetime(2026, 8, 10, tzinfo=UTC)
         ({}, "LicenseInvalid"),
     ],
 )
-def test_the_license_is_a_fact(shown: dict[str, str], reason: str) -> None:
+def test_license_state_becomes_a_health_fact(shown: dict[str, str], reason: str) -> None:
     fact = license_fact(shown, NOW)
     assert (fact.condition, fact.reason) == ("LicenseValid", reason)
 
 
-async def test_an_invalid_license_is_told_and_keeps_vms_from_starting(host: AnkaRig, anka: AnkaHypervisor) -> None:
+async def test_invalid_license_is_reported_and_blocks_starts(host: AnkaRig, anka: AnkaHypervisor) -> None:
     assert problems(await anka.health()) == []
     host.home.write("license.json", {"status": "expired"})
     assert problems(await anka.health()) == [], "it is asked for at a slow period"

@@ -69,11 +69,11 @@ def skip_unless_it_suspends(driver: Hypervisor) -> None:
         pytest.skip(f"{driver.name} cannot suspend VMs")
 
 
-async def test_a_host_without_vms_lists_none(driver: Hypervisor) -> None:
+async def test_inventory_is_empty_without_vms(driver: Hypervisor) -> None:
     assert await driver.inventory() == ()
 
 
-async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) -> None:
+async def test_complete_vm_life_leaves_no_process_and_no_file(driver: Hypervisor, rig: Rig) -> None:
     exits, name = Exits(driver), spec().name
     await driver.clone(spec(), rig.image)
     (listed,) = await driver.inventory()
@@ -106,20 +106,20 @@ async def test_a_whole_life_leaves_nothing_behind(driver: Hypervisor, rig: Rig) 
     assert rig.traces(name) == []
 
 
-async def test_a_taken_name_is_refused_and_its_vm_untouched(driver: Hypervisor, rig: Rig) -> None:
+async def test_clone_refuses_a_taken_name(driver: Hypervisor, rig: Rig) -> None:
     pid = await running(driver, rig)
     with pytest.raises(VmExistsError, match=spec().name):
         await driver.clone(spec(), rig.image)
     assert await pid_of(driver, spec().name) == pid
 
 
-async def test_of_two_clones_of_one_name_one_is_made(driver: Hypervisor, rig: Rig) -> None:
+async def test_only_one_of_two_concurrent_clones_of_a_name_succeeds(driver: Hypervisor, rig: Rig) -> None:
     done = await asyncio.gather(*(driver.clone(spec(), rig.image) for _ in range(2)), return_exceptions=True)
     assert [type(result) for result in done if result] == [VmExistsError]
     await driver.start(spec())
 
 
-async def test_a_half_made_vm_is_listed_as_ours_and_can_only_be_deleted(driver: Hypervisor, rig: Rig) -> None:
+async def test_incomplete_vm_is_listed_and_can_only_be_deleted(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     rig.half_make(name)
     assert await driver.inventory() == (Observed(name, ours=True, running=False),)
@@ -134,7 +134,7 @@ async def test_a_half_made_vm_is_listed_as_ours_and_can_only_be_deleted(driver: 
     await driver.clone(spec(), rig.image)
 
 
-async def test_ending_what_has_ended_succeeds(driver: Hypervisor, rig: Rig) -> None:
+async def test_stop_and_delete_succeed_when_repeated(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     await driver.stop(name, grace_s=5)
     await driver.delete(name)
@@ -146,20 +146,20 @@ async def test_ending_what_has_ended_succeeds(driver: Hypervisor, rig: Rig) -> N
     assert rig.traces(name) == []
 
 
-async def test_starting_what_runs_leaves_it_running(driver: Hypervisor, rig: Rig) -> None:
+async def test_start_succeeds_when_the_vm_runs(driver: Hypervisor, rig: Rig) -> None:
     pid = await running(driver, rig)
     await driver.start(spec())
     assert await pid_of(driver, spec().name) == pid
 
 
-async def test_what_runs_is_not_deleted(driver: Hypervisor, rig: Rig) -> None:
+async def test_delete_refuses_a_running_vm(driver: Hypervisor, rig: Rig) -> None:
     pid = await running(driver, rig)
     with pytest.raises(HypervisorError, match="still runs"):
         await driver.delete(spec().name)
     assert await pid_of(driver, spec().name) == pid
 
 
-async def test_unknown_and_stopped_vms_are_told_apart(driver: Hypervisor, rig: Rig) -> None:
+async def test_errors_distinguish_unknown_and_stopped_vms(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     with pytest.raises(VmNotFoundError):
         await driver.start(spec())
@@ -176,7 +176,7 @@ async def test_unknown_and_stopped_vms_are_told_apart(driver: Hypervisor, rig: R
             await driver.clone(spec(), rig.image)
 
 
-async def test_vms_do_not_disturb_each_other(driver: Hypervisor, rig: Rig) -> None:
+async def test_concurrent_vms_are_independent(driver: Hypervisor, rig: Rig) -> None:
     specs = [spec(number) for number in range(1, rig.slots + 1)]
     await asyncio.gather(*(driver.clone(each, rig.image) for each in specs))
     await asyncio.gather(*(driver.start(each) for each in specs))
@@ -189,7 +189,7 @@ async def test_vms_do_not_disturb_each_other(driver: Hypervisor, rig: Rig) -> No
     assert [(vm.name, vm.running) for vm in listed] == [(each.name, True) for each in specs[1:]]
 
 
-async def test_a_killed_vm_is_noticed_at_once(driver: Hypervisor, rig: Rig) -> None:
+async def test_exit_of_a_killed_vm_is_reported_immediately(driver: Hypervisor, rig: Rig) -> None:
     exits = Exits(driver)
     await running(driver, rig)
     started_s = time.monotonic()
@@ -201,7 +201,7 @@ async def test_a_killed_vm_is_noticed_at_once(driver: Hypervisor, rig: Rig) -> N
         await driver.ping(spec().name, timeout_s=1)
 
 
-async def test_another_driver_adopts_what_runs(
+async def test_new_driver_adopts_running_vms(
     driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
 ) -> None:
     name = spec().name
@@ -221,7 +221,7 @@ async def test_another_driver_adopts_what_runs(
     assert exits.none_waiting(), "an end is told once"
 
 
-async def test_a_driver_that_never_listed_can_still_stop_what_runs(
+async def test_new_driver_stops_a_running_vm_without_an_inventory(
     driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
 ) -> None:
     await running(driver, rig)
@@ -232,7 +232,7 @@ async def test_a_driver_that_never_listed_can_still_stop_what_runs(
     assert rig.traces(spec().name) == []
 
 
-async def test_a_hung_vm_fails_its_pings_in_time_and_can_be_stopped(driver: Hypervisor, rig: Rig) -> None:
+async def test_hung_vm_fails_pings_in_time_and_can_be_stopped(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     await running(driver, rig, booted=True)
     rig.hang(name)
@@ -250,13 +250,13 @@ async def test_a_hung_vm_fails_its_pings_in_time_and_can_be_stopped(driver: Hype
     assert rig.traces(name) == []
 
 
-async def test_a_guest_that_is_not_up_yet_is_no_error_of_the_tool(driver: Hypervisor, rig: Rig) -> None:
+async def test_ping_of_a_booting_guest_raises_guest_error(driver: Hypervisor, rig: Rig) -> None:
     await running(driver, rig)
     with pytest.raises(GuestError):
         await driver.ping(spec().name, timeout_s=0.01)
 
 
-async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig) -> None:
+async def test_suspended_vm_resumes_with_its_state(driver: Hypervisor, rig: Rig) -> None:
     skip_unless_it_suspends(driver)
     name = spec().name
     pid = await running(driver, rig, booted=True)
@@ -276,7 +276,7 @@ async def test_a_suspended_vm_goes_on_where_it_was(driver: Hypervisor, rig: Rig)
     assert rig.traces(name) == []
 
 
-async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervisor, rig: Rig) -> None:
+async def test_snapshot_cannot_be_resumed_after_a_boot(driver: Hypervisor, rig: Rig) -> None:
     skip_unless_it_suspends(driver)
     await running(driver, rig)
     await driver.suspend(spec().name)
@@ -287,7 +287,7 @@ async def test_a_vm_that_was_booted_cannot_go_back_to_its_memory(driver: Hypervi
     assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
 
 
-async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:
+async def test_evidence_covers_running_ended_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:
     name = spec().name
     await driver.evidence(name, tmp_path / "unknown")
     await running(driver, rig, booted=True)
@@ -302,7 +302,7 @@ async def test_evidence_is_kept_of_living_dead_and_unknown_vms(driver: Hyperviso
         assert (tmp_path / state / rig.console).stat().st_size > 0
 
 
-async def test_foreign_vms_are_listed_and_never_touched(driver: Hypervisor, rig: Rig) -> None:
+async def test_foreign_vms_are_listed_and_left_untouched(driver: Hypervisor, rig: Rig) -> None:
     rig.plant_foreign("somebody-elses")
     before = rig.traces("somebody-elses")
     assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
@@ -314,7 +314,7 @@ async def test_foreign_vms_are_listed_and_never_touched(driver: Hypervisor, rig:
     assert rig.traces("somebody-elses") == before
 
 
-async def test_a_cancelled_clone_leaves_what_can_be_found_and_removed(driver: Hypervisor, rig: Rig) -> None:
+async def test_cancelled_clone_can_be_listed_and_removed(driver: Hypervisor, rig: Rig) -> None:
     for turns in (1, 3, 6, 10):
         clone = asyncio.create_task(driver.clone(spec(), rig.image))
         for _ in range(turns):
@@ -326,7 +326,7 @@ async def test_a_cancelled_clone_leaves_what_can_be_found_and_removed(driver: Hy
         assert rig.traces(spec().name) == []
 
 
-async def test_a_cancelled_start_leaves_what_can_be_found_and_ended(driver: Hypervisor, rig: Rig) -> None:
+async def test_cancelled_start_can_be_listed_and_stopped(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     await driver.clone(spec(), rig.image)
     for turns in (1, 3, 6, 20):
@@ -341,7 +341,7 @@ async def test_a_cancelled_start_leaves_what_can_be_found_and_ended(driver: Hype
     assert rig.traces(name) == []
 
 
-async def test_a_closed_driver_leaves_vms_running_and_tells_nothing(
+async def test_closed_driver_leaves_vms_running(
     new_driver: Callable[[], Hypervisor], driver: Hypervisor, rig: Rig
 ) -> None:
     before = open_fds()

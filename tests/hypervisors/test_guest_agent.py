@@ -86,7 +86,7 @@ async def silent(_request: Request, _agent: ScriptedAgent) -> None:
     pass
 
 
-async def test_one_connection_serves_many_pings(tmp_path: Path) -> None:
+async def test_pings_share_one_connection(tmp_path: Path) -> None:
     async with talking_to(obedient, tmp_path) as (client, agent):
         for _ in range(3):
             await client.ping(timeout_s=5)
@@ -94,14 +94,14 @@ async def test_one_connection_serves_many_pings(tmp_path: Path) -> None:
         assert [request["execute"] for request in agent.requests] == ["guest-ping"] * 3
 
 
-async def test_a_line_taken_up_before_the_guest_runs_is_the_one_it_is_asked_on(tmp_path: Path) -> None:
+async def test_connection_made_before_the_guest_runs_is_used(tmp_path: Path) -> None:
     async with talking_to(obedient, tmp_path) as (client, agent):
         await client.connect()
         await client.ping(timeout_s=5)
         assert agent.connections == 1
 
 
-async def test_an_agent_that_does_not_answer_costs_the_time_given(tmp_path: Path) -> None:
+async def test_ping_of_a_silent_agent_ends_at_its_timeout(tmp_path: Path) -> None:
     async with talking_to(silent, tmp_path) as (client, _):
         started_s = time.monotonic()
         with pytest.raises(GuestError, match=r"agent of vm-1 did not answer a ping in 0\.2 s"):
@@ -109,7 +109,7 @@ async def test_an_agent_that_does_not_answer_costs_the_time_given(tmp_path: Path
         assert 0.2 <= time.monotonic() - started_s < 1
 
 
-async def test_a_late_answer_never_answers_the_next_question(tmp_path: Path) -> None:
+async def test_late_reply_does_not_answer_the_next_call(tmp_path: Path) -> None:
     """The agent answers each question only when the next one comes, on whatever line is open then."""
     owed: list[object] = []
 
@@ -126,7 +126,7 @@ async def test_a_late_answer_never_answers_the_next_question(tmp_path: Path) -> 
         assert agent.connections == 2, "a line with an answer outstanding is dropped"
 
 
-async def test_a_line_that_stays_dead_is_dropped_for_another(tmp_path: Path) -> None:
+async def test_dead_connection_is_replaced(tmp_path: Path) -> None:
     class Deaf(ScriptedAgent):
         async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if self.connections == 0:
@@ -148,7 +148,7 @@ async def test_a_line_that_stays_dead_is_dropped_for_another(tmp_path: Path) -> 
     assert (deaf.connections, len(deaf.requests)) == (2, 2)
 
 
-async def test_what_is_left_of_an_older_conversation_is_skipped(tmp_path: Path) -> None:
+async def test_replies_to_an_earlier_client_are_skipped(tmp_path: Path) -> None:
     async def script(request: Request, agent: ScriptedAgent) -> None:
         agent.send({"return": {"exited": True, "exitcode": 0}} if "status" in str(request) else {"return": {"pid": 9}})
 
@@ -166,7 +166,7 @@ async def test_what_is_left_of_an_older_conversation_is_skipped(tmp_path: Path) 
         await asyncio.sleep(0)
 
 
-async def test_an_agent_that_hung_up_is_called_again(tmp_path: Path) -> None:
+async def test_client_reconnects_after_a_disconnect(tmp_path: Path) -> None:
     async def once(request: Request, agent: ScriptedAgent) -> None:
         agent.send({"return": {}})
         agent.hang_up()
@@ -178,7 +178,7 @@ async def test_an_agent_that_hung_up_is_called_again(tmp_path: Path) -> None:
                 await client.ping(timeout_s=5)
 
 
-async def test_an_agent_that_hangs_up_instead_of_answering_is_a_guest_error(tmp_path: Path) -> None:
+async def test_disconnect_instead_of_a_reply_raises_guest_error(tmp_path: Path) -> None:
     async def rude(_request: Request, agent: ScriptedAgent) -> None:
         agent.hang_up()
 
@@ -187,7 +187,7 @@ async def test_an_agent_that_hangs_up_instead_of_answering_is_a_guest_error(tmp_
             await client.ping(timeout_s=5)
 
 
-async def test_no_socket_and_no_listener_are_guest_errors(tmp_path: Path) -> None:
+async def test_missing_socket_or_listener_raises_guest_error(tmp_path: Path) -> None:
     client = GuestAgent("vm-1", tmp_path / "agent.sock")
     with pytest.raises(GuestError, match="cannot be reached"):
         await client.ping(timeout_s=5)
@@ -196,7 +196,7 @@ async def test_no_socket_and_no_listener_are_guest_errors(tmp_path: Path) -> Non
         await client.ping(timeout_s=5)
 
 
-async def test_a_listener_that_never_accepts_is_not_waited_for_beyond_the_deadline(tmp_path: Path) -> None:
+async def test_ping_ends_in_time_when_the_backlog_is_full(tmp_path: Path) -> None:
     with listen(tmp_path / "agent.sock"):
         client = GuestAgent("vm-1", tmp_path / "agent.sock")
         for _ in range(40):  # more than its backlog holds
@@ -204,7 +204,7 @@ async def test_a_listener_that_never_accepts_is_not_waited_for_beyond_the_deadli
                 await client.ping(timeout_s=0.01)
 
 
-async def test_a_refusal_is_told_in_the_guests_words(tmp_path: Path) -> None:
+async def test_refusal_contains_the_message_of_the_guest(tmp_path: Path) -> None:
     async def refuse(_request: Request, agent: ScriptedAgent) -> None:
         agent.send({"error": {"class": "GenericError", "desc": "no such file"}})
 
@@ -214,7 +214,7 @@ async def test_a_refusal_is_told_in_the_guests_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [{"return": {}}, {"return": {"pid": 1, "exited": True}}, {"surprise": 1}])
-async def test_nonsense_is_a_guest_error(answer: object, tmp_path: Path) -> None:
+async def test_invalid_reply_raises_guest_error(answer: object, tmp_path: Path) -> None:
     async def script(_request: Request, agent: ScriptedAgent) -> None:
         agent.send(answer)
 
@@ -223,7 +223,7 @@ async def test_nonsense_is_a_guest_error(answer: object, tmp_path: Path) -> None
             await client.execute(("true",), timeout_s=5)
 
 
-async def test_callers_take_turns(tmp_path: Path) -> None:
+async def test_concurrent_calls_run_one_at_a_time(tmp_path: Path) -> None:
     asked = 0
 
     async def one_at_a_time(_request: Request, agent: ScriptedAgent) -> None:
@@ -239,7 +239,7 @@ async def test_callers_take_turns(tmp_path: Path) -> None:
         assert agent.connections == 1
 
 
-async def test_a_cancelled_caller_does_not_spoil_the_line_for_others(tmp_path: Path) -> None:
+async def test_call_succeeds_after_a_cancelled_call(tmp_path: Path) -> None:
     asked = asyncio.Event()
 
     async def slow_first(_request: Request, agent: ScriptedAgent) -> None:
@@ -277,7 +277,7 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-async def test_a_command_runs_to_its_end(tmp_path: Path) -> None:
+async def test_execute_returns_output_and_exit_code(tmp_path: Path) -> None:
     status = {"exited": True, "exitcode": 3, "out-data": encoded(b"out"), "err-data": encoded(b"err")}
     async with talking_to(exec_script(status, polls=3), tmp_path) as (client, agent):
         assert await client.execute(("sh", "-c", "x"), timeout_s=5) == ExecResult(3, b"out", b"err")
@@ -285,12 +285,12 @@ async def test_a_command_runs_to_its_end(tmp_path: Path) -> None:
         assert len(agent.requests) == 4
 
 
-async def test_a_command_ended_by_a_signal_has_a_shells_exit_code(tmp_path: Path) -> None:
+async def test_killed_command_has_the_exit_code_of_a_shell(tmp_path: Path) -> None:
     async with talking_to(exec_script({"exited": True, "signal": 9}), tmp_path) as (client, _):
         assert (await client.execute(("x",), timeout_s=5)).exit_code == 137
 
 
-async def test_output_is_bounded_and_says_so(tmp_path: Path) -> None:
+async def test_execute_truncates_large_output(tmp_path: Path) -> None:
     flood = random.Random(1).randbytes(OUTPUT_LIMIT_BYTES + 1)
     status = {"exited": True, "exitcode": 0, "out-data": encoded(flood)}
     async with talking_to(exec_script(status), tmp_path) as (client, _):
@@ -302,13 +302,13 @@ async def test_output_is_bounded_and_says_so(tmp_path: Path) -> None:
         assert (await client.execute(("x",), timeout_s=5)).truncated
 
 
-async def test_a_command_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+async def test_execute_raises_when_the_command_does_not_end(tmp_path: Path) -> None:
     async with talking_to(exec_script({"exited": False}), tmp_path) as (client, _):
         with pytest.raises(GuestError, match=r"did not answer `sleep` in 0\.2 s"):
             await client.execute(("sleep", "99"), timeout_s=0.2)
 
 
-async def test_silence_after_a_shutdown_request_is_consent(tmp_path: Path) -> None:
+async def test_unanswered_shutdown_request_is_accepted(tmp_path: Path) -> None:
     async def script(request: Request, agent: ScriptedAgent) -> None:
         if request["execute"] == "guest-ping":
             agent.send({"return": {}})
@@ -318,7 +318,7 @@ async def test_silence_after_a_shutdown_request_is_consent(tmp_path: Path) -> No
         assert agent.requests[-1] == {"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}}
 
 
-async def test_a_guest_that_goes_down_at_once_has_consented(tmp_path: Path) -> None:
+async def test_shutdown_is_accepted_when_the_guest_disconnects(tmp_path: Path) -> None:
     async def script(request: Request, agent: ScriptedAgent) -> None:
         agent.send({"return": {}}) if request["execute"] == "guest-ping" else agent.hang_up()
 
@@ -326,7 +326,7 @@ async def test_a_guest_that_goes_down_at_once_has_consented(tmp_path: Path) -> N
         await client.shut_down(timeout_s=5)
 
 
-async def test_a_hung_guest_has_not_consented_to_a_shutdown(tmp_path: Path) -> None:
+async def test_shutdown_request_fails_when_the_guest_hangs(tmp_path: Path) -> None:
     async with talking_to(silent, tmp_path) as (client, _):
         with pytest.raises(GuestError, match="did not answer a shutdown request"):
             await client.shut_down(timeout_s=0.2)
@@ -340,7 +340,7 @@ JSON_OBJECTS = st.dictionaries(st.text(), st.text() | st.integers() | st.none() 
     st.lists(JSON_OBJECTS.filter(bool), max_size=5),
     st.lists(st.integers(1, 30), max_size=40),
 )
-def test_messages_survive_any_cut_and_any_noise_before_them(
+def test_decoder_returns_exact_messages_for_any_split(
     noise: bytes, messages: list[dict[str, object]], cuts: list[int]
 ) -> None:
     """Whatever came before a 0xFF, and however the stream is cut into pieces, what follows is decoded exactly."""
@@ -354,21 +354,21 @@ def test_messages_survive_any_cut_and_any_noise_before_them(
 
 
 @given(st.lists(st.binary(max_size=20), max_size=10))
-def test_noise_is_never_an_error(pieces: list[bytes]) -> None:
+def test_decoder_ignores_noise(pieces: list[bytes]) -> None:
     decoder = Decoder()
     for piece in pieces:
         for message in decoder.feed(piece):
             assert isinstance(message, dict)
 
 
-def test_a_line_that_never_ends_is_given_up() -> None:
+def test_decoder_raises_for_a_line_over_its_limit() -> None:
     decoder = Decoder(limit_bytes=100)
     decoder.feed(b"x" * 100)
     with pytest.raises(GuestError, match="over 100 bytes"):
         decoder.feed(b"x")
 
 
-async def test_a_command_is_given_its_input(tmp_path: Path) -> None:
+async def test_execute_passes_input(tmp_path: Path) -> None:
     async def script(request: Request, agent: ScriptedAgent) -> None:
         agent.send({"return": {"exited": True, "exitcode": 0}} if "status" in str(request) else {"return": {"pid": 9}})
 
@@ -379,7 +379,7 @@ async def test_a_command_is_given_its_input(tmp_path: Path) -> None:
     assert inputs == [base64.b64encode(b"\0seed").decode(), None]
 
 
-async def test_a_guest_is_told_the_time_also_one_without_a_hardware_clock(tmp_path: Path) -> None:
+async def test_clock_is_set_also_without_a_hardware_clock(tmp_path: Path) -> None:
     async def without(request: Request, agent: ScriptedAgent) -> None:
         replies: dict[object, object] = {
             "guest-set-time": {"error": {"class": "GenericError", "desc": "this feature is not supported"}},

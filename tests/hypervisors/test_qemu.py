@@ -79,7 +79,7 @@ def process_of(rig: QemuRig) -> ProcessIdentity:
 
 
 @pytest.mark.parametrize("step", ["starting", "running"])
-async def test_a_vm_whose_agent_was_killed_is_adopted(step: str, rig: QemuRig, driver: Hypervisor) -> None:
+async def test_vm_is_adopted_after_its_agent_was_killed(step: str, rig: QemuRig, driver: Hypervisor) -> None:
     await die_while(step, rig)
     process = process_of(rig)
     exits = Exits(driver)
@@ -93,7 +93,7 @@ async def test_a_vm_whose_agent_was_killed_is_adopted(step: str, rig: QemuRig, d
     assert rig.traces(NAME) == []
 
 
-async def test_a_clone_whose_agent_was_killed_is_listed_and_removed(rig: QemuRig, driver: Hypervisor) -> None:
+async def test_clone_is_removable_after_its_agent_was_killed(rig: QemuRig, driver: Hypervisor) -> None:
     await die_while("cloning", rig)
     assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
     await driver.delete(NAME)
@@ -102,7 +102,7 @@ async def test_a_clone_whose_agent_was_killed_is_listed_and_removed(rig: QemuRig
 
 
 @pytest.mark.parametrize("adopted", [False, True])
-async def test_a_vm_that_lost_its_files_is_still_found_and_ended(
+async def test_running_vm_without_files_is_found_and_stopped(
     adopted: bool, rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
 ) -> None:
     pid = await running(driver, rig)
@@ -120,9 +120,7 @@ async def test_a_vm_that_lost_its_files_is_still_found_and_ended(
     assert await driver.inventory() == ()
 
 
-async def test_a_foreign_qemu_in_our_folder_is_listed_as_running_and_left_alone(
-    rig: QemuRig, driver: Hypervisor
-) -> None:
+async def test_foreign_qemu_process_is_listed_and_left_untouched(rig: QemuRig, driver: Hypervisor) -> None:
     folder = rig.vms / "by-hand"
     folder.mkdir(parents=True)
     argv = ["qemu-system-x86_64", "-pidfile", str(folder / layout.PID_FILE), "-nodefaults", "-display", "none", "-S"]
@@ -137,7 +135,7 @@ async def test_a_foreign_qemu_in_our_folder_is_listed_as_running_and_left_alone(
         foreign.wait()
 
 
-async def test_a_vm_that_cannot_start_says_why(rig: QemuRig, driver: Hypervisor) -> None:
+async def test_failed_start_reports_the_output_of_qemu(rig: QemuRig, driver: Hypervisor) -> None:
     exits = Exits(driver)
     await driver.clone(spec(), rig.image)
     (rig.vms / NAME / layout.DISK).write_bytes(b"not a disk")
@@ -151,14 +149,14 @@ async def test_a_vm_that_cannot_start_says_why(rig: QemuRig, driver: Hypervisor)
     assert rig.traces(NAME) == []
 
 
-async def test_an_image_that_is_gone_is_an_error_of_the_clone(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+async def test_clone_of_a_missing_image_raises(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     with pytest.raises(HypervisorError, match="no-such-disk"):
         await driver.clone(spec(), local_image(tmp_path / "no-such-disk"))
     await driver.delete(NAME)
     assert rig.traces(NAME) == []
 
 
-async def test_images_for_other_machines_are_refused(rig: QemuRig, driver: Hypervisor) -> None:
+async def test_clone_refuses_images_for_other_machines(rig: QemuRig, driver: Hypervisor) -> None:
     with pytest.raises(UnfitImageError, match="is for darwin"):
         await driver.clone(spec(), local_image(rig.image.disk, system="darwin"))
     with pytest.raises(UnfitImageError, match="is for arm64"):
@@ -166,7 +164,7 @@ async def test_images_for_other_machines_are_refused(rig: QemuRig, driver: Hyper
     assert rig.traces(NAME) == []
 
 
-async def test_a_memory_is_used_once(rig: QemuRig, driver: Hypervisor) -> None:
+async def test_snapshot_is_removed_by_a_resume(rig: QemuRig, driver: Hypervisor) -> None:
     pid = await running(driver, rig)
     await driver.suspend(NAME)
     assert (rig.vms / NAME / layout.SNAPSHOT).stat().st_size > 100_000
@@ -177,9 +175,7 @@ async def test_a_memory_is_used_once(rig: QemuRig, driver: Hypervisor) -> None:
         await driver.resume(spec())
 
 
-async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_process(
-    rig: QemuRig, driver: Hypervisor
-) -> None:
+async def test_resume_from_a_corrupt_snapshot_leaves_no_process(rig: QemuRig, driver: Hypervisor) -> None:
     await running(driver, rig)
     await driver.suspend(NAME)
     (rig.vms / NAME / layout.SNAPSHOT).write_bytes(b"no memory at all" * 100)
@@ -188,7 +184,7 @@ async def test_a_memory_that_cannot_be_read_fails_the_resume_and_leaves_no_proce
     assert await driver.inventory() == (Observed(NAME, ours=True, running=False, suspended=True),)
 
 
-async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+async def test_vm_runs_on_after_a_failed_suspend(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     pid = await running(driver, rig)
     unfinished = rig.vms / NAME / f"{layout.SNAPSHOT}{layout.PARTIAL}"
     unfinished.symlink_to("/dev/full")
@@ -204,7 +200,7 @@ async def test_a_suspend_that_fails_leaves_the_vm_running(rig: QemuRig, driver: 
     assert state["monitor"]["query-status"]["status"] == "running"
 
 
-async def test_a_guest_can_neither_spoil_its_image_nor_fill_the_disk(
+async def test_guest_cannot_change_its_image_or_fill_the_disk(
     rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver_module, "LOG_LIMIT_BYTES", 200_000)
@@ -228,7 +224,7 @@ async def test_a_guest_can_neither_spoil_its_image_nor_fill_the_disk(
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
 
 
-async def test_evidence_shows_the_screen_and_the_machine(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+async def test_evidence_contains_screenshot_and_machine_state(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     await running(driver, rig)
     await driver.evidence(NAME, tmp_path / "evidence")
     assert (tmp_path / "evidence" / layout.SCREEN).read_bytes().startswith(b"\x89PNG")
@@ -237,7 +233,7 @@ async def test_evidence_shows_the_screen_and_the_machine(rig: QemuRig, driver: H
     assert f'"pid": {await pid_of(driver, NAME)}' in state
 
 
-async def test_a_vm_with_uefi_variables_boots_by_uefi(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
+async def test_vm_with_uefi_variables_boots_from_uefi(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
     template = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
     if not template.exists():
         pytest.skip("the package ovmf is not installed")

@@ -55,7 +55,7 @@ def option(argv: list[str], name: str) -> list[str]:
     return [argv[place + 1] for place, word in enumerate(argv) if word == name]
 
 
-def test_the_command_line_says_what_was_asked_for() -> None:
+def test_command_line_contains_the_options() -> None:
     argv = launch()
     assert argv[0] == "/usr/bin/qemu-system-x86_64"
     assert option(argv, "-smp") == ["3"]
@@ -69,7 +69,7 @@ def test_the_command_line_says_what_was_asked_for() -> None:
     assert option(launch(incoming=True), "-incoming") == ["defer"]
 
 
-def test_a_process_is_known_by_its_command_line_alone() -> None:
+def test_vm_process_is_recognised_by_its_command_line() -> None:
     assert working_folder(launch(), ROOT) == Path("hearth-small-1")
     assert working_folder(launch(), Path("/elsewhere")) is None
     assert working_folder([], ROOT) is None
@@ -83,7 +83,7 @@ def test_a_process_is_known_by_its_command_line_alone() -> None:
     assert working_folder(["qemu-system-x86_64", "-pidfile", str(ROOT / "qemu.pid")], ROOT) is None
 
 
-def test_vms_by_uefi_get_their_own_variables() -> None:
+def test_command_line_has_uefi_code_and_variables() -> None:
     drives = [
         json.loads(text) for text in option(launch(firmware=Firmware(Path("/c,ode"), Path("/vars"))), "-blockdev")
     ]
@@ -93,14 +93,14 @@ def test_vms_by_uefi_get_their_own_variables() -> None:
     assert files["nvram-file"]["filename"] == layout.NVRAM
 
 
-def test_every_vm_has_a_network_address_of_its_own() -> None:
+def test_mac_addresses_are_unique_and_stable() -> None:
     addresses = {mac_address(spec(number).name) for number in range(100)}
     assert len(addresses) == 100
     assert all(address.startswith("52:54:00:") and len(address) == 17 for address in addresses)
     assert mac_address("one") == mac_address("one")
 
 
-def test_ports_are_read_from_the_monitors_words() -> None:
+def test_forwarded_ports_are_parsed() -> None:
     words = (
         "Hub -1 (net):\r\n"
         "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
@@ -113,7 +113,7 @@ def test_ports_are_read_from_the_monitors_words() -> None:
     assert parse_forwards("") == {}
 
 
-def test_the_machine_follows_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_matches_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (X86.arch, ARM.arch) == ("amd64", "arm64")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     assert machine_for(None) is ARM
@@ -121,7 +121,7 @@ def test_the_machine_follows_the_emulator(monkeypatch: pytest.MonkeyPatch) -> No
         machine_for("/usr/bin/qemu-system-sparc64")
 
 
-def test_trial_firmware_is_as_qemu_takes_it() -> None:
+def test_trial_firmware_has_the_format_of_qemu() -> None:
     for machine in (X86, ARM):
         image = machine.trial.firmware()
         assert len(image) == 64 << 10
@@ -143,7 +143,7 @@ def description(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def test_a_fitting_firmware_description_is_taken() -> None:
+def test_firmware_description_is_accepted_when_it_fits() -> None:
     assert parse_description(description(), X86) == Firmware(Path("/OVMF_CODE.fd"), Path("/OVMF_VARS.fd"))
     assert parse_description(description(), ARM) is None
     assert parse_description(description(features=["secure-boot"]), X86) is None
@@ -151,9 +151,7 @@ def test_a_fitting_firmware_description_is_taken() -> None:
     assert parse_description(description(mapping={"device": "memory", "filename": "/x"}), X86) is None
 
 
-def test_installed_firmware_is_found_and_odd_files_are_not_minded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_firmware_is_found_among_invalid_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firmware_module, "SYSTEM_FOLDERS", (tmp_path / "etc", tmp_path / "usr"))
     code, variables = tmp_path / "code.fd", tmp_path / "vars.fd"
     code.touch()
@@ -175,7 +173,7 @@ def test_installed_firmware_is_found_and_odd_files_are_not_minded(
     assert find_firmware(X86, Path("/nowhere/bin/qemu-system-x86_64")) == ()
 
 
-def test_uefi_without_a_firmware_names_the_package(tmp_path: Path) -> None:
+def test_missing_uefi_firmware_error_names_the_package(tmp_path: Path) -> None:
     assert choose_firmware((), X86, None) is None, "without NVRAM a PC boots by its BIOS"
     with pytest.raises(HypervisorUnavailableError, match="Debian package ovmf"):
         choose_firmware((), X86, tmp_path / "nvram.bin")
@@ -183,7 +181,7 @@ def test_uefi_without_a_firmware_names_the_package(tmp_path: Path) -> None:
         choose_firmware((), ARM, None)
 
 
-def test_variables_are_the_images_where_the_firmware_can_read_them(tmp_path: Path) -> None:
+def test_uefi_variables_are_the_images_when_readable(tmp_path: Path) -> None:
     def variables(name: str, size: int, content: bytes = b"") -> Path:
         path = tmp_path / name
         path.write_bytes((b"\0" * 40 + b"_FVH" + content).ljust(size, b"\0"))
@@ -206,7 +204,7 @@ def test_variables_are_the_images_where_the_firmware_can_read_them(tmp_path: Pat
 
 
 @pytest.mark.parametrize("depth", [1, 60])
-def test_sockets_work_at_paths_of_any_length(depth: int, tmp_path: Path) -> None:
+def test_sockets_work_with_paths_of_any_length(depth: int, tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*["folder"] * depth)
     folder.mkdir(parents=True)
     path = folder / "monitor.sock"
@@ -222,7 +220,7 @@ def test_sockets_work_at_paths_of_any_length(depth: int, tmp_path: Path) -> None
     assert path.is_socket()
 
 
-def test_a_listener_that_does_not_accept_is_not_waited_for(tmp_path: Path) -> None:
+def test_connect_does_not_block_when_the_backlog_is_full(tmp_path: Path) -> None:
     with listen(tmp_path / "s") as server:
         server.listen(1)
         clients: list[socket.socket] = []
@@ -232,7 +230,7 @@ def test_a_listener_that_does_not_accept_is_not_waited_for(tmp_path: Path) -> No
             client.close()
 
 
-def test_names_in_a_folder_of_vms(tmp_path: Path) -> None:
+def test_layout_names_complete_incomplete_and_foreign_vms(tmp_path: Path) -> None:
     where = QemuLayout(tmp_path / "vms")
     assert where.names() == set()
     whole, half = spec(1).name, spec(2).name
@@ -244,7 +242,7 @@ def test_names_in_a_folder_of_vms(tmp_path: Path) -> None:
     assert [where.is_ours(name) for name in (whole, half, "notes", "hearth-small")] == [True, True, False, False]
 
 
-def test_a_vm_without_its_disk_is_damaged_and_a_half_made_one_is_not(tmp_path: Path) -> None:
+def test_vm_without_disk_is_damaged_unless_incomplete(tmp_path: Path) -> None:
     where, name = QemuLayout(tmp_path), vm_name("ci", "0" * 26)
     assert str(where.vm(name)) in where.damage(name)
     where.partial(name).mkdir()
@@ -255,7 +253,7 @@ def test_a_vm_without_its_disk_is_damaged_and_a_half_made_one_is_not(tmp_path: P
     assert where.damage(name) == ""
 
 
-def test_a_folder_of_vms_is_known_by_its_true_path(tmp_path: Path) -> None:
+def test_layout_resolves_symlinks_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     assert QemuLayout(tmp_path / "alias" / "vms").root == tmp_path / "real" / "vms"

@@ -176,7 +176,7 @@ async def nobody_waits(_monitor: Monitor, _port: str) -> bool:
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["the hook waits", "the hook is started"])
-async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
+async def test_vm_from_template_has_its_own_identity(
     waits: bool, kept: Kept, rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not waits:
@@ -211,9 +211,7 @@ async def test_a_twin_has_nothing_left_of_its_template_but_its_work(
 
 
 @pytest.mark.parametrize("step", ["becoming", "become"])
-async def test_a_twin_whose_agent_was_killed_is_never_taken_for_itself(
-    step: str, kept: Kept, rig: QemuRig, driver: Hypervisor
-) -> None:
+async def test_vm_with_pending_identity_is_never_used(step: str, kept: Kept, rig: QemuRig, driver: Hypervisor) -> None:
     kept.lend_to(rig)
     await die_while(step, rig)
     (seen,) = await driver.inventory()
@@ -232,7 +230,7 @@ async def test_a_twin_whose_agent_was_killed_is_never_taken_for_itself(
     await driver.ping(NAME, timeout_s=20)
 
 
-async def test_a_vm_whose_agent_was_killed_while_it_was_saved_runs_on(
+async def test_vm_runs_on_when_its_agent_is_killed_during_a_capture(
     rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
 ) -> None:
     pid = await running(driver, rig, booted=True)
@@ -252,7 +250,7 @@ async def test_a_vm_whose_agent_was_killed_while_it_was_saved_runs_on(
     assert [path.name for path in rig.templates.iterdir()] == [TEMPLATE]
 
 
-async def test_a_template_that_cannot_be_made_leaves_the_vm_running(
+async def test_vm_runs_on_after_a_failed_capture(
     rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = await running(driver, rig, booted=True)
@@ -316,7 +314,7 @@ async def test_a_template_that_cannot_be_made_leaves_the_vm_running(
     await still_runs()
 
 
-async def test_a_guest_whose_hook_fails_is_no_vm(
+async def test_start_fails_when_the_hook_fails(
     kept: Kept, rig: QemuRig, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.lend_to(rig)
@@ -337,7 +335,7 @@ async def test_a_guest_whose_hook_fails_is_no_vm(
     await is_no_vm(rf"/bin/cat in {NAME} ended with 1: .*No such file")
 
 
-async def test_templates_of_another_machine_or_image_are_neither_listed_nor_kept(
+async def test_templates_of_another_machine_or_image_are_removed(
     kept: Kept, rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
 ) -> None:
     kept.lend_to(rig)
@@ -361,7 +359,7 @@ async def test_templates_of_another_machine_or_image_are_neither_listed_nor_kept
     assert [path.name for path in rig.templates.iterdir()] == [TEMPLATE]
 
 
-def test_a_template_whose_removal_was_interrupted_can_be_removed_and_made_again(tmp_path: Path) -> None:
+def test_interrupted_removal_of_a_template_is_completed(tmp_path: Path) -> None:
     templates = TemplateStore(tmp_path)
     for name in ("one", f"one{layout.PARTIAL}"):
         (tmp_path / name).mkdir()

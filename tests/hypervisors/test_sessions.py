@@ -42,7 +42,7 @@ async def told(session: ExecSession) -> dict[str, bytes]:
     return streams
 
 
-async def test_a_command_is_followed_fed_and_ended(driver: Hypervisor, rig: Rig) -> None:
+async def test_session_has_output_input_and_signals(driver: Hypervisor, rig: Rig) -> None:
     await running(driver, rig, booted=True)
     async with command(driver, "echo", "hello") as session:
         assert await told(session) == {"stdout": b"hello\n", "stderr": b""}
@@ -76,7 +76,7 @@ async def test_a_command_is_followed_fed_and_ended(driver: Hypervisor, rig: Rig)
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("rig", ["qemu"], indirect=True)
-async def test_a_shell_of_a_real_guest(driver: Hypervisor, rig: Rig) -> None:
+async def test_session_in_a_real_guest(driver: Hypervisor, rig: Rig) -> None:
     await running(driver, rig, booted=True)
     async with command(driver, "no-such-program") as session:
         assert b"no-such-program" in (await told(session))["stderr"]
@@ -127,7 +127,7 @@ class RunsToEnd:
         return ExecResult(5, b"out", b"err")
 
 
-async def test_a_driver_that_cannot_stream_tells_all_at_the_end() -> None:
+async def test_buffered_session_returns_all_output_at_the_end() -> None:
     plain = RunsToEnd()
     driver = cast("Hypervisor", plain)
     async with command(driver, "ls") as session:
@@ -145,7 +145,7 @@ async def test_a_driver_that_cannot_stream_tells_all_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("rig", ["tart", "anka"], indirect=True)
-async def test_a_simulated_guest_that_is_killed_takes_its_commands_with_it(driver: Hypervisor, rig: Rig) -> None:
+async def test_commands_end_with_a_killed_simulated_guest(driver: Hypervisor, rig: Rig) -> None:
     """Of the simulators: what they leave would run on for as long as it was told to."""
     seconds = f"611.{os.getpid()}"
     await running(driver, rig)

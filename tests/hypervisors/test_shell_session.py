@@ -24,7 +24,7 @@ def transport(script: str, aside: Path) -> GuestTransport:
 
 
 @pytest.mark.parametrize("script", [STDERR_LAST, WORDS_FIRST])
-async def test_a_quick_command_and_a_tool_with_words_of_its_own_are_understood(script: str, tmp_path: Path) -> None:
+async def test_shell_session_separates_output_from_reports(script: str, tmp_path: Path) -> None:
     argv = ("sh", "-c", "echo hello; echo problem >&2; exit 3")
     session = await ShellExecSession.open(transport(script, tmp_path / "stderr"), argv, stdin=False)
     streams = {"stdout": b"", "stderr": b""}
@@ -34,7 +34,7 @@ async def test_a_quick_command_and_a_tool_with_words_of_its_own_are_understood(s
     await session.close()
 
 
-async def test_a_tool_that_runs_nothing_is_told_in_its_words(tmp_path: Path) -> None:
+async def test_shell_session_raises_the_message_of_the_tool(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="vm did not answer: -tool: disconnected"):
         await ShellExecSession.open(
             transport("echo '-tool: disconnected' >&2; exit 125", tmp_path), ("true",), stdin=False

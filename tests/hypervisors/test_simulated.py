@@ -67,28 +67,28 @@ async def _nothing_is_left_running() -> AsyncIterator[None]:
     assert open_fds() == before
 
 
-async def test_a_clone_that_fails_leaves_nothing() -> None:
+async def test_failed_clone_leaves_no_files() -> None:
     fleet = Fleet(Behaviour(clone_fails=1))
     with pytest.raises(HypervisorError, match="cannot be cloned"):
         await fleet.driver.clone(spec(), IMAGE)
     assert await fleet.listed() == []
 
 
-async def test_a_clone_that_breaks_leaves_half_a_vm() -> None:
+async def test_broken_clone_leaves_an_incomplete_vm() -> None:
     fleet = Fleet(Behaviour(clone_breaks=1))
     with pytest.raises(HypervisorError, match="cloned incompletely"):
         await fleet.driver.clone(spec(), IMAGE)
     assert await fleet.listed() == [(NAME, False)]
 
 
-async def test_a_start_can_fail() -> None:
+async def test_start_fails_with_its_probability() -> None:
     fleet = Fleet(Behaviour(start_fails=1))
     with pytest.raises(HypervisorError, match="cannot be started"):
         await fleet.start()
     assert await fleet.listed() == [(NAME, False)]
 
 
-async def test_a_guest_can_fail_to_boot() -> None:
+async def test_guest_never_boots_with_its_probability() -> None:
     fleet = Fleet(Behaviour(never_boots=1))
     await fleet.start()
     with pytest.raises(GuestError):
@@ -96,14 +96,14 @@ async def test_a_guest_can_fail_to_boot() -> None:
     assert await fleet.listed() == [(NAME, True)]
 
 
-async def test_a_vm_can_die_by_itself() -> None:
+async def test_vm_dies_after_its_drawn_time() -> None:
     fleet = Fleet(Behaviour(dies=1, dies_after_s=constant(0.05)))
     await fleet.start()
     assert (await asyncio.wait_for(fleet.exits.get(), 5)).code == 1
     assert await fleet.listed() == [(NAME, False)]
 
 
-async def test_a_guest_can_hang_by_itself() -> None:
+async def test_guest_hangs_after_its_drawn_time() -> None:
     fleet = Fleet(Behaviour(boot_s=constant(0), hangs=1, hangs_after_s=constant(0.1)))
     await fleet.start()
     await fleet.driver.ping(NAME, timeout_s=5)
@@ -113,7 +113,7 @@ async def test_a_guest_can_hang_by_itself() -> None:
     assert fleet.exits.empty()
 
 
-async def test_teardown_can_leak() -> None:
+async def test_stop_and_delete_fail_with_their_probability() -> None:
     fleet = Fleet(Behaviour(stop_fails=1, delete_fails=1))
     await fleet.start()
     with pytest.raises(HypervisorError, match="cannot be stopped"):
@@ -126,7 +126,7 @@ async def test_teardown_can_leak() -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "code"), [(Behaviour(), 0), (Behaviour(ignores_shutdown=1), -9)])
-async def test_a_guest_may_ignore_a_shutdown(behaviour: Behaviour, code: int) -> None:
+async def test_stop_kills_a_guest_that_ignores_shutdown(behaviour: Behaviour, code: int) -> None:
     fleet = Fleet(behaviour)
     await fleet.start()
     await fleet.driver.ping(NAME, timeout_s=5)
@@ -134,14 +134,14 @@ async def test_a_guest_may_ignore_a_shutdown(behaviour: Behaviour, code: int) ->
     assert fleet.exits.get_nowait().code == code
 
 
-async def test_a_guest_can_lack_the_means_to_become_another() -> None:
+async def test_guest_without_hook_cannot_become_a_template() -> None:
     fleet = Fleet(Behaviour(lacks_hook=1))
     await fleet.start()
     with pytest.raises(TemplatesUnsupportedError):
         await fleet.driver.save_template(NAME, "template")
 
 
-async def test_a_template_can_fail_and_so_can_what_goes_on_from_one() -> None:
+async def test_save_template_and_resume_fail_with_their_probability() -> None:
     fleet = Fleet(Behaviour(save_fails=1))
     await fleet.start()
     with pytest.raises(HypervisorError, match="no template"):
@@ -156,7 +156,7 @@ async def test_a_template_can_fail_and_so_can_what_goes_on_from_one() -> None:
     assert await fleet.listed() == [(NAME, False), (spec(2).name, False)]
 
 
-async def test_a_start_from_a_template_takes_a_resume_and_no_boot() -> None:
+async def test_start_from_a_template_resumes_without_a_boot() -> None:
     fleet = Fleet(Behaviour(boot_s=constant(0.2), resume_s=constant(0.05)))
     await fleet.start()
     await fleet.driver.save_template(NAME, "template")
@@ -168,7 +168,7 @@ async def test_a_start_from_a_template_takes_a_resume_and_no_boot() -> None:
     await fleet.driver.ping(spec(2).name, timeout_s=0.01)
 
 
-async def test_a_host_can_do_less() -> None:
+async def test_driver_has_the_capabilities_of_its_host() -> None:
     fleet = Fleet()
     fleet.host.capabilities = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
     assert fleet.driver.capabilities.counts_foreign_slots
@@ -180,7 +180,7 @@ async def test_a_host_can_do_less() -> None:
     assert await fleet.listed() == [(NAME, True)]
 
 
-async def test_images_can_differ() -> None:
+async def test_behaviour_depends_on_the_image() -> None:
     fleet = Fleet()
     fleet.host.behaviours = {IMAGE.digest: Behaviour(start_fails=1)}
     with pytest.raises(HypervisorError):
@@ -190,7 +190,7 @@ async def test_images_can_differ() -> None:
     await fleet.driver.start(spec(2))
 
 
-async def test_a_vm_can_vanish_and_foreign_ones_appear() -> None:
+async def test_inventory_shows_vanished_and_foreign_vms() -> None:
     fleet = Fleet()
     await fleet.start()
     fleet.host.vanish(NAME)
@@ -199,7 +199,7 @@ async def test_a_vm_can_vanish_and_foreign_ones_appear() -> None:
     assert fleet.exits.get_nowait().name == NAME
 
 
-async def test_a_vm_can_lose_its_files_and_run_on() -> None:
+async def test_damaged_vm_runs_on() -> None:
     fleet = Fleet()
     await fleet.start()
     fleet.host.damage(NAME)
@@ -207,7 +207,7 @@ async def test_a_vm_can_lose_its_files_and_run_on() -> None:
     assert (listed.running, listed.damaged) == (True, "its files are gone")
 
 
-async def test_a_host_can_have_few_slots_and_somebody_else_may_hold_them() -> None:
+async def test_foreign_vms_count_against_the_slots() -> None:
     fleet = Fleet()
     fleet.host.max_running, fleet.host.foreign = 2, {"somebody-elses": True, "stopped": False}
     await fleet.start()
@@ -218,7 +218,7 @@ async def test_a_host_can_have_few_slots_and_somebody_else_may_hold_them() -> No
     await fleet.driver.start(spec(2))
 
 
-async def test_time_can_run_faster_than_the_world() -> None:
+async def test_clock_can_run_faster_than_real_time() -> None:
     fleet = Fleet(Behaviour(clone_s=constant(30), start_s=constant(10), boot_s=constant(120)))
     fleet.host.clock = Clock(sleep=lambda seconds: asyncio.sleep(seconds / 1000))
     started_s = time.monotonic()
@@ -227,7 +227,7 @@ async def test_time_can_run_faster_than_the_world() -> None:
     assert 0.16 <= time.monotonic() - started_s < 5
 
 
-async def test_the_same_seed_draws_the_same_lives() -> None:
+async def test_same_seed_draws_the_same_failures() -> None:
     async def draw() -> list[str]:
         fleet = Fleet(Behaviour(clone_s=constant(0), clone_fails=0.3, clone_breaks=0.3))
         outcomes = []
@@ -253,7 +253,7 @@ def test_durations_follow_their_distribution() -> None:
     assert max(boots) > 90
 
 
-async def test_a_guest_serves_its_ports_once_it_is_up_and_until_it_hangs() -> None:
+async def test_guest_serves_its_ports_until_it_hangs() -> None:
     fleet = Fleet(Behaviour(boot_s=constant(0.2)), serve=True)
     await fleet.start()
     address = await fleet.driver.address(NAME)
@@ -269,7 +269,7 @@ async def test_a_guest_serves_its_ports_once_it_is_up_and_until_it_hangs() -> No
             await session.get(url)
 
 
-async def test_fifty_vms_live_and_die_together() -> None:
+async def test_fifty_vms_run_concurrently() -> None:
     fleet = Fleet(Behaviour(clone_s=uniform(0, 0.05), start_s=uniform(0, 0.05), boot_s=uniform(0, 0.1)))
     specs = [spec(number) for number in range(50)]
     started_s = time.monotonic()

@@ -81,7 +81,7 @@ def commands(home: TartHome) -> list[str]:
     return [call["argv"][0] for call in home.calls()]
 
 
-async def test_every_call_forbids_auto_prune_and_no_image_is_lost(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_every_tart_call_disables_auto_prune(driver: TartHypervisor, rig: TartRig) -> None:
     """T5, T16. A clone asks no registry, and Tart would delete other images when it finds the disk too full."""
     other = rig.home.add_image("2.0")
     os.truncate(rig.image.disk, 1 << 30)  # logically large, really small
@@ -107,7 +107,7 @@ async def test_every_call_forbids_auto_prune_and_no_image_is_lost(driver: TartHy
     assert clone == ["clone", f"registry.example:5000/tests/small@{rig.image.digest}", NAME]
 
 
-async def test_without_it_tart_does_delete_other_images(home: TartHome, rig: TartRig) -> None:
+async def test_simulator_prunes_images_by_default(home: TartHome, rig: TartRig) -> None:
     """T16, of the simulator: the quirk is there to be avoided."""
     other = home.add_image("2.0")
     os.truncate(rig.image.disk, 1 << 30)
@@ -117,7 +117,7 @@ async def test_without_it_tart_does_delete_other_images(home: TartHome, rig: Tar
     assert not other.disk.exists()
 
 
-async def test_every_clone_has_its_own_address_its_size_and_its_display(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_clone_has_its_own_mac_size_and_display(driver: TartHypervisor, rig: TartRig) -> None:
     """T8, T18. The first clone on a host would keep the image's address; `set` would forget how the display refits."""
     config = rig.image.directory / "config.json"
     config.write_text(json.dumps(MACOS | {"displayRefit": True}))
@@ -127,7 +127,7 @@ async def test_every_clone_has_its_own_address_its_size_and_its_display(driver: 
     assert [(one["cpuCount"], one["memorySize"], one["displayRefit"]) for one in made] == [(1, 256 << 20, True)] * 2
 
 
-async def test_a_size_the_image_does_not_allow_is_told_in_tarts_words(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_clone_reports_a_size_below_the_image_minimum(driver: TartHypervisor, rig: TartRig) -> None:
     config = rig.image.directory / "config.json"
     config.write_text(json.dumps(MACOS | {"cpuCountMin": 4}))
     with pytest.raises(CommandError, match="at least 4 CPUs"):
@@ -136,7 +136,7 @@ async def test_a_size_the_image_does_not_allow_is_told_in_tarts_words(driver: Ta
         await driver.start(spec())
 
 
-async def test_a_foreign_vm_of_that_name_is_never_replaced(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_clone_does_not_replace_a_foreign_vm(driver: TartHypervisor, rig: TartRig) -> None:
     """T10. `tart clone` would replace whatever stands there, even while it runs."""
     rig.plant_foreign(NAME)
     with pytest.raises(VmExistsError):
@@ -145,7 +145,7 @@ async def test_a_foreign_vm_of_that_name_is_never_replaced(driver: TartHyperviso
     assert "clone" not in commands(rig.home)
 
 
-async def test_an_image_outside_tarts_cache_is_refused(driver: TartHypervisor, rig: TartRig, tmp_path: Path) -> None:
+async def test_clone_refuses_an_image_outside_the_cache(driver: TartHypervisor, rig: TartRig, tmp_path: Path) -> None:
     shutil.copytree(rig.image.directory, tmp_path / "elsewhere")
     strange = type(rig.image)(
         rig.image.digest, tmp_path / "elsewhere", rig.image.disk, rig.image.nvram, "darwin", "arm64"
@@ -154,7 +154,7 @@ async def test_an_image_outside_tarts_cache_is_refused(driver: TartHypervisor, r
         await driver.clone(spec(), strange)
 
 
-async def test_a_guest_that_dies_is_told_although_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_guest_crash_is_reported_when_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
     """T4."""
     exits = Exits(driver)
     await running(driver, rig)
@@ -165,7 +165,7 @@ async def test_a_guest_that_dies_is_told_although_tart_exits_with_0(driver: Tart
     assert "due to error: Error Domain=VZErrorDomain" in ended.detail
 
 
-async def test_a_lost_network_is_told_although_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_lost_network_is_reported_when_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
     """T4."""
     rig.home.set_faults(run={"network_loss_s": 0.1})
     exits = Exits(driver)
@@ -175,7 +175,7 @@ async def test_a_lost_network_is_told_although_tart_exits_with_0(driver: TartHyp
     assert "network attachment" in ended.detail
 
 
-async def test_the_guest_is_asked_before_its_power_is_cut(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_stop_requests_shutdown_before_the_power_cut(driver: TartHypervisor, rig: TartRig) -> None:
     """T6."""
     exits = Exits(driver)
     await running(driver, rig, booted=True)
@@ -189,7 +189,7 @@ async def test_the_guest_is_asked_before_its_power_is_cut(driver: TartHypervisor
     assert await exits.next() == VmExit(NAME, 0, "")
 
 
-async def test_stopping_a_suspended_vm_keeps_its_memory(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_stop_keeps_the_snapshot_of_a_suspended_vm(driver: TartHypervisor, rig: TartRig) -> None:
     """T7. `tart stop` of a suspended VM deletes what it would go on from."""
     await running(driver, rig, booted=True)
     await driver.suspend(NAME)
@@ -198,7 +198,7 @@ async def test_stopping_a_suspended_vm_keeps_its_memory(driver: TartHypervisor, 
     await driver.resume(spec())
 
 
-async def test_a_vm_not_made_for_it_is_never_suspended(rig: TartRig) -> None:
+async def test_suspend_refuses_a_vm_without_suspendable(rig: TartRig) -> None:
     """T17. It would die, and `tart suspend` would call that a success."""
     config = TartConfig(program=rig.program, home=rig.home.root, suspendable=False)
     driver = TartHypervisor(config, records_dir=rig.records)
@@ -210,7 +210,7 @@ async def test_a_vm_not_made_for_it_is_never_suspended(rig: TartRig) -> None:
     await driver.close()
 
 
-async def test_linux_guests_are_started_without_suspendable(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_linux_guest_is_started_without_suspendable(driver: TartHypervisor, rig: TartRig) -> None:
     """T22. Tart refuses the flag for them."""
     linux = rig.home.add_image("linux", config={"os": "linux"})
     await driver.clone(spec(), linux)
@@ -220,7 +220,7 @@ async def test_linux_guests_are_started_without_suspendable(driver: TartHypervis
         await driver.suspend(NAME)
 
 
-async def test_a_vm_that_dies_while_it_is_suspended_is_told(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_suspend_reports_a_vm_that_died(driver: TartHypervisor, rig: TartRig) -> None:
     """T17. The command has long returned with success."""
     rig.home.set_faults(run={"die_at": "suspending"})
     await running(driver, rig, booted=True)
@@ -230,7 +230,7 @@ async def test_a_vm_that_dies_while_it_is_suspended_is_told(driver: TartHypervis
         await driver.save_template(NAME, "memory")
 
 
-async def test_a_spoilt_memory_fails_the_resume_and_the_vm_can_boot(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_vm_boots_after_a_resume_from_a_corrupt_snapshot(driver: TartHypervisor, rig: TartRig) -> None:
     await running(driver, rig, booted=True)
     await driver.suspend(NAME)
     rig.spoil_memory(NAME)
@@ -240,7 +240,7 @@ async def test_a_spoilt_memory_fails_the_resume_and_the_vm_can_boot(driver: Tart
     await driver.ping(NAME, timeout_s=PATIENT_S)
 
 
-async def test_an_exit_code_is_the_commands_own(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_exit_code_is_that_of_the_guest_command(driver: TartHypervisor, rig: TartRig) -> None:
     """T1, T19. 1, 2 and 64 are Tart's own codes too, and its errors are not the command's output."""
     await running(driver, rig, booted=True)
     for code in (0, 1, 2, 64, 127):
@@ -259,7 +259,7 @@ async def test_an_exit_code_is_the_commands_own(driver: TartHypervisor, rig: Tar
         await driver.execute(NAME, ("true",), timeout_s=0.3)
 
 
-async def test_a_hung_tool_is_not_blamed_on_the_guest(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_hung_tart_raises_command_timeout(driver: TartHypervisor, rig: TartRig) -> None:
     await running(driver, rig, booted=True)
     rig.home.set_faults(exec={"hang": True}, **{"--version": {"hang": True}})
     with pytest.raises(CommandTimeoutError):
@@ -278,7 +278,7 @@ async def test_guest_without_agent_is_reached_by_its_lease(driver: TartHyperviso
         await driver.ping(NAME, timeout_s=3)
 
 
-async def test_no_address_in_time_is_the_guests_failure(
+async def test_missing_address_raises_guest_error(
     driver: TartHypervisor, rig: TartRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.hypervisors.tart.driver.ADDRESS_S", 0.5)
@@ -288,7 +288,7 @@ async def test_no_address_in_time_is_the_guests_failure(
         await driver.address(NAME)
 
 
-async def test_two_vms_and_no_more(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_third_vm_is_refused_when_a_foreign_vm_runs(driver: TartHypervisor, rig: TartRig) -> None:
     """T15. Somebody else's VMs count too; that is no fault of ours, and no slot has leaked."""
     rig.plant_foreign("somebody-elses")
     folder = rig.home.root / "vms" / "somebody-elses"
@@ -311,9 +311,7 @@ async def test_two_vms_and_no_more(driver: TartHypervisor, rig: TartRig) -> None
     await driver.start(spec(2))
 
 
-async def test_a_leaked_slot_is_told_apart_and_is_a_condition_until_it_is_back(
-    driver: TartHypervisor, rig: TartRig
-) -> None:
+async def test_leaked_slot_is_a_condition_until_it_is_freed(driver: TartHypervisor, rig: TartRig) -> None:
     """T15. The Mac refuses a second VM although only one runs."""
     rig.home.set_faults(run={"leak": True, "times": 1})
     await running(driver, rig)
@@ -334,7 +332,7 @@ async def test_a_leaked_slot_is_told_apart_and_is_a_condition_until_it_is_back(
     assert [fact.reason for fact in await driver.health()] == [""]
 
 
-async def test_a_damaged_foreign_vm_spoils_no_listing(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_inventory_works_with_a_damaged_foreign_vm(driver: TartHypervisor, rig: TartRig) -> None:
     """T11, T12. It fails `tart list` whole, and every clone: the listing does not ask, and the clone tells why."""
     await running(driver, rig)
     rig.plant_foreign("broken")
@@ -347,13 +345,13 @@ async def test_a_damaged_foreign_vm_spoils_no_listing(driver: TartHypervisor, ri
     assert err.decode().strip() in str(told.value)
 
 
-async def test_lists_that_omit_and_invent_are_not_believed(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_inventory_does_not_depend_on_tart_list(driver: TartHypervisor, rig: TartRig) -> None:
     rig.home.set_faults(list={"omit": [NAME], "invent": [spec(2).name]})
     await running(driver, rig)
     assert [one.name for one in await driver.inventory()] == [NAME]
 
 
-async def test_a_vm_whose_lock_was_lost_is_still_found_and_ended(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_vm_without_its_lock_is_found_and_stopped(driver: TartHypervisor, rig: TartRig) -> None:
     """T21. A replaced configuration has no lock, so Tart says stopped, and would delete what runs."""
     exits = Exits(driver)
     pid = await running(driver, rig)
@@ -376,7 +374,7 @@ async def test_a_vm_whose_lock_was_lost_is_still_found_and_ended(driver: TartHyp
     assert exits.none_waiting()
 
 
-async def test_what_an_interrupted_clone_left_can_be_deleted(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_files_of_an_interrupted_clone_can_be_deleted(driver: TartHypervisor, rig: TartRig) -> None:
     """T12. Tart cannot see a VM without a disk, so it cannot delete it either."""
     rig.home.set_faults(clone={"half_done": True})
     with pytest.raises(CommandError, match="No space left"):
@@ -388,9 +386,7 @@ async def test_what_an_interrupted_clone_left_can_be_deleted(driver: TartHypervi
 
 
 @pytest.mark.parametrize("step", ["locked", "copied disk.img", "moved"])
-async def test_a_clone_that_is_killed_leaves_nothing_that_stays(
-    driver: TartHypervisor, rig: TartRig, step: str
-) -> None:
+async def test_killed_clone_leaves_no_temporary_files(driver: TartHypervisor, rig: TartRig, step: str) -> None:
     """T14. What it had in Tart's `tmp` is removed by the next command of Tart's."""
     rig.home.set_faults(clone={"die_at": step})
     with pytest.raises(CommandError):
@@ -402,13 +398,13 @@ async def test_a_clone_that_is_killed_leaves_nothing_that_stays(
 
 
 @pytest.mark.parametrize("command", ["clone", "set"])
-async def test_success_without_effect_is_no_success(driver: TartHypervisor, rig: TartRig, command: str) -> None:
+async def test_clone_raises_when_tart_has_no_effect(driver: TartHypervisor, rig: TartRig, command: str) -> None:
     rig.home.set_faults(**{command: {"garbage": True}})
     with pytest.raises(HypervisorError, match=f"tart {command}` reported success"):
         await driver.clone(spec(), rig.image)
 
 
-async def test_complaints_on_stderr_are_no_failure(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_warnings_on_stderr_are_ignored(driver: TartHypervisor, rig: TartRig) -> None:
     """T3."""
     noise = {"noise": True}
     rig.home.set_faults(clone=noise, set=noise, run=noise, exec=noise, ip=noise, stop=noise, delete=noise)
@@ -420,7 +416,7 @@ async def test_complaints_on_stderr_are_no_failure(driver: TartHypervisor, rig: 
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_on_term"])
-async def test_a_hung_command_is_ended_with_its_group(impatient: TartHypervisor, rig: TartRig, fault: str) -> None:
+async def test_hung_tart_is_killed_with_its_group(impatient: TartHypervisor, rig: TartRig, fault: str) -> None:
     rig.home.set_faults(clone={fault: True})
     with pytest.raises(CommandTimeoutError, match="did not end in 1 s"):
         await impatient.clone(spec(), rig.image)
@@ -431,7 +427,7 @@ async def test_a_hung_command_is_ended_with_its_group(impatient: TartHypervisor,
     assert rig.traces(NAME) == []
 
 
-async def test_deleting_and_stopping_need_no_tool_that_works(impatient: TartHypervisor, rig: TartRig) -> None:
+async def test_stop_and_delete_work_without_a_working_tart(impatient: TartHypervisor, rig: TartRig) -> None:
     await running(impatient, rig, booted=True)
     rig.home.set_faults(exec={"hang": True}, stop={"hang_on_term": True}, delete={"fail": "no"})
     await impatient.stop(NAME, grace_s=0.5)
@@ -439,7 +435,7 @@ async def test_deleting_and_stopping_need_no_tool_that_works(impatient: TartHype
     assert rig.traces(NAME) == []
 
 
-async def test_a_start_that_dies_or_hangs_is_told_and_leaves_no_process(
+async def test_failed_start_is_reported_and_leaves_no_process(
     driver: TartHypervisor, impatient: TartHypervisor, rig: TartRig
 ) -> None:
     await driver.clone(spec(), rig.image)
@@ -459,7 +455,7 @@ async def test_a_start_that_dies_or_hangs_is_told_and_leaves_no_process(
     await driver.ping(NAME, timeout_s=PATIENT_S)
 
 
-async def test_a_stopped_tart_run_can_be_ended(driver: TartHypervisor, rig: TartRig) -> None:
+async def test_stop_ends_a_paused_tart_run(driver: TartHypervisor, rig: TartRig) -> None:
     pid = await running(driver, rig, booted=True)
     os.kill(pid, signal.SIGSTOP)
     await driver.stop(NAME, grace_s=0.4)
@@ -467,7 +463,7 @@ async def test_a_stopped_tart_run_can_be_ended(driver: TartHypervisor, rig: Tart
     assert rig.traces(NAME) == []
 
 
-async def test_no_tart_and_no_sense_are_told_before_anything_begins(rig: TartRig) -> None:
+async def test_preflight_reports_a_missing_or_broken_tart(rig: TartRig) -> None:
     missing = TartHypervisor(TartConfig(program="no-such-tart", home=rig.home.root), records_dir=rig.records)
     with pytest.raises(HypervisorUnavailableError, match="brew install"):
         await missing.preflight()
@@ -480,7 +476,7 @@ async def test_no_tart_and_no_sense_are_told_before_anything_begins(rig: TartRig
     assert proven.version == "2.30.0"
 
 
-def test_outcomes_are_read_from_the_last_run_only() -> None:
+def test_run_result_is_parsed_from_the_last_run() -> None:
     before = "# hearth: 1\nguest has stopped the virtual machine due to error: x\n# hearth: 2\n"
     assert parse_run_result(before, 0) == parse_run_result("", 0)
     full = parse_run_result(f"{before}VZErrorDomain Code=6 The maximum supported number of active virtual machines", 1)
@@ -498,5 +494,5 @@ def test_outcomes_are_read_from_the_last_run_only() -> None:
         ([], None),
     ],
 )
-def test_processes_are_told_apart_by_their_arguments(argv: list[str], vm: str | None) -> None:
+def test_tart_run_is_recognised_by_its_arguments(argv: list[str], vm: str | None) -> None:
     assert vm_run_by(argv, "/usr/local/bin/tart") == vm

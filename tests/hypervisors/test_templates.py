@@ -50,7 +50,7 @@ async def end(driver: Hypervisor, rig: Rig, name: str) -> None:
     assert rig.traces(name) == []
 
 
-async def test_many_vms_start_from_one_memory_and_each_is_itself(
+async def test_vms_from_one_template_have_their_own_identity(
     driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
 ) -> None:
     pid, first = await running(driver, rig, booted=True), spec()
@@ -102,7 +102,7 @@ async def test_many_vms_start_from_one_memory_and_each_is_itself(
     assert (await driver.execute(survivor.name, ("ls", KEPT), timeout_s=20)).exit_code != 0
 
 
-async def test_a_guest_without_the_means_is_refused_and_runs_on(driver: Hypervisor, rig: Rig) -> None:
+async def test_save_template_refuses_a_guest_without_hook(driver: Hypervisor, rig: Rig) -> None:
     with pytest.raises(VmNotFoundError):
         await driver.save_template(spec().name, TEMPLATE)
     pid = await running(driver, rig, booted=True)
@@ -117,7 +117,7 @@ async def test_a_guest_without_the_means_is_refused_and_runs_on(driver: Hypervis
         await driver.save_template(spec().name, TEMPLATE)
 
 
-async def test_a_spoilt_memory_fails_the_start_and_the_vm_can_boot_instead(driver: Hypervisor, rig: Rig) -> None:
+async def test_vm_boots_after_a_start_from_a_corrupt_template(driver: Hypervisor, rig: Rig) -> None:
     await running(driver, rig, booted=True)
     await driver.save_template(spec().name, TEMPLATE)
     other = spec(2)
