@@ -89,7 +89,7 @@ VmT = TypeVar("VmT", bound=RunningVm)
 
 
 class RunningVms(Generic[VmT]):
-    """All running VMs of one host that this agent made. Subclasses say how to observe them."""
+    """All running VMs of one host that this agent made. Subclasses observe them."""
 
     def __init__(self, *, prefix: str) -> None:
         self._prefix = prefix

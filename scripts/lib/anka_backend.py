@@ -79,7 +79,7 @@ class AnkaBackend:
     def clear_faults(self) -> None:
         """Remove all faults of `anka` and free leaked slots."""
         self.set_faults()
-        self.home.give_slots_back()
+        self.home.free_leaked_slots()
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """See `Backend`. The last argument of a hypervisor process is the VM's name."""

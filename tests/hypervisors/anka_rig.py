@@ -1,4 +1,4 @@
-"""Anka as a host to test drivers on: simulated, or the real tool on a Mac that is given for it."""
+"""Rigs for the anka driver: a simulated host, or the real tool on a Mac reserved for tests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 REAL = os.environ.get("HEARTH_REAL_MAC") == "1" and shutil.which("anka") is not None
 TEMPLATE = os.environ.get("HEARTH_ANKA_TEMPLATE", "")
-"""On a real Mac: the template to clone, as UUID:TAG, whole on that Mac."""
+"""On a real Mac: the template to clone, as UUID:TAG, complete on that Mac."""
 
 
 class AnkaRig:
     """A simulated host with one template on it."""
 
-    tells_exit_codes = False
+    reports_exit_codes = False
     slots = 2
     console = "console.log"
 
@@ -74,11 +74,11 @@ class AnkaRig:
     def plant_foreign(self, name: str) -> None:
         self.home.add(name, layers=["base"])
 
-    def half_make(self, name: str) -> None:
+    def make_incomplete(self, name: str) -> None:
         self.home.add(name, layers=["base"], whole=False)
 
-    def spoil_memory(self, name: str) -> None:
-        raise NotImplementedError(f"{name} has none")
+    def corrupt_snapshot(self, name: str) -> None:
+        raise NotImplementedError(f"{name} has no snapshot")
 
     def clean_up(self) -> None:
         for process in psutil.process_iter(["cmdline"]):
@@ -86,7 +86,7 @@ class AnkaRig:
                 process.kill()
 
     def calls(self) -> list[list[str]]:
-        """Every command line the program was called with."""
+        """Every command line with which the program was called."""
         lines = (self.home.root / "calls.log").read_text().splitlines()
         return [json.loads(line)[1:] for line in lines]
 
@@ -96,9 +96,9 @@ class AnkaRig:
 
 
 class RealAnkaRig:
-    """A Mac with Anka, its license and a template (HEARTH_ANKA_TEMPLATE) on it."""
+    """A Mac with Anka, its license and a template (HEARTH_ANKA_TEMPLATE)."""
 
-    tells_exit_codes = False
+    reports_exit_codes = False
     slots = 2
     console = "console.log"
 
@@ -112,7 +112,7 @@ class RealAnkaRig:
         return AnkaHypervisor(AnkaConfig(), records_dir=self.folder / "vms")
 
     def traces(self, name: str) -> list[str]:
-        listed = [f"VM {vm['name']}" for vm in self._ask("list") if vm["name"] == name]
+        listed = [f"VM {vm['name']}" for vm in self._query("list") if vm["name"] == name]
         return listed + [str(path) for path in (self.folder / "vms").glob(f"*{name}*")]
 
     def kill(self, name: str) -> None:
@@ -122,28 +122,28 @@ class RealAnkaRig:
         os.kill(self._pid(name), signal.SIGSTOP)
 
     def plant_foreign(self, name: str) -> None:
-        pytest.skip(f"no VM {name} is made on a real host")
+        pytest.skip(f"the rig makes no VM {name} on a real host")
 
-    def half_make(self, name: str) -> None:
+    def make_incomplete(self, name: str) -> None:
         template, _, tag = TEMPLATE.partition(":")
-        self._ask("clone", "--tag", tag, template, name)
+        self._query("clone", "--tag", tag, template, name)
 
-    def spoil_memory(self, name: str) -> None:
-        raise NotImplementedError(f"{name} has none")
+    def corrupt_snapshot(self, name: str) -> None:
+        raise NotImplementedError(f"{name} has no snapshot")
 
     def clean_up(self) -> None:
-        for vm in self._ask("list"):
+        for vm in self._query("list"):
             if vm["name"].startswith(f"{PREFIX}-"):
-                self._ask("stop", "--force", vm["name"])
-                self._ask("delete", "--yes", vm["name"])
+                self._query("stop", "--force", vm["name"])
+                self._query("delete", "--yes", vm["name"])
 
     def _pid(self, name: str) -> int:
-        shown = self._ask("show", name)
+        shown = self._query("show", name)
         if "pid" not in shown:
-            pytest.skip("this release of Anka does not tell the process of a VM")
+            pytest.skip("this release of Anka does not report the process of a VM")
         return int(shown["pid"])
 
-    def _ask(self, *arguments: str) -> Any:
+    def _query(self, *arguments: str) -> Any:
         done = subprocess.run(["anka", "-j", *arguments], capture_output=True, timeout=120, check=False)
         return json.loads(done.stdout.strip().splitlines()[-1]).get("body")
 

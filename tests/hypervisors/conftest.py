@@ -1,4 +1,4 @@
-"""Fixtures: a host for every driver there is, and drivers that are closed whatever happens."""
+"""Fixtures: a rig for each driver, and drivers that are closed after the test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     ]
 )
 def rig(request: pytest.FixtureRequest) -> Rig:
-    """A host of each kind."""
+    """A host for each driver."""
     rig: Rig = request.getfixturevalue(f"{request.param}_rig")
     return rig
 
@@ -70,7 +70,7 @@ def tart_rig(tmp_path: Path) -> Iterator[TartRig]:
 
 
 def real_tart_rig(folder: Path) -> TartRig | None:
-    """Return a rig of this Mac's own Tart, which HEARTH_REAL_IMAGE names a cached image of: `host/name@sha256:…`."""
+    """Return a rig of this Mac's own Tart. HEARTH_REAL_IMAGE names an image of its cache: `host/name@sha256:…`."""
     program = shutil.which("tart")
     if not REAL_MAC or program is None:
         return None
@@ -83,7 +83,7 @@ def real_tart_rig(folder: Path) -> TartRig | None:
 
 @pytest.fixture
 async def new_driver(rig: Rig) -> AsyncIterator[Callable[[], Hypervisor]]:
-    """Makes drivers of the rig's host."""
+    """A function that makes drivers of the rig's host."""
     async with AsyncExitStack() as stack:
 
         def make() -> Hypervisor:
@@ -96,7 +96,7 @@ async def new_driver(rig: Rig) -> AsyncIterator[Callable[[], Hypervisor]]:
 
 @pytest.fixture
 async def driver(new_driver: Callable[[], Hypervisor]) -> Hypervisor:
-    """A driver that has shown that it works here."""
+    """A driver after its preflight."""
     driver = new_driver()
     await driver.preflight()
     return driver

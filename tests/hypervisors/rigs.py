@@ -1,4 +1,4 @@
-"""What a driver is tested on: a rig makes drivers for one host, and does to its VMs what drivers must not be told."""
+"""Rigs: each makes drivers for one host, and changes its VMs without the driver's knowledge."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 GUEST_PORT = 8080
 REAL_MAC = os.environ.get("HEARTH_REAL_MAC") == "1"
 SIZE = VmSize(cpus=4, memory_mib=8192) if REAL_MAC else VmSize(cpus=1, memory_mib=256)
-"""What the tests' VMs get: macOS boots in no less."""
+"""The size of the tests' VMs. macOS does not boot with less."""
 LONG = "a-data-directory-whose-name-alone-is-longer-than-a-socket-address-may-be" * 2
 
 
 def spec(number: int = 1) -> VmSpec:
-    """What the tests' VMs are: number `number` of the pool `small`, one of its ports forwarded."""
+    """Return the spec of VM `number` of the pool `small`."""
     return VmSpec(vm_name("small", f"{number:026d}"), SIZE, (22, GUEST_PORT))
 
 
@@ -40,42 +40,42 @@ class Rig(Protocol):
 
     image: LocalImage
     slots: int  # how many VMs may run at once
-    tells_exit_codes: bool  # VMs are children of the agent, which learns how they ended
-    console: str  # the file among the evidence that holds what the VM, or its hypervisor, said
+    reports_exit_codes: bool  # VMs are children of the agent, which gets their exit codes
+    console: str  # the file of the evidence with the output of the VM or its hypervisor
 
     def driver(self) -> Hypervisor:
-        """Return a new driver of the host, as a new agent would have it."""
+        """Return a new driver of the host, as after a restart of the agent."""
 
     def traces(self, name: str) -> list[str]:
-        """What is left of a VM: processes and files."""
+        """Return the processes and files of a VM."""
 
     def kill(self, name: str) -> None:
         """SIGKILL the VM's process."""
 
     def hang(self, name: str) -> None:
-        """Let the VM stop answering without its process ending."""
+        """Stop the VM's answers while its process runs on."""
 
     def plant_foreign(self, name: str) -> None:
-        """Put somebody else's VM on the host."""
+        """Add a VM that no agent made."""
 
-    def half_make(self, name: str) -> None:
-        """Leave what a clone leaves that was interrupted."""
+    def make_incomplete(self, name: str) -> None:
+        """Add the files that an interrupted clone leaves."""
 
-    def spoil_memory(self, name: str) -> None:
-        """Make a suspended VM's memory unreadable, and no other's."""
+    def corrupt_snapshot(self, name: str) -> None:
+        """Make the snapshot of this suspended VM unreadable."""
 
     def clean_up(self) -> None:
-        """End every VM left."""
+        """End every VM that still runs."""
 
 
 @dataclass
 class QemuRig:
-    """Real VMs in directories with long names, from a real guest disk."""
+    """Real VMs from a real guest disk, in directories with long names."""
 
     folder: Path
     image: LocalImage
     slots: int = 3
-    tells_exit_codes: bool = True
+    reports_exit_codes: bool = True
     console: str = "console.log"
 
     @property
@@ -87,12 +87,12 @@ class QemuRig:
         return self.folder / LONG / "templates"
 
     def driver(self) -> QemuHypervisor:
-        # Emulation, whatever the host has: the same guest in every place the tests run.
+        # Emulation on every host, so that guests behave the same everywhere.
         config = QemuConfig(accelerator="tcg")
         return QemuHypervisor(config, vms_dir=self.vms, templates_dir=self.templates, state_dir=self.folder / "state")
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """All processes, ours or not, that name the VM's directory."""
+        """All processes, also of other programs, that name the VM's directory."""
         marker = f"{self.vms / name}/"
         return [
             process
@@ -115,13 +115,13 @@ class QemuRig:
         folder.mkdir(parents=True)
         folder.joinpath("disk").write_text("precious")
 
-    def half_make(self, name: str) -> None:
+    def make_incomplete(self, name: str) -> None:
         (self.vms / f"{name}.partial").mkdir(parents=True)
 
-    def spoil_memory(self, name: str) -> None:
-        memory = self.vms / name / layout.SNAPSHOT
-        memory.unlink()  # it may be linked to others
-        memory.write_bytes(b"no memory at all" * 100)
+    def corrupt_snapshot(self, name: str) -> None:
+        snapshot = self.vms / name / layout.SNAPSHOT
+        snapshot.unlink()  # the file may be linked to other VMs
+        snapshot.write_bytes(b"not a snapshot.." * 100)
 
     def clean_up(self) -> None:
         for process in psutil.process_iter(["cmdline"]):
@@ -139,7 +139,7 @@ class SimulatedRig:
 
     image: LocalImage
     slots: int = 3
-    tells_exit_codes: bool = True
+    reports_exit_codes: bool = True
     console: str = "console.log"
     host: SimulatedHost = field(
         default_factory=lambda: SimulatedHost(behaviour=Behaviour(boot_s=constant(0.1)), serve=True)
@@ -160,10 +160,10 @@ class SimulatedRig:
     def plant_foreign(self, name: str) -> None:
         self.host.foreign[name] = False
 
-    def half_make(self, name: str) -> None:
+    def make_incomplete(self, name: str) -> None:
         self.host.add(spec_of(name), self.image.digest)
 
-    def spoil_memory(self, name: str) -> None:
+    def corrupt_snapshot(self, name: str) -> None:
         vm = self.host.vms[name]
         vm.behaviour = replace(vm.behaviour, resume_fails=1)
 
@@ -174,14 +174,14 @@ class SimulatedRig:
 
 @dataclass
 class TartRig:
-    """Tart, simulated unless HEARTH_REAL_MAC=1 says that the one on PATH may be used, with images of its cache."""
+    """Tart with images in its cache. Simulated, unless HEARTH_REAL_MAC=1 permits the use of the one on PATH."""
 
     home: TartHome
     image: LocalImage
     records: Path
     program: str = str(SIMULATOR)
     slots: int = 2
-    tells_exit_codes: bool = True
+    reports_exit_codes: bool = True
     console: str = "tart.log"
 
     def driver(self) -> TartHypervisor:
@@ -206,20 +206,20 @@ class TartRig:
         for file in ("config.json", "disk.img", "nvram.bin"):
             folder.joinpath(file).write_text("precious")
 
-    def half_make(self, name: str) -> None:
+    def make_incomplete(self, name: str) -> None:
         folder = self.home.root / "vms" / name
         folder.mkdir(parents=True)
         folder.joinpath("config.json").write_text("{}")
 
-    def spoil_memory(self, name: str) -> None:
-        (self.home.root / "vms" / name / "state.vzvmsave").write_bytes(b"no memory at all")
+    def corrupt_snapshot(self, name: str) -> None:
+        (self.home.root / "vms" / name / "state.vzvmsave").write_bytes(b"not a snapshot")
 
     def clean_up(self) -> None:
         self.home.clean_up()
 
 
 def spec_of(name: str) -> VmSpec:
-    """Return a spec like the tests' others under a given name."""
+    """Return the tests' usual spec with this name."""
     return VmSpec(name, spec().size, spec().ports)
 
 

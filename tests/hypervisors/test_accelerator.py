@@ -1,4 +1,4 @@
-"""An accelerator counts once it ran guest code. A scripted emulator stands in for those this machine does not have."""
+"""The selection of an accelerator, with a scripted emulator for those that this machine does not have."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KVM_RUNS, KVM_HANGS, KVM_CRASHES = "exit 33", "exec sleep 60", "echo 'no such de
 
 
 class Host:
-    """A host with a scripted QEMU, and a count of what was run of it."""
+    """A host with a scripted QEMU that records its trials."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,8 +53,8 @@ class Host:
             runner=CommandRunner(observer) if observer else None,
         )
 
-    def tried(self) -> list[str]:
-        """Return the accelerators tried since last asked."""
+    def take_trials(self) -> list[str]:
+        """Return the accelerators tried since the last call."""
         trials = self.folder / "trials"
         lines = trials.read_text().split() if trials.exists() else []
         trials.unlink(missing_ok=True)
@@ -74,11 +74,11 @@ async def test_fastest_working_accelerator_is_selected_and_cached(host: Host) ->
     assert driver.version == ""
     await driver.preflight()
     assert driver.version == "9.0.1 (kvm)"
-    assert host.tried() == ["kvm"]
+    assert host.take_trials() == ["kvm"]
     again = host.driver()
     await again.preflight()
     assert again.version == "9.0.1 (kvm)"
-    assert host.tried() == []
+    assert host.take_trials() == []
 
 
 @pytest.mark.parametrize("kvm", [KVM_HANGS, KVM_CRASHES])
@@ -87,7 +87,7 @@ async def test_accelerator_is_skipped_when_it_runs_no_guest(host: Host, kvm: str
     driver = host.driver()
     await driver.preflight()
     assert driver.version == "9.0.1 (tcg)"
-    assert host.tried() == ["kvm", "tcg"]
+    assert host.take_trials() == ["kvm", "tcg"]
 
 
 async def test_accelerator_is_tested_again_after_a_qemu_upgrade(host: Host) -> None:
@@ -103,12 +103,12 @@ async def test_accelerator_is_tested_again_after_a_reboot(host: Host) -> None:
     host.install(kvm=KVM_RUNS)
     await host.driver().preflight()
     cache = host.folder / "state" / accelerator.CACHE_FILE
-    remembered = json.loads(cache.read_text())
-    remembered["key"][3] = "another boot"
-    cache.write_text(json.dumps(remembered))
-    host.tried()
+    cached = json.loads(cache.read_text())
+    cached["key"][3] = "another boot"
+    cache.write_text(json.dumps(cached))
+    host.take_trials()
     await host.driver().preflight()
-    assert host.tried() == ["kvm"]
+    assert host.take_trials() == ["kvm"]
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "{", '{"key": 1}'])
@@ -117,7 +117,7 @@ async def test_corrupt_accelerator_cache_is_ignored(host: Host, garbage: str) ->
     (host.folder / "state").mkdir()
     (host.folder / "state" / accelerator.CACHE_FILE).write_text(garbage)
     await host.driver().preflight()
-    assert host.tried() == ["kvm"]
+    assert host.take_trials() == ["kvm"]
 
 
 async def test_configured_accelerator_must_work(host: Host) -> None:
@@ -125,14 +125,14 @@ async def test_configured_accelerator_must_work(host: Host) -> None:
     with pytest.raises(HypervisorUnavailableError, match=r"kvm: a guest ran no code for 0\.3 s.*accelerator to auto"):
         await host.driver("kvm").preflight()
     await host.driver("tcg").preflight()
-    assert host.tried() == ["kvm", "tcg"]
+    assert host.take_trials() == ["kvm", "tcg"]
 
 
 async def test_preflight_reports_each_failed_accelerator(host: Host) -> None:
     host.install(kvm=KVM_CRASHES, tcg="exit 3")
     with pytest.raises(HypervisorUnavailableError, match=r"kvm: exit code 1: no such device; tcg: exit code 3"):
         await host.driver().preflight()
-    assert not (host.folder / "state").exists(), "a failure is not remembered"
+    assert not (host.folder / "state").exists(), "a failure is not cached"
 
 
 async def test_missing_program_error_names_its_package(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ async def test_trial_firmware_runs_on_the_real_emulator(arch: str, tmp_path: Pat
 @pytest.mark.qemu
 @pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm")
 async def test_selected_real_accelerator_runs_guests(tmp_path: Path) -> None:
-    """Whatever /dev/kvm is worth here, the choice must not be one that hangs."""
+    """The selection must not hang, whether /dev/kvm works here or not."""
     driver = QemuHypervisor(
         QemuConfig(), vms_dir=tmp_path / "vms", templates_dir=tmp_path / "templates", state_dir=tmp_path / "state"
     )

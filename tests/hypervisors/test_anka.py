@@ -1,4 +1,4 @@
-"""What `anka` does that no other hypervisor does, and that the driver is not taken in by it (docs/mac-contracts.md)."""
+"""The anka driver against the quirks of Anka in docs/mac-contracts.md, on the simulator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agent.hypervisors.contract import (
 from agent.processes.command import CommandError, CommandResult
 from tests.hypervisors.anka_rig import AnkaRig, anka_image
 from tests.hypervisors.rigs import spec
-from tests.hypervisors.test_conformance import Exits, pid_of, running
+from tests.hypervisors.test_conformance import Exits, pid_of, start_vm
 from tests.support.processes import eventually
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def ended(stdout: str, code: int = 0, stderr: str = "") -> CommandResult:
 
 
 def test_reply_is_parsed_from_the_last_line() -> None:
-    told = '{"status": "OK", "body": {"progress": 50}}\n\n{"status":"OK","body":[1],"message":"done"}\n \n'
-    assert parse_reply(ended(told), "anka pull").body == [1]
-    assert parse_reply(ended(told.rstrip()), "anka pull").message == "done"
+    stdout = '{"status": "OK", "body": {"progress": 50}}\n\n{"status":"OK","body":[1],"message":"done"}\n \n'
+    assert parse_reply(ended(stdout), "anka pull").body == [1]
+    assert parse_reply(ended(stdout.rstrip()), "anka pull").message == "done"
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
@@ -98,8 +98,8 @@ async def test_inventory_raises_when_anka_lists_an_object(host: AnkaRig, anka: A
 
 async def test_inventory_lists_foreign_vms_but_no_templates(host: AnkaRig, anka: AnkaHypervisor) -> None:
     assert await anka.inventory() == ()
-    host.faults(list={"invent": ["somebodys"]})
-    assert await anka.inventory() == (Observed("somebodys", ours=False, running=True),)
+    host.faults(list={"invent": ["foreign"]})
+    assert await anka.inventory() == (Observed("foreign", ours=False, running=True),)
     assert anka.capabilities.counts_foreign_slots
 
 
@@ -110,7 +110,7 @@ async def test_clone_uses_the_requested_tag(host: AnkaRig, anka: AnkaHypervisor)
     template.version = "v2"
     host.home.save(template)
     await anka.clone(spec(), host.image)
-    assert host.home.find(NAME).layers == ["base"], "v2 is checked out, v1 was asked for"
+    assert host.home.find(NAME).layers == ["base"], "v2 is checked out, v1 is the requested tag"
 
 
 async def test_clone_sets_size_and_ports(host: AnkaRig, anka: AnkaHypervisor) -> None:
@@ -120,7 +120,7 @@ async def test_clone_sets_size_and_ports(host: AnkaRig, anka: AnkaHypervisor) ->
     await anka.clone(VmSpec(NAME, VmSize(3, 6144), (22, 8080)), host.image)
     made = host.home.find(NAME)
     assert (made.cpu_cores, made.ram_size) == (3, 6 << 30)
-    assert [rule["guest_port"] for rule in made.rules] == [22, 8080], "the template's rule is not made twice"
+    assert [rule["guest_port"] for rule in made.rules] == [22, 8080], "the template's rule is not duplicated"
     assert all("host_port" not in rule for rule in made.rules), "a fixed host port may be in use"
 
 
@@ -176,7 +176,7 @@ def problems(facts: tuple[HealthFact, ...]) -> list[str]:
 
 async def test_failed_vm_is_stopped_by_force_and_deleted(host: AnkaRig, anka: AnkaHypervisor) -> None:
     exits = Exits(anka)
-    await running(anka, host)
+    await start_vm(anka, host)
     host.kill(NAME)
     await exits.next()
     assert host.home.status(host.home.find(NAME)) == "failed"
@@ -197,9 +197,9 @@ async def test_execute_does_not_start_a_stopped_vm(host: AnkaRig, anka: AnkaHype
 
 
 async def test_disconnected_guest_raises_guest_error(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    await running(anka, host, booted=True)
+    await start_vm(anka, host, booted=True)
     result = await anka.execute(NAME, ("exit", "125"), timeout_s=5)
-    assert result.exit_code == 125, "the guest's own 125 is an exit code"
+    assert result.exit_code == 125, "125 from the guest's command is an exit code"
     template = host.home.layer("base")
     template.write_text('{"unhealthy": true}')
     with pytest.raises(GuestError, match="did not answer"):
@@ -209,19 +209,19 @@ async def test_disconnected_guest_raises_guest_error(host: AnkaRig, anka: AnkaHy
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("start", "is started, but it does not run"), ("delete", "still listed")]
+    ("command", "message"), [("start", "is started, but it does not run"), ("delete", "still listed")]
 )
 async def test_reported_success_of_anka_is_verified(
-    host: AnkaRig, anka: AnkaHypervisor, command: str, said: str
+    host: AnkaRig, anka: AnkaHypervisor, command: str, message: str
 ) -> None:
     await anka.clone(spec(), host.image)
     host.faults(**{command: {"lie": True}})
-    with pytest.raises(HypervisorError, match=said):
+    with pytest.raises(HypervisorError, match=message):
         await (anka.start(spec()) if command == "start" else anka.delete(NAME))
 
 
 async def test_vm_is_killed_when_anka_stop_has_no_effect(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    await running(anka, host)
+    await start_vm(anka, host)
     host.faults(stop={"lie": True})
     await anka.stop(NAME, grace_s=0.5)
     assert host.processes(NAME) == []
@@ -253,17 +253,17 @@ async def test_interrupted_clone_is_listed_and_removed(
     assert host.traces(NAME) == []
 
 
-async def eventually_lists(driver: AnkaHypervisor, pid: int) -> None:
-    """Ask until a VM that runs and is damaged is told: the first listings that leave it out are not believed."""
+async def expect_damaged(driver: AnkaHypervisor, pid: int) -> None:
+    """List until the running VM is reported as damaged: the first listings that omit it are not trusted."""
     for _ in range(anka_running.OMISSIONS - 1):
         with pytest.raises(HypervisorError, match="omits"):
             await driver.inventory()
-    (seen,) = await driver.inventory()
-    assert (seen.running, seen.pid, bool(seen.damaged)) == (True, pid, True)
+    (vm,) = await driver.inventory()
+    assert (vm.running, vm.pid, bool(vm.damaged)) == (True, pid, True)
 
 
 async def test_listing_that_omits_a_running_vm_is_not_trusted(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    pid = await running(anka, host)
+    pid = await start_vm(anka, host)
     host.faults(list={"omit": [NAME]})
     for _ in range(anka_running.OMISSIONS - 1):
         with pytest.raises(HypervisorError, match="omits"):
@@ -274,9 +274,9 @@ async def test_listing_that_omits_a_running_vm_is_not_trusted(host: AnkaRig, ank
 
 
 async def test_vm_without_files_is_listed_as_damaged_and_stopped(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    pid = await running(anka, host)
+    pid = await start_vm(anka, host)
     shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
-    await eventually_lists(anka, pid)
+    await expect_damaged(anka, pid)
     await anka.stop(NAME, grace_s=0)
     await anka.delete(NAME)
     assert await anka.inventory() == ()
@@ -284,26 +284,26 @@ async def test_vm_without_files_is_listed_as_damaged_and_stopped(host: AnkaRig, 
 
 
 async def test_vm_lost_before_a_restart_is_stopped(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    """Only the record tells the next driver that it ever ran: no listing does."""
-    pid = await running(anka, host)
+    """The next driver knows of the VM only from the record: no listing contains it."""
+    pid = await start_vm(anka, host)
     await anka.close()
     shutil.rmtree(host.home.vms / host.home.find(NAME).uuid)
-    later = host.driver()
-    await eventually_lists(later, pid)
-    await later.stop(NAME, grace_s=0)
-    await later.delete(NAME)
+    next_driver = host.driver()
+    await expect_damaged(next_driver, pid)
+    await next_driver.stop(NAME, grace_s=0)
+    await next_driver.delete(NAME)
     assert host.traces(NAME) == []
-    await later.close()
+    await next_driver.close()
 
 
 async def test_record_of_an_ended_process_is_ignored(host: AnkaRig, anka: AnkaHypervisor) -> None:
-    await running(anka, host)
+    await start_vm(anka, host)
     await anka.close()
     host.kill(NAME)
     await eventually(lambda: not host.processes(NAME))
-    later = host.driver()
-    assert [vm.running for vm in await later.inventory()] == [False]
-    await later.close()
+    next_driver = host.driver()
+    assert [vm.running for vm in await next_driver.inventory()] == [False]
+    await next_driver.close()
 
 
 @pytest.mark.parametrize("fault", [{"garbage": True}, {"empty_body": True}, {"fail": "internal error"}])
@@ -326,26 +326,24 @@ async def test_hung_anka_is_killed_and_leaves_no_process(host: AnkaRig, fault: d
     assert time.monotonic() - began_s < 8
     program = str(host.binary)
     await eventually(
-        lambda: not any(program in (one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+        lambda: not any(program in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
     )
     await driver.close()
 
 
 async def test_vm_can_be_stopped_after_a_hung_start(host: AnkaRig) -> None:
-    patient = host.config
+    driver = host.driver()
+    await driver.clone(spec(), host.image)
     host.config = host.config.model_copy(update={"start_timeout_s": 0.5})
-    impatient = host.driver()
-    await impatient.clone(spec(), host.image)
+    short_timeout_driver = host.driver()
     host.faults(start={"hang": True})
     with pytest.raises(CommandError):
-        await impatient.start(spec())
-    await impatient.close()
-    host.config = patient
-    driver = host.driver()
+        await short_timeout_driver.start(spec())
+    await short_timeout_driver.close()
     host.faults(start={"half": True})
     with pytest.raises(HypervisorError, match="No child processes"):
         await driver.start(spec())
-    assert host.processes(NAME), "it runs all the same"
+    assert host.processes(NAME), "the VM runs nevertheless"
     await driver.stop(NAME, grace_s=0)
     await driver.delete(NAME)
     assert host.traces(NAME) == []
@@ -386,7 +384,7 @@ def test_license_state_becomes_a_health_fact(shown: dict[str, str], reason: str)
 async def test_invalid_license_is_reported_and_blocks_starts(host: AnkaRig, anka: AnkaHypervisor) -> None:
     assert problems(await anka.health()) == []
     host.home.write("license.json", {"status": "expired"})
-    assert problems(await anka.health()) == [], "it is asked for at a slow period"
+    assert problems(await anka.health()) == [], "a valid license is read again only after a period"
     driver = host.driver()
     await driver.preflight()
     assert problems(await driver.health()) == ["LicenseInvalid"]
@@ -394,5 +392,5 @@ async def test_invalid_license_is_reported_and_blocks_starts(host: AnkaRig, anka
     with pytest.raises(HypervisorError, match="Wrong host for license"):
         await driver.start(spec())
     host.home.write("license.json", {"status": "valid"})
-    assert problems(await driver.health()) == [], "a problem is looked at anew each time"
+    assert problems(await driver.health()) == [], "an invalid license is read again each time"
     await asyncio.gather(driver.close(), anka.close())

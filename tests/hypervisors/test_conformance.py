@@ -1,4 +1,4 @@
-"""What every driver promises, held against each of them: the contract of `agent.hypervisors.contract`."""
+"""The conformance suite: tests every driver against the contract in `agent.hypervisors.contract`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from tests.hypervisors.rigs import Rig
 
 BOOT_S = 240.0 if REAL_MAC else 60.0
-AT_ONCE_S = 2.0
-"""Nothing here lists or asks, so an exit that is told at all was an event; this is patience with a busy machine."""
+EVENT_S = 2.0
+"""How long an exit may take to be reported on a busy machine. These tests do not poll, so it comes from an event."""
 
 
 class Exits:
-    """The exits a driver tells of, as they come."""
+    """The exits that a driver reports."""
 
     def __init__(self, driver: Hypervisor) -> None:
         self._queue: asyncio.Queue[VmExit] = asyncio.Queue()
@@ -44,12 +44,12 @@ class Exits:
     async def next(self) -> VmExit:
         return await asyncio.wait_for(self._queue.get(), 20)
 
-    def none_waiting(self) -> bool:
+    def is_empty(self) -> bool:
         return self._queue.empty()
 
 
-async def running(driver: Hypervisor, rig: Rig, *, booted: bool = False) -> int:
-    """Clone and start the test's VM; returns its pid."""
+async def start_vm(driver: Hypervisor, rig: Rig, *, booted: bool = False) -> int:
+    """Clone and start the test's VM, and return its pid."""
     await driver.clone(spec(), rig.image)
     await driver.start(spec())
     if booted:
@@ -64,7 +64,7 @@ async def pid_of(driver: Hypervisor, name: str) -> int:
     return vm.pid
 
 
-def skip_unless_it_suspends(driver: Hypervisor) -> None:
+def skip_unless_suspend_is_supported(driver: Hypervisor) -> None:
     if not driver.capabilities.suspend:
         pytest.skip(f"{driver.name} cannot suspend VMs")
 
@@ -83,11 +83,11 @@ async def test_complete_vm_life_leaves_no_process_and_no_file(driver: Hypervisor
     await driver.ping(name, timeout_s=BOOT_S)
 
     assert (await driver.execute(name, ("false",), timeout_s=20)).exit_code == 1
-    said = await asyncio.gather(
+    results = await asyncio.gather(
         *(driver.execute(name, ("echo", "number", str(number)), timeout_s=30) for number in range(5)),
         *(driver.ping(name, timeout_s=30) for _ in range(5)),
     )
-    assert [result.stdout for result in said if result] == [f"number {number}\n".encode() for number in range(5)]
+    assert [result.stdout for result in results if result] == [f"number {number}\n".encode() for number in range(5)]
     address = await driver.address(name)
     assert set(address.ports) == set(spec().ports)
     async with (
@@ -95,11 +95,11 @@ async def test_complete_vm_life_leaves_no_process_and_no_file(driver: Hypervisor
         session.get(f"http://{address.host}:{address.ports[GUEST_PORT]}/") as response,
     ):
         assert response.status == 200
-    assert exits.none_waiting()
+    assert exits.is_empty()
 
     await driver.stop(name, grace_s=30)
     ended = await exits.next()
-    assert (ended.name, ended.code) == (name, 0 if rig.tells_exit_codes else None), "the guest shut down by itself"
+    assert (ended.name, ended.code) == (name, 0 if rig.reports_exit_codes else None), "the guest shut itself down"
     assert await driver.inventory() == (Observed(name, ours=True, running=False),)
     await driver.delete(name)
     assert await driver.inventory() == ()
@@ -107,7 +107,7 @@ async def test_complete_vm_life_leaves_no_process_and_no_file(driver: Hypervisor
 
 
 async def test_clone_refuses_a_taken_name(driver: Hypervisor, rig: Rig) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     with pytest.raises(VmExistsError, match=spec().name):
         await driver.clone(spec(), rig.image)
     assert await pid_of(driver, spec().name) == pid
@@ -121,7 +121,7 @@ async def test_only_one_of_two_concurrent_clones_of_a_name_succeeds(driver: Hype
 
 async def test_incomplete_vm_is_listed_and_can_only_be_deleted(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
-    rig.half_make(name)
+    rig.make_incomplete(name)
     assert await driver.inventory() == (Observed(name, ours=True, running=False),)
     with pytest.raises(VmExistsError):
         await driver.clone(spec(), rig.image)
@@ -138,7 +138,7 @@ async def test_stop_and_delete_succeed_when_repeated(driver: Hypervisor, rig: Ri
     name = spec().name
     await driver.stop(name, grace_s=5)
     await driver.delete(name)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     for _ in range(2):
         await driver.stop(name, grace_s=0)
     for _ in range(2):
@@ -147,13 +147,13 @@ async def test_stop_and_delete_succeed_when_repeated(driver: Hypervisor, rig: Ri
 
 
 async def test_start_succeeds_when_the_vm_runs(driver: Hypervisor, rig: Rig) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     await driver.start(spec())
     assert await pid_of(driver, spec().name) == pid
 
 
 async def test_delete_refuses_a_running_vm(driver: Hypervisor, rig: Rig) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     with pytest.raises(HypervisorError, match="still runs"):
         await driver.delete(spec().name)
     assert await pid_of(driver, spec().name) == pid
@@ -178,24 +178,24 @@ async def test_errors_distinguish_unknown_and_stopped_vms(driver: Hypervisor, ri
 
 async def test_concurrent_vms_are_independent(driver: Hypervisor, rig: Rig) -> None:
     specs = [spec(number) for number in range(1, rig.slots + 1)]
-    await asyncio.gather(*(driver.clone(each, rig.image) for each in specs))
-    await asyncio.gather(*(driver.start(each) for each in specs))
-    addresses = [await driver.address(each.name) for each in specs]
-    places = [(address.host, port) for address in addresses for port in address.ports.values()]
-    assert len(set(places)) == len(places) == 2 * rig.slots
+    await asyncio.gather(*(driver.clone(vm, rig.image) for vm in specs))
+    await asyncio.gather(*(driver.start(vm) for vm in specs))
+    addresses = [await driver.address(vm.name) for vm in specs]
+    endpoints = [(address.host, port) for address in addresses for port in address.ports.values()]
+    assert len(set(endpoints)) == len(endpoints) == 2 * rig.slots
     await driver.stop(specs[0].name, grace_s=0)
     await driver.delete(specs[0].name)
     listed = await driver.inventory()
-    assert [(vm.name, vm.running) for vm in listed] == [(each.name, True) for each in specs[1:]]
+    assert [(vm.name, vm.running) for vm in listed] == [(vm.name, True) for vm in specs[1:]]
 
 
 async def test_exit_of_a_killed_vm_is_reported_immediately(driver: Hypervisor, rig: Rig) -> None:
     exits = Exits(driver)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     started_s = time.monotonic()
     rig.kill(spec().name)
-    assert (await exits.next()).code == (-9 if rig.tells_exit_codes else None)
-    assert time.monotonic() - started_s < AT_ONCE_S
+    assert (await exits.next()).code == (-9 if rig.reports_exit_codes else None)
+    assert time.monotonic() - started_s < EVENT_S
     assert await driver.inventory() == (Observed(spec().name, ours=True, running=False),)
     with pytest.raises(VmNotRunningError):
         await driver.ping(spec().name, timeout_s=1)
@@ -205,7 +205,7 @@ async def test_new_driver_adopts_running_vms(
     driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
 ) -> None:
     name = spec().name
-    pid = await running(driver, rig, booted=True)
+    pid = await start_vm(driver, rig, booted=True)
     before = await driver.address(name)
     await driver.close()
 
@@ -217,14 +217,14 @@ async def test_new_driver_adopts_running_vms(
     started_s = time.monotonic()
     rig.kill(name)
     assert (await exits.next()).name == name
-    assert time.monotonic() - started_s < AT_ONCE_S
-    assert exits.none_waiting(), "an end is told once"
+    assert time.monotonic() - started_s < EVENT_S
+    assert exits.is_empty(), "an exit is reported once"
 
 
 async def test_new_driver_stops_a_running_vm_without_an_inventory(
     driver: Hypervisor, new_driver: Callable[[], Hypervisor], rig: Rig
 ) -> None:
-    await running(driver, rig)
+    await start_vm(driver, rig)
     await driver.close()
     other = new_driver()
     await other.stop(spec().name, grace_s=0)
@@ -234,7 +234,7 @@ async def test_new_driver_stops_a_running_vm_without_an_inventory(
 
 async def test_hung_vm_fails_pings_in_time_and_can_be_stopped(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     rig.hang(name)
     started_s = time.monotonic()
     with pytest.raises(GuestError, match=r"did not answer.*0\.3 s"):
@@ -251,25 +251,25 @@ async def test_hung_vm_fails_pings_in_time_and_can_be_stopped(driver: Hypervisor
 
 
 async def test_ping_of_a_booting_guest_raises_guest_error(driver: Hypervisor, rig: Rig) -> None:
-    await running(driver, rig)
+    await start_vm(driver, rig)
     with pytest.raises(GuestError):
         await driver.ping(spec().name, timeout_s=0.01)
 
 
 async def test_suspended_vm_resumes_with_its_state(driver: Hypervisor, rig: Rig) -> None:
-    skip_unless_it_suspends(driver)
+    skip_unless_suspend_is_supported(driver)
     name = spec().name
-    pid = await running(driver, rig, booted=True)
+    pid = await start_vm(driver, rig, booted=True)
     with pytest.raises(HypervisorError, match="no snapshot"):
         await driver.resume(spec())
     assert await pid_of(driver, name) == pid
-    await driver.execute(name, ("touch", "/kept-in-memory"), timeout_s=20)
+    await driver.execute(name, ("touch", "/in-snapshot"), timeout_s=20)
     await driver.suspend(name)
     assert await driver.inventory() == (Observed(name, ours=True, running=False, suspended=True),)
     await driver.resume(spec())
     await driver.ping(name, timeout_s=30)
     assert not (await driver.inventory())[0].suspended
-    assert (await driver.execute(name, ("ls", "/kept-in-memory"), timeout_s=20)).exit_code == 0
+    assert (await driver.execute(name, ("ls", "/in-snapshot"), timeout_s=20)).exit_code == 0
     assert set((await driver.address(name)).ports) == set(spec().ports)
     await driver.suspend(name)
     await driver.delete(name)
@@ -277,8 +277,8 @@ async def test_suspended_vm_resumes_with_its_state(driver: Hypervisor, rig: Rig)
 
 
 async def test_snapshot_cannot_be_resumed_after_a_boot(driver: Hypervisor, rig: Rig) -> None:
-    skip_unless_it_suspends(driver)
-    await running(driver, rig)
+    skip_unless_suspend_is_supported(driver)
+    await start_vm(driver, rig)
     await driver.suspend(spec().name)
     await driver.start(spec())
     await driver.stop(spec().name, grace_s=0)
@@ -290,7 +290,7 @@ async def test_snapshot_cannot_be_resumed_after_a_boot(driver: Hypervisor, rig: 
 async def test_evidence_covers_running_ended_and_unknown_vms(driver: Hypervisor, rig: Rig, tmp_path: Path) -> None:
     name = spec().name
     await driver.evidence(name, tmp_path / "unknown")
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     await driver.evidence(name, tmp_path / "alive")
     rig.hang(name)
     await driver.evidence(name, tmp_path / "hung")
@@ -303,21 +303,21 @@ async def test_evidence_covers_running_ended_and_unknown_vms(driver: Hypervisor,
 
 
 async def test_foreign_vms_are_listed_and_left_untouched(driver: Hypervisor, rig: Rig) -> None:
-    rig.plant_foreign("somebody-elses")
-    before = rig.traces("somebody-elses")
-    assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
+    rig.plant_foreign("foreign")
+    before = rig.traces("foreign")
+    assert await driver.inventory() == (Observed("foreign", ours=False, running=False),)
     with pytest.raises(ForeignVmError):
-        await driver.stop("somebody-elses", grace_s=0)
+        await driver.stop("foreign", grace_s=0)
     with pytest.raises(ForeignVmError):
-        await driver.delete("somebody-elses")
-    assert await driver.inventory() == (Observed("somebody-elses", ours=False, running=False),)
-    assert rig.traces("somebody-elses") == before
+        await driver.delete("foreign")
+    assert await driver.inventory() == (Observed("foreign", ours=False, running=False),)
+    assert rig.traces("foreign") == before
 
 
 async def test_cancelled_clone_can_be_listed_and_removed(driver: Hypervisor, rig: Rig) -> None:
-    for turns in (1, 3, 6, 10):
+    for delay_ms in (1, 3, 6, 10):
         clone = asyncio.create_task(driver.clone(spec(), rig.image))
-        for _ in range(turns):
+        for _ in range(delay_ms):
             await asyncio.sleep(0.001)
         clone.cancel()
         await asyncio.wait([clone])
@@ -329,9 +329,9 @@ async def test_cancelled_clone_can_be_listed_and_removed(driver: Hypervisor, rig
 async def test_cancelled_start_can_be_listed_and_stopped(driver: Hypervisor, rig: Rig) -> None:
     name = spec().name
     await driver.clone(spec(), rig.image)
-    for turns in (1, 3, 6, 20):
+    for delay_ms in (1, 3, 6, 20):
         start = asyncio.create_task(driver.start(spec()))
-        for _ in range(turns):
+        for _ in range(delay_ms):
             await asyncio.sleep(0.001)
         start.cancel()
         await asyncio.wait([start])
@@ -355,5 +355,5 @@ async def test_closed_driver_leaves_vms_running(
     own = Exits(driver)
     rig.kill(spec().name)
     await own.next()
-    assert exits.none_waiting()
+    assert exits.is_empty()
     assert open_fds() == before

@@ -1,4 +1,4 @@
-"""What the qemu driver promises beyond the contract, on real VMs: crashes at any step, lost files, honest errors."""
+"""The qemu driver beyond the contract, with real VMs: crashes at any step, lost files, error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agent.hypervisors.qemu import layout
 from agent.hypervisors.qemu.clone import UnfitImageError
 from agent.processes.process import ProcessIdentity, identify
 from tests.hypervisors.rigs import local_image, spec
-from tests.hypervisors.test_conformance import AT_ONCE_S, Exits, pid_of, running
+from tests.hypervisors.test_conformance import EVENT_S, Exits, pid_of, start_vm
 from tests.support.processes import eventually, gone
 
 if TYPE_CHECKING:
@@ -39,19 +39,19 @@ AGENT = textwrap.dedent("""
     from agent.hypervisors.qemu import clone, driver
     from tests.hypervisors.rigs import QemuRig, local_image, spec
 
-    def die(*_arguments, **_named):
+    def kill_self(*_arguments, **_named):
         os.killpg(0, signal.SIGKILL)
 
     async def main(folder, disk, step):
         if step == "cloning":
-            clone._publish = die
+            clone._publish = kill_self
         if step == "starting":
-            driver.wait_until_up = die
+            driver.wait_until_up = kill_self
         rig = QemuRig(Path(folder), local_image(Path(disk)))
         hypervisor = rig.driver()
         await hypervisor.clone(spec(), rig.image)
         await hypervisor.start(spec())
-        die()
+        kill_self()
 
     asyncio.run(main(*sys.argv[1:]))
 """)
@@ -62,8 +62,8 @@ def rig(qemu_rig: QemuRig) -> QemuRig:
     return qemu_rig
 
 
-async def die_while(step: str, rig: QemuRig) -> None:
-    """Run an agent of its own that is killed with its process group at one step of making the test's VM."""
+async def kill_agent_during(step: str, rig: QemuRig) -> None:
+    """Run a separate agent that kills itself and its process group at one step of making the test's VM."""
     argv = [sys.executable, "-c", AGENT, str(rig.folder), str(rig.image.disk), step]
     agent = await asyncio.to_thread(
         subprocess.run, argv, start_new_session=True, check=False, timeout=60, capture_output=True
@@ -80,21 +80,21 @@ def process_of(rig: QemuRig) -> ProcessIdentity:
 
 @pytest.mark.parametrize("step", ["starting", "running"])
 async def test_vm_is_adopted_after_its_agent_was_killed(step: str, rig: QemuRig, driver: Hypervisor) -> None:
-    await die_while(step, rig)
+    await kill_agent_during(step, rig)
     process = process_of(rig)
     exits = Exits(driver)
     assert await driver.inventory() == (Observed(NAME, ours=True, running=True, pid=process.pid),)
     address = await driver.address(NAME)
     assert set(address.ports) == set(spec().ports)
     rig.kill(NAME)
-    async with asyncio.timeout(AT_ONCE_S):
+    async with asyncio.timeout(EVENT_S):
         assert (await exits.next()).name == NAME
     await driver.delete(NAME)
     assert rig.traces(NAME) == []
 
 
 async def test_clone_is_removable_after_its_agent_was_killed(rig: QemuRig, driver: Hypervisor) -> None:
-    await die_while("cloning", rig)
+    await kill_agent_during("cloning", rig)
     assert await driver.inventory() == (Observed(NAME, ours=True, running=False),)
     await driver.delete(NAME)
     assert await driver.inventory() == ()
@@ -105,7 +105,7 @@ async def test_clone_is_removable_after_its_agent_was_killed(rig: QemuRig, drive
 async def test_running_vm_without_files_is_found_and_stopped(
     adopted: bool, rig: QemuRig, driver: Hypervisor, new_driver: Callable[[], Hypervisor]
 ) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     shutil.rmtree(rig.vms / NAME)
     if adopted:
         await driver.close()
@@ -165,7 +165,7 @@ async def test_clone_refuses_images_for_other_machines(rig: QemuRig, driver: Hyp
 
 
 async def test_snapshot_is_removed_by_a_resume(rig: QemuRig, driver: Hypervisor) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     await driver.suspend(NAME)
     assert (rig.vms / NAME / layout.SNAPSHOT).stat().st_size > 100_000
     await driver.resume(spec())
@@ -176,16 +176,16 @@ async def test_snapshot_is_removed_by_a_resume(rig: QemuRig, driver: Hypervisor)
 
 
 async def test_resume_from_a_corrupt_snapshot_leaves_no_process(rig: QemuRig, driver: Hypervisor) -> None:
-    await running(driver, rig)
+    await start_vm(driver, rig)
     await driver.suspend(NAME)
-    (rig.vms / NAME / layout.SNAPSHOT).write_bytes(b"no memory at all" * 100)
+    (rig.vms / NAME / layout.SNAPSHOT).write_bytes(b"not a snapshot.." * 100)
     with pytest.raises(HypervisorError):
         await driver.resume(spec())
     assert await driver.inventory() == (Observed(NAME, ours=True, running=False, suspended=True),)
 
 
 async def test_vm_runs_on_after_a_failed_suspend(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     unfinished = rig.vms / NAME / f"{layout.SNAPSHOT}{layout.PARTIAL}"
     unfinished.symlink_to("/dev/full")
     with pytest.raises(HypervisorError, match="migrate"):
@@ -205,8 +205,8 @@ async def test_guest_cannot_change_its_image_or_fill_the_disk(
 ) -> None:
     monkeypatch.setattr(driver_module, "LOG_LIMIT_BYTES", 200_000)
     before = rig.image.disk.stat()
-    await running(driver, rig, booted=True)
-    await driver.execute(NAME, ("sh", "-c", "echo spoilt > /dev/vda; sync"), timeout_s=20)
+    await start_vm(driver, rig, booted=True)
+    await driver.execute(NAME, ("sh", "-c", "echo changed > /dev/vda; sync"), timeout_s=20)
 
     console = rig.vms / NAME / layout.CONSOLE
     flood = "head -c 300000 /dev/zero | tr '\\0' x > /dev/ttyS0; echo the end > /dev/ttyS0"
@@ -217,7 +217,7 @@ async def test_guest_cannot_change_its_image_or_fill_the_disk(
     assert console.with_name(f"{layout.CONSOLE}.1").stat().st_size == 100_000
     await driver.execute(NAME, ("sh", "-c", "echo after the cut > /dev/ttyS0"), timeout_s=20)
     assert b"after the cut" in console.read_bytes()
-    assert b"\0" not in console.read_bytes(), "the writer goes on at the new end, not at the old"
+    assert b"\0" not in console.read_bytes(), "QEMU appends at the new end of the file"
 
     await driver.stop(NAME, grace_s=0)
     after = rig.image.disk.stat()
@@ -225,7 +225,7 @@ async def test_guest_cannot_change_its_image_or_fill_the_disk(
 
 
 async def test_evidence_contains_screenshot_and_machine_state(rig: QemuRig, driver: Hypervisor, tmp_path: Path) -> None:
-    await running(driver, rig)
+    await start_vm(driver, rig)
     await driver.evidence(NAME, tmp_path / "evidence")
     assert (tmp_path / "evidence" / layout.SCREEN).read_bytes().startswith(b"\x89PNG")
     state = (tmp_path / "evidence" / "state.json").read_text()
@@ -241,6 +241,6 @@ async def test_vm_with_uefi_variables_boots_from_uefi(rig: QemuRig, driver: Hype
     await driver.clone(spec(), local_image(rig.image.disk, nvram=tmp_path / "nvram.bin"))
     await driver.start(spec())
     own = rig.vms / NAME / layout.NVRAM
-    # The firmware notes its boot order as it comes up.
+    # The firmware writes its boot order during the boot.
     await eventually(lambda: own.read_bytes() != template.read_bytes(), timeout_s=60)
-    assert (tmp_path / "nvram.bin").read_bytes() == template.read_bytes(), "the image's own are left alone"
+    assert (tmp_path / "nvram.bin").read_bytes() == template.read_bytes(), "the image's own variables are unchanged"

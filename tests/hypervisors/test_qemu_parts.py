@@ -1,4 +1,4 @@
-"""The qemu driver's pure parts, and its small ones that touch the host."""
+"""The pure modules of the qemu driver, and small ones that use the host."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def launch(**changes: Any) -> list[str]:
 
 
 def option(argv: list[str], name: str) -> list[str]:
-    return [argv[place + 1] for place, word in enumerate(argv) if word == name]
+    return [argv[index + 1] for index, word in enumerate(argv) if word == name]
 
 
 def test_command_line_contains_the_options() -> None:
@@ -75,11 +75,11 @@ def test_vm_process_is_recognised_by_its_command_line() -> None:
     assert working_folder([], ROOT) is None
     assert working_folder(["qemu-system-x86_64", "-pidfile"], ROOT) is None
     assert working_folder(["qemu-system-x86_64", "-pidfile", "/run/other.pid"], ROOT) is None
-    assert working_folder(["less", *launch()[1:]], ROOT) is None, "somebody looking at a VM's files is no VM"
+    assert working_folder(["less", *launch()[1:]], ROOT) is None, "a pager of a VM's file is not a VM"
     below = {"template.partial": Path("hearth-small-1/template.partial"), "elsewhere": None, "": Path("hearth-small-1")}
     for folder, found in below.items():
         argv = ["qemu-system-x86_64", "-pidfile", str(ROOT / "hearth-small-1" / folder / "qemu.pid")]
-        assert working_folder(argv, ROOT) == found, "a QEMU that makes a template is told from the VM it is made of"
+        assert working_folder(argv, ROOT) == found, "the helper for a template is not the VM itself"
     assert working_folder(["qemu-system-x86_64", "-pidfile", str(ROOT / "qemu.pid")], ROOT) is None
 
 
@@ -101,7 +101,7 @@ def test_mac_addresses_are_unique_and_stable() -> None:
 
 
 def test_forwarded_ports_are_parsed() -> None:
-    words = (
+    text = (
         "Hub -1 (net):\r\n"
         "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
         "  TCP[ESTABLISHED]   20       10.0.2.15 40100   93.184.216.34   443     0     0\r\n"
@@ -109,7 +109,7 @@ def test_forwarded_ports_are_parsed() -> None:
         "  UDP[236 sec]        9       10.0.2.15 33333        10.0.2.3    53     0     0\r\n"
         "  TCP[HOST_FORWARD]  13       127.0.0.1 33019       10.0.2.15  8080     0     0\r\n"
     )
-    assert parse_forwards(words) == {22: 44925, 8080: 33019}
+    assert parse_forwards(text) == {22: 44925, 8080: 33019}
     assert parse_forwards("") == {}
 
 
@@ -130,7 +130,7 @@ def test_trial_firmware_has_the_format_of_qemu() -> None:
 
 
 def description(**changes: Any) -> dict[str, Any]:
-    """A firmware description as Debian's ovmf package has it."""
+    """Return a firmware description like that of Debian's ovmf package."""
     return {
         "interface-types": ["uefi"],
         "mapping": {
@@ -169,12 +169,12 @@ def test_firmware_is_found_among_invalid_files(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "usr" / name).write_text(text)
     assert find_firmware(X86, Path("/nowhere/bin/qemu-system-x86_64")) == (Firmware(code, variables),)
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "40-good.json").write_text("{}")  # the host's owner hides the package's file
+    (tmp_path / "etc" / "40-good.json").write_text("{}")  # the administrator hides the file of the package
     assert find_firmware(X86, Path("/nowhere/bin/qemu-system-x86_64")) == ()
 
 
 def test_missing_uefi_firmware_error_names_the_package(tmp_path: Path) -> None:
-    assert choose_firmware((), X86, None) is None, "without NVRAM a PC boots by its BIOS"
+    assert choose_firmware((), X86, None) is None, "without NVRAM a PC boots from its BIOS"
     with pytest.raises(HypervisorUnavailableError, match="Debian package ovmf"):
         choose_firmware((), X86, tmp_path / "nvram.bin")
     with pytest.raises(HypervisorUnavailableError, match="qemu-efi-aarch64"):
@@ -194,13 +194,13 @@ def test_uefi_variables_are_the_images_when_readable(tmp_path: Path) -> None:
     write_variables(large, ours, tmp_path / "clone")
     assert (tmp_path / "clone").read_bytes() == ours.read_bytes()
 
-    apples = tmp_path / "apples"
-    apples.write_bytes(b"NV" * 100)
-    assert choose_firmware((small, large), X86, apples) == large
-    write_variables(large, apples, tmp_path / "clone")
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"NV" * 100)
+    assert choose_firmware((small, large), X86, foreign) == large
+    write_variables(large, foreign, tmp_path / "clone")
     assert (tmp_path / "clone").read_bytes() == large.variables.read_bytes()
-    apples.write_bytes(b"NV")
-    assert choose_firmware((small, large), X86, apples) == small
+    foreign.write_bytes(b"NV")
+    assert choose_firmware((small, large), X86, foreign) == small
 
 
 @pytest.mark.parametrize("depth", [1, 60])

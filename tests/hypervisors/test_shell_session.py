@@ -1,4 +1,4 @@
-"""Commands followed over a tool that mixes things up: a shell on this machine stands for both tool and guest."""
+"""Exec sessions over a tool that merges and reorders streams. A shell on this machine acts as tool and guest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STDERR_LAST = '"$@" 2>"$ASIDE"; cat "$ASIDE" >&2'
-WORDS_FIRST = 'echo "INFO tool: run" >&2; exec "$@"'
+MESSAGE_FIRST = 'echo "INFO tool: run" >&2; exec "$@"'
 
 
 def transport(script: str, aside: Path) -> GuestTransport:
     async def run(argv: tuple[str, ...]) -> None:
-        """Signal nothing: all that these tests run has ended."""
+        """Send no signal: the commands of these tests end by themselves."""
 
     return GuestTransport("vm", ("/bin/sh", "-c", script, "sh"), {"ASIDE": str(aside)}, run)
 
 
-@pytest.mark.parametrize("script", [STDERR_LAST, WORDS_FIRST])
+@pytest.mark.parametrize("script", [STDERR_LAST, MESSAGE_FIRST])
 async def test_shell_session_separates_output_from_reports(script: str, tmp_path: Path) -> None:
     argv = ("sh", "-c", "echo hello; echo problem >&2; exit 3")
     session = await ShellExecSession.open(transport(script, tmp_path / "stderr"), argv, stdin=False)

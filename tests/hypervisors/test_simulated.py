@@ -1,4 +1,4 @@
-"""The simulated hypervisor goes wrong exactly as asked, in its own time, and the same way for the same seed."""
+"""The simulated hypervisor: drawn durations and failures, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ NAME = spec().name
 IMAGE = local_image(Path("/images/disk.img"))
 
 
-class Fleet:
-    """A simulated host with its driver, and the exits it told of."""
+class Setup:
+    """A simulated host with its driver, and the exits that the driver reported."""
 
     def __init__(self, behaviour: Behaviour | None = None, *, serve: bool = False) -> None:
         self.host = SimulatedHost(behaviour=behaviour or Behaviour(), rng=Random(1), serve=serve)
@@ -58,7 +58,7 @@ class Fleet:
 
 
 @pytest.fixture(autouse=True)
-async def _nothing_is_left_running() -> AsyncIterator[None]:
+async def _check_open_files() -> AsyncIterator[None]:
     before = open_fds()
     yield
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -68,172 +68,172 @@ async def _nothing_is_left_running() -> AsyncIterator[None]:
 
 
 async def test_failed_clone_leaves_no_files() -> None:
-    fleet = Fleet(Behaviour(clone_fails=1))
+    setup = Setup(Behaviour(clone_fails=1))
     with pytest.raises(HypervisorError, match="cannot be cloned"):
-        await fleet.driver.clone(spec(), IMAGE)
-    assert await fleet.listed() == []
+        await setup.driver.clone(spec(), IMAGE)
+    assert await setup.listed() == []
 
 
 async def test_broken_clone_leaves_an_incomplete_vm() -> None:
-    fleet = Fleet(Behaviour(clone_breaks=1))
+    setup = Setup(Behaviour(clone_breaks=1))
     with pytest.raises(HypervisorError, match="cloned incompletely"):
-        await fleet.driver.clone(spec(), IMAGE)
-    assert await fleet.listed() == [(NAME, False)]
+        await setup.driver.clone(spec(), IMAGE)
+    assert await setup.listed() == [(NAME, False)]
 
 
 async def test_start_fails_with_its_probability() -> None:
-    fleet = Fleet(Behaviour(start_fails=1))
+    setup = Setup(Behaviour(start_fails=1))
     with pytest.raises(HypervisorError, match="cannot be started"):
-        await fleet.start()
-    assert await fleet.listed() == [(NAME, False)]
+        await setup.start()
+    assert await setup.listed() == [(NAME, False)]
 
 
 async def test_guest_never_boots_with_its_probability() -> None:
-    fleet = Fleet(Behaviour(never_boots=1))
-    await fleet.start()
+    setup = Setup(Behaviour(never_boots=1))
+    await setup.start()
     with pytest.raises(GuestError):
-        await fleet.driver.ping(NAME, timeout_s=0.2)
-    assert await fleet.listed() == [(NAME, True)]
+        await setup.driver.ping(NAME, timeout_s=0.2)
+    assert await setup.listed() == [(NAME, True)]
 
 
 async def test_vm_dies_after_its_drawn_time() -> None:
-    fleet = Fleet(Behaviour(dies=1, dies_after_s=constant(0.05)))
-    await fleet.start()
-    assert (await asyncio.wait_for(fleet.exits.get(), 5)).code == 1
-    assert await fleet.listed() == [(NAME, False)]
+    setup = Setup(Behaviour(dies=1, dies_after_s=constant(0.05)))
+    await setup.start()
+    assert (await asyncio.wait_for(setup.exits.get(), 5)).code == 1
+    assert await setup.listed() == [(NAME, False)]
 
 
 async def test_guest_hangs_after_its_drawn_time() -> None:
-    fleet = Fleet(Behaviour(boot_s=constant(0), hangs=1, hangs_after_s=constant(0.1)))
-    await fleet.start()
-    await fleet.driver.ping(NAME, timeout_s=5)
-    await asyncio.gather(*fleet.host.vms[NAME].process.scheduled, return_exceptions=True)  # type: ignore[union-attr]
+    setup = Setup(Behaviour(boot_s=constant(0), hangs=1, hangs_after_s=constant(0.1)))
+    await setup.start()
+    await setup.driver.ping(NAME, timeout_s=5)
+    await asyncio.gather(*setup.host.vms[NAME].process.scheduled, return_exceptions=True)  # type: ignore[union-attr]
     with pytest.raises(GuestError):
-        await fleet.driver.ping(NAME, timeout_s=0.05)
-    assert fleet.exits.empty()
+        await setup.driver.ping(NAME, timeout_s=0.05)
+    assert setup.exits.empty()
 
 
 async def test_stop_and_delete_fail_with_their_probability() -> None:
-    fleet = Fleet(Behaviour(stop_fails=1, delete_fails=1))
-    await fleet.start()
+    setup = Setup(Behaviour(stop_fails=1, delete_fails=1))
+    await setup.start()
     with pytest.raises(HypervisorError, match="cannot be stopped"):
-        await fleet.driver.stop(NAME, grace_s=0)
-    assert await fleet.listed() == [(NAME, True)]
-    fleet.host.crash(NAME)
+        await setup.driver.stop(NAME, grace_s=0)
+    assert await setup.listed() == [(NAME, True)]
+    setup.host.crash(NAME)
     with pytest.raises(HypervisorError, match="cannot be deleted"):
-        await fleet.driver.delete(NAME)
-    assert await fleet.listed() == [(NAME, False)]
+        await setup.driver.delete(NAME)
+    assert await setup.listed() == [(NAME, False)]
 
 
 @pytest.mark.parametrize(("behaviour", "code"), [(Behaviour(), 0), (Behaviour(ignores_shutdown=1), -9)])
 async def test_stop_kills_a_guest_that_ignores_shutdown(behaviour: Behaviour, code: int) -> None:
-    fleet = Fleet(behaviour)
-    await fleet.start()
-    await fleet.driver.ping(NAME, timeout_s=5)
-    await fleet.driver.stop(NAME, grace_s=0.2)
-    assert fleet.exits.get_nowait().code == code
+    setup = Setup(behaviour)
+    await setup.start()
+    await setup.driver.ping(NAME, timeout_s=5)
+    await setup.driver.stop(NAME, grace_s=0.2)
+    assert setup.exits.get_nowait().code == code
 
 
 async def test_guest_without_hook_cannot_become_a_template() -> None:
-    fleet = Fleet(Behaviour(lacks_hook=1))
-    await fleet.start()
+    setup = Setup(Behaviour(lacks_hook=1))
+    await setup.start()
     with pytest.raises(TemplatesUnsupportedError):
-        await fleet.driver.save_template(NAME, "template")
+        await setup.driver.save_template(NAME, "template")
 
 
 async def test_save_template_and_resume_fail_with_their_probability() -> None:
-    fleet = Fleet(Behaviour(save_fails=1))
-    await fleet.start()
+    setup = Setup(Behaviour(save_fails=1))
+    await setup.start()
     with pytest.raises(HypervisorError, match="no template"):
-        await fleet.driver.save_template(NAME, "template")
-    fleet.host.vms[NAME].behaviour = fleet.host.behaviour = Behaviour(resume_fails=1)
-    await fleet.driver.save_template(NAME, "template")
-    await fleet.driver.clone(spec(2), IMAGE, template="template")
-    await fleet.driver.suspend(NAME)
-    for resuming in (fleet.driver.start(spec(2)), fleet.driver.resume(spec())):
+        await setup.driver.save_template(NAME, "template")
+    setup.host.vms[NAME].behaviour = setup.host.behaviour = Behaviour(resume_fails=1)
+    await setup.driver.save_template(NAME, "template")
+    await setup.driver.clone(spec(2), IMAGE, template="template")
+    await setup.driver.suspend(NAME)
+    for resuming in (setup.driver.start(spec(2)), setup.driver.resume(spec())):
         with pytest.raises(HypervisorError, match="cannot resume"):
             await resuming
-    assert await fleet.listed() == [(NAME, False), (spec(2).name, False)]
+    assert await setup.listed() == [(NAME, False), (spec(2).name, False)]
 
 
 async def test_start_from_a_template_resumes_without_a_boot() -> None:
-    fleet = Fleet(Behaviour(boot_s=constant(0.2), resume_s=constant(0.05)))
-    await fleet.start()
-    await fleet.driver.save_template(NAME, "template")
-    await fleet.driver.clone(spec(2), IMAGE, template="template")
-    fleet.host.vms[spec(2).name].behaviour = Behaviour(never_boots=1, resume_s=constant(0.05))
+    setup = Setup(Behaviour(boot_s=constant(0.2), resume_s=constant(0.05)))
+    await setup.start()
+    await setup.driver.save_template(NAME, "template")
+    await setup.driver.clone(spec(2), IMAGE, template="template")
+    setup.host.vms[spec(2).name].behaviour = Behaviour(never_boots=1, resume_s=constant(0.05))
     started_s = time.monotonic()
-    await fleet.driver.start(spec(2))
+    await setup.driver.start(spec(2))
     assert time.monotonic() - started_s >= 0.05
-    await fleet.driver.ping(spec(2).name, timeout_s=0.01)
+    await setup.driver.ping(spec(2).name, timeout_s=0.01)
 
 
 async def test_driver_has_the_capabilities_of_its_host() -> None:
-    fleet = Fleet()
-    fleet.host.capabilities = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
-    assert fleet.driver.capabilities.counts_foreign_slots
-    await fleet.start()
+    setup = Setup()
+    setup.host.capabilities = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
+    assert setup.driver.capabilities.counts_foreign_slots
+    await setup.start()
     with pytest.raises(HypervisorError, match="cannot be suspended"):
-        await fleet.driver.suspend(NAME)
+        await setup.driver.suspend(NAME)
     with pytest.raises(TemplatesUnsupportedError):
-        await fleet.driver.save_template(NAME, "template")
-    assert await fleet.listed() == [(NAME, True)]
+        await setup.driver.save_template(NAME, "template")
+    assert await setup.listed() == [(NAME, True)]
 
 
 async def test_behaviour_depends_on_the_image() -> None:
-    fleet = Fleet()
-    fleet.host.behaviours = {IMAGE.digest: Behaviour(start_fails=1)}
+    setup = Setup()
+    setup.host.behaviours = {IMAGE.digest: Behaviour(start_fails=1)}
     with pytest.raises(HypervisorError):
-        await fleet.start()
+        await setup.start()
     other = local_image(Path("/images/other.img"))
-    await fleet.driver.clone(spec(2), other)
-    await fleet.driver.start(spec(2))
+    await setup.driver.clone(spec(2), other)
+    await setup.driver.start(spec(2))
 
 
 async def test_inventory_shows_vanished_and_foreign_vms() -> None:
-    fleet = Fleet()
-    await fleet.start()
-    fleet.host.vanish(NAME)
-    fleet.host.foreign["somebody-elses"] = True
-    assert await fleet.driver.inventory() == (Observed("somebody-elses", ours=False, running=True),)
-    assert fleet.exits.get_nowait().name == NAME
+    setup = Setup()
+    await setup.start()
+    setup.host.vanish(NAME)
+    setup.host.foreign["foreign"] = True
+    assert await setup.driver.inventory() == (Observed("foreign", ours=False, running=True),)
+    assert setup.exits.get_nowait().name == NAME
 
 
 async def test_damaged_vm_runs_on() -> None:
-    fleet = Fleet()
-    await fleet.start()
-    fleet.host.damage(NAME)
-    (listed,) = await fleet.driver.inventory()
+    setup = Setup()
+    await setup.start()
+    setup.host.damage(NAME)
+    (listed,) = await setup.driver.inventory()
     assert (listed.running, listed.damaged) == (True, "its files are gone")
 
 
 async def test_foreign_vms_count_against_the_slots() -> None:
-    fleet = Fleet()
-    fleet.host.max_running, fleet.host.foreign = 2, {"somebody-elses": True, "stopped": False}
-    await fleet.start()
-    await fleet.driver.clone(spec(2), IMAGE)
+    setup = Setup()
+    setup.host.max_running, setup.host.foreign = 2, {"foreign": True, "stopped": False}
+    await setup.start()
+    await setup.driver.clone(spec(2), IMAGE)
     with pytest.raises(SlotsTakenError):
-        await fleet.driver.start(spec(2))
-    fleet.host.foreign.clear()
-    await fleet.driver.start(spec(2))
+        await setup.driver.start(spec(2))
+    setup.host.foreign.clear()
+    await setup.driver.start(spec(2))
 
 
 async def test_clock_can_run_faster_than_real_time() -> None:
-    fleet = Fleet(Behaviour(clone_s=constant(30), start_s=constant(10), boot_s=constant(120)))
-    fleet.host.clock = Clock(sleep=lambda seconds: asyncio.sleep(seconds / 1000))
+    setup = Setup(Behaviour(clone_s=constant(30), start_s=constant(10), boot_s=constant(120)))
+    setup.host.clock = Clock(sleep=lambda seconds: asyncio.sleep(seconds / 1000))
     started_s = time.monotonic()
-    await fleet.start()
-    await fleet.driver.ping(NAME, timeout_s=300)
+    await setup.start()
+    await setup.driver.ping(NAME, timeout_s=300)
     assert 0.16 <= time.monotonic() - started_s < 5
 
 
 async def test_same_seed_draws_the_same_failures() -> None:
     async def draw() -> list[str]:
-        fleet = Fleet(Behaviour(clone_s=constant(0), clone_fails=0.3, clone_breaks=0.3))
+        setup = Setup(Behaviour(clone_s=constant(0), clone_fails=0.3, clone_breaks=0.3))
         outcomes = []
         for number in range(20):
             try:
-                await fleet.driver.clone(spec(number), IMAGE)
+                await setup.driver.clone(spec(number), IMAGE)
                 outcomes.append("made")
             except HypervisorError as error:
                 outcomes.append(error.message.removeprefix(spec(number).name))
@@ -254,32 +254,32 @@ def test_durations_follow_their_distribution() -> None:
 
 
 async def test_guest_serves_its_ports_until_it_hangs() -> None:
-    fleet = Fleet(Behaviour(boot_s=constant(0.2)), serve=True)
-    await fleet.start()
-    address = await fleet.driver.address(NAME)
+    setup = Setup(Behaviour(boot_s=constant(0.2)), serve=True)
+    await setup.start()
+    address = await setup.driver.address(NAME)
     url = f"http://{address.host}:{address.ports[GUEST_PORT]}/"
     async with aiohttp.ClientSession() as session:
         async with session.get(url) as response:
             assert (response.status, (await response.text()).strip()) == (200, IMAGE.digest)
-        fleet.host.hang(NAME)
+        setup.host.hang(NAME)
         with pytest.raises(TimeoutError):
             await session.get(url, timeout=aiohttp.ClientTimeout(total=0.2))
-        fleet.host.crash(NAME)
+        setup.host.crash(NAME)
         with pytest.raises(aiohttp.ClientConnectionError):
             await session.get(url)
 
 
 async def test_fifty_vms_run_concurrently() -> None:
-    fleet = Fleet(Behaviour(clone_s=uniform(0, 0.05), start_s=uniform(0, 0.05), boot_s=uniform(0, 0.1)))
+    setup = Setup(Behaviour(clone_s=uniform(0, 0.05), start_s=uniform(0, 0.05), boot_s=uniform(0, 0.1)))
     specs = [spec(number) for number in range(50)]
     started_s = time.monotonic()
-    await asyncio.gather(*(fleet.driver.clone(each, IMAGE) for each in specs))
-    await asyncio.gather(*(fleet.driver.start(each) for each in specs))
-    await asyncio.gather(*(fleet.driver.ping(each.name, timeout_s=5) for each in specs))
-    ports = {port for each in specs for port in (await fleet.driver.address(each.name)).ports.values()}
+    await asyncio.gather(*(setup.driver.clone(vm, IMAGE) for vm in specs))
+    await asyncio.gather(*(setup.driver.start(vm) for vm in specs))
+    await asyncio.gather(*(setup.driver.ping(vm.name, timeout_s=5) for vm in specs))
+    ports = {port for vm in specs for port in (await setup.driver.address(vm.name)).ports.values()}
     assert len(ports) == 100
-    await asyncio.gather(*(fleet.driver.stop(each.name, grace_s=1) for each in specs))
-    await asyncio.gather(*(fleet.driver.delete(each.name) for each in specs))
-    assert await fleet.listed() == []
-    assert fleet.exits.qsize() == 50
+    await asyncio.gather(*(setup.driver.stop(vm.name, grace_s=1) for vm in specs))
+    await asyncio.gather(*(setup.driver.delete(vm.name) for vm in specs))
+    assert await setup.listed() == []
+    assert setup.exits.qsize() == 50
     assert time.monotonic() - started_s < 5

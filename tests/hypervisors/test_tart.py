@@ -1,4 +1,4 @@
-"""What is peculiar to Tart, and what the driver makes of it: the quirks of docs/mac-contracts.md, on the simulator."""
+"""The tart driver against the quirks of Tart in docs/mac-contracts.md, on the simulator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from agent.hypervisors.tart.startup import SlotsLeakedError
 from agent.processes.command import CommandError, CommandTimeoutError
 from agent.processes.process import identify
 from tests.hypervisors.rigs import GUEST_PORT, TartRig, spec
-from tests.hypervisors.test_conformance import Exits, pid_of, running
+from tests.hypervisors.test_conformance import Exits, pid_of, start_vm
 from tests.support.processes import eventually, gone
 from tests.support.tart import MACOS, SIMULATOR, TartHome
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NAME = spec().name
-PATIENT_S = 20.0
+LONG_S = 20.0
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def home(rig: TartRig) -> TartHome:
 
 
 @pytest.fixture
-async def impatient(rig: TartRig) -> AsyncIterator[TartHypervisor]:
-    """A driver that gives every command of Tart's a second."""
+async def short_timeout_driver(rig: TartRig) -> AsyncIterator[TartHypervisor]:
+    """A driver with a timeout of one second for each command of Tart."""
     made = TartHypervisor(
         TartConfig(program=rig.program, home=rig.home.root, command_timeout_s=1), records_dir=rig.records
     )
@@ -65,7 +65,7 @@ async def impatient(rig: TartRig) -> AsyncIterator[TartHypervisor]:
 
 
 async def tart(home: TartHome, *arguments: str) -> asyncio.subprocess.Process:
-    """Start Tart beside the agent, as a person would."""
+    """Start Tart without the agent, as an operator does."""
     return await asyncio.create_subprocess_exec(
         SIMULATOR, *arguments, env={**os.environ, "TART_HOME": str(home.root)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -82,11 +82,11 @@ def commands(home: TartHome) -> list[str]:
 
 
 async def test_every_tart_call_disables_auto_prune(driver: TartHypervisor, rig: TartRig) -> None:
-    """T5, T16. A clone asks no registry, and Tart would delete other images when it finds the disk too full."""
+    """T5, T16. A clone sends no request to a registry. Without the setting, Tart deletes images on a full disk."""
     other = rig.home.add_image("2.0")
-    os.truncate(rig.image.disk, 1 << 30)  # logically large, really small
+    os.truncate(rig.image.disk, 1 << 30)  # large, but sparse
     rig.home.set_faults(host={"free_bytes": 1 << 20})
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     await driver.address(NAME)
     await driver.suspend(NAME)
     await driver.delete(NAME)
@@ -108,7 +108,7 @@ async def test_every_tart_call_disables_auto_prune(driver: TartHypervisor, rig: 
 
 
 async def test_simulator_prunes_images_by_default(home: TartHome, rig: TartRig) -> None:
-    """T16, of the simulator: the quirk is there to be avoided."""
+    """T16: the simulator has the quirk that the driver avoids."""
     other = home.add_image("2.0")
     os.truncate(rig.image.disk, 1 << 30)
     home.set_faults(host={"free_bytes": 1 << 20})
@@ -118,13 +118,15 @@ async def test_simulator_prunes_images_by_default(home: TartHome, rig: TartRig) 
 
 
 async def test_clone_has_its_own_mac_size_and_display(driver: TartHypervisor, rig: TartRig) -> None:
-    """T8, T18. The first clone on a host would keep the image's address; `set` would forget how the display refits."""
-    config = rig.image.directory / "config.json"
-    config.write_text(json.dumps(MACOS | {"displayRefit": True}))
+    """T8, T18. The first clone on a host would keep the image's MAC; `tart set` would reset the display's refit."""
+    config_path = rig.image.directory / "config.json"
+    config_path.write_text(json.dumps(MACOS | {"displayRefit": True}))
     await asyncio.gather(*(driver.clone(spec(number), rig.image) for number in (1, 2)))
     made = [config_of(rig.home, spec(number).name) for number in (1, 2)]
-    assert len({one["macAddress"] for one in made} | {MACOS["macAddress"]}) == 3
-    assert [(one["cpuCount"], one["memorySize"], one["displayRefit"]) for one in made] == [(1, 256 << 20, True)] * 2
+    assert len({config["macAddress"] for config in made} | {MACOS["macAddress"]}) == 3
+    assert [(config["cpuCount"], config["memorySize"], config["displayRefit"]) for config in made] == [
+        (1, 256 << 20, True)
+    ] * 2
 
 
 async def test_clone_reports_a_size_below_the_image_minimum(driver: TartHypervisor, rig: TartRig) -> None:
@@ -137,7 +139,7 @@ async def test_clone_reports_a_size_below_the_image_minimum(driver: TartHypervis
 
 
 async def test_clone_does_not_replace_a_foreign_vm(driver: TartHypervisor, rig: TartRig) -> None:
-    """T10. `tart clone` would replace whatever stands there, even while it runs."""
+    """T10. `tart clone` would replace the VM, even while it runs."""
     rig.plant_foreign(NAME)
     with pytest.raises(VmExistsError):
         await driver.clone(spec(), rig.image)
@@ -157,7 +159,7 @@ async def test_clone_refuses_an_image_outside_the_cache(driver: TartHypervisor, 
 async def test_guest_crash_is_reported_when_tart_exits_with_0(driver: TartHypervisor, rig: TartRig) -> None:
     """T4."""
     exits = Exits(driver)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     (guest,) = rig.home.guests(NAME)
     guest.kill()
     ended = await exits.next()
@@ -169,7 +171,7 @@ async def test_lost_network_is_reported_when_tart_exits_with_0(driver: TartHyper
     """T4."""
     rig.home.set_faults(run={"network_loss_s": 0.1})
     exits = Exits(driver)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     ended = await exits.next()
     assert ended.code == 1
     assert "network attachment" in ended.detail
@@ -178,8 +180,8 @@ async def test_lost_network_is_reported_when_tart_exits_with_0(driver: TartHyper
 async def test_stop_requests_shutdown_before_the_power_cut(driver: TartHypervisor, rig: TartRig) -> None:
     """T6."""
     exits = Exits(driver)
-    await running(driver, rig, booted=True)
-    await driver.stop(NAME, grace_s=PATIENT_S)
+    await start_vm(driver, rig, booted=True)
+    await driver.stop(NAME, grace_s=LONG_S)
     assert await exits.next() == VmExit(NAME, 0, "guest has stopped the virtual machine")
     assert "stop" not in commands(rig.home)
     await driver.start(spec())
@@ -190,8 +192,8 @@ async def test_stop_requests_shutdown_before_the_power_cut(driver: TartHyperviso
 
 
 async def test_stop_keeps_the_snapshot_of_a_suspended_vm(driver: TartHypervisor, rig: TartRig) -> None:
-    """T7. `tart stop` of a suspended VM deletes what it would go on from."""
-    await running(driver, rig, booted=True)
+    """T7. `tart stop` of a suspended VM deletes its snapshot."""
+    await start_vm(driver, rig, booted=True)
     await driver.suspend(NAME)
     await driver.stop(NAME, grace_s=1)
     assert (await driver.inventory())[0].suspended
@@ -199,11 +201,11 @@ async def test_stop_keeps_the_snapshot_of_a_suspended_vm(driver: TartHypervisor,
 
 
 async def test_suspend_refuses_a_vm_without_suspendable(rig: TartRig) -> None:
-    """T17. It would die, and `tart suspend` would call that a success."""
+    """T17. The VM would die, and `tart suspend` would report success."""
     config = TartConfig(program=rig.program, home=rig.home.root, suspendable=False)
     driver = TartHypervisor(config, records_dir=rig.records)
     assert not driver.capabilities.suspend
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     with pytest.raises(HypervisorError, match="without --suspendable"):
         await driver.suspend(NAME)
     assert await pid_of(driver, NAME) == pid
@@ -215,34 +217,34 @@ async def test_linux_guest_is_started_without_suspendable(driver: TartHypervisor
     linux = rig.home.add_image("linux", config={"os": "linux"})
     await driver.clone(spec(), linux)
     await driver.start(spec())
-    await driver.ping(NAME, timeout_s=PATIENT_S)
+    await driver.ping(NAME, timeout_s=LONG_S)
     with pytest.raises(HypervisorError, match="only macOS guests"):
         await driver.suspend(NAME)
 
 
 async def test_suspend_reports_a_vm_that_died(driver: TartHypervisor, rig: TartRig) -> None:
-    """T17. The command has long returned with success."""
+    """T17. `tart suspend` has returned with success before that."""
     rig.home.set_faults(run={"die_at": "suspending"})
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     with pytest.raises(HypervisorError, match="ended without saving its snapshot: .*creating a snapshot"):
         await driver.suspend(NAME)
     with pytest.raises(TemplatesUnsupportedError):
-        await driver.save_template(NAME, "memory")
+        await driver.save_template(NAME, "template")
 
 
 async def test_vm_boots_after_a_resume_from_a_corrupt_snapshot(driver: TartHypervisor, rig: TartRig) -> None:
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     await driver.suspend(NAME)
-    rig.spoil_memory(NAME)
+    rig.corrupt_snapshot(NAME)
     with pytest.raises(HypervisorError, match="Failed to restore the machine state"):
         await driver.resume(spec())
     await driver.start(spec())
-    await driver.ping(NAME, timeout_s=PATIENT_S)
+    await driver.ping(NAME, timeout_s=LONG_S)
 
 
 async def test_exit_code_is_that_of_the_guest_command(driver: TartHypervisor, rig: TartRig) -> None:
     """T1, T19. 1, 2 and 64 are Tart's own codes too, and its errors are not the command's output."""
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     for code in (0, 1, 2, 64, 127):
         done = await driver.execute(NAME, ("/bin/sh", "-c", f"echo out; echo err >&2; exit {code}"), timeout_s=20)
         assert (done.exit_code, done.stdout, done.stderr) == (code, b"out\n", b"err\n")
@@ -260,14 +262,14 @@ async def test_exit_code_is_that_of_the_guest_command(driver: TartHypervisor, ri
 
 
 async def test_hung_tart_raises_command_timeout(driver: TartHypervisor, rig: TartRig) -> None:
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     rig.home.set_faults(exec={"hang": True}, **{"--version": {"hang": True}})
     with pytest.raises(CommandTimeoutError):
         await driver.execute(NAME, ("true",), timeout_s=0.3)
 
 
 async def test_guest_without_agent_is_reached_by_its_lease(driver: TartHypervisor, rig: TartRig) -> None:
-    """T20. Without an agent there is still the DHCP lease, and `tart ip` takes a second to say no."""
+    """T20. The DHCP lease needs no agent. `tart ip` takes a second to report that there is no address."""
     unhealthy = rig.home.add_image("3.0", unhealthy=True)
     await driver.clone(spec(), unhealthy)
     await driver.start(spec())
@@ -283,28 +285,27 @@ async def test_missing_address_raises_guest_error(
 ) -> None:
     monkeypatch.setattr("agent.hypervisors.tart.driver.ADDRESS_S", 0.5)
     rig.home.set_faults(ip={"no_ip": True})
-    await running(driver, rig, booted=True)
+    await start_vm(driver, rig, booted=True)
     with pytest.raises(GuestError, match="no address yet"):
         await driver.address(NAME)
 
 
 async def test_third_vm_is_refused_when_a_foreign_vm_runs(driver: TartHypervisor, rig: TartRig) -> None:
-    """T15. Somebody else's VMs count too; that is no fault of ours, and no slot has leaked."""
-    rig.plant_foreign("somebody-elses")
-    folder = rig.home.root / "vms" / "somebody-elses"
+    """T15. Foreign VMs count against the slots. That is not a leaked slot."""
+    rig.plant_foreign("foreign")
+    folder = rig.home.root / "vms" / "foreign"
     shutil.copy(rig.image.directory / "config.json", folder)
-    foreign = await tart(rig.home, "run", "--no-graphics", "somebody-elses")
+    foreign = await tart(rig.home, "run", "--no-graphics", "foreign")
     await eventually((folder / "control.sock").exists)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     await driver.clone(spec(2), rig.image)
     exits = Exits(driver)
-    with pytest.raises(
-        SlotsTakenError, match=r"2 VMs run.*exceeds the system limit \(other running VMs: hearth"
-    ) as told:
+    message = r"2 VMs run.*exceeds the system limit \(other running VMs: foreign, hearth"
+    with pytest.raises(SlotsTakenError, match=message) as refused:
         await driver.start(spec(2))
-    assert not isinstance(told.value, SlotsLeakedError)
-    assert exits.none_waiting(), "that would blame the guest"
-    assert Observed("somebody-elses", ours=False, running=True, pid=foreign.pid) in await driver.inventory()
+    assert not isinstance(refused.value, SlotsLeakedError)
+    assert exits.is_empty(), "an exit would be attributed to the guest"
+    assert Observed("foreign", ours=False, running=True, pid=foreign.pid) in await driver.inventory()
     assert [fact.reason for fact in await driver.health()] == [""]
     foreign.terminate()
     await foreign.wait()
@@ -314,9 +315,11 @@ async def test_third_vm_is_refused_when_a_foreign_vm_runs(driver: TartHypervisor
 async def test_leaked_slot_is_a_condition_until_it_is_freed(driver: TartHypervisor, rig: TartRig) -> None:
     """T15. The Mac refuses a second VM although only one runs."""
     rig.home.set_faults(run={"leak": True, "times": 1})
-    await running(driver, rig)
+    await start_vm(driver, rig)
     await driver.stop(NAME, grace_s=1)
-    (leaked,) = [one for one in psutil.process_iter(["cmdline"]) if str(rig.home.root) in (one.info["cmdline"] or ())]
+    (leaked,) = [
+        process for process in psutil.process_iter(["cmdline"]) if str(rig.home.root) in (process.info["cmdline"] or ())
+    ]
     await driver.start(spec())
     await driver.clone(spec(2), rig.image)
     with pytest.raises(SlotsLeakedError, match=rf"only 1 of its 2 run.*\b{leaked.pid}\b.*restart the Mac"):
@@ -333,28 +336,28 @@ async def test_leaked_slot_is_a_condition_until_it_is_freed(driver: TartHypervis
 
 
 async def test_inventory_works_with_a_damaged_foreign_vm(driver: TartHypervisor, rig: TartRig) -> None:
-    """T11, T12. It fails `tart list` whole, and every clone: the listing does not ask, and the clone tells why."""
-    await running(driver, rig)
+    """T11, T12. The VM makes `tart list` and every clone fail. The error of a clone contains Tart's message."""
+    await start_vm(driver, rig)
     rig.plant_foreign("broken")
-    assert [one.name for one in await driver.inventory()] == ["broken", NAME]
+    assert [vm.name for vm in await driver.inventory()] == ["broken", NAME]
     listing = await tart(rig.home, "list", "--format", "json")
     _, err = await listing.communicate()
     assert listing.returncode == 1
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as refused:
         await driver.clone(spec(2), rig.image)
-    assert err.decode().strip() in str(told.value)
+    assert err.decode().strip() in str(refused.value)
 
 
 async def test_inventory_does_not_depend_on_tart_list(driver: TartHypervisor, rig: TartRig) -> None:
     rig.home.set_faults(list={"omit": [NAME], "invent": [spec(2).name]})
-    await running(driver, rig)
-    assert [one.name for one in await driver.inventory()] == [NAME]
+    await start_vm(driver, rig)
+    assert [vm.name for vm in await driver.inventory()] == [NAME]
 
 
 async def test_vm_without_its_lock_is_found_and_stopped(driver: TartHypervisor, rig: TartRig) -> None:
-    """T21. A replaced configuration has no lock, so Tart says stopped, and would delete what runs."""
+    """T21. A replaced configuration has no lock: Tart reports the VM as stopped, and would delete it."""
     exits = Exits(driver)
-    pid = await running(driver, rig)
+    pid = await start_vm(driver, rig)
     await driver.close()
     config = rig.home.root / "vms" / NAME / "config.json"
     config.with_name("new").write_text(config.read_text())
@@ -371,7 +374,7 @@ async def test_vm_without_its_lock_is_found_and_stopped(driver: TartHypervisor, 
     await other.delete(NAME)
     assert rig.traces(NAME) == []
     await other.close()
-    assert exits.none_waiting()
+    assert exits.is_empty()
 
 
 async def test_files_of_an_interrupted_clone_can_be_deleted(driver: TartHypervisor, rig: TartRig) -> None:
@@ -387,13 +390,13 @@ async def test_files_of_an_interrupted_clone_can_be_deleted(driver: TartHypervis
 
 @pytest.mark.parametrize("step", ["locked", "copied disk.img", "moved"])
 async def test_killed_clone_leaves_no_temporary_files(driver: TartHypervisor, rig: TartRig, step: str) -> None:
-    """T14. What it had in Tart's `tmp` is removed by the next command of Tart's."""
+    """T14. The next command of Tart removes the clone's files in Tart's `tmp`."""
     rig.home.set_faults(clone={"die_at": step})
     with pytest.raises(CommandError):
         await driver.clone(spec(), rig.image)
     rig.home.set_faults()
     await driver.delete(NAME)
-    await running(driver, rig)
+    await start_vm(driver, rig)
     assert list((rig.home.root / "tmp").iterdir()) == []
 
 
@@ -408,38 +411,40 @@ async def test_warnings_on_stderr_are_ignored(driver: TartHypervisor, rig: TartR
     """T3."""
     noise = {"noise": True}
     rig.home.set_faults(clone=noise, set=noise, run=noise, exec=noise, ip=noise, stop=noise, delete=noise)
-    await running(driver, rig, booted=True)
-    assert (await driver.execute(NAME, ("echo", "well"), timeout_s=20)).stdout == b"well\n"
+    await start_vm(driver, rig, booted=True)
+    assert (await driver.execute(NAME, ("echo", "hello"), timeout_s=20)).stdout == b"hello\n"
     await driver.address(NAME)
     await driver.stop(NAME, grace_s=1)
     await driver.delete(NAME)
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_on_term"])
-async def test_hung_tart_is_killed_with_its_group(impatient: TartHypervisor, rig: TartRig, fault: str) -> None:
+async def test_hung_tart_is_killed_with_its_group(
+    short_timeout_driver: TartHypervisor, rig: TartRig, fault: str
+) -> None:
     rig.home.set_faults(clone={fault: True})
     with pytest.raises(CommandTimeoutError, match="did not end in 1 s"):
-        await impatient.clone(spec(), rig.image)
+        await short_timeout_driver.clone(spec(), rig.image)
     (call,) = rig.home.calls()
     assert not psutil.pid_exists(call["pid"])
     rig.home.set_faults(delete={fault: True})
-    await impatient.delete(NAME)
+    await short_timeout_driver.delete(NAME)
     assert rig.traces(NAME) == []
 
 
-async def test_stop_and_delete_work_without_a_working_tart(impatient: TartHypervisor, rig: TartRig) -> None:
-    await running(impatient, rig, booted=True)
+async def test_stop_and_delete_work_without_a_working_tart(short_timeout_driver: TartHypervisor, rig: TartRig) -> None:
+    await start_vm(short_timeout_driver, rig, booted=True)
     rig.home.set_faults(exec={"hang": True}, stop={"hang_on_term": True}, delete={"fail": "no"})
-    await impatient.stop(NAME, grace_s=0.5)
-    await impatient.delete(NAME)
+    await short_timeout_driver.stop(NAME, grace_s=0.5)
+    await short_timeout_driver.delete(NAME)
     assert rig.traces(NAME) == []
 
 
 async def test_failed_start_is_reported_and_leaves_no_process(
-    driver: TartHypervisor, impatient: TartHypervisor, rig: TartRig
+    driver: TartHypervisor, short_timeout_driver: TartHypervisor, rig: TartRig
 ) -> None:
     await driver.clone(spec(), rig.image)
-    for faults, told in (
+    for faults, message in (
         ({"die_at": "locked"}, "ended immediately: no output"),
         ({"die_at": "slot taken"}, "ended immediately"),
         ({"fail": "Failed to lock auxiliary storage."}, "still runs in a process"),
@@ -447,16 +452,16 @@ async def test_failed_start_is_reported_and_leaves_no_process(
         ({"garbage": True}, "ended immediately"),
     ):
         rig.home.set_faults(run=faults)
-        with pytest.raises(HypervisorError, match=told):
-            await impatient.start(spec())
+        with pytest.raises(HypervisorError, match=message):
+            await short_timeout_driver.start(spec())
         assert rig.home.runs(NAME) == []
     rig.home.set_faults()
     await driver.start(spec())
-    await driver.ping(NAME, timeout_s=PATIENT_S)
+    await driver.ping(NAME, timeout_s=LONG_S)
 
 
 async def test_stop_ends_a_paused_tart_run(driver: TartHypervisor, rig: TartRig) -> None:
-    pid = await running(driver, rig, booted=True)
+    pid = await start_vm(driver, rig, booted=True)
     os.kill(pid, signal.SIGSTOP)
     await driver.stop(NAME, grace_s=0.4)
     await driver.delete(NAME)
@@ -471,9 +476,9 @@ async def test_preflight_reports_a_missing_or_broken_tart(rig: TartRig) -> None:
     with pytest.raises(HypervisorUnavailableError, match="reports an unknown version"):
         await rig.driver().preflight()
     rig.home.set_faults()
-    proven = rig.driver()
-    await proven.preflight()
-    assert proven.version == "2.30.0"
+    driver = rig.driver()
+    await driver.preflight()
+    assert driver.version == "2.30.0"
 
 
 def test_run_result_is_parsed_from_the_last_run() -> None:

@@ -34,7 +34,7 @@ from tests.simulators.anka.faults import Switches, set_faults
 from tests.simulators.anka.install import REPOSITORY, install
 from tests.simulators.anka.registry import LAYER_BYTES, AnkaRegistry
 from tests.simulators.anka.state import Home
-from tests.simulators.anka.transfer import PULLED_BESIDE
+from tests.simulators.anka.transfer import CONCURRENT_PULL
 from tests.support.processes import eventually
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ async def test_a_pull_that_outlived_its_agent_is_ended_before_the_next(host: Hos
         digest = await pulled(next_life, "anka:macos:v1")
         assert [image.digest for image in await next_life.list()] == [digest]
     assert not is_alive(pull)
-    assert not (host.home.root / PULLED_BESIDE).exists(), "never two at once"
+    assert not (host.home.root / CONCURRENT_PULL).exists(), "never two at once"
     assert host.broken() == []
     assert all(path.stat().st_size == LAYER_BYTES for path in host.home.images.glob("*.ank"))
 

@@ -1,4 +1,4 @@
-"""The driver's record of each VM, for what `anka list` does not report: image, completeness of the clone, process.
+"""The driver's records of VMs, with properties that `anka list` does not report: image, process, clone state.
 
 One small file per VM, written before `anka clone` begins and removed after `anka delete` is verified.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class AnkaVmRecord:
     """One VM: the digest of its image, whether its size and ports are set, and its last observed process.
 
-    A restarted agent uses the process to find a VM that `anka list` lost. `started` tells whether the pid still names
-    that process: after a restart of the host it may name another.
+    A restarted agent uses the process to find a VM that `anka list` lost. `started` identifies
+    the process: after a restart of the host, the pid may name another.
     """
 
     image: str

@@ -1,4 +1,4 @@
-"""The simulated hypervisor: keeps the whole contract without real VMs. For load tests, fleets and demos."""
+"""The simulated hypervisor: keeps the whole contract without real VMs. For load tests and demos, also of many hosts."""
 
 from __future__ import annotations
 

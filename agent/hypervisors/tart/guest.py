@@ -32,7 +32,7 @@ async def ping(tool: TartTool, name: str, *, timeout_s: float) -> None:
 async def execute(tool: TartTool, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
     """Run a command in the guest. Raises `GuestError` if the guest does not answer, `HypervisorError` otherwise.
 
-    `tart exec` exits with the command's code or with one of its own, and the two cannot be told apart. So a shell in
+    `tart exec` exits with the command's code or with one of its own, and the two cannot be distinguished. So a shell in
     the guest prints the code as the last line on stderr, after a random word that the command cannot know.
     """
     word = secrets.token_hex(8)

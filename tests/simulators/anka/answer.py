@@ -1,4 +1,4 @@
-"""What a command of the simulated `anka` answers."""
+"""The answer of a command of the simulated `anka`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """A success: the JSON body, the text without -j, and of `run` its exit code and last words."""
+    """A success: the JSON body, the text without -j, and for `run` the guest's exit code and the message on stderr."""
 
     body: Any = field(default_factory=dict)
     text: str = ""

@@ -1,4 +1,4 @@
-"""Command lines as `anka` reads them: words, flags, and options with a value, which differ from command to command."""
+"""The command line of `anka`: words, flags, and options with a value. The options differ between commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUED: Final[dict[str, dict[str, str]]] = {
 
 
 class Arguments:
-    """What is left of a command line. Of `run` only the first word is anka's: what follows is the guest's."""
+    """The parsed arguments. For `run` only the first word belongs to `anka`; the rest is the guest's command."""
 
     def __init__(self, command: str, argv: list[str], *, machine_readable: bool) -> None:
         self.command = command
@@ -50,11 +50,11 @@ class Arguments:
                 self.flags.add(word)
 
     def word(self, number: int, what: str) -> str:
-        """Return a word that must be there."""
+        """Return a required word. Raises `AnkaFailure`."""
         if len(self.words) <= number:
             raise AnkaFailure(f"missing argument: {what}", exit_code=2)
         return self.words[number]
 
     def has(self, *names: str) -> bool:
-        """Whether one of these flags was given."""
+        """Whether the command line has one of these flags."""
         return any(name in self.flags for name in names)

@@ -1,4 +1,4 @@
-"""The commands of the simulated `anka` that work on VMs of the host."""
+"""The commands of the simulated `anka` for VMs of the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from tests.simulators.anka.answer import Answer
 from tests.simulators.anka.install import REPOSITORY
 from tests.simulators.anka.machine import HYPERVISOR
-from tests.simulators.anka.state import AnkaFailure, Document, Home, Vm, held
+from tests.simulators.anka.state import AnkaFailure, Document, Home, Vm, is_locked
 from tests.simulators.tartsim.guest_commands import follow
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 APPLE_LIMIT: Final = 2
 COMMUNICATION_TIMEOUT_S: Final = 5.0
-"""How long `anka run` waits for a guest that does not answer. The real one's is not documented."""
+"""How long `anka run` waits for a guest that does not answer. The real value is not documented."""
 DISCONNECTED: Final = 125
 UP_S: Final = 20.0
 LAUNCHER: Final = (
@@ -38,31 +38,31 @@ LICENSE: Final = {"status": "valid", "license_type": "com.veertu.anka.entplus", 
 
 
 def summary(home: Home, vm: Vm) -> Document:
-    """Return a VM as `list` does. An untagged one has no `version` at all (A4)."""
+    """Return a VM in the format of `list`. An untagged VM has no `version` (A4)."""
     status = home.status(vm)
-    life = home.life(vm) if status == "running" else {}
+    facts = home.run_facts(vm) if status == "running" else {}
     fields = {
         "name": vm.name, "uuid": vm.uuid, "creation_date": vm.creation_date, "status": status,
-        "access_date": vm.creation_date, "ip": life.get("ip", ""), "vnc_port": 5900 if life else 0,
+        "access_date": vm.creation_date, "ip": facts.get("ip", ""), "vnc_port": 5900 if facts else 0,
     }  # fmt: skip
     return fields | ({"version": vm.version} if vm.version else {})
 
 
 def details(home: Home, vm: Vm) -> Document:
-    """Return a VM as `show` does; only a running one has a pid, an address and ports."""
+    """Return a VM in the format of `show`. Only a running VM has a pid, an address and ports."""
     size = sum(home.layer(name).stat().st_size for name in vm.layers if home.layer(name).exists())
     shown = summary(home, vm) | {
         "cpu_cores": vm.cpu_cores, "arch": 2, "ram": f"{vm.ram_size >> 30}G", "ram_size": vm.ram_size,
         "hard_drive": 137438953472, "image_size": size, "addons_version": "3.9.1.203", "encrypted": False,
     }  # fmt: skip
-    life = home.life(vm) if shown["status"] == "running" else {}
-    if life:
+    facts = home.run_facts(vm) if shown["status"] == "running" else {}
+    if facts:
         shown |= {
-            "mac": "36:ab:1d:ff:fd:16", "hostif": "vmenet0", "vnc_password": "admin", "start_date": life["start_date"],
+            "mac": "36:ab:1d:ff:fd:16", "hostif": "vmenet0", "vnc_password": "admin", "start_date": facts["start_date"],
             "vnc_connection_string": " vnc://127.0.0.1:5900",
         }  # fmt: skip
-        if not (home.root / "no-pid").exists():  # A6: only older releases are known to tell it
-            shown["pid"] = life["pid"]
+        if not (home.root / "no-pid").exists():  # A6: only older releases are known to report it
+            shown["pid"] = facts["pid"]
     return shown
 
 
@@ -72,8 +72,8 @@ def list_vms(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     shown = [summary(home, vm) for vm in chosen]
     if arguments.has("-r", "--running"):
         shown = [vm for vm in shown if vm["status"] == "running"]
-    if not accepted(home):
-        return Answer({})  # A3: a host whose license terms were not accepted lists an object
+    if not is_accepted(home):
+        return Answer({})  # A3: without accepted license terms, the body is an object
     fields = arguments.options.get("--field", "name,uuid,creation_date,version,status").split(",")
     body = [
         {key: vm[key] for key in fields if key in vm} for vm in shown if vm["name"] not in (faults.on("omit") or ())
@@ -91,7 +91,7 @@ def show(home: Home, arguments: Arguments, faults: Faults) -> Answer:
             return Answer([tag for tag in tags if tag["tag"] not in (faults.on("omit") or ())])
         case ["network"]:
             running = home.status(vm) == "running"
-            ports = home.life(vm).get("ports", {}) if running else {}
+            ports = home.run_facts(vm).get("ports", {}) if running else {}
             rules = [rule | ({"host_port": ports[rule["name"]]} if ports else {}) for rule in vm.rules]
             return Answer({"mode": "shared", "controller": "virtio-net", "port_forwarding_rules": rules})
         case ["label"]:
@@ -100,7 +100,7 @@ def show(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def clone(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`clone [-c] [-t TAG] VM NAME`. A clone has no tag of its own, whatever it was made from (A5)."""
+    """`clone [-c] [-t TAG] VM NAME`. A clone has no tag of its own (A5)."""
     source, name = home.find(arguments.word(0, "vmid")), arguments.word(1, "name")
     tag = arguments.options.get("--tag")
     if tag is not None and tag not in source.tags:
@@ -151,7 +151,7 @@ def modify(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def start(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`start VM`. Returns once the hypervisor runs, long before the guest is usable (A7)."""
+    """`start VM`. Returns when the hypervisor runs, long before the guest is usable (A7)."""
     vm = home.find(arguments.word(0, "vmid"))
     if not faults.on("lie"):
         boot(home, vm, faults)
@@ -159,7 +159,7 @@ def start(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def boot(home: Home, vm: Vm, faults: Faults) -> None:
-    """Start a VM's hypervisor process and wait until it tells that it runs."""
+    """Start a VM's hypervisor process and wait until it reports that it runs."""
     if home.document("license.json", LICENSE)["status"] != "valid":
         raise AnkaFailure("Wrong host for license (-4)")
     with home.lock():
@@ -186,10 +186,10 @@ def boot(home: Home, vm: Vm, faults: Faults) -> None:
 
 
 def launch(home: Home, vm: Vm, folder: Path) -> None:
-    """Spawn the process, in a session of its own (A10), and wait for its word."""
+    """Spawn the process, in a session of its own (A10), and wait until it reports that it runs."""
     code = LAUNCHER.format(repository=str(REPOSITORY))
     with (home.logs / f"{vm.uuid}.log").open("a") as log, (folder / "alive").open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)  # the child holds on to it when this ends
+        fcntl.flock(alive, fcntl.LOCK_EX)  # the child keeps the lock when this process ends
         process = subprocess.Popen(
             [sys.executable, "-IS", "-c", code, HYPERVISOR, str(home.root), vm.uuid, vm.name],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[alive.fileno()],
@@ -205,13 +205,13 @@ def launch(home: Home, vm: Vm, folder: Path) -> None:
 
 
 def whole(home: Home, layer: str) -> bool:
-    """Whether a layer is all there: truncated ones lack their end."""
+    """Whether a layer is complete and not truncated."""
     path = home.layer(layer)
     return path.exists() and not path.with_suffix(".broken").exists()
 
 
 def stop(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`stop [-f] VM…`. Only with --force does it end a VM that does not listen, or clear a failed one."""
+    """`stop [-f] VM…`. Only --force ends a VM that ignores the request, or clears a failed VM."""
     force = arguments.has("-f", "--force")
     for name in arguments.words:
         vm = home.find(name)
@@ -234,29 +234,29 @@ def stop(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def end(home: Home, vm: Vm, *, force: bool) -> None:
-    """Ask the hypervisor process to stop; with `force` kill it when it does not."""
+    """Request the hypervisor process to stop; with `force`, kill it if it does not."""
     alive = home.vms / vm.uuid / "alive"
     deadline_s = time.monotonic() + UP_S
-    while not (life := home.life(vm)) and held(alive) and time.monotonic() < deadline_s:
-        time.sleep(0.005)  # it was only just spawned
-    if not life:
+    while not (facts := home.run_facts(vm)) and is_locked(alive) and time.monotonic() < deadline_s:
+        time.sleep(0.005)  # it has just been spawned
+    if not facts:
         return
-    with suppress(OSError), socket.create_connection(("127.0.0.1", life["channel"]), 0.5) as channel:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", facts["channel"]), 0.5) as channel:
         channel.sendall(json.dumps({"do": "stop", "force": force}).encode() + b"\n")
     deadline_s = time.monotonic() + (0.5 if force else 30)
-    while held(alive) and time.monotonic() < deadline_s:
+    while is_locked(alive) and time.monotonic() < deadline_s:
         time.sleep(0.005)
-    if force and held(alive):
+    if force and is_locked(alive):
         with suppress(ProcessLookupError):
-            os.kill(life["pid"], signal.SIGKILL)
-        while held(alive):
+            os.kill(facts["pid"], signal.SIGKILL)
+        while is_locked(alive):
             time.sleep(0.005)
-    if held(alive):
+    if is_locked(alive):
         raise AnkaFailure(f"{vm.name}: operation timeout")
 
 
 def suspend(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`suspend VM…`: on Apple silicon it stops the VM and calls it suspended (A13)."""
+    """`suspend VM…`: on Apple silicon it stops the VM and marks it as suspended (A13)."""
     for name in arguments.words:
         vm = home.find(name)
         if home.status(vm) == "running":
@@ -269,7 +269,7 @@ def suspend(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def delete(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`delete --yes [-t TAG] VM…` or `delete --cache`. Without --yes it asks, and hears nothing."""
+    """`delete --yes [-t TAG] VM…` or `delete --cache`. Without --yes it waits for confirmation, and gets none."""
     if arguments.has("--cache"):
         drop_orphans(home, partial=True)
         return Answer({})
@@ -288,7 +288,7 @@ def delete(home: Home, arguments: Arguments, faults: Faults) -> Answer:
             (home.logs / f"{vm.uuid}.log").unlink(missing_ok=True)
         elif tag not in vm.tags:
             raise AnkaFailure(f"{vm.name}:{tag}: not found", code=3)
-        else:  # A15: the template stays, whatever its last tag was
+        else:  # A15: the template stays, even without a tag
             del vm.tags[tag]
             if vm.version == tag:
                 vm.version = ""
@@ -299,7 +299,7 @@ def delete(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def drop_orphans(home: Home, *, partial: bool = False) -> None:
-    """Remove layers that no VM and no tag needs; with `partial` also what interrupted pulls left."""
+    """Remove layers that no VM and no tag needs; with `partial`, also files of interrupted pulls."""
     with home.lock():
         vms = home.all()
         needed = {layer for vm in vms for layers in (vm.layers, *vm.tags.values()) for layer in layers}
@@ -309,13 +309,13 @@ def drop_orphans(home: Home, *, partial: bool = False) -> None:
 
 
 def run(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`run VM COMMAND…`. A VM that does not run is started for it (A16)."""
+    """`run VM COMMAND…`. Starts the VM if it does not run (A16)."""
     vm, argv = home.find(arguments.word(0, "vmid")), arguments.words[1:]
     if home.status(vm) != "running":
         boot(home, vm, faults)
     code = None
     try:
-        with socket.create_connection(("127.0.0.1", home.life(vm)["channel"]), COMMUNICATION_TIMEOUT_S) as channel:
+        with socket.create_connection(("127.0.0.1", home.run_facts(vm)["channel"]), COMMUNICATION_TIMEOUT_S) as channel:
             channel.sendall(b'{"do": "run"}\n')
             if channel.recv(1):
                 channel.settimeout(None)
@@ -340,20 +340,22 @@ def license_state(home: Home, arguments: Arguments, faults: Faults) -> Answer:
             raise AnkaFailure(f"license {other}: unknown command", exit_code=2)
 
 
-def accepted(home: Home) -> bool:
-    """Whether the license terms were accepted on this host."""
+def is_accepted(home: Home) -> bool:
+    """Whether the license terms are accepted on this host."""
     return not (home.root / "eula-open").exists()
 
 
 def version(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     """`version`."""
     del arguments, faults
-    told = home.document("version.json", {"product": "Anka Build Enterprise Plus", "version": "3.9.1", "build": "203"})
-    return Answer(told, f"{told['product']} version {told['version']} (build {told['build']})")
+    release = home.document(
+        "version.json", {"product": "Anka Build Enterprise Plus", "version": "3.9.1", "build": "203"}
+    )
+    return Answer(release, f"{release['product']} version {release['version']} (build {release['build']})")
 
 
 def config(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """`config KEY`: the defaults of a few."""
+    """`config KEY`: the defaults of some keys."""
     del home, faults
     defaults = {"network_failure_action": 1, "puller_threads": 4, "portfwd_base": 10000}
     value = (defaults | {"pull_resume": 0, "pull_failback": 0}).get(arguments.word(0, "key"))

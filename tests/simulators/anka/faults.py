@@ -1,15 +1,15 @@
-"""Fault switches: a file that says how which command misbehaves, and how often.
+"""Fault switches: a file that describes which command fails, how, and how often.
 
 `faults.json` maps a command (`list`, `clone`, `pull`, …; `*` for all) to switches:
 
-    hang          sleep for ever                        ignore_term   and take no notice of SIGTERM
-    slow_s        sleep so long first                   garbage       print what is no JSON
+    hang          sleep without end                     ignore_term   ignore SIGTERM
+    slow_s        sleep so long first                   garbage       print text that is not JSON
     empty_body    answer OK with the body {}            fail          answer an error with this message
-    half          stop half-way, leaving what is there  die_at        be killed at that step (1, 2, …)
-    omit, invent  names a listing leaves out or adds    leak_slot     the slot of what stops is never given back
-    lie           say OK and do nothing                 times         how often; then it behaves again
-    break_at      fail a pull in that layer             stall         say no more after a layer of a pull
-    drip_s        wait so long in between of a pull
+    half          fail after half of the work           die_at        be killed at that step (1, 2, …)
+    omit, invent  names that a listing omits or adds    leak_slot     never free the slot of a stopped VM
+    lie           answer OK and do nothing              times         how often; without it, always
+    break_at      fail a pull in that layer             stall         print nothing after a layer of a pull
+    drip_s        wait so long between chunks of a pull
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ Switches = dict[str, Any]
 
 
 def set_faults(home: Path, **commands: Switches) -> None:
-    """Switch faults on, replacing all others: `set_faults(home, start={"hang": True})`. None: behave."""
+    """Switch faults on, replacing all others: `set_faults(home, start={"hang": True})`. No commands: no faults."""
     path = home / "faults.json"
     aside = path.with_suffix(".new")
     aside.write_text(json.dumps(commands))
-    with _alone(home):
+    with _lock(home):
         aside.replace(path)
 
 
 def read_faults(home: Path) -> dict[str, Switches]:
-    """Return the switches by command, with the `times` that are left."""
-    with _alone(home):
+    """Return the switches by command, with the remaining `times`."""
+    with _lock(home):
         found: dict[str, Switches] = json.loads((home / "faults.json").read_text())
     return found
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Hold the switches alone: a call that counts its `times` down would put back those it read."""
+def _lock(home: Path) -> Iterator[None]:
+    """Lock the switches. Otherwise a call that decrements `times` would overwrite new switches."""
     with (home / ".faults").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -67,7 +67,7 @@ class Faults:
         path = home.root / "faults.json"
         if not path.exists():
             return
-        with _alone(home.root):
+        with _lock(home.root):
             everything: dict[str, Switches] = json.loads(path.read_text())
             key = command if command in everything else "*"
             self.switches = everything.get(key, {})
@@ -79,7 +79,7 @@ class Faults:
                     path.write_text(json.dumps(everything))
 
     def begin(self) -> None:
-        """Misbehave before anything is done. Raises `AnkaFailure`."""
+        """Fail before any work, if switched on. Raises `AnkaFailure`."""
         if self.switches.get("ignore_term"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(self.switches.get("slow_s", 0))
@@ -93,7 +93,7 @@ class Faults:
             os._exit(0)
 
     def step(self) -> None:
-        """Mark a step after which it may be that this process is killed."""
+        """Mark the end of a step. Kills this process if `die_at` is this step."""
         self._step += 1
         if self.switches.get("die_at") == self._step:
             os.kill(os.getpid(), signal.SIGKILL)

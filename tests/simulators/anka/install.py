@@ -1,4 +1,4 @@
-"""Puts the simulated `anka` on a path."""
+"""Writes the simulated program `anka`."""
 
 from __future__ import annotations
 

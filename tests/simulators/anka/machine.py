@@ -1,8 +1,8 @@
 """The hypervisor process of one simulated VM: a real process with a child, real ports, and a channel for commands.
 
-It inherits the lock on `alive` and holds it as long as it lives, tells about itself in `run.json`, and forwards a host
-port for each port rule. The guest behind it behaves as its image's top layer says: what it serves, how long it boots,
-whether it is unhealthy. Its commands are those of the guests of the simulated `tart`.
+It inherits the lock on `alive` and holds it while it lives, writes its facts to `run.json`, and forwards a host port
+for each port rule. The top layer of its image defines the guest: what it serves, how long it boots, whether it is
+unhealthy. Its commands are those of the guests of the simulated `tart`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.simulators.anka.state import Document, Home
-from tests.simulators.tartsim.guest import execute, outlived_by_nothing, reset_signals
+from tests.simulators.tartsim.guest import execute, reset_signals, start_reaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,22 +31,22 @@ HELPER: Final = "com.apple.Virtualization.VirtualMachine"
 
 
 class Guest:
-    """What answers inside: it is up after a while, or never."""
+    """The guest: it is up after its boot time, or never."""
 
-    def __init__(self, nature: Document, log: Path) -> None:
-        self.nature = nature
+    def __init__(self, traits: Document, log: Path) -> None:
+        self.traits = traits
         self.up = threading.Event()
         self._log = log
-        if not nature.get("unhealthy"):
-            timer = threading.Timer(nature.get("boot_s", 0.1), self._booted)
+        if not traits.get("unhealthy"):
+            timer = threading.Timer(traits.get("boot_s", 0.1), self._booted)
             timer.daemon = True
             timer.start()
 
     def _booted(self) -> None:
-        self.say("login window reached")
+        self.log("login window reached")
         self.up.set()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Write a line to the VM's log."""
         with self._log.open("a") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
@@ -60,21 +60,21 @@ class Machine:
         self._folder = home.vms / uuid
         self._uuid = uuid
         vm = home.find(uuid)
-        nature = json.loads(home.layer(vm.layers[0]).read_text().rstrip("\0"))
-        self._guest = Guest(nature, home.logs / f"{uuid}.log")
+        traits = json.loads(home.layer(vm.layers[0]).read_text().rstrip("\0"))
+        self._guest = Guest(traits, home.logs / f"{uuid}.log")
         self._root = self._folder / "root"
         self._root.mkdir(exist_ok=True)
-        self._over = threading.Event()
-        self._life: Document = {}
+        self._stopped = threading.Event()
+        self._facts: Document = {}
         self._rules = vm.rules
 
     def run(self) -> None:
-        """Live until stopped."""
+        """Run until the VM is stopped."""
         helper = subprocess.Popen([HELPER], executable="/bin/cat", stdin=subprocess.PIPE)
-        self._rites = outlived_by_nothing()
-        signal.signal(signal.SIGTERM, lambda *_: self._over.set())
+        self._reaper = start_reaper()
+        signal.signal(signal.SIGTERM, lambda *_: self._stopped.set())
         ports = {rule["name"]: self._listen(rule) for rule in self._rules}
-        self._life = {
+        self._facts = {
             "pid": os.getpid(),
             "channel": self._serve(_bind(0), self._command),
             "ports": ports,
@@ -82,21 +82,21 @@ class Machine:
             "start_date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "over": False,
         }
-        self._tell()
-        self._guest.say(f"hypervisor started, pid {os.getpid()}")
-        lives_s = self._guest.nature.get("dies_after_s")
-        stopped = self._over.wait(lives_s)
-        self._life["over"] = stopped
-        self._guest.say("stopped" if stopped else "guest panicked")
-        self._tell()
+        self._write_facts()
+        self._guest.log(f"hypervisor started, pid {os.getpid()}")
+        lives_s = self._guest.traits.get("dies_after_s")
+        stopped = self._stopped.wait(lives_s)
+        self._facts["over"] = stopped
+        self._guest.log("stopped" if stopped else "guest panicked")
+        self._write_facts()
         helper.kill()
         os._exit(0)
 
-    def _tell(self) -> None:
-        self._home.write(f"vm_lib/{self._uuid}/run.json", self._life)
+    def _write_facts(self) -> None:
+        self._home.write(f"vm_lib/{self._uuid}/run.json", self._facts)
 
     def _listen(self, rule: Document) -> int:
-        """Forward a rule's host port: the one it fixes, or the next free one from 10000 on (A11)."""
+        """Forward a rule's host port: its fixed port, otherwise the next free one from 10000 (A11)."""
         fixed = rule.get("host_port")
         return self._serve(_bind(fixed) if fixed else _bind_from(PORT_BASE), lambda at: self._answer(at, rule))
 
@@ -112,7 +112,7 @@ class Machine:
         return port
 
     def _answer(self, connection: socket.socket, rule: Document) -> None:
-        """Answer as an SSH server would, or one HTTP request, once the guest is up."""
+        """Answer like an SSH server, or one HTTP request, once the guest is up."""
         with connection, suppress(OSError):
             self._guest.up.wait()
             if rule["guest_port"] == 22:
@@ -125,18 +125,18 @@ class Machine:
                 if not received:
                     return
                 request += received
-            body = f"{self._guest.nature.get('serves', '')}\n".encode()
+            body = f"{self._guest.traits.get('serves', '')}\n".encode()
             head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             connection.sendall(head.encode() + body)
 
     def _command(self, connection: socket.socket) -> None:
-        """Do what the program `anka` asks for on the channel: a stop, or a command once it was told that one can be."""
+        """Serve a request of the program `anka` on the channel: a stop, or a command once the guest is up."""
         with connection, connection.makefile("rb") as reader, suppress(OSError, ValueError):
-            asked: dict[str, Any] = json.loads(reader.readline())
-            if asked["do"] == "stop":
-                if asked["force"] or not self._guest.nature.get("ignores_shutdown"):
-                    time.sleep(0 if asked["force"] else self._guest.nature.get("shutdown_s", 0.05))
-                    self._over.set()
+            request: dict[str, Any] = json.loads(reader.readline())
+            if request["do"] == "stop":
+                if request["force"] or not self._guest.traits.get("ignores_shutdown"):
+                    time.sleep(0 if request["force"] else self._guest.traits.get("shutdown_s", 0.05))
+                    self._stopped.set()
                 return
             self._guest.up.wait()
             connection.sendall(b"\n")

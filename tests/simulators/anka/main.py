@@ -1,4 +1,4 @@
-"""The simulated `anka` program: its global flags, its answers and their noise."""
+"""The simulated program `anka`: global flags, answers, and log lines on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _transfer(home: Home, arguments: Arguments, faults: Faults) -> Answer:
-    """Do what needs a registry: its modules take longer to load than most commands run."""
+    """Run a command that uses a registry. Its modules load only then: that takes longer than most commands."""
     from tests.simulators.anka import transfer  # noqa: PLC0415
 
     return transfer.COMMANDS[arguments.command](home, arguments, faults)
@@ -58,7 +58,7 @@ def main(root: str, argv: list[str]) -> None:
     name = argv[0] if argv else "help"
     with (home.root / "calls.log").open("a") as calls:
         calls.write(json.dumps([os.getpid(), *argv]) + "\n")
-    if os.environ.get("ANKA_LOG_LEVEL") != "error":  # A1: JSON goes to stdout, and what is logged to stderr
+    if os.environ.get("ANKA_LOG_LEVEL") != "error":  # A1: JSON goes to stdout, logs to stderr
         sys.stderr.write(f"{time.strftime('%Y/%m/%d %H:%M:%S')} INFO anka[{os.getpid()}]: {name}\n")
     if name not in COMMANDS:
         _end({"status": "ERROR", "message": f"{name}: unknown command"}, "", 2, machine_readable=machine_readable)
@@ -74,8 +74,8 @@ def main(root: str, argv: list[str]) -> None:
         _end(document, f"anka: {failure}", failure.exit_code, machine_readable=machine_readable)
         return
     if answer.guest is not None:
-        code, last_words = answer.guest
-        sys.stderr.write(last_words)
+        code, message = answer.guest
+        sys.stderr.write(message)
         _leave(code)
     body = {} if faults.on("empty_body") else answer.body
     document = {"status": "OK", "body": body}

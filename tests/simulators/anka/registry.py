@@ -1,6 +1,6 @@
-"""An Anka Registry: its REST API as documented, over templates that are made up, and the layers that pulls fetch.
+"""A simulated Anka Registry: its documented REST API over made-up templates, and the layers that pulls fetch.
 
-How layers are downloaded is not documented: `/files/…` is the simulator's own way.
+The download of layers is not documented: `/files/…` is an invention of the simulator.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DENIED: Final = {"status": "FAIL", "message": "Authentication Required"}
 
 @dataclass
 class Tag:
-    """One version of a template. The first of its layers is the newest."""
+    """One version of a template. Its first layer is the newest."""
 
     name: str
     number: int
@@ -43,7 +43,7 @@ class Template:
 
 
 class AnkaRegistry:
-    """The server. `root_token` or `keys` (API key id → public key as PEM) make it ask who is there; `tls` for mTLS."""
+    """The server. `root_token` or `keys` (API key id → public key as PEM) require authentication, `tls` mTLS."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class AnkaRegistry:
         self.ready = True
         self.stall = asyncio.Event()
         self.stall.set()
-        self.answer: web.Response | None = None  # what every call is answered with, instead of the truth
+        self.answer: web.Response | None = None  # the answer to every request, if set
         self._token, self._keys, self._tls = root_token, keys or {}, tls
         self._secrets: dict[str, str] = {}
         self._sessions: set[str] = set()
@@ -67,17 +67,17 @@ class AnkaRegistry:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL at which it listens."""
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
-    def push(self, name: str, tag: str, **nature: Any) -> Template:
-        """Add a tag on top of a template's newest, or replace it. `nature` is how its guests behave."""
+    def push(self, name: str, tag: str, **traits: Any) -> Template:
+        """Add a tag on top of a template's newest, or replace it. `traits` defines its guests."""
         template = next((one for one in self.templates.values() if one.name == name), None)
         if template is None:
             template = Template(str(uuid.uuid4()), name)
             self.templates[template.id] = template
         layer = f"{uuid.uuid4().hex}.ank"
-        self.layers[layer] = json.dumps({"serves": tag, **nature}).encode().ljust(LAYER_BYTES, b"\0")
+        self.layers[layer] = json.dumps({"serves": tag, **traits}).encode().ljust(LAYER_BYTES, b"\0")
         below = [one for one in template.tags if one.name != tag]
         images = [layer, *(below[-1].images if below else [self._base()])]
         template.tags = [*below, Tag(tag, len(below), images, int(time.time()))]
@@ -129,7 +129,7 @@ class AnkaRegistry:
         if self._token is None and not self._keys:
             return True
         kind, _, value = authorization.partition(" ")
-        if kind == "Sim-Key":  # the simulated command line, which does not go through the handshake
+        if kind == "Sim-Key":  # the simulated command line skips the handshake
             return value in self._keys
         if kind == "Basic":
             return self._token is not None and base64.b64decode(value) == f"root:{self._token}".encode()
@@ -166,12 +166,12 @@ class AnkaRegistry:
 
     async def _hand(self, request: web.Request) -> web.Response:
         """Send a secret that only the holder of the API key can read."""
-        asked = await request.json()
-        key = self._keys.get(asked["id"])
+        body = await request.json()
+        key = self._keys.get(body["id"])
         if key is None:
             return web.json_response(DENIED, status=401)
         secret = uuid.uuid4().hex
-        self._secrets[asked["id"]] = secret
+        self._secrets[body["id"]] = secret
         process = await asyncio.create_subprocess_exec(
             "openssl", "pkeyutl", "-encrypt", "-pubin", "-inkey", str(key),
             "-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha256",
@@ -181,16 +181,16 @@ class AnkaRegistry:
         return web.Response(text=base64.b64encode(sealed).decode())
 
     async def _shake(self, request: web.Request) -> web.Response:
-        """Open a session for who could read the secret."""
-        asked = await request.json()
-        if not asked.get("secret") or self._secrets.pop(asked["id"], None) != asked["secret"]:
+        """Open a session for a client that decrypted the secret."""
+        body = await request.json()
+        if not body.get("secret") or self._secrets.pop(body["id"], None) != body["secret"]:
             return web.json_response(DENIED, status=401)
-        data = {"userName": asked["id"], "sessionId": uuid.uuid4().hex, "token": uuid.uuid4().hex}
+        data = {"userName": body["id"], "sessionId": uuid.uuid4().hex, "token": uuid.uuid4().hex}
         self._sessions.add(data["token"])
-        return web.json_response({"id": asked["id"], "data": data})
+        return web.json_response({"id": body["id"], "data": data})
 
     def expire_sessions(self) -> None:
-        """Forget every session, as it happens after five minutes."""
+        """Forget every session, as the real one does after five minutes."""
         self._sessions.clear()
 
 

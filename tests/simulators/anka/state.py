@@ -1,4 +1,4 @@
-"""What a simulated Anka host keeps on its disk: VMs with their tags, layers, the license, and who runs."""
+"""The state of a simulated Anka host on disk: VMs with their tags, layers, the license, and running VMs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Document = dict[str, Any]
 
 
 class AnkaFailure(Exception):
-    """What `anka` answers with status ERROR. `code` 3: no such VM, template or tag; 18: the name is taken."""
+    """An answer with status ERROR. `code` 3: no such VM, template or tag; 18: the name is taken."""
 
     def __init__(self, message: str, *, code: int = 1, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class AnkaFailure(Exception):
 
 @dataclass
 class Vm:
-    """A VM or template. `tags` are the tags it has on this host, each with its layers; `version` is checked out."""
+    """A VM or template. `tags` maps its tags on this host to their layers; `version` is the checked-out tag."""
 
     uuid: str
     name: str
@@ -42,7 +42,7 @@ class Vm:
     labels: dict[str, str] = field(default_factory=dict)
     failed: bool = False
     suspended: bool = False
-    whole: bool = True  # not half cloned
+    whole: bool = True  # its clone is complete
     creation_date: str = ""
 
 
@@ -56,26 +56,26 @@ class Home:
         self.logs = root / "logs"
 
     def prepare(self) -> None:
-        """Make the folders there must be."""
+        """Make the required folders."""
         for folder in (self.vms, self.images, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the host's state alone, for a moment."""
+        """Lock the host's state."""
         with (self.root / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def document(self, name: str, default: Any) -> Any:
-        """Return a small file of state, or its default."""
+        """Return the contents of a state file, or the default."""
         try:
             return json.loads((self.root / name).read_text())
         except FileNotFoundError:
             return default
 
     def write(self, name: str, value: Any) -> None:
-        """Replace a small file of state at once."""
+        """Replace a state file atomically."""
         path = self.root / name
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         aside.write_text(json.dumps(value))
@@ -99,7 +99,7 @@ class Home:
         raise AnkaFailure(f"{name}: not found", code=3)
 
     def add(self, name: str, **fields: Any) -> Vm:
-        """Return a new VM, kept on disk."""
+        """Create a VM on disk and return it."""
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         fields.setdefault("uuid", str(uuid.uuid4()))
         vm = Vm(name=name, creation_date=created, **fields)
@@ -108,39 +108,39 @@ class Home:
         return vm
 
     def save(self, vm: Vm) -> None:
-        """Keep what changed of a VM."""
+        """Write a VM to disk."""
         self.write(f"vm_lib/{vm.uuid}/vm.json", asdict(vm))
 
     def layer(self, name: str) -> Path:
         """Return the file of a layer."""
         return self.images / f"{name}.ank"
 
-    def life(self, vm: Vm) -> Document:
-        """Return what the hypervisor process of a VM told about itself, also of one that ended; else nothing."""
-        life: Document = self.document(f"vm_lib/{vm.uuid}/run.json", {})
-        return life
+    def run_facts(self, vm: Vm) -> Document:
+        """Return the facts that the VM's hypervisor process wrote, also if it has ended. Empty without a process."""
+        facts: Document = self.document(f"vm_lib/{vm.uuid}/run.json", {})
+        return facts
 
     def status(self, vm: Vm) -> str:
-        """Return the VM's status. One whose hypervisor vanished without being stopped is `failed` (A9)."""
-        life = self.life(vm)
-        if held(self.vms / vm.uuid / "alive"):
+        """Return the VM's status. It is `failed` if its hypervisor ended without a stop (A9)."""
+        facts = self.run_facts(vm)
+        if is_locked(self.vms / vm.uuid / "alive"):
             return "running"
-        if vm.failed or (life and not life.get("over")):
+        if vm.failed or (facts and not facts.get("over")):
             return "failed"
         return "suspended" if vm.suspended else "stopped"
 
-    def give_slots_back(self) -> None:
-        """Let go of the slots that leaked."""
+    def free_leaked_slots(self) -> None:
+        """Free the leaked slots."""
         with self.lock():
             (self.root / "leaked.json").unlink(missing_ok=True)
 
     def used_slots(self) -> int:
-        """Return how many VMs count against Apple's limit: the running ones, and those whose slots leaked."""
+        """Return how many VMs count against Apple's limit: running VMs and leaked slots."""
         return sum(self.status(vm) == "running" for vm in self.all()) + int(self.document("leaked.json", 0))
 
 
-def held(path: Path) -> bool:
-    """Whether a process holds the lock on a file: a hypervisor does as long as it lives, a zombie does not."""
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file: a hypervisor does while it lives, a zombie does not."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

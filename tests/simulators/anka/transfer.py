@@ -1,4 +1,4 @@
-"""The commands of the simulated `anka` that speak to registries. Layers come over HTTP, so that a pull is real."""
+"""The commands of the simulated `anka` that use registries. A pull downloads its layers over HTTP."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from tests.simulators.anka.faults import Faults
 
 TIMEOUT_S: Final = 10.0
-PULLED_BESIDE: Final = "pulled-beside"
-"""The file that tells that two pulls ran at once."""
+CONCURRENT_PULL: Final = "concurrent-pull"
+"""The file that marks two concurrent pulls."""
 CHUNK: Final = 64 << 10
 OCI_SINCE: Final = (3, 9)
 
 
 class Remote:
-    """One registry, as `anka registry add` keeps it."""
+    """One registry, as stored by `anka registry add`."""
 
     def __init__(self, settings: Document) -> None:
         self.url = str(settings["url"]).rstrip("/")
         self._settings = settings
 
     def open(self, path: str) -> Any:
-        """Return an open answer to a GET. Raises `AnkaFailure`."""
+        """Open a GET request and return the response. Raises `AnkaFailure`."""
         headers = {}
         if key := self._settings.get("api_key_id"):
             headers["Authorization"] = f"Sim-Key {key}"
@@ -43,8 +43,8 @@ class Remote:
             request = urllib.request.Request(self.url + path, headers=headers)
             return urllib.request.urlopen(request, timeout=TIMEOUT_S, context=self._trust())
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-            raise AnkaFailure(f"registry: {error.code} {said}", code=3 if error.code == 404 else 1) from error
+            body = error.read().decode(errors="replace")
+            raise AnkaFailure(f"registry: {error.code} {body}", code=3 if error.code == 404 else 1) from error
         except OSError as error:
             raise AnkaFailure(f"registry: {error}") from error
 
@@ -63,7 +63,7 @@ class Remote:
 
 
 class Version:
-    """One tag of a template in a registry: its layers, and where each is fetched."""
+    """One tag of a template in a registry, with the path of each layer."""
 
     def __init__(self, uuid_: str, name: str, tag: str, layers: dict[str, str], size: int) -> None:
         self.uuid, self.name, self.tag, self.layers, self.size = uuid_, name, tag, layers, size
@@ -102,13 +102,13 @@ def registry(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def release(home: Home) -> tuple[int, ...]:
-    """Return the release that is simulated."""
-    told = home.document("version.json", {"version": "3.9.1"})
-    return tuple(int(part) for part in told["version"].split("."))
+    """Return the simulated release."""
+    document = home.document("version.json", {"version": "3.9.1"})
+    return tuple(int(part) for part in document["version"].split("."))
 
 
 def remote_of(home: Home, named: str | None) -> Remote:
-    """Return a registry by name or URL; the default one without."""
+    """Return a registry by name or URL, or the default registry."""
     remotes: list[Document] = home.document("remotes.json", [])
     for one in remotes:
         if named in (one["name"], one["url"]) or (named is None and one["default"]):
@@ -123,9 +123,9 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     name, tag = arguments.word(0, "vmid"), arguments.options.get("--tag")
     if arguments.has("-l", "--local"):
         return check_out(home, home.find(name), tag)
-    remote, version = wanted(home, arguments, name, tag)
+    remote, version = find_version(home, arguments, name, tag)
     known = next((vm for vm in home.all() if vm.uuid == version.uuid), None)
-    if known and version.tag in known.tags:  # A18: also when that pull had failed
+    if known and version.tag in known.tags:  # A18: also if that pull failed
         if not arguments.has("--fetch-only", "--check-download-size"):
             check_out(home, known, version.tag)
         shrink(home, arguments, known, version.tag)
@@ -138,7 +138,7 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
     known = known or home.add(version.name, uuid=version.uuid)
     known.tags[version.tag] = list(version.layers)
     home.save(known)
-    fetch_alone(home, remote, version, missing, faults, machine_readable=arguments.machine_readable)
+    fetch_locked(home, remote, version, missing, faults, machine_readable=arguments.machine_readable)
     shrink(home, arguments, known, version.tag)
     if not arguments.has("--fetch-only"):
         check_out(home, known, version.tag)
@@ -146,14 +146,14 @@ def pull(home: Home, arguments: Arguments, faults: Faults) -> Answer:
 
 
 def shrink(home: Home, arguments: Arguments, vm: Vm, tag: str) -> None:
-    """Delete the other tags when that is asked for (A23)."""
+    """Delete the other tags if --shrink is set (A23)."""
     if arguments.has("-s", "--shrink"):
         vm.tags = {tag: vm.tags[tag]}
         home.save(vm)
 
 
-def wanted(home: Home, arguments: Arguments, name: str, tag: str | None) -> tuple[Remote, Version]:
-    """Look up what is to be pulled, and where."""
+def find_version(home: Home, arguments: Arguments, name: str, tag: str | None) -> tuple[Remote, Version]:
+    """Return the registry and the version that the arguments name."""
     oci = arguments.options.get("--oci-version")
     if oci and release(home) < OCI_SINCE:
         raise AnkaFailure("unknown option -o", exit_code=2)
@@ -163,7 +163,7 @@ def wanted(home: Home, arguments: Arguments, name: str, tag: str | None) -> tupl
 
 
 def check_out(home: Home, vm: Vm, tag: str | None) -> Answer:
-    """Make a local tag the current one. It also clears a failed template."""
+    """Make a local tag the current one. This also clears a failed template."""
     if tag not in vm.tags:
         raise AnkaFailure(f"{vm.name}:{tag}: not found", code=3)
     vm.version, vm.layers, vm.failed = str(tag), list(vm.tags[str(tag)]), False
@@ -176,20 +176,20 @@ def size_of(home: Home, version: Version, missing: list[str]) -> Answer:
     cached = version.size * (len(version.layers) - len(missing)) // len(version.layers)
     volume = os.statvfs(home.root)
     available = home.document("available.json", volume.f_bavail * volume.f_frsize)
-    for vm in home.all():  # what evicted templates give back is told as it would be
+    for vm in home.all():  # as if each evicted tag freed that much
         available -= len(vm.tags) * int(home.document("tag-takes.json", 0))
     return Answer({"size": version.size, "cached": cached, "available": available})
 
 
-def fetch_alone(
+def fetch_locked(
     home: Home, remote: Remote, version: Version, missing: list[str], faults: Faults, *, machine_readable: bool
 ) -> None:
-    """Download layers. Two pulls at once on one host leave broken ones (A19)."""
-    with (home.root / ".pulling").open("w") as alone:
+    """Download layers. Two concurrent pulls on one host leave broken layers (A19)."""
+    with (home.root / ".pulling").open("w") as lock:
         try:
-            fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            (home.root / PULLED_BESIDE).touch()
+            (home.root / CONCURRENT_PULL).touch()
             for layer in missing:
                 home.layer(layer).with_suffix(".broken").touch()
         fetch(home, remote, version, missing, faults, machine_readable=machine_readable)
@@ -198,7 +198,7 @@ def fetch_alone(
 def fetch(
     home: Home, remote: Remote, version: Version, missing: list[str], faults: Faults, *, machine_readable: bool
 ) -> None:
-    """Download layers, telling how far it is. A failure leaves what looks whole (A18)."""
+    """Download layers and print the progress. A failure leaves a seemingly complete layer (A18)."""
     for number, layer in enumerate(missing, 1):
         faults.step()
         partial, path = home.images / f".{layer}", home.layer(layer)
@@ -212,8 +212,8 @@ def fetch(
             path.with_suffix(".broken").touch()
             percent -= 1
         partial.replace(path)
-        told = json.dumps({"status": "OK", "body": {}, "message": f"Downloading files {percent}%"})
-        sys.stdout.write(f"{told}\n" if machine_readable else f"Downloading files  [####]  {percent}%\n")
+        line = json.dumps({"status": "OK", "body": {}, "message": f"Downloading files {percent}%"})
+        sys.stdout.write(f"{line}\n" if machine_readable else f"Downloading files  [####]  {percent}%\n")
         sys.stdout.flush()
         while faults.on("stall"):
             time.sleep(60)
@@ -222,22 +222,22 @@ def fetch(
 
 
 def registry_version(remote: Remote, name: str, tag: str | None) -> Version:
-    """Look a template's tag up in an Anka Registry."""
+    """Return a template's tag in an Anka Registry."""
     listed = remote.get("/registry/v2/vm")["body"]
     found = next((one for one in listed if name in (one["id"], one["name"])), None)
     if found is None:
         raise AnkaFailure(f"{name}: not found", code=3)
     template = remote.get(f"/registry/v2/vm?id={found['id']}")["body"]
     versions = {one["tag"]: one for one in template["versions"]}
-    wanted = versions.get(tag) if tag else max(template["versions"], key=lambda one: int(one["number"]))
-    if wanted is None:
+    found_version = versions.get(tag) if tag else max(template["versions"], key=lambda one: int(one["number"]))
+    if found_version is None:
         raise AnkaFailure(f"{name}:{tag}: not found", code=3)
-    layers = {image.removesuffix(".ank"): f"/files/{image}" for image in wanted["images"]}
-    return Version(found["id"], template["name"], wanted["tag"], layers, wanted["size"])
+    layers = {image.removesuffix(".ank"): f"/files/{image}" for image in found_version["images"]}
+    return Version(found["id"], template["name"], found_version["tag"], layers, found_version["size"])
 
 
 def oci_version(remote: Remote, arguments: Arguments, name: str, tag: str | None) -> Version:
-    """Look a tag up in an OCI registry."""
+    """Return a tag in an OCI registry."""
     namespace = "/".join(part for part in (arguments.options.get("--prefix"), name) if part)
     path = f"/v2/{namespace}"
     manifest = remote.get(f"{path}/manifests/{tag or 'latest'}")

@@ -1,4 +1,4 @@
-"""What the simulated `tart` is made of. It keeps its state where Tart does, and follows Tart to the letter.
+"""The modules of the simulated `tart`. Its state has the layout of Tart's, and its behaviour follows Tart exactly.
 
     $TART_HOME/{vms,cache,tmp}   Tart's own layout, locks included
     $TART_HOME/.simulator/       what a Mac keeps elsewhere: the kernel's VM slots, DHCP leases, guests, faults
@@ -7,5 +7,5 @@ A VM is two processes, as on a Mac: `tart run`, which holds the lock on `config.
 `com.apple.Virtualization.VirtualMachine` that dies with it, holds a slot, and serves the guest's ports on an address
 of its own in 127.0.0.0/8. Each quirk names its number in docs/mac-contracts.md, which names its source.
 
-Only the standard library is used, and little of it: the agent runs this for every question it asks.
+It imports little, and only from the standard library: the agent runs this program for every query.
 """

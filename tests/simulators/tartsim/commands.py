@@ -1,4 +1,4 @@
-"""The commands that look at VMs, change what they are made of, and end them."""
+"""The commands that list, configure, stop and suspend VMs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ FILES: Final = ("config.json", "disk.img", "nvram.bin")
 
 
 def list_vms(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart list`: all or nothing; one VM that cannot be read fails it (T11)."""
-    asked = parse(argv, flags="-q --quiet", options="--source --format", names=0)
-    source = asked.option("--source", "")
+    """`tart list`: fails as a whole if one VM cannot be read (T11)."""
+    parsed = parse(argv, flags="-q --quiet", options="--source --format", names=0)
+    source = parsed.option("--source", "")
     rows = [_row("local", vm.name, vm) for vm in home.local()] if source in ("", "local") else []
     rows += [_row("OCI", name, entry) for name, entry in home.entries()] if source in ("", "oci") else []
     rows = [row for row in rows if row["Name"] not in faults.get("omit", ())]
     rows += [_invented(name) for name in faults.get("invent", ())]
-    if asked.flags & {"-q", "--quiet"}:
+    if parsed.flags & {"-q", "--quiet"}:
         sys.stdout.write("".join(f"{row['Name']}\n" for row in rows))
     else:
-        _print(rows, asked.option("--format", "text"))
+        _print(rows, parsed.option("--format", "text"))
 
 
 def get(home: Home, faults: Faults, argv: list[str]) -> None:
     """`tart get`: of local VMs only."""
-    asked = parse(argv, options="--format", names=1)
-    vm = home.open(asked.names[0])
+    parsed = parse(argv, options="--format", names=1)
+    vm = home.open(parsed.names[0])
     config, display = vm.config(), vm.config().get("display", {"width": 1024, "height": 768})
     row = {
         "OS": config.get("os", "darwin"),
@@ -54,25 +54,25 @@ def get(home: Home, faults: Faults, argv: list[str]) -> None:
         "Running": vm.state == "running",
         "State": vm.state,
     }
-    _print(row if asked.option("--format", "text") == "json" else [row], asked.option("--format", "text"))
+    _print(row if parsed.option("--format", "text") == "json" else [row], parsed.option("--format", "text"))
 
 
 def set_vm(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart set`: rewrites `config.json`, and forgets the display's refitting unless it is told again (T8)."""
-    asked = parse(
+    """`tart set`: rewrites `config.json`, and resets the display's refit without --display-refit (T8)."""
+    parsed = parse(
         argv,
         flags="--random-mac --random-serial --display-refit --no-display-refit",
         options="--cpu --memory --display --disk-size",
         names=1,
     )
-    vm = home.open(asked.names[0])
+    vm = home.open(parsed.names[0])
     config = vm.config()
-    config["displayRefit"] = "--display-refit" in asked.flags or None
-    if "--cpu" in asked.options:
-        config["cpuCount"] = _at_least(config, "cpuCountMin", asked.number("--cpu", 0), "CPUs")
-    if "--memory" in asked.options:
-        config["memorySize"] = _at_least(config, "memorySizeMin", asked.number("--memory", 0) << 20, "bytes of memory")
-    if "--random-mac" in asked.flags:
+    config["displayRefit"] = "--display-refit" in parsed.flags or None
+    if "--cpu" in parsed.options:
+        config["cpuCount"] = _at_least(config, "cpuCountMin", parsed.number("--cpu", 0), "CPUs")
+    if "--memory" in parsed.options:
+        config["memorySize"] = _at_least(config, "memorySizeMin", parsed.number("--memory", 0) << 20, "bytes of memory")
+    if "--random-mac" in parsed.flags:
         config["macAddress"] = random_mac()
     vm.write_config({key: value for key, value in config.items() if value is not None})
 
@@ -83,10 +83,10 @@ def random_mac() -> str:
 
 
 def stop(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart stop`: SIGINT, which is a power cut (T6), and SIGKILL after a time; of a suspended VM, its memory (T7)."""
-    asked = parse(argv, options="-t --timeout", names=1)
-    vm, name = home.open(asked.names[0]), asked.names[0]
-    timeout_s = asked.number("--timeout" if "--timeout" in asked.options else "-t", 30)
+    """`tart stop`: SIGINT, which is a power cut (T6), then SIGKILL; of a suspended VM, deletes its snapshot (T7)."""
+    parsed = parse(argv, options="-t --timeout", names=1)
+    vm, name = home.open(parsed.names[0]), parsed.names[0]
+    timeout_s = parsed.number("--timeout" if "--timeout" in parsed.options else "-t", 30)
     if vm.state == "suspended":
         vm.state_path.unlink()
         return
@@ -104,7 +104,7 @@ def stop(home: Home, faults: Faults, argv: list[str]) -> None:
 
 
 def suspend(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart suspend`: a signal and no more. It returns before anything happened, whatever happens (T17)."""
+    """`tart suspend`: only sends a signal, and returns before the VM is suspended (T17)."""
     name = parse(argv, names=1).names[0]
     pid = home.open(name).lock_holder
     if not pid:

@@ -1,4 +1,4 @@
-"""How Tart fails: what it prints, and the exit code (T1)."""
+"""Tart's errors: the text on stderr, and the exit code (T1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StateError(TartError):
 
 
 class SwiftError(TartError):
-    """Any other error, and whatever `run` meets before it runs: `Error: …`, exit code 1 (T1, T2)."""
+    """Any other error, and every error of `run` before the VM starts: `Error: …`, exit code 1 (T1, T2)."""
 
     prefix = "Error: "
 
@@ -33,5 +33,5 @@ class UsageError(TartError):
 
 
 def missing(name: str) -> StateError:
-    """Return the error for a VM that is not there."""
+    """Return the error for a missing VM."""
     return StateError(f'the specified VM "{name}" does not exist')

@@ -1,21 +1,21 @@
-"""Faults on demand: `$TART_HOME/.simulator/faults.json` says what goes wrong in which command.
+"""Fault switches: `$TART_HOME/.simulator/faults.json` maps commands to faults.
 
     {"clone": {"hang": true}, "exec": {"slow_s": 1, "times": 2}}
 
-| fault | what happens |
+| fault | effect |
 |---|---|
 | `hang` | the command never ends |
-| `hang_on_term` | nor does it on SIGTERM |
-| `slow_s` | it takes so much longer |
-| `garbage` | it prints bytes that mean nothing, and ends with code 0 having done nothing |
-| `noise` | it prints Tart's harmless complaint on stderr before it does its work (T3) |
+| `hang_on_term` | it does not end on SIGTERM either |
+| `slow_s` | the command takes so much longer |
+| `garbage` | it prints meaningless bytes, and ends with code 0 without an effect |
+| `noise` | it prints Tart's harmless warning on stderr before its work (T3) |
 | `fail` | it ends with code 1 and this message |
 | `die_at` | it is killed at this step of its work |
-| `half_done` | `clone` leaves a VM without a disk, and fails |
-| `omit`, `invent` | `list` leaves VMs out, or tells of VMs that are not there |
-| `leak` | `run` leaves its slot taken when it ends (T15) |
-| `guest_error_s`, `network_loss_s` | `run` ends with code 0 after so long (T4) |
-| `times` | how often the faults of this command happen; without it, always |
+| `half_done` | `clone` fails and leaves a VM without a disk |
+| `omit`, `invent` | `list` omits VMs, or lists VMs that do not exist |
+| `leak` | `run` does not free its slot when it ends (T15) |
+| `guest_error_s`, `network_loss_s` | `run` ends with code 0 after this time (T4) |
+| `times` | how often the faults of this command occur; without it, always |
 
 `{"host": {"arch": "arm64", "slots": 2, "free_bytes": null}}` describes the Mac.
 """
@@ -39,7 +39,7 @@ Faults = dict[str, Any]
 
 
 def faults_of(simulator: Path, command: str) -> Faults:
-    """Return the faults of one run of a command, and count it."""
+    """Return the faults of one run of a command, and decrement its `times`."""
     path = simulator / "faults.json"
     try:
         file = path.open("r+")
@@ -57,17 +57,17 @@ def faults_of(simulator: Path, command: str) -> Faults:
         document[command] = faults | {"times": faults["times"] - 1}
         text = json.dumps(document)
         file.seek(0)
-        file.write(text.ljust(len(before)))  # in place: the disk may be full
+        file.write(text.ljust(len(before)))  # in place, because the disk may be full
         return faults
 
 
 def host_setting(simulator: Path, key: str, default: Any) -> Any:
-    """Return what the Mac is like."""
+    """Return a property of the simulated Mac."""
     return faults_of(simulator, "host").get(key, default)
 
 
 def begin(faults: Faults) -> None:
-    """Let go wrong what goes wrong before any work. May never return."""
+    """Fail before any work, if switched on. May never return."""
     if faults.get("hang_on_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if faults.get("hang") or faults.get("hang_on_term"):
@@ -87,7 +87,7 @@ def begin(faults: Faults) -> None:
 
 
 def step(faults: Faults, name: str) -> None:
-    """Mark a step of a command's work: it may be its last."""
+    """Mark a step of a command. Kills this process if `die_at` is this step."""
     if faults.get("die_at") == name:
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)

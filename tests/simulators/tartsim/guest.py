@@ -1,11 +1,11 @@
 """A simulated guest: boots, gets an address, serves its ports and an agent. Run as a program of its own by `run.py`.
 
-Its disk may begin with one line of JSON that says what guest it is; anything else is a guest of version `unknown`:
+Its disk may begin with one line of JSON that defines the guest; otherwise its version is `unknown`:
 
     {"version": "1.0", "boot_s": 0.1, "unhealthy": false, "panic_s": null}
 
-`unhealthy`: its agent never answers. `panic_s`: it dies so long after its start. Commands run by the agent see only the
-programs of `guest_bin`, on files of the guest's own.
+`unhealthy`: its agent never answers. `panic_s`: it dies this long after its start. Commands of the agent find only the
+programs in `guest_bin`, which work on the guest's own files.
 """
 
 import base64
@@ -25,8 +25,8 @@ from typing import Any
 PROGRAMS = Path(__file__).with_name("guest_bin")
 PORTS = (22, 80, 5900, 8080)
 RESUME_S = 0.02
-OUTSIDE = ("/sbin/", "/bin/systemctl")  # what could end the machine this runs on
-LAST_RITES = """
+HOST_PROGRAMS = ("/sbin/", "/bin/systemctl")  # they could end the machine that runs this simulator
+REAPER = """
 cat
 for environ in /proc/[0-9]*/environ; do
     process=${environ%/environ}
@@ -36,40 +36,40 @@ done
 
 
 class Guest:
-    """One guest, whose files lie in `place`."""
+    """One guest, with its files in `folder`."""
 
-    def __init__(self, place: Path, about: dict[str, Any]) -> None:
-        self.place = place
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder = folder
         self.about = about
-        self.root = place / "root"
+        self.root = folder / "root"
         self.root.mkdir()
-        self.kind: dict[str, Any] = {"version": "unknown", "boot_s": 0.1}
+        self.traits: dict[str, Any] = {"version": "unknown", "boot_s": 0.1}
         with contextlib.suppress(ValueError, OSError), open(about["disk"], "rb") as disk:
-            self.kind |= json.loads(disk.readline(4096))
+            self.traits |= json.loads(disk.readline(4096))
         seed = hashlib.sha256(about["mac"].encode()).digest()
-        self.rites: subprocess.Popen[bytes] | None = None
+        self.reaper: subprocess.Popen[bytes] | None = None
         self.ip = f"127.{seed[0] % 254 + 1}.{seed[1]}.{seed[2] % 254 + 1}"
 
     def boot(self) -> None:
-        """Come up: files, address, ports, agent, in this order."""
-        memory = self.about["memory"]
-        threading.Event().wait(self.kind["boot_s"] if memory is None else RESUME_S)
-        for path, content in (memory or {}).get("files", {}).items():
+        """Boot: files, address, ports, agent, in this order."""
+        snapshot = self.about["snapshot"]
+        threading.Event().wait(self.traits["boot_s"] if snapshot is None else RESUME_S)
+        for path, content in (snapshot or {}).get("files", {}).items():
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_text(content)
         for port in PORTS:
-            with contextlib.suppress(OSError):  # the low ones are not everybody's
+            with contextlib.suppress(OSError):  # low ports need root
                 listener = socket.create_server((self.ip, port))
                 threading.Thread(target=self._serve, args=(listener, port), daemon=True).start()
-        with contextlib.suppress(OSError):  # which a Mac keeps on another disk
+        with contextlib.suppress(OSError):  # on a Mac, leases are on another disk
             Path(self.about["leases"], self.about["mac"]).write_text(self.ip)
-        if panic_s := self.kind.get("panic_s"):
+        if panic_s := self.traits.get("panic_s"):
             threading.Timer(panic_s, os._exit, (9,)).start()
-        if not self.kind.get("unhealthy"):
+        if not self.traits.get("unhealthy"):
             self._serve_agent()
 
     def _serve(self, listener: socket.socket, port: int) -> None:
-        body = f"{self.kind['version']}\n".encode()
+        body = f"{self.traits['version']}\n".encode()
         page = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         while True:
             connection, _ = listener.accept()
@@ -80,7 +80,7 @@ class Guest:
                 connection.sendall(b"SSH-2.0-Simulated\r\n" if port == 22 else page)
 
     def _serve_agent(self) -> None:
-        os.chdir(self.place)
+        os.chdir(self.folder)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind("vsock")
         listener.listen()
@@ -91,14 +91,14 @@ class Guest:
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError):
             reader = connection.makefile("rb")
-            asked = json.loads(reader.readline())
-            if "argv" in asked:
+            request = json.loads(reader.readline())
+            if "argv" in request:
                 env = {"GUEST_ROOT": str(self.root), "GUEST_PID": str(os.getpid())}
-                execute(connection, reader, asked, env)
-            elif "snapshot" in asked:
+                execute(connection, reader, request, env)
+            elif "snapshot" in request:
                 files = {str(path.relative_to(self.root)): path.read_text() for path in self._files()}
                 connection.sendall(json.dumps({"files": files}).encode() + b"\n")
-            elif "resolve_ip" in asked:
+            elif "resolve_ip" in request:
                 connection.sendall(json.dumps({"ip": self.ip}).encode() + b"\n")
 
     def _files(self) -> list[Path]:
@@ -108,17 +108,17 @@ class Guest:
 _SENDING = threading.Lock()
 
 
-def execute(connection: socket.socket, reader: Any, asked: dict[str, Any], env: dict[str, str]) -> None:
-    """Run a command and send what it prints as it comes; one whose asker hangs up is killed."""
-    argv = asked["argv"]
-    if any(part in word for word in argv for part in OUTSIDE):
-        _send(connection, "err", b"refused: that is not in this guest\n")
+def execute(connection: socket.socket, reader: Any, request: dict[str, Any], env: dict[str, str]) -> None:
+    """Run a command and send its output as it is written. Kills it when the client disconnects."""
+    argv = request["argv"]
+    if any(part in word for word in argv for part in HOST_PROGRAMS):
+        _send(connection, "err", b"refused: this guest has no such program\n")
         _send(connection, "exit", 126)
         return
     try:
         child = subprocess.Popen(
             argv, env={"PATH": str(PROGRAMS), "HOME": "/", **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            stdin=subprocess.PIPE if asked.get("stdin") else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
     except OSError:
@@ -138,10 +138,10 @@ def execute(connection: socket.socket, reader: Any, asked: dict[str, Any], env: 
     _send(connection, "exit", code if code >= 0 else 128 - code)
 
 
-def outlived_by_nothing() -> "subprocess.Popen[bytes]":
-    """Let every command of this guest end with it, also when it is killed: whoever waits for that holds our pipe."""
+def start_reaper() -> "subprocess.Popen[bytes]":
+    """Start a process that kills the commands of this guest when the guest ends, which closes its pipe."""
     return subprocess.Popen(
-        ["/bin/sh", "-c", LAST_RITES, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        ["/bin/sh", "-c", REAPER, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ def _pump(connection: socket.socket, name: str, pipe: Any) -> None:
 
 
 def _feed(reader: Any, child: Any) -> None:
-    """Give a command its input as it comes, and kill it when its asker hangs up."""
+    """Pass input to a command as it arrives, and kill it when the client disconnects."""
     with contextlib.suppress(OSError, ValueError):
         for line in reader:
             frame = json.loads(line)
@@ -193,10 +193,10 @@ def main() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     about = json.loads(sys.argv[2])
     if os.getppid() != about["parent"]:
-        return  # it ended before that could be asked for
+        return  # `tart run` ended before prctl
     guest = Guest(Path(sys.argv[1]), about)
-    guest.rites = outlived_by_nothing()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what `shutdown` in guest_bin sends
+    guest.reaper = start_reaper()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # sent by `shutdown` in guest_bin
     signal.signal(signal.SIGINT, lambda *_: None)  # a handler: its commands would inherit an ignored signal
     threading.Thread(target=guest.boot, daemon=True).start()
     while True:

@@ -1,4 +1,4 @@
-"""The commands that ask the guest, through the VM's control socket."""
+"""The commands that use the guest's agent, through the VM's control socket."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def execute(home: Home, faults: Faults, argv: list[str]) -> int:
-    """`tart exec`: the exit code is the remote command's, and so may mean anything (T19)."""
-    asked = parse(argv, flags="-i -t", names=2, passthrough=True)
-    name, *command = asked.names
+    """`tart exec`: the exit code is that of the guest's command, which may be any (T19)."""
+    parsed = parse(argv, flags="-i -t", names=2, passthrough=True)
+    name, *command = parsed.names
     vm = home.open(name)
     if not vm.lock_holder:
         raise StateError(f'VM "{name}" is not running')
     try:
         with _connect(vm) as connection:
-            code = follow(connection, command, stdin="-i" in asked.flags)
+            code = follow(connection, command, stdin="-i" in parsed.flags)
             if code is not None:
                 return code
     except OSError:
@@ -39,7 +39,7 @@ def execute(home: Home, faults: Faults, argv: list[str]) -> int:
 
 
 def follow(connection: socket.socket, command: list[str], *, stdin: bool) -> int | None:
-    """Have a guest run a command, show what it prints as it comes, and return its code; None when the guest is gone."""
+    """Run a command in a guest, print its output as it arrives, and return its code; None if the guest has ended."""
     connection.sendall(json.dumps({"argv": command, "stdin": stdin}).encode() + b"\n")
     if stdin:
         threading.Thread(target=_feed, args=(connection,), daemon=True).start()
@@ -58,15 +58,15 @@ def _feed(connection: socket.socket) -> None:
 
 
 def ip(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart ip`: asks once a second, and sleeps a second before it gives up, however little it may wait (T20)."""
-    asked = parse(argv, options="--wait --resolver", names=1)
-    vm, resolver = home.open(asked.names[0]), asked.option("--resolver", "dhcp")
+    """`tart ip`: queries once a second, and always sleeps a second before it fails, even with --wait 0 (T20)."""
+    parsed = parse(argv, options="--wait --resolver", names=1)
+    vm, resolver = home.open(parsed.names[0]), parsed.option("--resolver", "dhcp")
     if resolver not in ("dhcp", "arp", "agent"):
         raise UsageError(f"The value '{resolver}' is invalid for '--resolver <resolver>'")
     mac = vm.config()["macAddress"]
-    deadline_s = time.monotonic() + asked.number("--wait", 0)
+    deadline_s = time.monotonic() + parsed.number("--wait", 0)
     while True:
-        found = _ask_agent(vm) if resolver == "agent" else _lease(home, mac)
+        found = _query_agent(vm) if resolver == "agent" else _lease(home, mac)
         if found and not faults.get("no_ip"):
             sys.stdout.write(f"{found}\n")
             return
@@ -91,7 +91,7 @@ def _show(frame: dict[str, str | int]) -> int | None:
     return int(frame["exit"]) if "exit" in frame else None
 
 
-def _ask_agent(vm: VmDir) -> str:
+def _query_agent(vm: VmDir) -> str:
     try:
         with _connect(vm) as connection:
             connection.settimeout(1)

@@ -51,12 +51,12 @@ class VmDir:
 
     @property
     def valid(self) -> bool:
-        """Whether Tart takes it for a VM: its files exist, whatever is in them (T12)."""
+        """Whether Tart regards it as a VM: its files exist, with any content (T12)."""
         return all((self.path / name).exists() for name in ("config.json", "disk.img", "nvram.bin"))
 
     @property
     def lock_holder(self) -> int:
-        """The process with the lock on `config.json`, or 0 (T9). One that cannot be written reads as not running."""
+        """The process with the lock on `config.json`, or 0 (T9). A file that is not writable reads as not running."""
         try:
             with self.config_path.open("r+b") as file:
                 return _lock_holder(file.fileno())
@@ -100,13 +100,13 @@ class Home:
 
     @cached_property
     def leases(self) -> Path:
-        """What the Mac has in /var/db/dhcpd_leases: a file per MAC address with its IP address."""
+        """The Mac's /var/db/dhcpd_leases: a file per MAC address with its IP address."""
         folder = self.simulator / "leases"
         folder.mkdir(exist_ok=True)
         return folder
 
     def local(self) -> list[VmDir]:
-        """All local VMs that Tart can see: one without all its files is not listed (T12)."""
+        """All local VMs that Tart lists: those with all their files (T12)."""
         return [vm for path in sorted(self.vms.iterdir()) if (vm := VmDir(path)).valid]
 
     def open(self, name: str) -> VmDir:
@@ -118,7 +118,7 @@ class Home:
         return vm
 
     def entries(self) -> Iterator[tuple[str, VmDir]]:
-        """All cached images by their names: each digest, and each tag again."""
+        """All cached images by name: each digest, and each tag."""
         for path in sorted(self.images.rglob("*")):
             entry = VmDir(path)
             if path.is_dir() and entry.valid:
@@ -126,13 +126,13 @@ class Home:
                 yield f"{unescaped(self.images, path.parent)}{mark}{path.name}", entry
 
     def image(self, match: re.Match[str]) -> VmDir | None:
-        """The cached image a name means, whatever its registry says by now (T5)."""
+        """The cached image of a name, without a request to the registry (T5)."""
         folder = self.images / match["host"].replace(":", "%3A") / match["ns"]
         entry = VmDir(folder / (match["digest"] or match["tag"] or "latest"))
         return VmDir(Path(os.path.realpath(entry.path))) if entry.valid else None
 
     def collect_garbage(self) -> None:
-        """Delete what lies in `tmp` and nobody has locked, as every command but clone and pull does first (T14)."""
+        """Delete the unlocked entries of `tmp`, as every command except clone and pull does first (T14)."""
         for path in self.tmp.iterdir():
             with contextlib.suppress(OSError), held(path, blocking=False):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -145,14 +145,14 @@ def unescaped(images: Path, folder: Path) -> str:
 
 
 def touch_access(path: Path) -> None:
-    """Set the access time to now, and the modification time to what the access time was, as Tart does (T13)."""
+    """Set the access time to now, and the modification time to the old access time, as Tart does (T13)."""
     before = path.stat().st_atime
     os.utime(path, (max(before, time.time()), before))
 
 
 @contextlib.contextmanager
 def held(path: Path, *, blocking: bool = True) -> Iterator[int]:
-    """Hold the flock on a file or directory. Raises `OSError` when another has it and this does not wait."""
+    """Hold the flock on a file or directory. Raises `OSError` if another process holds it and `blocking` is false."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
@@ -164,6 +164,6 @@ def held(path: Path, *, blocking: bool = True) -> Iterator[int]:
 def _lock_holder(descriptor: int) -> int:
     linux = sys.platform == "linux"
     layout = "hhqqi4x" if linux else "qqihh"
-    asked = (fcntl.F_RDLCK, 0, 0, 0, 0) if linux else (0, 0, 0, fcntl.F_RDLCK, 0)
-    answer = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *asked)))
+    request = (fcntl.F_RDLCK, 0, 0, 0, 0) if linux else (0, 0, 0, fcntl.F_RDLCK, 0)
+    answer = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *request)))
     return int(answer[4] if linux else answer[2]) if answer[0 if linux else 3] != fcntl.F_UNLCK else 0

@@ -1,4 +1,4 @@
-"""The command line: which command, what goes wrong in it, and how its errors are told."""
+"""The entry point: selects the command, applies its faults, and prints its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMANDS: Final = {
     "stop": "commands:stop",
     "suspend": "commands:suspend",
 }
-"""Where each command is: only what is asked for is imported."""
+"""The module and function of each command. Only the requested one is imported."""
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     home = Home()
     name = argv[0] if argv else "help"
     faults = faults_of(home.simulator, name)
-    _write_down(home, argv)
+    _record_call(home, argv)
     try:
         begin(faults)
         if name == "--version":
@@ -69,8 +69,8 @@ def _command(name: str) -> Callable[[Home, Faults, list[str]], int | None]:
     return found
 
 
-def _write_down(home: Home, argv: list[str]) -> None:
-    """Keep every call, for tests of what the agent asks of Tart."""
+def _record_call(home: Home, argv: list[str]) -> None:
+    """Record every call, for tests of the agent's calls."""
     call = {"argv": argv, "no_auto_prune": "TART_NO_AUTO_PRUNE" in os.environ, "pid": os.getpid(), "at_s": time.time()}
     with contextlib.suppress(OSError), (home.simulator / "calls.jsonl").open("a") as calls:  # the disk may be full
         calls.write(f"{json.dumps(call)}\n")

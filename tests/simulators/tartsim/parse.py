@@ -9,7 +9,7 @@ from tests.simulators.tartsim.errors import UsageError
 
 @dataclass
 class Arguments:
-    """What a command line says."""
+    """The parsed command line."""
 
     flags: set[str] = field(default_factory=set)
     options: dict[str, list[str]] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Arguments:
 
 
 def parse(argv: list[str], *, flags: str = "", options: str = "", names: int, passthrough: bool = False) -> Arguments:
-    """Parse a command line with so many positional arguments; -1: one or more. With `passthrough` the rest is kept."""
+    """Parse a command line with `names` positional arguments; -1: one or more. `passthrough` keeps the rest."""
     known_flags, known_options = set(flags.split()), set(options.split())
     found, rest = Arguments(), list(argv)
     while rest:

@@ -1,4 +1,4 @@
-"""`tart run`: holds the VM's lock, has its guest, and proxies its control socket, until one of them ends."""
+"""`tart run`: holds the VM's lock, runs its guest, and proxies its control socket, until one of them ends."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ GUEST: Final = Path(__file__).with_name("guest.py")
 
 def run(home: Home, faults: Faults, argv: list[str]) -> int:
     """Run a VM until it ends; return the exit code, which is 0 also for a guest that died (T4)."""
-    asked = parse(argv, flags=FLAGS, options=OPTIONS, names=1)
+    parsed = parse(argv, flags=FLAGS, options=OPTIONS, names=1)
     try:
-        vm = home.open(asked.names[0])
+        vm = home.open(parsed.names[0])
     except StateError as error:
-        raise SwiftError(*error.args) from error  # it is opened while arguments are validated (T2)
-    suspendable = "--suspendable" in asked.flags or vm.state == "suspended"
+        raise SwiftError(*error.args) from error  # Tart opens the VM while it validates arguments (T2)
+    suspendable = "--suspendable" in parsed.flags or vm.state == "suspended"
     if suspendable and vm.config().get("os", "darwin") != "darwin":
         raise UsageError("You can only suspend macOS VMs")
     with held(home.root):
@@ -61,7 +61,7 @@ def run(home: Home, faults: Faults, argv: list[str]) -> int:
 
 
 def _settle_mac(home: Home, vm: VmDir) -> None:
-    """A running VM with the same address: this one gets another, and loses its saved memory (T18)."""
+    """If a running VM has the same address, assign another address, and delete the snapshot (T18)."""
     mac = vm.config()["macAddress"]
     if any(other.lock_holder and other.config()["macAddress"] == mac for other in home.local() if other != vm):
         sys.stdout.write("There is already a running VM with the same MAC address!\n")
@@ -71,7 +71,7 @@ def _settle_mac(home: Home, vm: VmDir) -> None:
 
 
 def _lock(vm: VmDir) -> Any:
-    """Take the POSIX lock on `config.json`, which no other part of this process may open from now on (T9)."""
+    """Take the POSIX lock on `config.json`. Another open in this process would release it (T9)."""
     file = vm.config_path.open("r+b")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +84,7 @@ class _Runner:
     def __init__(self, home: Home, vm: VmDir, config: dict[str, Any], faults: Faults, *, suspendable: bool) -> None:
         self._home, self._vm, self._config, self._faults = home, vm, config, faults
         self._suspendable = suspendable
-        self._place = home.simulator / "guests" / f"{vm.name}-{os.getpid()}"
+        self._folder = home.simulator / "guests" / f"{vm.name}-{os.getpid()}"
         self._guest: subprocess.Popen[bytes] | None = None
         self._code: int | None = None
 
@@ -96,11 +96,11 @@ class _Runner:
             signal.signal(number, lambda *_: None)
         slot = None
         try:
-            memory = self._restore()
-            slot = self._take_slot(memory)
+            snapshot = self._restore()
+            slot = self._take_slot(snapshot)
             step(self._faults, "slot taken")
-            self._start(memory, slot)
-            if memory is not None:
+            self._start(snapshot, slot)
+            if snapshot is not None:
                 self._vm.state_path.unlink()
                 sys.stdout.write("resuming VM...\n")
             step(self._faults, "started")
@@ -111,42 +111,42 @@ class _Runner:
             self._end_guest()
             if slot is not None and self._faults.get("leak"):
                 slots.leak(slot, self._home.root)
-            shutil.rmtree(self._place, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _restore(self) -> dict[str, Any] | None:
         if not self._vm.state_path.exists():
             return None
         sys.stdout.write("restoring VM state from a snapshot...\n")
         try:
-            memory: dict[str, Any] = json.loads(self._vm.state_path.read_bytes())
+            snapshot: dict[str, Any] = json.loads(self._vm.state_path.read_bytes())
         except ValueError:
             raise TartError('Error Domain=VZErrorDomain Code=12 "Failed to restore the machine state."') from None
-        return memory
+        return snapshot
 
-    def _take_slot(self, memory: object) -> int | None:
+    def _take_slot(self, snapshot: object) -> int | None:
         if self._config.get("os", "darwin") != "darwin":
             return None
         slot = slots.take(self._home.simulator, host_setting(self._home.simulator, "slots", 2))
         if slot is not None:
             return slot
-        if memory is not None:  # the framework's own words: only a start is told in Tart's
-            what = "The maximum supported number of active virtual machines has been reached."
-            raise TartError(f'Error Domain=VZErrorDomain Code=6 "{what}"')
+        if snapshot is not None:  # a resume prints the framework's message, a start Tart's
+            text = "The maximum supported number of active virtual machines has been reached."
+            raise TartError(f'Error Domain=VZErrorDomain Code=6 "{text}"')
         others = [vm.name for vm in self._home.local() if vm != self._vm and vm.lock_holder]
         hint = f" (other running VMs: {', '.join(others)})" if others else ""
         raise TartError(f"The number of VMs exceeds the system limit{hint}")
 
-    def _start(self, memory: dict[str, Any] | None, slot: int | None) -> None:
-        self._place.mkdir(parents=True)
+    def _start(self, snapshot: dict[str, Any] | None, slot: int | None) -> None:
+        self._folder.mkdir(parents=True)
         about = {
             "mac": self._config["macAddress"],
             "leases": str(self._home.leases),
             "disk": str(self._vm.path / "disk.img"),
-            "memory": memory,
+            "snapshot": snapshot,
             "parent": os.getpid(),
         }
         self._guest = subprocess.Popen(
-            [slots.PROGRAM, "-S", "-E", str(GUEST), str(self._place), json.dumps(about)],
+            [slots.PROGRAM, "-S", "-E", str(GUEST), str(self._folder), json.dumps(about)],
             executable=sys.executable,
             stdin=subprocess.DEVNULL,
             pass_fds=() if slot is None else (slot,),
@@ -166,22 +166,22 @@ class _Runner:
         selector.register(listener, selectors.EVENT_READ)
         began_s = time.monotonic()
         while self._code is None:
-            ready = [key.fileobj for key, _ in selector.select(self._patience(began_s))]
+            ready = [key.fileobj for key, _ in selector.select(self._select_timeout(began_s))]
             if listener in ready:
                 connection, _ = listener.accept()
                 threading.Thread(target=self._proxy, args=(connection,), daemon=True).start()
             if wake in ready:
                 for number in wake.recv(64):
-                    self._signalled(signal.Signals(number))
-            self._look(began_s)
+                    self._handle_signal(signal.Signals(number))
+            self._check_guest(began_s)
         return self._code
 
-    def _patience(self, began_s: float) -> float | None:
+    def _select_timeout(self, began_s: float) -> float | None:
         ends = [self._faults[key] for key in ("guest_error_s", "network_loss_s") if key in self._faults]
         return max(0.0, began_s + min(ends) - time.monotonic()) if ends else None
 
-    def _look(self, began_s: float) -> None:
-        """See whether the guest has ended. However it did, the exit code is 0, and only the text tells (T4)."""
+    def _check_guest(self, began_s: float) -> None:
+        """Check whether the guest has ended. The exit code is always 0; only the text shows the reason (T4)."""
         assert self._guest is not None
         age_s, ended = time.monotonic() - began_s, self._guest.poll()
         if ended == 0:
@@ -196,7 +196,7 @@ class _Runner:
             return
         self._code = 0
 
-    def _signalled(self, number: signal.Signals) -> None:
+    def _handle_signal(self, number: signal.Signals) -> None:
         if number is signal.SIGINT:
             self._code = 0
         elif number is signal.SIGUSR1:
@@ -205,7 +205,7 @@ class _Runner:
             sys.stdout.write("Requesting guest OS to stop...\n")  # a macOS guest only shows a dialog
 
     def _suspend(self) -> None:
-        """Save the memory and end. One that was not made to be suspended ends without (T17)."""
+        """Save the snapshot and end. A VM without --suspendable ends without a snapshot (T17)."""
         if not self._suspendable:
             sys.stdout.write("Failed to suspend the VM: The configuration does not support save/restore.\n")
             self._code = 1
@@ -213,18 +213,18 @@ class _Runner:
         sys.stdout.write("pausing VM to take a snapshot...\n")
         sys.stdout.write("creating a snapshot...\n")
         step(self._faults, "suspending")
-        memory = b"{}"  # of a guest that is not up yet
+        snapshot = b"{}"  # of a guest that is still booting
         with contextlib.suppress(OSError), self._vsock() as guest:
             guest.settimeout(5)
             guest.sendall(b'{"snapshot": true}\n')
-            memory = guest.makefile("rb").readline() or memory
-        self._vm.state_path.write_bytes(memory)
+            snapshot = guest.makefile("rb").readline() or snapshot
+        self._vm.state_path.write_bytes(snapshot)
         sys.stdout.write("snapshot created successfully! shutting down the VM...\n")
         self._code = 0
 
     def _vsock(self) -> socket.socket:
         """Connect to the guest's port 8080 of its virtio socket."""
-        descriptor = os.open(self._place, os.O_RDONLY)
+        descriptor = os.open(self._folder, os.O_RDONLY)
         try:
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(f"/proc/self/fd/{descriptor}/vsock")
@@ -233,7 +233,7 @@ class _Runner:
         return connection
 
     def _proxy(self, client: socket.socket) -> None:
-        """Pass bytes between a client of the control socket and the guest. No guest agent: the client is hung up on."""
+        """Pass bytes between a client of the control socket and the guest. Disconnects the client without an agent."""
         with client:
             try:
                 guest = self._vsock()

@@ -1,4 +1,4 @@
-"""The kernel's VM slots: two macOS guests on one Mac, whoever runs them (T15). A guest holds one until it is gone."""
+"""The kernel's VM slots: two macOS guests on one Mac, of all users (T15). A guest holds one until it has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = "com.apple.Virtualization.VirtualMachine"
 
 
 def take(simulator: Path, count: int) -> int | None:
-    """Take a free slot; return the descriptor that holds it, or None when there is none."""
+    """Take a free slot; return the descriptor that holds it, None if there is no free slot."""
     folder = simulator / "slots"
     folder.mkdir(exist_ok=True)
     for number in range(count):
@@ -30,7 +30,7 @@ def take(simulator: Path, count: int) -> int | None:
 
 
 def leak(slot: int, home: Path) -> None:
-    """Leave a process behind that holds a slot and answers to nothing, as a virtual machine that was not let go."""
+    """Start a process that holds a slot and ignores SIGTERM, like a virtual machine that the Mac did not release."""
     script = "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"
     subprocess.Popen(
         [PROGRAM, "-S", "-E", "-c", script, str(home)],

@@ -1,4 +1,4 @@
-"""The commands that make and remove VMs and images."""
+"""The commands that create and remove VMs and images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def clone(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart clone`: from the cache with no request at all (T5), onto whatever stands under the new name (T10)."""
-    asked = parse(
+    """`tart clone`: from the cache without a request (T5). It replaces a VM of the new name (T10)."""
+    parsed = parse(
         argv,
         flags="--insecure --deduplicate --stacked",
         options="--concurrency --prune-limit",
         names=2,
     )
-    source_name, name = asked.names
+    source_name, name = parsed.names
     if "/" in name:
         raise UsageError("<new-name> should be a local name")
     source = _source(home, source_name)
@@ -50,7 +50,7 @@ def clone(home: Home, faults: Faults, argv: list[str]) -> None:
     if faults.get("half_done"):
         raise SwiftError("The file disk.img couldn't be copied: No space left on device")
     step(faults, "moved")
-    _auto_prune(home, source, asked.number("--prune-limit", 100) * 2**30)
+    _auto_prune(home, source, parsed.number("--prune-limit", 100) * 2**30)
 
 
 def _source(home: Home, name: str) -> VmDir:
@@ -64,13 +64,13 @@ def _source(home: Home, name: str) -> VmDir:
 
 
 def _replace(target: Path, source: Path) -> None:
-    """Put a VM in place of what stands there, silently, even when it runs (T10)."""
+    """Replace a VM silently, even if it runs (T10)."""
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
 
 
 def _auto_prune(home: Home, source: VmDir, limit_bytes: int) -> None:
-    """Make room for what the clone may yet grow to, by deleting images, unless told not to (T16)."""
+    """Delete images to free space for the growth of the clone, unless TART_NO_AUTO_PRUNE is set (T16)."""
     free = host_setting(home.simulator, "free_bytes", None)
     if free is None or "TART_NO_AUTO_PRUNE" in os.environ:
         return
@@ -86,7 +86,7 @@ def _auto_prune(home: Home, source: VmDir, limit_bytes: int) -> None:
 
 
 def pull(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart pull` of what is here; there is no registry in this simulator, since the agent pulls by itself."""
+    """`tart pull` of a cached image. This simulator has no registry, because the agent does not pull by Tart."""
     name = parse(argv, flags="--insecure --deduplicate", options="--concurrency", names=1).names[0]
     match = REMOTE.fullmatch(name)
     if match is None:
@@ -99,7 +99,7 @@ def pull(home: Home, faults: Faults, argv: list[str]) -> None:
 
 
 def delete(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart delete`: refuses what runs, and cannot see a VM that lacks a file (T12)."""
+    """`tart delete`: refuses a running VM, and does not find a VM that lacks a file (T12)."""
     for name in parse(argv, names=-1).names:
         match = REMOTE.fullmatch(name)
         entry = home.image(match) if match else None
@@ -124,7 +124,7 @@ def rename(home: Home, faults: Faults, argv: list[str]) -> None:
 
 
 def fqn(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart fqn`: what a name means here, with no request. Echoes local names, whether they exist or not."""
+    """`tart fqn`: the full name of a cached image, without a request. Prints local names even if they do not exist."""
     name = parse(argv, names=1).names[0]
     match = REMOTE.fullmatch(name)
     image = home.image(match) if match else None
@@ -134,11 +134,11 @@ def fqn(home: Home, faults: Faults, argv: list[str]) -> None:
 
 
 def prune(home: Home, faults: Faults, argv: list[str]) -> None:
-    """`tart prune --older-than 0`: everything of the chosen kind that does not run; suspended VMs too."""
-    asked = parse(argv, flags="--gc", options="--entries --older-than --space-budget", names=0)
-    if not asked.options.keys() & {"--older-than", "--space-budget"}:
+    """`tart prune --older-than 0`: all images, or all VMs that do not run, including suspended ones."""
+    parsed = parse(argv, flags="--gc", options="--entries --older-than --space-budget", names=0)
+    if not parsed.options.keys() & {"--older-than", "--space-budget"}:
         raise UsageError("at least one pruning criteria must be specified")
-    if asked.option("--entries", "caches") == "vms":
+    if parsed.option("--entries", "caches") == "vms":
         victims = [vm for vm in home.local() if vm.state != "running"]
     else:
         victims = [entry for _, entry in home.entries() if not entry.path.is_symlink()]
