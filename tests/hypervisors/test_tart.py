@@ -56,9 +56,9 @@ def home(rig: TartRig) -> TartHome:
 
 @pytest.fixture
 async def short_timeout_driver(rig: TartRig) -> AsyncIterator[TartHypervisor]:
-    """A driver with a timeout of one second for each command of Tart."""
+    """A driver with a short timeout, which the simulator keeps also on a loaded machine."""
     made = TartHypervisor(
-        TartConfig(program=rig.program, home=rig.home.root, command_timeout_s=1), records_dir=rig.records
+        TartConfig(program=rig.program, home=rig.home.root, command_timeout_s=3), records_dir=rig.records
     )
     yield made
     await made.close()
@@ -423,7 +423,7 @@ async def test_hung_tart_is_killed_with_its_group(
     short_timeout_driver: TartHypervisor, rig: TartRig, fault: str
 ) -> None:
     rig.home.set_faults(clone={fault: True})
-    with pytest.raises(CommandTimeoutError, match="did not end in 1 s"):
+    with pytest.raises(CommandTimeoutError, match="did not end in 3 s"):
         await short_timeout_driver.clone(spec(), rig.image)
     (call,) = rig.home.calls()
     assert not psutil.pid_exists(call["pid"])
@@ -448,7 +448,7 @@ async def test_failed_start_is_reported_and_leaves_no_process(
         ({"die_at": "locked"}, "ended immediately: no output"),
         ({"die_at": "slot taken"}, "ended immediately"),
         ({"fail": "Failed to lock auxiliary storage."}, "still runs in a process"),
-        ({"hang_on_term": True}, "has not started the VM in 1 s"),
+        ({"hang_on_term": True}, "has not started the VM in 3 s"),
         ({"garbage": True}, "ended immediately"),
     ):
         rig.home.set_faults(run=faults)
