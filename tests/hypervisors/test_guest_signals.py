@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 AGENT = textwrap.dedent("""
     import asyncio, sys
