@@ -133,7 +133,7 @@ app = typer.Typer(
     cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Manage warm pools of VM clones on a CI host. Lease a VM in milliseconds; unhealthy VMs are replaced.",
-    epilog="ExitCode codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 agent unreachable, 4 not found, 5 no VM free, 6 refused, "
     "69 unsupported host, 70 watchdog, 78 bad configuration, 125 Hearth itself failed (exec, ssh), 130 Ctrl-C, "
     "141 broken pipe. Set HEARTH_TOKEN to log in at another host.",
 )  # fmt: skip
