@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from agent.api.application import OPERATIONS
 from agent.api.problems import STATUS_BY_CODE
+from agent.cli import main
 from agent.cli.exit_codes import ExitCode
 from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument
@@ -111,6 +112,15 @@ def test_examples_are_valid(page: str) -> None:
     config, assignment = (tomllib.loads(block) for block in blocks(page)[:2])
     assert Config.model_validate(config).host.slots == 4
     assert [pool.name for pool in Assignment.model_validate(assignment).specs()] == ["lint", "xcode"]
+
+
+def test_shown_output_of_config_check_is_printed(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, assignment = blocks(page)[:2]
+    (tmp_path / "hearth.toml").write_text(config, encoding="utf-8")
+    (tmp_path / "assignment.toml").write_text(assignment, encoding="utf-8")
+    assert main.run(["config", "check", "--config", str(tmp_path / "hearth.toml")]) == ExitCode.OK
+    shown = page.partition("$ hearth config check")[2].splitlines()[1]
+    assert capsys.readouterr().out.strip() == shown.replace("/etc/hearth", str(tmp_path))
 
 
 def full_listing(page: str, index: int, *, optional_keys: bool) -> dict[str, Any]:
