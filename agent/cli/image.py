@@ -37,6 +37,7 @@ _Result = TypeVar("_Result")
 
 app = typer.Typer(
     help="List, push, pull, check and remove images.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from agent.cli import options
-from agent.cli.documents import UsageDocument, UsageRates
 from agent.cli.output import print_json
+from agent.cli.usage_documents import UsageDocument, UsageRates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from agent.cli.client import ApiClient
-    from agent.cli.documents import HostRates, VmRates
+    from agent.cli.usage_documents import HostRates, VmRates
 
 app = typer.Typer(add_completion=False)
 

@@ -14,7 +14,7 @@ from agent.cli.units import short_name, size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from agent.cli.documents import HostRates, UsageRates, VmRates
+    from agent.cli.usage_documents import HostRates, UsageRates, VmRates
 
 _BUSY: Final = 0.9
 _BAR_WIDTH: Final = 24

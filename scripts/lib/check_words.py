@@ -35,11 +35,9 @@ ALWAYS_ALLOWED: Final = 1
 NOT_YET: Final[frozenset[str]] = frozenset(
     {
         "agent/api",
-        "agent/cli",
         "agent/engine",
         "agent/images",
         "tests/api",
-        "tests/cli",
         "tests/hypervisors",
         "tests/images",
         "tests/simulators",

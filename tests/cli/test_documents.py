@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from agent.api import exec_schemas, operator_schemas, problem_schemas, schemas, usage_schemas
-from agent.cli import documents
+from agent.cli import documents, usage_documents
 
 PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (documents.HostDocument, schemas.HostDocument),
@@ -25,7 +25,7 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (documents.RolloutList, operator_schemas.RolloutList),
     (documents.PoolRollout, operator_schemas.PoolRollout),
     (documents.EvidenceList, operator_schemas.EvidenceList),
-    (documents.UsageDocument, usage_schemas.UsageDocument),
+    (usage_documents.UsageDocument, usage_schemas.UsageDocument),
     (documents.Problem, problem_schemas.Problem),
     (documents.ExecStarted, exec_schemas.ExecStarted),
     (documents.ExecExit, exec_schemas.ExecExit),
