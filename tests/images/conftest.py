@@ -9,7 +9,8 @@ from agent.config import Config, HostConfig, ImagesConfig, RegistryConfig
 from agent.images.repositories import Repositories
 from agent.images.service import ImageService
 from agent.images.sources.registry_http import RegistryTimeouts
-from tests.images.disks import QUICK, write_disk
+from tests.images.disks import QUICK, push_layout, write_disk
+from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from agent.images.store import Store
 
 IMPATIENT = RegistryTimeouts(connect_s=2.0, stall_s=0.4, slow_window_s=0.5, slow_bytes_per_s=1000.0, answer_s=5.0)
-"""For tests of registries that stall; a busy machine can look like one, so no other test uses it."""
+"""For tests of registries that stall. Other tests must not use it: on a busy machine every registry looks stalled."""
 
 
 class MakeService(Protocol):
@@ -46,8 +47,18 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+async def faulty(tmp_path: Path, disk: Path, executor: ThreadPoolExecutor) -> AsyncIterator[FaultyRegistry]:
+    """A registry with one image, which fails on demand."""
+    await push_layout(disk, tmp_path / "layout", executor)
+    registry = FaultyRegistry()
+    registry.load(tmp_path / "layout")
+    async with run_faulty(registry):
+        yield registry
+
+
+@pytest.fixture
 def timeouts() -> RegistryTimeouts:
-    """How long registries are waited for. Tests of slow ones override it."""
+    """Timeouts of registries. Tests of slow registries override this fixture."""
     return RegistryTimeouts()
 
 

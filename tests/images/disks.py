@@ -1,4 +1,4 @@
-"""Disks and images for tests: small, sparse, repeatable."""
+"""Small, sparse, reproducible disks and images for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK: Final = RetryPolicy(attempts=4, base_s=0.001, cap_s=0.01, retry_after_cap
 
 
 def write_disk(path: Path, *, mib: int = 8, seed: int = 1, every: int = 3) -> Path:
-    """Write a sparse disk: in each `every`th MiB some random and some repetitive bytes, elsewhere holes."""
+    """Write a sparse disk: random and repetitive bytes in each `every`th MiB, holes elsewhere."""
     chance = random.Random(seed)
     with path.open("wb") as file:
         file.truncate(mib * MIB)
@@ -40,6 +40,6 @@ def sha256_of(path: Path) -> str:
 async def push_layout(
     disk: Path, layout: Path, executor: Executor, *, tag: str = "v1", chunk_bytes: int = MIB, nvram: bytes = b""
 ) -> str:
-    """Push a disk into an OCI layout, in chunks small enough to have many, and return the digest."""
+    """Push a disk to an OCI layout in many small chunks, and return the digest."""
     tools = TransferTools(executor, best_codec(), QUICK, streams=4)
     return await Pusher(tools, chunk_bytes).push(disk, OciLayout(layout), tag, hardware=Hardware(), nvram=nvram)

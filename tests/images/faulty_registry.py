@@ -1,7 +1,7 @@
-"""A registry of the tests' own that serves images well, and misbehaves on demand.
+"""A registry for tests that serves images correctly, and fails on demand.
 
-What it can do wrong is the table `FAULTS`: each is a way to answer one request for a blob. A test arms one for so many
-requests, or for ever, and then asserts what the puller made of it; every request is recorded.
+Each entry of `FAULTS` is a wrong response to one request for a blob. A test arms an entry for a number of requests, or
+without a limit. Every request is recorded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Answer = Callable[["FaultyRegistry", web.Request, bytes], Awaitable[web.StreamRe
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it came in."""
+    """One received request."""
 
     method: str
     path: str
@@ -36,7 +36,7 @@ class Seen:
 
 @dataclass
 class Armed:
-    """A fault with how often it still strikes; `only` limits it to some blobs."""
+    """A wrong response, and the number of requests that still get it. `only` limits it to some blobs."""
 
     answer: Answer
     times: float
@@ -54,11 +54,11 @@ class FaultyRegistry:
     host: str = ""
     redirect_to: str = ""
     referrers: dict[str, bytes] | None = None
-    """What is attached to which manifest, where it has the referrers API."""
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    """The referrers of each manifest; None without the referrers API."""
+    _received: asyncio.Event = field(default_factory=asyncio.Event)
 
     def load(self, layout: Path) -> None:
-        """Take over all that is in an OCI layout."""
+        """Load all blobs and manifests of an OCI layout."""
         for path in (layout / "blobs" / "sha256").iterdir():
             self.blobs[f"sha256:{path.name}"] = path.read_bytes()
         for entry in json.loads((layout / "index.json").read_bytes())["manifests"]:
@@ -66,23 +66,23 @@ class FaultyRegistry:
             self.manifests[entry["digest"]] = self.manifests[tag] = self.blobs[entry["digest"]]
 
     def arm(self, fault: str, *, times: float = 1, only: Callable[[str], bool] = lambda _: True) -> None:
-        """Misbehave at the next `times` requests for blobs."""
+        """Send a wrong response to the next `times` requests for blobs."""
         self.armed = Armed(FAULTS[fault], times, only)
 
     def reference(self, tag: str = "v1") -> str:
-        """Return how to name the image."""
+        """Return the reference of the image."""
         return f"{self.host}/tests/image:{tag}"
 
     def gets(self, digest: str = "/blobs/") -> list[Seen]:
-        """Return the requests for blobs, or for one of them."""
+        """Return the requests for all blobs, or for one blob."""
         return [seen for seen in self.seen if seen.method == "GET" and digest in seen.path and "/blobs/" in seen.path]
 
-    async def asked_for_blobs(self, count: int) -> None:
-        """Return when so many requests for blobs have come in."""
+    async def wait_for_blob_requests(self, count: int) -> None:
+        """Wait until `count` requests for blobs were received."""
         async with asyncio.timeout(10):
             while len(self.gets()) < count:
-                self._news.clear()
-                await self._news.wait()
+                self._received.clear()
+                await self._received.wait()
 
     async def handle_manifest(self, request: web.Request) -> web.StreamResponse:
         """Serve a manifest."""
@@ -91,7 +91,7 @@ class FaultyRegistry:
         return web.Response(body=content) if content is not None else web.Response(status=404)
 
     async def handle_referrers(self, request: web.Request) -> web.StreamResponse:
-        """List what is attached to a manifest."""
+        """List the referrers of a manifest."""
         self._see(request)
         if self.referrers is None:
             return web.Response(status=404)
@@ -99,7 +99,7 @@ class FaultyRegistry:
         return web.Response(body=self.referrers.get(request.match_info["digest"], nothing))
 
     async def handle_blob(self, request: web.Request) -> web.StreamResponse:
-        """Serve a blob, or misbehave."""
+        """Serve a blob, or send the armed wrong response."""
         self._see(request)
         digest = request.match_info["digest"]
         content = self.blobs.get(digest)
@@ -113,7 +113,7 @@ class FaultyRegistry:
     def _see(self, request: web.Request) -> None:
         header = request.headers.get
         self.seen.append(Seen(request.method, request.path, header("Range", ""), header("Authorization", "")))
-        self._news.set()
+        self._received.set()
 
 
 @contextlib.asynccontextmanager
@@ -137,13 +137,13 @@ async def run_faulty(
 
 
 def serve(request: web.Request, content: bytes) -> web.Response:
-    """Answer as a good registry does, ranges included."""
-    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
-    if asked is None:
+    """Return the correct response, also for a range."""
+    requested = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+    if requested is None:
         return web.Response(body=content)
-    start, end = int(asked[1]), int(asked[2]) + 1
-    where = f"bytes {start}-{end - 1}/{len(content)}"
-    return web.Response(status=206, body=content[start:end], headers={"Content-Range": where})
+    start, end = int(requested[1]), int(requested[2]) + 1
+    content_range = f"bytes {start}-{end - 1}/{len(content)}"
+    return web.Response(status=206, body=content[start:end], headers={"Content-Range": content_range})
 
 
 async def _wrong_bytes(_: FaultyRegistry, request: web.Request, content: bytes) -> web.StreamResponse:
@@ -210,8 +210,8 @@ async def _no_ranges(_: FaultyRegistry, __: web.Request, content: bytes) -> web.
 
 async def _other_range(_: FaultyRegistry, request: web.Request, content: bytes) -> web.StreamResponse:
     size = len(serve(request, content).body or b"")  # type: ignore[arg-type]
-    where = f"bytes 1-{size}/{len(content)}"
-    return web.Response(status=206, body=content[:size], headers={"Content-Range": where})
+    content_range = f"bytes 1-{size}/{len(content)}"
+    return web.Response(status=206, body=content[:size], headers={"Content-Range": content_range})
 
 
 async def _redirect(registry: FaultyRegistry, request: web.Request, _: bytes) -> web.StreamResponse:

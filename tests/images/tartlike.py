@@ -1,4 +1,4 @@
-"""Images as stock Tart makes them, made here: large chunks whose LZ4 blocks refer back into the ones before."""
+"""Images in the form of stock Tart: large chunks whose LZ4 blocks refer back into earlier blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIGEST = "org.cirruslabs.tart.uncompressed-content-digest"
 
 
 def back_referring_frame(raw: bytes) -> bytes:
-    """Encode as Apple's encoder does: every block but the first may refer to the 64 KiB before it."""
+    """Encode like Apple's encoder: every block except the first may refer to the 64 KiB before it."""
     out = bytearray()
     for at in range(0, len(raw), BLOCK):
         block = raw[at : at + BLOCK]
@@ -49,7 +49,7 @@ def write_tart_layout(
     nvram: bytes = APPLE_NVRAM,
     vm_config: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """Write a disk as an image of stock Tart's kind into a new OCI layout; return its digest."""
+    """Write a disk to a new OCI layout, as an image in the form of stock Tart. Return its digest."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     about = {"version": 1, "os": "linux", "arch": "amd64", "cpuCount": 4, "cpuCountMin": 4, "memorySize": 2**32}

@@ -1,4 +1,4 @@
-"""Images on an Anka host: a Registry with its REST API, and `anka pull` with its habits."""
+"""Images on an Anka host: the REST API of a Registry, and the known behaviour of `anka pull`."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ class Host:
         return list(self.home.images.glob("*.broken"))
 
     def calls(self, *words: str) -> int:
-        """How often `anka` was called with these words in its command line."""
+        """Return how often `anka` was called with these words in its command line."""
         lines = (self.home.root / "calls.log").read_text().splitlines()
         return sum(all(f'"{word}"' in line for word in words) for line in lines)
 
 
 @asynccontextmanager
-async def made(folder: Path, **registry: object) -> AsyncIterator[Host]:
+async def running_host(folder: Path, **registry: object) -> AsyncIterator[Host]:
     async with AnkaRegistry(**registry) as server:  # type: ignore[arg-type]
         yield Host(folder, server)
 
 
 @pytest.fixture
 async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    async with made(tmp_path) as host:
+    async with running_host(tmp_path) as host:
         host.registry.push("macos", "v1")
         yield host
 
@@ -105,7 +105,7 @@ async def pulled(images: AnkaImages, reference: str) -> str:
     return digest
 
 
-async def test_a_version_is_its_template_its_tag_and_its_layers(host: Host, images: AnkaImages) -> None:
+async def test_version_is_identified_by_template_tag_and_layers(host: Host, images: AnkaImages) -> None:
     first = await images.resolve("anka:macos:v1")
     (template,) = host.registry.templates
     assert await images.resolve(f"anka:{template}:v1") == first, "by name and by UUID"
@@ -117,12 +117,12 @@ async def test_a_version_is_its_template_its_tag_and_its_layers(host: Host, imag
 
 
 @pytest.mark.parametrize("reference", ["anka:", "anka:a b", "anka:macos:", "oci-layout:/x:1", "anka:macos:a/b", "x"])
-async def test_what_names_no_version_is_refused(images: AnkaImages, reference: str) -> None:
+async def test_invalid_reference_is_rejected(images: AnkaImages, reference: str) -> None:
     with pytest.raises(BadReferenceError):
         await images.resolve(reference)
 
 
-async def test_what_the_registry_has_not_or_has_twice_is_told(host: Host, images: AnkaImages) -> None:
+async def test_missing_or_ambiguous_template_is_an_error(host: Host, images: AnkaImages) -> None:
     for reference in ("anka:nothing:v1", "anka:macos:v9"):
         with pytest.raises(ImageNotFoundError, match=r"has no"):
             await images.resolve(reference)
@@ -131,7 +131,7 @@ async def test_what_the_registry_has_not_or_has_twice_is_told(host: Host, images
         await images.resolve("anka:macos:v1")
 
 
-async def test_a_pull_makes_a_version_whole_and_checks_it_out(host: Host, images: AnkaImages) -> None:
+async def test_pull_completes_a_version_and_checks_it_out(host: Host, images: AnkaImages) -> None:
     digest = await pulled(images, "anka:macos:v1")
     (image,) = await images.list()
     assert (image.digest, image.references) == (digest, ("anka:macos:v1",))
@@ -145,7 +145,7 @@ async def test_a_pull_makes_a_version_whole_and_checks_it_out(host: Host, images
     assert host.calls("pull", "--fetch-only") == 1, "what is here is not pulled again"
 
 
-async def test_a_pull_tells_how_far_it_is(host: Host, images: AnkaImages) -> None:
+async def test_pull_reports_progress(host: Host, images: AnkaImages) -> None:
     digest = await images.resolve("anka:macos:v1")
     host.faults(pull={"drip_s": 0.2})
     task = asyncio.create_task(images.pull("anka:macos:v1", digest))
@@ -157,7 +157,7 @@ async def test_a_pull_tells_how_far_it_is(host: Host, images: AnkaImages) -> Non
     await task
 
 
-async def test_the_previous_tag_stays_and_only_the_new_layer_moves(host: Host, images: AnkaImages) -> None:
+async def test_pull_keeps_the_old_tag_and_fetches_only_new_layers(host: Host, images: AnkaImages) -> None:
     first = await pulled(images, "anka:macos:v1")
     host.registry.push("macos", "v2")
     host.registry.requests.clear()
@@ -170,7 +170,7 @@ async def test_the_previous_tag_stays_and_only_the_new_layer_moves(host: Host, i
     assert host.home.find("macos").version == "v2"
 
 
-async def test_a_failed_pull_leaves_nothing_that_a_later_one_takes_for_whole(host: Host, images: AnkaImages) -> None:
+async def test_failed_pull_leaves_no_partial_version(host: Host, images: AnkaImages) -> None:
     digest = await images.resolve("anka:macos:v1")
     host.faults(pull={"break_at": 2})
     with pytest.raises(TransferError, match="Input/output error"):
@@ -182,7 +182,7 @@ async def test_a_failed_pull_leaves_nothing_that_a_later_one_takes_for_whole(hos
     assert len(list(host.home.images.glob("*.ank"))) == 2
 
 
-async def test_a_pull_that_only_says_it_succeeded_is_not_believed(host: Host, images: AnkaImages) -> None:
+async def test_pull_fails_when_anka_wrongly_reports_success(host: Host, images: AnkaImages) -> None:
     digest = await images.resolve("anka:macos:v1")
     host.faults(pull={"lie": True})
     with pytest.raises(TransferError, match="but the tag does not exist"):
@@ -190,7 +190,7 @@ async def test_a_pull_that_only_says_it_succeeded_is_not_believed(host: Host, im
     assert await images.list() == ()
 
 
-async def test_what_an_agent_left_that_died_in_a_pull_is_removed_first(host: Host, images: AnkaImages) -> None:
+async def test_pull_removes_remains_of_a_killed_agent_first(host: Host, images: AnkaImages) -> None:
     digest = await images.resolve("anka:macos:v1")
     host.faults(pull={"stall": True})
     task = asyncio.create_task(images.pull("anka:macos:v1", digest))
@@ -199,20 +199,20 @@ async def test_what_an_agent_left_that_died_in_a_pull_is_removed_first(host: Hos
     await asyncio.wait([task])
     assert host.tags("macos") == {"v1"}, "anka takes it for whole"
     host.faults()
-    async with open_anka_images(host.config()) as next_life:
-        assert await next_life.list() == ()
-        await next_life.pull("anka:macos:v1", digest)
+    async with open_anka_images(host.config()) as next_agent:
+        assert await next_agent.list() == ()
+        await next_agent.pull("anka:macos:v1", digest)
     assert host.broken() == []
 
 
-async def test_a_pull_that_says_no_more_is_ended(host: Host) -> None:
+async def test_pull_is_ended_when_its_progress_stops(host: Host) -> None:
     host.faults(pull={"stall": True})
     async with open_anka_images(host.config(pull_silence_s=0.3)) as images:
         with pytest.raises(TransferError, match=r"printed no progress for 0\.3 s"):
             await pulled(images, "anka:macos:v1")
 
 
-async def test_pulls_wait_for_each_other(host: Host, images: AnkaImages) -> None:
+async def test_pulls_run_one_after_another(host: Host, images: AnkaImages) -> None:
     host.registry.push("linux", "v1")
     host.faults(pull={"drip_s": 0.05})
     await asyncio.gather(pulled(images, "anka:macos:v1"), pulled(images, "anka:linux:v1"))
@@ -233,45 +233,45 @@ asyncio.run(main())
 """
 
 
-async def test_a_pull_that_outlived_its_agent_is_ended_before_the_next(host: Host) -> None:
-    host.faults(pull={"drip_s": 5.0, "times": 2})  # the question for the size is the first
+async def test_stray_pull_is_ended_before_the_next_pull(host: Host) -> None:
+    host.faults(pull={"drip_s": 5.0, "times": 2})  # the query for the size is the first
     config = host.config()
-    told = json.dumps({
+    config_json = json.dumps({
         "data_dir": str(host.folder),
         "host": {"disk_reserve_mib": 0},
         "hypervisor": {"anka": {"binary": str(host.binary), "registry": host.registry.url}},
     })  # fmt: skip
-    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", AGENT, told, cwd=REPOSITORY)
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", AGENT, config_json, cwd=REPOSITORY)
     try:
-        await eventually(lambda: list(host.home.images.glob(".*")), timeout_s=30)  # a layer is on its way
-        (pull,) = await asyncio.to_thread(transfers, str(host.binary))
-        assert find_stray_pulls(str(host.binary)) == (), "one whose agent lives is left alone"
+        await eventually(lambda: list(host.home.images.glob(".*")), timeout_s=30)  # a layer is being transferred
+        (pull,) = await asyncio.to_thread(find_pulls, str(host.binary))
+        assert find_stray_pulls(str(host.binary)) == (), "the pull of a running agent is not a stray"
     finally:
         agent.kill()
         await agent.wait()
-    assert is_alive(pull), "it outlives its agent"
-    async with open_anka_images(config) as next_life:
-        digest = await pulled(next_life, "anka:macos:v1")
-        assert [image.digest for image in await next_life.list()] == [digest]
+    assert is_alive(pull), "the pull outlives its agent"
+    async with open_anka_images(config) as next_agent:
+        digest = await pulled(next_agent, "anka:macos:v1")
+        assert [image.digest for image in await next_agent.list()] == [digest]
     assert not is_alive(pull)
-    assert not (host.home.root / CONCURRENT_PULL).exists(), "never two at once"
+    assert not (host.home.root / CONCURRENT_PULL).exists(), "two pulls never run in parallel"
     assert host.broken() == []
     assert all(path.stat().st_size == LAYER_BYTES for path in host.home.images.glob("*.ank"))
 
 
-def transfers(program: str) -> list[ProcessIdentity]:
-    """Return all pulls by a program, whoever waits for them."""
+def find_pulls(program: str) -> list[ProcessIdentity]:
+    """Return all pulls by a program, strays or not."""
     found = psutil.process_iter(["pid", "cmdline"])
-    pids = [one.info["pid"] for one in found if is_pull(one.info["cmdline"] or (), program)]
+    pids = [process.info["pid"] for process in found if is_pull(process.info["cmdline"] or (), program)]
     return [identity for pid in pids if (identity := identify(pid))]
 
 
-async def test_everybody_who_waits_for_a_version_waits_for_one_pull(host: Host, images: AnkaImages) -> None:
+async def test_callers_of_one_version_share_a_pull(host: Host, images: AnkaImages) -> None:
     await asyncio.gather(*(pulled(images, "anka:macos:v1") for _ in range(3)))
     assert host.calls("pull", "--fetch-only") == 1
 
 
-async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Host, images: AnkaImages) -> None:
+async def test_pull_fails_when_its_tag_was_pushed_again(host: Host, images: AnkaImages) -> None:
     old = await pulled(images, "anka:macos:v1")
     host.registry.push("macos", "v1")
     with pytest.raises(TransferError, match="pushed again"):
@@ -280,21 +280,21 @@ async def test_a_tag_that_was_pushed_anew_is_not_pulled_for_the_old_one(host: Ho
     assert [image.digest for image in await images.list()] == [old]
 
 
-async def test_an_answer_that_lists_nothing_is_not_an_empty_host(host: Host, images: AnkaImages) -> None:
+async def test_empty_reply_is_not_an_empty_list(host: Host, images: AnkaImages) -> None:
     await pulled(images, "anka:macos:v1")
     host.faults(show={"empty_body": True})
     with pytest.raises(AnkaReplyError, match="instead of a list"):
         await images.list()
 
 
-async def test_room_is_made_by_the_oldest_that_nobody_uses(host: Host, images: AnkaImages) -> None:
+async def test_pull_evicts_the_least_recently_used_idle_version(host: Host, images: AnkaImages) -> None:
     kept, first = await pulled(images, "anka:macos:v1"), None
     for name in ("one", "two"):
         host.registry.push(name, "v1")
         first = await pulled(images, f"anka:{name}:v1") if first is None else first
     await pulled(images, "anka:two:v1")
     images.protect(lambda: {kept})
-    # Anka says that there is room for one version as soon as one tag has gone.
+    # Anka reports enough space for one version as soon as one tag is deleted.
     host.home.write("tag-takes.json", 2 * LAYER_BYTES)
     host.home.write("available.json", 2 * LAYER_BYTES * 3)
     host.registry.push("three", "v1")
@@ -302,7 +302,7 @@ async def test_room_is_made_by_the_oldest_that_nobody_uses(host: Host, images: A
     assert {vm.name for vm in host.home.all()} == {"macos", "two", "three"}, "`one` was used longest ago"
 
 
-async def test_nothing_is_evicted_when_it_would_not_do(host: Host) -> None:
+async def test_pull_evicts_nothing_when_the_space_is_insufficient(host: Host) -> None:
     async with open_anka_images(host.config(reserve_mib=10**9)) as images:
         images.protect(lambda: ())
         with pytest.raises(DiskTooSmallError, match="MiB can be freed"):
@@ -310,7 +310,7 @@ async def test_nothing_is_evicted_when_it_would_not_do(host: Host) -> None:
     assert host.calls("pull", "--fetch-only") == 0
 
 
-async def test_a_removed_version_is_gone_and_its_template_with_the_last_tag(host: Host, images: AnkaImages) -> None:
+async def test_remove_deletes_the_template_with_its_last_tag(host: Host, images: AnkaImages) -> None:
     first = await pulled(images, "anka:macos:v1")
     host.registry.push("macos", "v2")
     second = await pulled(images, "anka:macos:v2")
@@ -324,14 +324,14 @@ async def test_a_removed_version_is_gone_and_its_template_with_the_last_tag(host
     assert await images.list() == ()
 
 
-async def test_a_template_that_stood_here_before_us_stays(host: Host, images: AnkaImages) -> None:
+async def test_remove_keeps_a_template_that_existed_before(host: Host, images: AnkaImages) -> None:
     (template,) = host.registry.templates
     host.home.add("macos", uuid=template)
     await images.remove(await pulled(images, "anka:macos:v1"))
     assert [(vm.name, vm.tags) for vm in host.home.all()] == [("macos", {})]
 
 
-async def test_a_version_that_was_removed_by_hand_is_not_here(host: Host, images: AnkaImages) -> None:
+async def test_version_deleted_by_hand_is_not_listed(host: Host, images: AnkaImages) -> None:
     digest = await pulled(images, "anka:macos:v1")
     subprocess.run([host.binary, "delete", "--yes", "macos"], check=True, capture_output=True)
     assert await images.list() == ()
@@ -339,22 +339,20 @@ async def test_a_version_that_was_removed_by_hand_is_not_here(host: Host, images
     assert [image.digest for image in await images.list()] == [digest]
 
 
-async def test_a_registry_that_is_not_there_is_the_registrys_fault(host: Host) -> None:
+async def test_unreachable_registry_is_a_registry_error(host: Host) -> None:
     async with open_anka_images(host.config(registry="http://localhost:9")) as images:
         with pytest.raises(RegistryError, match="connecting to .* failed"):
             await images.resolve("anka:macos:v1")
 
 
 @pytest.mark.parametrize("answer", [web.Response(text="<html>"), web.json_response([]), web.Response(status=500)])
-async def test_a_registry_that_talks_nonsense_is_not_believed(
-    host: Host, images: AnkaImages, answer: web.Response
-) -> None:
+async def test_invalid_registry_reply_is_an_error(host: Host, images: AnkaImages, answer: web.Response) -> None:
     host.registry.answer = answer
     with pytest.raises(RegistryError):
         await images.resolve("anka:macos:v1")
 
 
-async def test_a_remote_of_another_place_is_ours_to_mend_only_under_our_name(host: Host) -> None:
+async def test_remote_is_replaced_only_under_its_default_name(host: Host) -> None:
     host.home.write("remotes.json", [{"name": "hearth", "url": "http://old:8089", "default": True}])
     async with open_anka_images(host.config()) as images:
         await pulled(images, "anka:macos:v1")
@@ -365,8 +363,8 @@ async def test_a_remote_of_another_place_is_ours_to_mend_only_under_our_name(hos
             await pulled(images, "anka:macos:v2")
 
 
-async def test_the_root_token_opens_the_rest_api(tmp_path: Path) -> None:
-    async with made(tmp_path, root_token="secret") as host:
+async def test_root_token_authorizes_the_rest_api(tmp_path: Path) -> None:
+    async with running_host(tmp_path, root_token="secret") as host:
         host.registry.push("macos", "v1")
         async with open_anka_images(host.config()) as images:
             with pytest.raises(RegistryDeniedError, match="Authentication Required"):
@@ -387,9 +385,9 @@ def api_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return private, public
 
 
-async def test_an_api_key_opens_sessions_as_they_are_needed(tmp_path: Path, api_key: tuple[Path, Path]) -> None:
+async def test_api_key_opens_sessions_when_needed(tmp_path: Path, api_key: tuple[Path, Path]) -> None:
     private, public = api_key
-    async with made(tmp_path, keys={"ci": public}) as host:
+    async with running_host(tmp_path, keys={"ci": public}) as host:
         host.registry.push("macos", "v1")
         async with open_anka_images(host.config(api_key_id="ci", api_key_file=str(private))) as images:
             await pulled(images, "anka:macos:v1")
@@ -400,7 +398,7 @@ async def test_an_api_key_opens_sessions_as_they_are_needed(tmp_path: Path, api_
                 await images.resolve("anka:macos:v1")
 
 
-async def test_a_registry_can_ask_for_our_certificate(tmp_path: Path) -> None:
+async def test_client_certificate_is_sent_to_the_registry(tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     folder.mkdir()
     ca = str(authority(folder))
@@ -408,7 +406,7 @@ async def test_a_registry_can_ask_for_our_certificate(tmp_path: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
     context.load_cert_chain(server.certificate, server.key)
     context.verify_mode = ssl.CERT_REQUIRED
-    async with made(tmp_path, tls=context) as host:
+    async with running_host(tmp_path, tls=context) as host:
         host.registry.push("macos", "v1")
         async with open_anka_images(host.config(ca_file=ca)) as images:
             with pytest.raises(RegistryError):
@@ -420,7 +418,7 @@ async def test_a_registry_can_ask_for_our_certificate(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def oci() -> AsyncIterator[str]:
-    """An OCI registry with one image of two layers, as far as pulling it goes."""
+    """An OCI registry that serves one image with two layers."""
     layer = b'{"serves": "oci"}'.ljust(LAYER_BYTES, b"\0")
     manifest = {"schemaVersion": 2, "layers": [{"digest": f"sha256:{n * 64}", "size": LAYER_BYTES} for n in "ab"]}
     app = web.Application()
@@ -443,7 +441,7 @@ async def oci() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def test_an_oci_registry_is_pulled_from_where_the_release_can(host: Host, oci: str) -> None:
+async def test_oci_pull_depends_on_the_anka_release(host: Host, oci: str) -> None:
     async with open_anka_images(host.config(insecure=(oci,))) as images:
         host.home.write("version.json", {"product": "Anka", "version": "3.8.6", "build": "1"})
         with pytest.raises(BadImageError, match=r"Anka 3\.8\.6 cannot pull from OCI"):

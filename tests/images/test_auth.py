@@ -1,4 +1,4 @@
-"""Who we are to registries: challenges, tokens that wear out, docker's configuration, certificates and proxies."""
+"""Access to registries: challenges, expiring tokens, docker's configuration, certificates and proxies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_one_token_serves_a_whole_pull(
     assert tokens.refused == 1
 
 
-async def test_tokens_that_wear_out_mid_pull_are_renewed_unseen(
+async def test_expired_token_is_renewed_during_a_pull(
     guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, disk: Path
 ) -> None:
     registry, tokens = guarded
@@ -71,7 +71,7 @@ async def test_tokens_that_wear_out_mid_pull_are_renewed_unseen(
     assert len(tokens.answers) > 2
 
 
-async def test_many_streams_with_a_dead_token_fetch_one_new_one(
+async def test_parallel_streams_fetch_one_new_token(
     guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService
 ) -> None:
     registry, tokens = guarded
@@ -84,7 +84,7 @@ async def test_many_streams_with_a_dead_token_fetch_one_new_one(
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_registry_that_refuses_for_ever_is_named(
+async def test_denial_error_names_the_registry(
     known: bool, guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService
 ) -> None:
     registry, tokens = guarded
@@ -98,7 +98,7 @@ async def test_a_registry_that_refuses_for_ever_is_named(
     assert tokens.refused <= 3
 
 
-async def test_an_identity_token_of_docker_is_exchanged(
+async def test_docker_identity_token_is_exchanged(
     guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, tokens = guarded
@@ -109,7 +109,7 @@ async def test_an_identity_token_of_docker_is_exchanged(
     assert tokens.answers[0]["grant_type"] == "refresh_token"
 
 
-async def test_docker_knows_a_password_with_a_colon(
+async def test_docker_password_may_contain_a_colon(
     guarded: tuple[FaultyRegistry, TokenServer], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, tokens = guarded
@@ -152,11 +152,11 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[Comman
 
 @pytest.fixture
 def reports() -> list[CommandReport]:
-    """What the metrics are told of helper programs."""
+    """The command reports of helper programs, as the metrics get them."""
     return []
 
 
-async def test_helpers_and_entries_of_docker_are_asked(helper: DockerCredentials) -> None:
+async def test_docker_helpers_and_entries_are_used(helper: DockerCredentials) -> None:
     assert await helper.find("known.example") == Credentials("u", "s")
     assert await helper.find("token.example") == Credentials(identity_token="refresh")
     assert await helper.find("empty.example") is None
@@ -172,12 +172,12 @@ async def test_helpers_and_entries_of_docker_are_asked(helper: DockerCredentials
         ("any.example", "docker-credential-missing"),
     ],
 )
-async def test_a_helper_that_fails_is_named(host: str, says: str, helper: DockerCredentials) -> None:
+async def test_failed_helper_is_named_in_the_error(host: str, says: str, helper: DockerCredentials) -> None:
     with pytest.raises(RegistryDeniedError, match=says):
         await helper.find(host)
 
 
-async def test_a_helper_that_hangs_is_ended_and_counted(
+async def test_hanging_helper_is_ended_and_counted(
     helper: DockerCredentials, reports: list[CommandReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.images.sources.credentials.HELPER_TIMEOUT_S", 0.2)
@@ -191,12 +191,12 @@ async def test_a_helper_that_hangs_is_ended_and_counted(
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"auths": 3}', '{"auths": {"a.example": {"auth": "%%%"}}}', "\xff"]
 )
-async def test_a_broken_docker_configuration_means_nobody(content: str, tmp_path: Path) -> None:
+async def test_invalid_docker_configuration_means_anonymous(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     assert await DockerCredentials(tmp_path / "config.json", CommandRunner()).find("a.example") is None
 
 
-def test_no_secret_is_ever_shown() -> None:
+def test_secrets_are_not_in_repr() -> None:
     assert "hush" not in repr(Credentials("user", "hush", "hush"))
 
 
@@ -218,12 +218,12 @@ def test_no_secret_is_ever_shown() -> None:
         ("=", []),
     ],
 )
-def test_challenges_are_read_as_written(header: str, expected: list[Challenge]) -> None:
+def test_challenges_are_parsed(header: str, expected: list[Challenge]) -> None:
     assert list(parse_challenges([header])) == expected
 
 
 @given(st.text(max_size=200))
-def test_any_challenge_is_read_without_a_fuss(header: str) -> None:
+def test_any_challenge_is_parsed_without_an_error(header: str) -> None:
     assert all(challenge.scheme for challenge in parse_challenges([header]))
 
 
@@ -240,12 +240,12 @@ def test_any_challenge_is_read_without_a_fuss(header: str) -> None:
         ("9" * 400, 999999999.0),
     ],
 )
-def test_retry_after_is_read(value: str | None, expected: float | None) -> None:
+def test_retry_after_is_parsed(value: str | None, expected: float | None) -> None:
     assert retry_after_s(value, datetime(2026, 11, 23, tzinfo=UTC)) == expected
 
 
 async def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a self-signed certificate for 127.0.0.1; return it and its key."""
+    """Create a self-signed certificate for 127.0.0.1. Return the paths of it and of its key."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=tests -keyout {key} -out {cert}"
     options = ["-addext", "subjectAltName=IP:127.0.0.1"]
@@ -255,7 +255,7 @@ async def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-async def test_a_private_authority_is_trusted_only_when_configured(tmp_path: Path) -> None:
+async def test_private_authority_is_trusted_when_configured(tmp_path: Path) -> None:
     cert, key = await certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -277,7 +277,7 @@ async def test_a_private_authority_is_trusted_only_when_configured(tmp_path: Pat
                 await places.close()
 
 
-async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     async def proxy(request: web.Request) -> web.Response:

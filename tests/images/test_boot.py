@@ -1,4 +1,4 @@
-"""What was pulled boots, also when stock Tart pushed it."""
+"""Boot of a pulled image in the layout of stock Tart."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.timeout(120)
 BOOT_DEADLINE_S = 60.0
 
 
-async def boots(image: LocalImage, folder: Path) -> None:
-    """Start a VM of an image and return when its guest agent answers."""
+async def boot(image: LocalImage, folder: Path) -> None:
+    """Start a VM from an image and wait until its guest agent answers."""
     rig = QemuRig(folder, image)
     driver = rig.driver()
     try:
@@ -49,13 +49,14 @@ async def boots(image: LocalImage, folder: Path) -> None:
 
 
 @pytest.mark.qemu
-async def test_an_image_in_512_mib_chunks_with_blocks_that_refer_back_boots(
+async def test_image_in_the_layout_of_tart_boots(
     small_image: SmallImage, make_service: MakeService, tmp_path: Path
 ) -> None:
+    """The image has 512 MiB chunks with blocks that refer back."""
     disk = tmp_path / "disk.img"
     disk.write_bytes(small_image("1.0").read_bytes())
-    os.truncate(disk, TART_CHUNK + 16 * MIB)  # one whole chunk of Tart's, and a shorter last one
+    os.truncate(disk, TART_CHUNK + 16 * MIB)  # one whole chunk of Tart, and a shorter last one
     digest = await asyncio.to_thread(write_tart_layout, tmp_path / "layout", disk, nvram=b"")
     images = await make_service()
     await images.pull(f"oci-layout:{tmp_path}/layout:v1", digest)
-    await boots(await images.local(digest), tmp_path)
+    await boot(await images.local(digest), tmp_path)

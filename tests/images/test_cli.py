@@ -73,9 +73,7 @@ def test_image_is_pushed_pulled_listed_shown_and_removed(disk: Path, here: Path)
         (["pull", "oci-layout:/nonexistent:v1"], 4, "push an image to it first"),
     ],
 )
-def test_what_fails_says_why_on_stderr_and_in_the_exit_code(
-    arguments: list[str], code: int, says: str, here: Path
-) -> None:
+def test_failure_is_reported_on_stderr_and_by_exit_code(arguments: list[str], code: int, says: str, here: Path) -> None:
     result = hearth_image(*arguments, here=here)
     assert result.exit_code == code
     assert says in result.stderr

@@ -1,4 +1,4 @@
-"""Clones and holes, on whichever system this is: on its own file systems, and on an XFS where one can be mounted."""
+"""Clones and holes on the file systems of this system, and on XFS if it can be mounted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module", params=["own", "xfs", "memory"])
 def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]]:
-    """A folder, and whether its file system is known to clone: APFS and XFS do, tmpfs does not."""
+    """A folder, and whether its file system is known to support clones: APFS and XFS do, tmpfs does not."""
     folder = tmp_path_factory.mktemp("volume")
     if request.param == "own":
         yield folder, sys.platform == "darwin"
@@ -51,7 +51,7 @@ def free(folder: Path) -> int:
     return seen.f_bfree * seen.f_frsize
 
 
-def test_a_clone_is_equal_takes_no_space_and_is_apart(volume: tuple[Path, bool]) -> None:
+def test_clone_is_equal_independent_and_takes_no_space(volume: tuple[Path, bool]) -> None:
     folder, clones = volume
     source, target = write(folder / "source", 16 * MIB), folder / "target"
     before = free(folder)
@@ -69,7 +69,7 @@ def test_a_clone_is_equal_takes_no_space_and_is_apart(volume: tuple[Path, bool])
     target.unlink()
 
 
-def test_a_clone_never_overwrites_and_other_errors_are_told(volume: tuple[Path, bool]) -> None:
+def test_clone_does_not_overwrite_and_reports_errors(volume: tuple[Path, bool]) -> None:
     folder, _ = volume
     source, target = write(folder / "full", MIB), folder / "there"
     target.write_bytes(b"mine")
@@ -82,7 +82,7 @@ def test_a_clone_never_overwrites_and_other_errors_are_told(volume: tuple[Path, 
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
-def test_a_clone_to_another_volume_is_declined(tmp_path: Path) -> None:
+def test_clone_to_another_volume_is_declined(tmp_path: Path) -> None:
     source = write(tmp_path / "source", MIB)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         if Path(memory).stat().st_dev == tmp_path.stat().st_dev:
@@ -92,7 +92,7 @@ def test_a_clone_to_another_volume_is_declined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(MIB, 8 * MIB), (MIB + 1000, 8 * MIB + 77), (5 * MIB + 10, 100)])
-def test_a_hole_reads_as_zeros_and_gives_its_space_back(volume: tuple[Path, bool], offset: int, size: int) -> None:
+def test_hole_reads_as_zeros_and_frees_its_space(volume: tuple[Path, bool], offset: int, size: int) -> None:
     folder, _ = volume
     path = write(folder / f"disk-{offset}-{size}", 16 * MIB)
     before = path.read_bytes()
@@ -112,7 +112,7 @@ def test_a_hole_reads_as_zeros_and_gives_its_space_back(volume: tuple[Path, bool
         assert sum(end - start for start, end in runs) <= 16 * MIB - size + 2 * HOLE_BYTES
 
 
-def test_where_no_hole_can_be_punched_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeros_are_written_without_support_for_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_files, "_punch", lambda _descriptor, _start, end: (end, end))
     path = write(tmp_path / "disk", MIB)
     before = path.read_bytes()
@@ -122,8 +122,8 @@ def test_where_no_hole_can_be_punched_zeros_are_written(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the error of fallocate(2)")
-def test_a_hole_in_a_file_that_may_not_be_written_is_an_error(tmp_path: Path) -> None:
+def test_hole_in_a_read_only_file_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "disk", MIB)
-    with path.open("rb") as file, pytest.raises(OSError) as caught:  # noqa: PT011 - the code is what counts
+    with path.open("rb") as file, pytest.raises(OSError) as caught:  # noqa: PT011 - the error code is checked below
         make_hole(file.fileno(), 0, MIB)
     assert caught.value.errno == errno.EBADF

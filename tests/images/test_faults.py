@@ -1,4 +1,4 @@
-"""Every way a registry can misbehave: the right bytes or a clear error, never a published wrong image, never a hang."""
+"""Failures of a registry: each ends with the right bytes or a clear error, never with a wrong image or a hang."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from agent.images.errors import (
     RegistryError,
 )
 from tests.images.conftest import IMPATIENT
-from tests.images.disks import push_layout, sha256_of, write_disk
+from tests.images.disks import sha256_of, write_disk
 from tests.images.faulty_registry import FAULTS, Armed, FaultyRegistry, run_faulty
 from tests.images.tartlike import write_tart_layout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
-    from concurrent.futures import Executor
     from pathlib import Path
 
     from aiohttp import web
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(30)
 
-PASSES = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429", "500", "another range"]
+TEMPORARY = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429", "500", "another range"]
 
 
 @pytest.fixture
@@ -41,17 +40,8 @@ def timeouts() -> RegistryTimeouts:
     return IMPATIENT
 
 
-@pytest.fixture
-async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
-    await push_layout(disk, tmp_path / "layout", executor)
-    registry = FaultyRegistry()
-    registry.load(tmp_path / "layout")
-    async with run_faulty(registry):
-        yield registry
-
-
-@pytest.mark.parametrize("fault", [*PASSES, "wrong bytes", "429 with Retry-After"])
-async def test_a_fault_that_passes_costs_a_retry(
+@pytest.mark.parametrize("fault", [*TEMPORARY, "wrong bytes", "429 with Retry-After"])
+async def test_temporary_failure_is_retried(
     fault: str, faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(faulty.host)
@@ -64,8 +54,8 @@ async def test_a_fault_that_passes_costs_a_retry(
     assert sha256_of(local.disk) == sha256_of(disk)
 
 
-@pytest.mark.parametrize("fault", PASSES)
-async def test_a_fault_that_stays_is_a_clear_error_and_nothing_is_published(
+@pytest.mark.parametrize("fault", TEMPORARY)
+async def test_permanent_failure_is_an_error_and_publishes_nothing(
     fault: str, faulty: FaultyRegistry, make_service: MakeService
 ) -> None:
     images = await make_service(faulty.host)
@@ -78,28 +68,28 @@ async def test_a_fault_that_stays_is_a_clear_error_and_nothing_is_published(
     assert len(faulty.gets()) < 200
 
 
-async def test_corrupt_chunks_are_retried_then_refused(faulty: FaultyRegistry, make_service: MakeService) -> None:
+async def test_corrupt_chunk_is_retried_then_rejected(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
-    victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
-    faulty.arm("wrong bytes", times=float("inf"), only=lambda name: name == victim)
+    largest = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
+    faulty.arm("wrong bytes", times=float("inf"), only=lambda name: name == largest)
     with pytest.raises(CorruptImageError) as raised:
         await images.pull(faulty.reference(), digest)
-    assert victim in str(raised.value)
-    assert len(faulty.gets(victim)) == 3
+    assert largest in str(raised.value)
+    assert len(faulty.gets(largest)) == 3
     assert await images.list() == ()
 
 
-async def test_a_corrupt_try_leaves_no_bytes_where_zeros_belong(
+async def test_corrupt_attempt_leaves_no_data_in_holes(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
-    struck: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
 
-    def twice_at_most(blob: str) -> bool:  # the third wrong answer to a blob is the last
-        struck[blob] += 1
-        return struck[blob] <= 2
+    def twice_at_most(blob: str) -> bool:  # a third wrong response to a blob would fail the pull
+        hits[blob] += 1
+        return hits[blob] <= 2
 
     faulty.arm("wrong bytes", times=8, only=twice_at_most)
     await images.pull(faulty.reference(), digest)
@@ -114,23 +104,23 @@ async def test_retry_after_is_obeyed(faulty: FaultyRegistry, make_service: MakeS
     faulty.arm("429 with Retry-After", times=1)
     started_s = asyncio.get_running_loop().time()
     await images.pull(faulty.reference(), digest)
-    assert asyncio.get_running_loop().time() - started_s >= 0.5  # 1 s asked for, capped at 0.5 s by these tests
+    assert (
+        asyncio.get_running_loop().time() - started_s >= 0.5
+    )  # the registry requests 1 s; these tests cap it at 0.5 s
 
 
-async def test_after_a_cut_the_rest_is_asked_for_and_not_the_whole(
-    faulty: FaultyRegistry, make_service: MakeService
-) -> None:
+async def test_retry_after_a_cut_requests_only_the_rest(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
-    victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
-    faulty.arm("cut at 40 %", times=1, only=lambda name: name == victim)
+    largest = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
+    faulty.arm("cut at 40 %", times=1, only=lambda name: name == largest)
     await images.pull(faulty.reference(), digest)
-    first, second = faulty.gets(victim)
+    first, second = faulty.gets(largest)
     assert first.range == ""
-    assert int(second.range.removeprefix("bytes=").split("-")[0]) > len(faulty.blobs[victim]) * 0.3
+    assert int(second.range.removeprefix("bytes=").split("-")[0]) > len(faulty.blobs[largest]) * 0.3
 
 
-async def test_a_200_to_the_rest_never_shifts_the_bytes(
+async def test_full_response_to_a_range_does_not_shift_bytes(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(faulty.host)
@@ -148,7 +138,7 @@ async def test_a_200_to_the_rest_never_shifts_the_bytes(
 
 @pytest.fixture
 async def large(tmp_path: Path) -> AsyncIterator[FaultyRegistry]:
-    """An image whose one chunk is some 12 MiB compressed: three buffers' worth."""
+    """An image with one chunk of about 12 MiB compressed, which needs three buffers."""
     write_tart_layout(tmp_path / "large", write_disk(tmp_path / "large.img", mib=40, every=1))
     registry = FaultyRegistry()
     registry.load(tmp_path / "large")
@@ -156,7 +146,7 @@ async def large(tmp_path: Path) -> AsyncIterator[FaultyRegistry]:
         yield registry
 
 
-async def test_a_chunk_is_one_plain_request_that_caches_can_keep(
+async def test_chunk_is_fetched_with_one_cacheable_request(
     large: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     images = await make_service(large.host)
@@ -166,7 +156,7 @@ async def test_a_chunk_is_one_plain_request_that_caches_can_keep(
     assert [seen.range for seen in large.gets()] == [""] * len({seen.path for seen in large.gets()})
 
 
-async def test_a_very_large_chunk_is_read_in_ranges(
+async def test_very_large_chunk_is_read_in_ranges(
     large: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.images.download.WHOLE_BYTES", 1 << 20)
@@ -175,11 +165,11 @@ async def test_a_very_large_chunk_is_read_in_ranges(
     large.arm("cut at 40 %", times=2, only=lambda name: len(large.blobs[name]) > 1 << 20)
     await images.pull(large.reference(), digest)
     assert sha256_of((await images.local(digest)).disk) == sha256_of(tmp_path / "large.img")
-    victim = max(large.blobs, key=lambda name: len(large.blobs[name]))
-    assert len([seen for seen in large.gets(victim) if seen.range]) == 3 + 2
+    largest = max(large.blobs, key=lambda name: len(large.blobs[name]))
+    assert len([seen for seen in large.gets(largest) if seen.range]) == 3 + 2
 
 
-async def test_a_cache_that_ignores_ranges_is_asked_for_whole_blobs(
+async def test_whole_blobs_are_requested_when_ranges_are_ignored(
     large: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.images.download.WHOLE_BYTES", 1 << 20)
@@ -196,7 +186,7 @@ async def test_a_cache_that_ignores_ranges_is_asked_for_whole_blobs(
     assert ranges == []
 
 
-async def test_redirects_are_followed_without_the_password(
+async def test_redirect_is_followed_without_the_password(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     storage = FaultyRegistry(blobs=faulty.blobs)
@@ -210,7 +200,7 @@ async def test_redirects_are_followed_without_the_password(
         assert {seen.authorization for seen in storage.seen} == {""}
 
 
-async def test_a_signed_url_that_expired_is_asked_for_anew(
+async def test_expired_signed_url_is_requested_again(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     storage = FaultyRegistry(blobs=faulty.blobs)
@@ -226,9 +216,7 @@ async def test_a_signed_url_that_expired_is_asked_for_anew(
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:9", "file:///etc", ""])
-async def test_a_redirect_to_nowhere_is_a_clear_error(
-    target: str, faulty: FaultyRegistry, make_service: MakeService
-) -> None:
+async def test_invalid_redirect_is_an_error(target: str, faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     faulty.redirect_to = target
@@ -238,7 +226,7 @@ async def test_a_redirect_to_nowhere_is_a_clear_error(
     assert await images.list() == ()
 
 
-async def test_a_manifest_with_another_digest_is_refused(faulty: FaultyRegistry, make_service: MakeService) -> None:
+async def test_manifest_with_another_digest_is_rejected(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     faulty.manifests[digest] += b" "
@@ -259,7 +247,7 @@ async def test_a_manifest_with_another_digest_is_refused(faulty: FaultyRegistry,
     ],
     ids=["not UTF-8", "empty", "an index", "too large"],
 )
-async def test_what_is_no_vm_image_is_refused(
+async def test_invalid_manifest_is_rejected(
     manifest: bytes, error: type[ImageError], faulty: FaultyRegistry, make_service: MakeService
 ) -> None:
     images = await make_service(faulty.host)
@@ -271,7 +259,7 @@ async def test_what_is_no_vm_image_is_refused(
     assert await images.list() == ()
 
 
-async def test_an_unknown_tag_image_or_registry_is_named(faulty: FaultyRegistry, make_service: MakeService) -> None:
+async def test_error_names_the_unknown_tag_image_or_registry(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host, "127.0.0.1:9")
     with pytest.raises(ImageNotFoundError, match="no tag 'v9'"):
         await images.resolve(faulty.reference("v9"))
@@ -281,7 +269,7 @@ async def test_an_unknown_tag_image_or_registry_is_named(faulty: FaultyRegistry,
         await images.resolve("127.0.0.1:9/tests/image:v1")
 
 
-async def test_https_is_spoken_unless_told_otherwise(faulty: FaultyRegistry, make_service: MakeService) -> None:
+async def test_https_is_used_unless_configured_insecure(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service()
     with pytest.raises(RegistryError) as raised:
         await images.resolve(faulty.reference())

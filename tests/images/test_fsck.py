@@ -1,4 +1,4 @@
-"""What rots on the disk is found, named and mended."""
+"""Detection and repair of damaged images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-async def test_damage_is_found_and_the_image_removed_and_pulled_again(
+async def test_damaged_image_is_found_removed_and_pulled_again(
     name: str, pulled: tuple[ImageService, str, Path], tmp_path: Path
 ) -> None:
     images, digest, folder = pulled
@@ -70,7 +70,7 @@ async def test_damage_is_found_and_the_image_removed_and_pulled_again(
     assert await images.check(repair=False) == ()
 
 
-async def test_repair_makes_the_indexes_anew(pulled: tuple[ImageService, str, Path]) -> None:
+async def test_repair_rebuilds_the_indexes(pulled: tuple[ImageService, str, Path]) -> None:
     images, digest, _ = pulled
     path = images.store.root / ".index" / "chunks.sqlite"
     ChunkIndex(path).drop(digest)
@@ -78,12 +78,12 @@ async def test_repair_makes_the_indexes_anew(pulled: tuple[ImageService, str, Pa
     assert ChunkIndex(path).images() == {digest}
 
 
-def test_the_command_tells_by_its_exit_code(disk: Path, tmp_path: Path) -> None:
+def test_fsck_command_reports_by_exit_code(disk: Path, tmp_path: Path) -> None:
     here = tmp_path / "data"
     reference = f"oci-layout:{tmp_path}/layout:v1"
     hearth_image("push", disk, reference, here=here)
     digest = hearth_image("pull", reference, here=here).stdout.strip()
-    assert hearth_image("fsck", here=here).stdout == "all images are whole\n"
+    assert hearth_image("fsck", here=here).stdout == "all images are complete\n"
     overwrite(here / "images" / digest.replace(":", "-") / "disk.img", 100, b"rot")
     found = hearth_image("fsck", "--json", here=here)
     assert found.exit_code == 1

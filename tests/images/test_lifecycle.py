@@ -1,4 +1,4 @@
-"""What a pull leaves behind when it is cancelled, killed or shared, and what removing and sweeping remove."""
+"""Pulls that are cancelled, killed or shared, and the files that removing and sweeping delete."""
 
 from __future__ import annotations
 
@@ -22,22 +22,13 @@ from tests.images.disks import MIB, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Executor
     from pathlib import Path
 
     from agent.images.manifest import Manifest
     from agent.images.service import ImageService
     from tests.images.conftest import MakeService
-
-
-@pytest.fixture
-async def faulty(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[FaultyRegistry]:
-    await push_layout(disk, tmp_path / "layout", executor)
-    registry = FaultyRegistry()
-    registry.load(tmp_path / "layout")
-    async with run_faulty(registry):
-        yield registry
 
 
 def staged(images: ImageService) -> list[str]:
@@ -48,32 +39,32 @@ def chunks_of(registry: FaultyRegistry, digest: str) -> set[str]:
     return {chunk.blob.digest for chunk in parse_manifest(registry.manifests[digest]).chunks}
 
 
-async def test_one_flight_serves_all_who_ask(faulty: FaultyRegistry, make_service: MakeService) -> None:
+async def test_callers_share_one_pull(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     await asyncio.gather(*(images.pull(faulty.reference(), digest) for _ in range(10)))
-    asked = [seen.path for seen in faulty.gets()]
-    assert len(asked) == len(set(asked))
-    asked_before = len(faulty.seen)
+    fetched = [seen.path for seen in faulty.gets()]
+    assert len(fetched) == len(set(fetched))
+    seen_before = len(faulty.seen)
     await images.pull(faulty.reference(), digest)
-    assert len(faulty.seen) == asked_before
+    assert len(faulty.seen) == seen_before
     assert images.progress() == ()
 
 
 async def test_two_processes_share_one_download(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
-    # Two services on one directory meet as two processes would: a lock belongs to its open file, not to the process.
+    # Two services on one directory act like two processes: a lock belongs to its open file, not to the process.
     one = await make_service(faulty.host)
     two = await make_service(faulty.host)
     digest = await one.resolve(faulty.reference())
     await asyncio.gather(one.pull(faulty.reference(), digest), two.pull(faulty.reference(), digest))
-    asked = [seen.path for seen in faulty.gets()]
-    assert len(asked) == len(set(asked))
+    fetched = [seen.path for seen in faulty.gets()]
+    assert len(fetched) == len(set(fetched))
     assert staged(one) == []
 
 
-async def test_one_image_that_hangs_does_not_keep_another_from_coming(
+async def test_hanging_pull_does_not_block_another_pull(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, executor: Executor
 ) -> None:
     other = write_disk(tmp_path / "other.img", seed=2)
@@ -85,7 +76,7 @@ async def test_one_image_that_hangs_does_not_keep_another_from_coming(
     first, second = await images.resolve(faulty.reference("v1")), await images.resolve(faulty.reference("v2"))
     faulty.arm("stall", times=float("inf"), only=hanging.__contains__)
     hangs = asyncio.create_task(images.pull(faulty.reference("v1"), first))
-    await faulty.asked_for_blobs(1)
+    await faulty.wait_for_blob_requests(1)
     await images.pull(faulty.reference("v2"), second)
     assert sha256_of((await images.local(second)).disk) == sha256_of(other)
     assert [progress.digest for progress in images.progress()] == [first]
@@ -93,14 +84,12 @@ async def test_one_image_that_hangs_does_not_keep_another_from_coming(
     await asyncio.gather(hangs, return_exceptions=True)
 
 
-async def test_a_pull_goes_on_while_anyone_waits_and_ends_with_the_last(
-    faulty: FaultyRegistry, make_service: MakeService
-) -> None:
+async def test_pull_ends_when_its_last_caller_is_cancelled(faulty: FaultyRegistry, make_service: MakeService) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     faulty.arm("stall", times=float("inf"))
     waiters = [asyncio.create_task(images.pull(faulty.reference(), digest)) for _ in range(2)]
-    await faulty.asked_for_blobs(1)
+    await faulty.wait_for_blob_requests(1)
     waiters[0].cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await waiters[0]
@@ -112,9 +101,7 @@ async def test_a_pull_goes_on_while_anyone_waits_and_ends_with_the_last(
     assert await images.list() == ()
 
 
-async def test_a_failed_pull_goes_on_where_it_was(
-    faulty: FaultyRegistry, make_service: MakeService, disk: Path
-) -> None:
+async def test_failed_pull_resumes(faulty: FaultyRegistry, make_service: MakeService, disk: Path) -> None:
     images = await make_service(faulty.host)
     digest = await images.resolve(faulty.reference())
     victim = max(faulty.blobs, key=lambda name: len(faulty.blobs[name]))
@@ -127,7 +114,7 @@ async def test_a_failed_pull_goes_on_where_it_was(
     again = await make_service(faulty.host)
     await again.pull(faulty.reference(), digest)
     refetched = {seen.path for seen in faulty.gets()} & fetched - {f"/v2/tests/image/blobs/{victim}"}
-    assert len(refetched) <= 2 + 1  # the two small blobs, and at most what was cancelled with the failure
+    assert len(refetched) <= 2 + 1  # the two small blobs, and at most one chunk that was cancelled by the failure
     assert sha256_of((await again.local(digest)).disk) == sha256_of(disk)
 
 
@@ -151,7 +138,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_a_killed_pull_shows_nothing_and_goes_on(
+async def test_killed_pull_publishes_nothing_and_resumes(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path
 ) -> None:
     images = await make_service(faulty.host)
@@ -161,7 +148,7 @@ async def test_a_killed_pull_shows_nothing_and_goes_on(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PULL, faulty.host, str(tmp_path / "data"), faulty.reference()
     )
-    await faulty.asked_for_blobs(len(names))
+    await faulty.wait_for_blob_requests(len(names))
     process.send_signal(signal.SIGKILL)
     await process.wait()
     assert await images.list() == ()
@@ -188,7 +175,7 @@ for _ in sys.stdin:
 
 
 @pytest.mark.timeout(60)
-async def test_thirty_kills_in_one_pull_cost_a_chunk_per_worker_each_and_nothing_else(
+async def test_thirty_kills_cost_at_most_one_chunk_per_worker_each(
     make_service: MakeService, tmp_path: Path, executor: Executor
 ) -> None:
     disk = write_disk(tmp_path / "many.img", mib=160, every=1)
@@ -213,14 +200,14 @@ async def test_thirty_kills_in_one_pull_cost_a_chunk_per_worker_each_and_nothing
             registry.seen.clear()
             orders.write(b"go\n")
             pid = int(await reports.readline())
-            await registry.asked_for_blobs(chance.randrange(3, 14))
+            await registry.wait_for_blob_requests(chance.randrange(3, 14))
             os.kill(pid, signal.SIGKILL)
             assert int(await reports.readline()) == signal.SIGKILL
             assert not images.store.has(digest)
-            asked = chunks_of(registry, digest) & {seen.path.rpartition("/")[2] for seen in registry.gets()}
-            assert not asked & finished
+            fetched = chunks_of(registry, digest) & {seen.path.rpartition("/")[2] for seen in registry.gets()}
+            assert not fetched & finished
             finished = _finished(journal, manifest)
-            assert len(asked - finished) <= 8  # one chunk per worker
+            assert len(fetched - finished) <= 8  # one chunk per worker
         assert len(finished) > 20
         orders.write(b"go\n")
         assert int(await reports.readline()) > 0
@@ -232,17 +219,17 @@ async def test_thirty_kills_in_one_pull_cost_a_chunk_per_worker_each_and_nothing
 
 
 def _finished(journal: Path, manifest: Manifest) -> set[str]:
-    """Return the blobs of the chunks that a journal calls finished."""
+    """Return the blobs of the chunks that a checkpoint lists as finished."""
     lines = journal.read_text().splitlines()[1:] if journal.exists() else []
     return {manifest.chunks[int(line)].blob.digest for line in lines}
 
 
-def test_this_run_of_the_machine_has_a_name() -> None:
-    """Without one every interrupted pull would be hashed again."""
+def test_boot_id_is_not_empty() -> None:
+    """Without a boot ID, every resumed pull would hash its chunks again."""
     assert boot_id() == boot_id() != ""
 
 
-async def test_a_journal_of_another_boot_is_checked_against_the_disk(
+async def test_checkpoint_of_another_boot_is_verified_on_disk(
     faulty: FaultyRegistry, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(faulty.host)
@@ -256,7 +243,7 @@ async def test_a_journal_of_another_boot_is_checked_against_the_disk(
     assert len(lines) > 1
     header = lines[0].rsplit(" ", 1)[0]
     (stage / "journal").write_text("\n".join([f"{header} another-boot", *lines[1:]]) + "\n")
-    with (stage / "disk.img").open("r+b") as file:  # what the power cut lost
+    with (stage / "disk.img").open("r+b") as file:  # data lost in a power failure
         file.seek(int(lines[1]) * MIB)
         file.write(bytes(MIB))
     faulty.armed = None
@@ -264,7 +251,7 @@ async def test_a_journal_of_another_boot_is_checked_against_the_disk(
     assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
 
 
-async def test_removing_removes_everything_and_twice_is_fine(
+async def test_remove_deletes_all_files_and_may_be_repeated(
     make_service: MakeService, tmp_path: Path, disk: Path, executor: Executor
 ) -> None:
     digest = await push_layout(disk, tmp_path / "layout", executor)
@@ -288,7 +275,7 @@ async def test_removing_removes_everything_and_twice_is_fine(
     assert [path.name for path in (images.store.root / ".index").iterdir()] == ["chunks.sqlite"]
 
 
-async def test_a_moved_tag_is_noticed_and_both_versions_stay(
+async def test_moved_tag_resolves_to_the_new_version(
     make_service: MakeService, tmp_path: Path, disk: Path, executor: Executor
 ) -> None:
     reference = f"oci-layout:{tmp_path}/layout:v1"
@@ -301,7 +288,7 @@ async def test_a_moved_tag_is_noticed_and_both_versions_stay(
     assert {image.digest: image.references for image in await images.list()} == {first: (), second: (reference,)}
 
 
-async def test_old_partial_pulls_are_swept_and_young_or_busy_ones_stay(make_service: MakeService) -> None:
+async def test_sweep_removes_only_old_unlocked_partial_pulls(make_service: MakeService) -> None:
     images = await make_service()
     old, young, busy = ("a" * 64, "b" * 64, "c" * 64)
     for name in (old, young, busy):
@@ -334,7 +321,7 @@ def small_file_system(folder: Path, mib: int) -> Iterator[Path]:
 
 
 def fill(path: Path, *, leave_kib: int = 0) -> None:
-    """Let a file take all space there is, but for so much."""
+    """Write a file that takes all free space except `leave_kib`."""
     with path.open("ab", buffering=0) as file:
         for size in (1 << 16, 1 << 10):
             with contextlib.suppress(OSError):
@@ -343,7 +330,7 @@ def fill(path: Path, *, leave_kib: int = 0) -> None:
         file.truncate(max(0, file.tell() - (leave_kib << 10)))
 
 
-async def test_an_image_that_cannot_fit_is_refused_before_the_download(
+async def test_too_large_image_is_refused_before_the_download(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     with small_file_system(tmp_path, 4) as mount:
@@ -356,27 +343,27 @@ async def test_an_image_that_cannot_fit_is_refused_before_the_download(
         assert not chunks_of(faulty, digest) & {seen.path.rpartition("/")[2] for seen in faulty.gets()}
 
 
-async def test_a_disk_that_is_full_at_any_write_is_a_clear_error_or_the_right_bytes(
+async def test_full_disk_never_publishes_wrong_bytes(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From no space at all up to enough: whatever write is the first to fail, nothing is left of it."""
+    """Pull with more and more free space, so that each write fails once. A failed pull must leave nothing."""
     monkeypatch.setattr(SpaceManager, "ensure_space", lambda *_: None)  # it would refuse most of these pulls
     outcomes = set()
     with small_file_system(tmp_path, 8) as mount:
         images = await make_service(faulty.host, data_dir=mount / "data")
         digest = await images.resolve(faulty.reference())
-        for room_kib in (0, 4, 8, 16, 32, 64, 256, 1000, 1900, 2000, 2040, 2080, 2120, 2200, 2400, 3000):
-            fill(mount / "filler", leave_kib=room_kib)
+        for free_kib in (0, 4, 8, 16, 32, 64, 256, 1000, 1900, 2000, 2040, 2080, 2120, 2200, 2400, 3000):
+            fill(mount / "filler", leave_kib=free_kib)
             try:
                 await images.pull(faulty.reference(), digest)
             except (DiskTooSmallError, StoreError):
                 outcomes.add("refused")
             else:
                 outcomes.add("pulled")
-            for image in await images.list():  # it may be whole, and only its name not noted
+            for image in await images.list():  # the image may be complete, without a recorded reference
                 assert sha256_of((await images.local(image.digest)).disk) == sha256_of(disk)
             fill(mount / "filler")
-            await images.remove(digest)  # which must work on a disk without a free byte
+            await images.remove(digest)  # must work on a disk without a free byte
             assert await images.list() == ()
             assert staged(images) == []
             (mount / "filler").unlink()
@@ -384,7 +371,7 @@ async def test_a_disk_that_is_full_at_any_write_is_a_clear_error_or_the_right_by
     assert outcomes == {"refused", "pulled"}
 
 
-async def test_a_disk_that_fills_up_half_way_is_freed_again(
+async def test_pull_frees_the_disk_that_it_filled(
     faulty: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     with small_file_system(tmp_path, 5) as mount:

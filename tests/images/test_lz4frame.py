@@ -16,7 +16,7 @@ from tests.images.tartlike import back_referring_frame
 
 
 class LikeLibcompression:
-    """libcompression's two calls as its header declares them, over liblz4: what it decodes, without a dictionary."""
+    """The two calls of libcompression as in its header, implemented by liblz4 without a dictionary."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(lz4.block._block.__file__)
@@ -35,14 +35,14 @@ class LikeLibcompression:
 
 
 def apples() -> LibcompressionCodec:
-    """Return the codec for macOS, over the real library where there is one."""
+    """Return the codec for macOS, with the real library if it exists."""
     library = ctypes.CDLL("/usr/lib/libcompression.dylib") if sys.platform == "darwin" else LikeLibcompression()
     return LibcompressionCodec(library, PackageCodec())  # type: ignore[arg-type]
 
 
 CODECS: list[BlockCodec] = [best_codec(), PackageCodec(), apples()]
 
-# Runs and noise in turn: what disks are made of.
+# Runs and random data in alternation, as on disks.
 raws = st.lists(
     st.one_of(
         st.binary(max_size=3000),
@@ -64,14 +64,14 @@ def decode(stream: bytes, size: int, codec: BlockCodec, *, step: int = 1 << 20) 
     return bytes(out)
 
 
-def test_the_library_that_frees_the_interpreter_is_found_here() -> None:
+def test_native_codec_is_found() -> None:
     assert isinstance(best_codec(), NativeCodec)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
 @settings(max_examples=60, deadline=None)
 @given(raw=raws, step=st.integers(1, 70_000))
-def test_what_was_encoded_decodes_in_pieces_of_any_size(codec: BlockCodec, raw: bytes, step: int) -> None:
+def test_encoded_data_decodes_in_pieces_of_any_size(codec: BlockCodec, raw: bytes, step: int) -> None:
     stream, lengths = encode_frame(memoryview(bytearray(raw)), codec)
     assert sum(lengths) + 4 == len(stream)
     assert len(lengths) == -(-len(raw) // BLOCK_BYTES)
@@ -80,7 +80,7 @@ def test_what_was_encoded_decodes_in_pieces_of_any_size(codec: BlockCodec, raw: 
 
 @settings(max_examples=30, deadline=None)
 @given(raw=raws)
-def test_each_block_of_ours_decodes_alone(raw: bytes) -> None:
+def test_encoded_blocks_are_independent(raw: bytes) -> None:
     codec = best_codec()
     stream, lengths = encode_frame(memoryview(bytearray(raw)), codec)
     at = 0
@@ -93,25 +93,25 @@ def test_each_block_of_ours_decodes_alone(raw: bytes) -> None:
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
 @settings(max_examples=30, deadline=None)
 @given(raw=raws.map(lambda raw: raw * 3), step=st.integers(1, 70_000))
-def test_blocks_that_refer_back_decode(codec: BlockCodec, raw: bytes, step: int) -> None:
+def test_blocks_with_back_references_decode(codec: BlockCodec, raw: bytes, step: int) -> None:
     assert decode(back_referring_frame(raw), len(raw), codec, step=step) == raw
 
 
-def test_references_reach_over_the_end_of_a_window() -> None:
+def test_back_references_cross_window_ends() -> None:
     raw = bytes(range(256)) * (4 * WINDOW_BYTES // 256)
     assert decode(back_referring_frame(raw), len(raw), best_codec()) == raw
 
 
 @settings(max_examples=200, deadline=None)
 @given(stream=st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda tail: b"bv41" + tail)))
-def test_garbage_is_an_error_and_never_a_crash(stream: bytes) -> None:
+def test_random_bytes_are_an_error_and_never_a_crash(stream: bytes) -> None:
     with pytest.raises(FrameError):
         decode(stream, 1000, best_codec())
 
 
 @settings(max_examples=100, deadline=None)
 @given(raw=raws, position=st.integers(0, 1 << 20), change=st.integers(1, 255))
-def test_a_changed_byte_never_writes_out_of_bounds(raw: bytes, position: int, change: int) -> None:
+def test_changed_byte_never_writes_out_of_bounds(raw: bytes, position: int, change: int) -> None:
     stream, _ = encode_frame(memoryview(bytearray(raw)), best_codec())
     stream[position % len(stream)] ^= change
     with suppress(FrameError):
@@ -138,13 +138,13 @@ HUGE = 100 * 10**9
         (struct.pack("<4sII", b"bv41", 1000, 3) + b"\x10a\x00", "does not decode"),
     ],
 )
-def test_lies_are_refused(stream: bytes, says: str) -> None:
+def test_wrong_sizes_are_rejected(stream: bytes, says: str) -> None:
     with pytest.raises(FrameError) as raised:
         decode(stream, 1000, best_codec())
     assert says in str(raised.value)
 
 
-def test_a_bomb_is_stopped_at_the_promised_size() -> None:
+def test_decoding_stops_at_the_expected_size() -> None:
     zeros = lz4.block.compress(bytes(MAX_BLOCK_BYTES), store_size=False)
     block = struct.pack("<4sII", b"bv41", MAX_BLOCK_BYTES, len(zeros)) + zeros
     written = 0

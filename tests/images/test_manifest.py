@@ -35,7 +35,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_chunks_lie_one_after_the_other() -> None:
+def test_chunk_offsets_are_contiguous() -> None:
     raw = json.dumps(document()).encode()
     manifest = parse_manifest(raw)
     assert [chunk.offset for chunk in manifest.chunks] == [0, 1 << 20]
@@ -43,14 +43,14 @@ def test_chunks_lie_one_after_the_other() -> None:
     assert manifest.total_bytes == 30
 
 
-def test_identity_is_that_of_the_bytes_and_not_of_their_meaning() -> None:
+def test_identity_is_the_digest_of_the_bytes() -> None:
     plain = json.dumps(document()).encode()
     escaped = plain.replace(b"/", rb"\/")
     assert parse_manifest(plain).chunks == parse_manifest(escaped).chunks
     assert parse_manifest(escaped).digest == f"sha256:{hashlib.sha256(escaped).hexdigest()}"
 
 
-def test_a_manifest_without_the_disk_size_is_accepted() -> None:
+def test_manifest_without_disk_size_is_accepted() -> None:
     changed = document()
     del changed["annotations"]
     assert parse_manifest(json.dumps(changed).encode()).disk_bytes == 2 << 20
@@ -103,14 +103,14 @@ def edited(*path: str | int, value: object) -> bytes:
         (edited("annotations", "org.cirruslabs.tart.uncompressed-disk-size", value="1024"), "claims"),
     ],
 )
-def test_what_is_no_vm_image_is_refused_with_the_reason(raw: bytes, says: str) -> None:
+def test_invalid_manifest_is_rejected_with_the_reason(raw: bytes, says: str) -> None:
     with pytest.raises(BadImageError) as raised:
         parse_manifest(raw)
     assert says in str(raised.value)
     assert len(str(raised.value)) < 500
 
 
-def test_a_million_layers_are_refused_before_they_are_read() -> None:
+def test_too_large_manifest_is_rejected_before_parsing() -> None:
     layer = b'{"mediaType":"application/vnd.cirruslabs.tart.disk.v2","digest":"%s","size":1}' % SOME.encode()
     raw = b'{"schemaVersion":2,"layers":[' + b",".join([layer] * 1_000_000) + b"]}"
     with pytest.raises(BadImageError, match="larger"):
@@ -126,7 +126,7 @@ json_values = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(value=json_values, where=st.integers(0, 200))
-def test_any_value_anywhere_is_parsed_or_refused(value: object, where: int) -> None:
+def test_any_value_is_parsed_or_rejected(value: object, where: int) -> None:
     places = list(_places(document()))
     path = places[where % len(places)]
     raw = edited(*path, value=value)
@@ -138,7 +138,7 @@ def test_any_value_anywhere_is_parsed_or_refused(value: object, where: int) -> N
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_refused(raw: bytes) -> None:
+def test_random_bytes_are_rejected(raw: bytes) -> None:
     with pytest.raises(BadImageError):
         parse_manifest(raw)
 
@@ -160,11 +160,11 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Any:
         (b'{"os":"darwin","diskFormat":"asif"}', "ASIF"),
     ],
 )
-def test_bad_vm_configurations_are_refused(raw: bytes, says: str) -> None:
+def test_invalid_vm_configuration_is_rejected(raw: bytes, says: str) -> None:
     with pytest.raises(BadImageError, match=says):
         parse_vm_config(raw)
 
 
-def test_tarts_defaults_hold() -> None:
+def test_vm_configuration_has_the_defaults_of_tart() -> None:
     config = parse_vm_config(b'{"version":1}')
     assert (config.os, config.arch) == ("darwin", "arm64")

@@ -1,4 +1,4 @@
-"""Mirrors in order, the registry itself behind them, and a cap on what all of it takes of the network."""
+"""Mirrors in their order with the origin as fallback, and the bandwidth limit of all sources."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def chunks(registry: FaultyRegistry) -> int:
     return len([seen for seen in registry.gets() if len(registry.blobs[seen.path.rpartition("/")[2]]) > 50_000])
 
 
-async def test_the_first_mirror_serves_all_blobs(trio: Trio, make_service: MakeService, disk: Path) -> None:
+async def test_first_mirror_serves_all_blobs(trio: Trio, make_service: MakeService, disk: Path) -> None:
     origin, first, second = trio
     images, digest = await pull(trio, make_service)
     assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
@@ -65,7 +65,7 @@ async def test_the_first_mirror_serves_all_blobs(trio: Trio, make_service: MakeS
 
 
 @pytest.mark.parametrize("fault", ["cut at 40 %", "500", "stall", "reset", "too short", "another range"])
-async def test_a_mirror_that_fails_is_left_for_the_next(
+async def test_next_mirror_is_used_when_one_fails(
     fault: str, trio: Trio, make_service: MakeService, disk: Path
 ) -> None:
     _, first, second = trio
@@ -73,10 +73,10 @@ async def test_a_mirror_that_fails_is_left_for_the_next(
     images, digest = await pull(trio, make_service)
     assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
     assert chunks(second) > 0
-    assert len(first.gets()) <= 8  # every stream met it at most once before it was left alone
+    assert len(first.gets()) <= 8  # every stream used it at most once before it was skipped
 
 
-async def test_without_any_mirror_the_registry_itself_serves(trio: Trio, make_service: MakeService, disk: Path) -> None:
+async def test_origin_serves_when_all_mirrors_fail(trio: Trio, make_service: MakeService, disk: Path) -> None:
     origin, first, second = trio
     first.blobs.clear()
     first.manifests.clear()
@@ -86,7 +86,7 @@ async def test_without_any_mirror_the_registry_itself_serves(trio: Trio, make_se
     assert chunks(origin) > 0
 
 
-async def test_a_lying_mirror_costs_one_try(trio: Trio, make_service: MakeService, disk: Path) -> None:
+async def test_corrupt_mirror_costs_one_attempt(trio: Trio, make_service: MakeService, disk: Path) -> None:
     origin, first, _ = trio
     first.arm("wrong bytes", times=float("inf"), only=lambda name: len(first.blobs[name]) > 50_000)
     images, digest = await pull(trio, make_service)
@@ -94,7 +94,9 @@ async def test_a_lying_mirror_costs_one_try(trio: Trio, make_service: MakeServic
     assert chunks(origin) > 0
 
 
-async def test_a_lying_manifest_is_asked_for_elsewhere(trio: Trio, make_service: MakeService, disk: Path) -> None:
+async def test_corrupt_manifest_is_fetched_from_another_source(
+    trio: Trio, make_service: MakeService, disk: Path
+) -> None:
     _, first, second = trio
     first.manifests = {name: content + b" " for name, content in first.manifests.items()}
     images, digest = await pull(trio, make_service)
@@ -102,7 +104,7 @@ async def test_a_lying_manifest_is_asked_for_elsewhere(trio: Trio, make_service:
     assert chunks(second) > 0
 
 
-async def test_what_the_registry_says_is_told_and_not_what_a_mirror_says(trio: Trio, make_service: MakeService) -> None:
+async def test_error_of_the_origin_is_reported(trio: Trio, make_service: MakeService) -> None:
     origin, first, second = trio
     for registry in trio:
         registry.arm("500", times=float("inf"))
@@ -116,7 +118,7 @@ async def test_what_the_registry_says_is_told_and_not_what_a_mirror_says(trio: T
 
 
 class Time:
-    """A clock that runs only when somebody sleeps."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -128,7 +130,7 @@ class Time:
         self.now_s += delay_s
 
 
-async def test_the_cap_holds_and_changes_apply_at_once() -> None:
+async def test_bandwidth_limit_holds_and_changes_immediately() -> None:
     time = Time()
     limiter = BandwidthLimiter(1000.0, clock=time.clock, sleep=time.sleep)
     for _ in range(50):
@@ -143,7 +145,7 @@ async def test_the_cap_holds_and_changes_apply_at_once() -> None:
     assert await limiter.take(10**12) == 0.0
 
 
-async def test_a_capped_pull_takes_its_time_and_is_not_taken_for_a_stall(
+async def test_limited_pull_is_not_treated_as_stalled(
     tmp_path: Path, executor: Executor, make_service: MakeService
 ) -> None:
     disk = write_disk(tmp_path / "d.img", mib=6, every=1)

@@ -1,4 +1,4 @@
-"""The plan: every byte of the disk comes from exactly one place, and whatever it says rebuilds the right bytes."""
+"""Plans: every byte of the disk has exactly one source, and executing a plan gives the right bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OLD = Path("/old/disk.img")
 
 
 def block(letter: str) -> bytes:
-    """Return a block's bytes: '0' is zeros, any other letter its own noise, which LZ4 cannot shrink much."""
+    """Return the bytes of a block: zeros for '0', for each other letter its own data that LZ4 cannot shrink much."""
     if letter == "0":
         return bytes(BLOCK_BYTES)
     return hashlib.shake_128(letter.encode()).digest(BLOCK_BYTES)
@@ -47,7 +47,7 @@ def disk(letters: str) -> bytes:
 
 
 def image(letters: str) -> tuple[Manifest, list[ChunkBlocks | None], list[bytes]]:
-    """Make a manifest, its block index and its blobs from one letter per block, eight blocks to a chunk."""
+    """Create a manifest, its block index and its blobs. Each letter is a block; a chunk has eight blocks."""
     raw = disk(letters)
     chunks, index, blobs = [], [], []
     for offset in range(0, len(raw), CHUNK):
@@ -62,7 +62,7 @@ def image(letters: str) -> tuple[Manifest, list[ChunkBlocks | None], list[bytes]
 
 
 def local_content(letters: str, manifest: Manifest) -> LocalContent:
-    """Return what a disk of these letters can give to an image."""
+    """Return the data of a disk of these letters that an image can reuse."""
     raw = disk(letters)
     whole = {digest_of(raw[at : at + CHUNK]): Spot(OLD, at) for at in range(0, len(raw), CHUNK)}
     blocks = {
@@ -81,7 +81,7 @@ letters = st.text("00abcdefgh", min_size=1, max_size=40)
 
 @settings(max_examples=60, deadline=None)
 @given(old=letters, new=letters, done=st.sets(st.integers(0, 4)))
-def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: set[int]) -> None:
+def test_every_chunk_is_planned_exactly_once(old: str, new: str, done: set[int]) -> None:
     manifest, index, _ = image(new)
     done &= set(range(len(manifest.chunks)))
     known = local_content(old, manifest)
@@ -95,15 +95,13 @@ def test_every_chunk_has_exactly_one_way_to_be_right(old: str, new: str, done: s
         assert {manifest.chunks[number].raw_digest for number in fetch.numbers} == {fetch.chunk.raw_digest}
         assert fetch.offsets == tuple(manifest.chunks[number].offset for number in fetch.numbers)
     assert all(not disk(new)[n * CHUNK : (n + 1) * CHUNK].strip(b"\0") for n in outline.holes)
-    for rebuild in (*plan.rebuilds, *plan.repeats):  # never more than the whole chunk would have cost
+    for rebuild in (*plan.rebuilds, *plan.repeats):  # never more bytes than the whole chunk
         assert sum(step.size for step in rebuild.remote) <= rebuild.fetch.blob.size
 
 
 @settings(max_examples=40, deadline=None)
 @given(old=letters, new=letters, portion=st.integers(1, 5))
-def test_what_a_plan_rebuilds_is_the_image(
-    old: str, new: str, portion: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_plan_rebuilds_the_image(old: str, new: str, portion: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("plan")
     (folder / "old").write_bytes(disk(old))
     manifest, index, blobs = image(new)
@@ -127,7 +125,7 @@ def test_what_a_plan_rebuilds_is_the_image(
 
 
 def make_chunk(job: Fetch | Rebuild, blob: bytes, descriptor: int) -> None:
-    """Do one job of a plan as a worker does. Raises `CorruptChunkError` when it gives other bytes than promised."""
+    """Execute one job of a plan like a worker. Raises `CorruptChunkError` if the bytes do not match the manifest."""
     if isinstance(job, Fetch):
         whole = ChunkWriter(job, RawWriter(job, descriptor), CODEC)
         whole.feed(memoryview(bytearray(blob)))
@@ -141,8 +139,8 @@ def make_chunk(job: Fetch | Rebuild, blob: bytes, descriptor: int) -> None:
 
 
 @given(st.lists(st.integers(0, 300), max_size=60))
-def test_portions_leave_nothing_out_and_stay_small(blocks: list[int]) -> None:
-    """What is known of blocks at once is bounded, whatever the size of the image."""
+def test_portions_are_complete_and_bounded(blocks: list[int]) -> None:
+    """The number of block locations in memory is bounded, whatever the size of the image."""
     index = [ChunkBlocks(range(count * 1000), b"") if count else None for count in blocks]
     wanted = [(number,) for number in range(len(blocks))]
     found = list(portions(wanted, index))
@@ -158,7 +156,7 @@ def steps(old: str, new: str) -> tuple[Rebuild, ...] | tuple[Fetch, ...]:
 
 
 def kinds(old: str, new: str) -> str:
-    """Return the steps of a one-chunk rebuild as letters, one per block: local, zeros, remote; F when fetched whole."""
+    """Return the steps for one chunk, a letter per block: L local, space zeros, R remote; or F if fetched whole."""
     (job,) = steps(old, new)
     if isinstance(job, Fetch):
         return "F"
@@ -174,22 +172,22 @@ def kinds(old: str, new: str) -> str:
         ("abcdefgh", "abcdefgX", "LLLLLLL R"),
         ("abcdefgh", "Xbcdefgh", "R LLLLLLL"),
         ("abcdefgh", "XbcdefgY", "R LLLLLL R"),
-        ("abcdefgh", "XbcdeYgh", "RRRRRR LL"),  # a gap of BRIDGE_BLOCKS is fetched along
-        ("abcdefgh", "XbcdefYh", "R LLLLL R L"),  # one more is not
+        ("abcdefgh", "XbcdeYgh", "RRRRRR LL"),  # a gap of BRIDGE_BLOCKS is fetched too
+        ("abcdefgh", "XbcdefYh", "R LLLLL R L"),  # a longer gap is not
         ("abcdefgh", "hgfedcba", "L L L L L L L L"),
         ("abcdefgh", "a000000X", "L ZZZZZZ R"),
-        ("abcdefgh", "0000000X", "F"),  # the zeros weigh nothing, so the block is nearly the whole blob
+        ("abcdefgh", "0000000X", "F"),  # zeros compress to almost nothing, so the block is nearly the whole blob
         ("abcdefgh", "ijklmnop", "F"),
         ("abcdefgh", "ijklmnoa", "RRRRRRR L"),
         ("z", "abcdefgh", "F"),
     ],
 )
-def test_the_cheapest_steps_are_chosen(old: str, new: str, expected: str) -> None:
+def test_plan_chooses_the_cheapest_steps(old: str, new: str, expected: str) -> None:
     assert BRIDGE_BLOCKS == 4
     assert kinds(old, new) == expected
 
 
-def test_a_new_block_moves_once() -> None:
+def test_new_block_is_fetched_once() -> None:
     manifest, index, _ = image("abcdefgX" + "XXXXefgh" + "abcXefgY")
     known = local_content("abcdefgh", manifest)
     plan = make_plan(manifest, missing(manifest), local=known, index=index, own_disk=Path("/new"))
@@ -205,7 +203,7 @@ def test_equal_chunks_are_fetched_once() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(letters)
-def test_an_index_round_trips(text: str) -> None:
+def test_block_index_round_trips(text: str) -> None:
     manifest, index, _ = image(text)
     raw = encode_index(index)
     found = decode_index(raw, manifest)
@@ -214,7 +212,7 @@ def test_an_index_round_trips(text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), text=letters)
-def test_a_changed_index_is_refused_or_keeps_its_shape(data: st.DataObject, text: str) -> None:
+def test_changed_index_is_rejected_or_keeps_its_shape(data: st.DataObject, text: str) -> None:
     manifest, index, _ = image(text)
     raw = bytearray(encode_index(index))
     at = data.draw(st.integers(0, len(raw) - 1))

@@ -1,4 +1,4 @@
-"""Progress: bytes, rate and time left, from a clock that the test holds."""
+"""Bytes, rate and remaining time of a pull, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Clock:
         return self.now_s
 
 
-def test_rate_and_time_left_follow_the_last_seconds() -> None:
+def test_rate_and_eta_follow_the_last_seconds() -> None:
     clock = Clock()
     tracker = PullProgressTracker("host/a:v1", "sha256:00", source="host/a", clock=clock)
     tracker.set_total(1000)
@@ -28,7 +28,7 @@ def test_rate_and_time_left_follow_the_last_seconds() -> None:
     assert now.eta_s == 6.0
 
 
-def test_an_old_rate_is_forgotten() -> None:
+def test_old_rate_is_discarded() -> None:
     clock = Clock()
     tracker = PullProgressTracker("host/a:v1", "sha256:00", clock=clock)
     tracker.set_total(10**6)
@@ -39,7 +39,7 @@ def test_an_old_rate_is_forgotten() -> None:
     assert 9 <= tracker.snapshot().rate_bytes_per_s <= 12
 
 
-def test_what_was_here_counts_as_done_and_not_as_fetched() -> None:
+def test_local_bytes_count_as_done_and_not_as_fetched() -> None:
     tracker = PullProgressTracker("host/a:v1", "sha256:00", clock=Clock())
     tracker.set_total(100)
     tracker.add_done(100)

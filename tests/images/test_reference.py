@@ -23,7 +23,7 @@ paths = st.lists(st.from_regex(r"[A-Za-z0-9_.:-]{1,6}", fullmatch=True), min_siz
 
 
 @given(hosts, ports, namespaces, targets)
-def test_a_registry_reference_round_trips(host: str, port: str, namespace: str, target: str) -> None:
+def test_registry_reference_round_trips(host: str, port: str, namespace: str, target: str) -> None:
     text = f"{host}{port}/{namespace}{target}"
     parsed = parse_reference(text)
     assert parsed.name == RegistryName(f"{host}{port}", namespace)
@@ -33,21 +33,21 @@ def test_a_registry_reference_round_trips(host: str, port: str, namespace: str, 
 
 
 @given(paths.filter(lambda path: ".." not in path.split("/")), targets)
-def test_a_layout_reference_round_trips(path: str, target: str) -> None:
+def test_layout_reference_round_trips(path: str, target: str) -> None:
     parsed = parse_reference(f"oci-layout:/{path}{target}")
     assert parsed.name == LayoutName(Path(f"/{path}"))
     assert parse_reference(str(parsed)) == parsed
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_a_reference_or_a_clear_error(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     with suppress(BadReferenceError):
         parsed = parse_reference(text)
         assert parse_reference(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize("text", ["host.example/a/b", "oci-layout:/srv/images"])
-def test_no_target_means_latest(text: str) -> None:
+def test_default_tag_is_latest(text: str) -> None:
     assert parse_reference(text).tag == "latest"
 
 
@@ -78,14 +78,14 @@ def test_no_target_means_latest(text: str) -> None:
         ("x" * 2000, "longer"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, says: str) -> None:
+def test_error_names_the_invalid_part(text: str, says: str) -> None:
     with pytest.raises(BadReferenceError) as raised:
         parse_reference(text)
     assert says in raised.value.message
     assert raised.value.remedy
 
 
-def test_a_digest_is_canonical_or_none() -> None:
+def test_digest_must_be_canonical() -> None:
     assert is_digest(DIGEST)
     assert not is_digest(f"{DIGEST}\n")
     assert not is_digest(DIGEST.replace("sha256", "sha512"))

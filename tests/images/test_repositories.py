@@ -1,4 +1,4 @@
-"""The conformance suite of repositories: whatever holds images must do all of this, and fail in these ways."""
+"""The conformance suite of repositories: required behaviour and errors of every implementation."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BLOB = Blob(digest_of(CONTENT), len(CONTENT))
 ARTIFACT = "application/vnd.tests.artifact.v1"
 
 
-class Open(Protocol):
-    """Opens a repository of the place under test; every call for the same name, the same one."""
+class OpenRepository(Protocol):
+    """Opens a repository of the implementation under test. The same name always gives the same repository."""
 
     def __call__(self, name: str = "one") -> Repository: ...
 
 
 @pytest.fixture(params=["layout", "registry", "mirrored"])
-async def open_repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+async def open_repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenRepository]:
     if request.param == "layout":
         repositories = Repositories({})
         yield lambda name="one": repositories.open(parse_reference(f"oci-layout:{tmp_path}/{name}"))
@@ -70,7 +70,7 @@ async def read(repository: Repository, blob: Blob, start: int, size: int) -> byt
     return bytes(found)
 
 
-async def test_a_blob_comes_back_whole_and_in_parts(open_repository: Open) -> None:
+async def test_blob_is_read_whole_and_in_ranges(open_repository: OpenRepository) -> None:
     repository = open_repository()
     assert not await repository.has(BLOB)
     await repository.put(BLOB, CONTENT)
@@ -82,20 +82,20 @@ async def test_a_blob_comes_back_whole_and_in_parts(open_repository: Open) -> No
     assert repository.ranged
 
 
-async def test_an_empty_blob_is_a_blob(open_repository: Open) -> None:
+async def test_empty_blob_is_stored(open_repository: OpenRepository) -> None:
     repository, empty = open_repository(), Blob(digest_of(b""), 0)
     await repository.put(empty, b"")
     assert await repository.has(empty)
 
 
-async def test_a_blob_of_another_size_than_promised_is_an_error(open_repository: Open) -> None:
+async def test_blob_of_another_size_is_an_error(open_repository: OpenRepository) -> None:
     repository = open_repository()
     await repository.put(BLOB, CONTENT)
     with pytest.raises(TransferError):
         await read(repository, Blob(BLOB.digest, BLOB.size + 10), 0, BLOB.size + 10)
 
 
-async def test_what_is_not_there_is_said_to_be_missing(open_repository: Open) -> None:
+async def test_missing_objects_are_reported(open_repository: OpenRepository) -> None:
     repository = open_repository()
     await repository.put(BLOB, CONTENT)
     await repository.put_manifest(manifest_of("a"), media_type=MANIFEST_TYPE, tag="v1")
@@ -110,7 +110,7 @@ async def test_what_is_not_there_is_said_to_be_missing(open_repository: Open) ->
             await question
 
 
-async def test_a_tag_names_a_manifest_byte_for_byte_and_moves(open_repository: Open) -> None:
+async def test_tag_names_an_exact_manifest_and_can_move(open_repository: OpenRepository) -> None:
     repository = open_repository()
     await repository.put(BLOB, CONTENT)
     for text in ("a", "b"):
@@ -122,7 +122,7 @@ async def test_a_tag_names_a_manifest_byte_for_byte_and_moves(open_repository: O
     assert await repository.manifest(digest_of(manifest_of("a"))) == manifest_of("a")
 
 
-async def test_an_artifact_is_found_by_what_it_is_attached_to(open_repository: Open) -> None:
+async def test_artifact_is_found_by_its_subject(open_repository: OpenRepository) -> None:
     repository = open_repository()
     await repository.put(BLOB, CONTENT)
     one, two = manifest_of("one"), manifest_of("two")
@@ -138,7 +138,7 @@ async def test_an_artifact_is_found_by_what_it_is_attached_to(open_repository: O
     assert await find_attached(repository, digest_of(two), ARTIFACT) is None
 
 
-async def test_a_blob_can_be_asked_for_from_elsewhere(open_repository: Open) -> None:
+async def test_blob_can_be_mounted_from_another_repository(open_repository: OpenRepository) -> None:
     one, two = open_repository("one"), open_repository("two")
     await one.put(BLOB, CONTENT)
     mounted = await two.mount(BLOB, "tests/one")
@@ -146,7 +146,7 @@ async def test_a_blob_can_be_asked_for_from_elsewhere(open_repository: Open) -> 
     assert not await two.mount(Blob(f"sha256:{'0' * 64}", 5), "tests/one")
 
 
-async def test_many_writers_at_once_lose_nothing(open_repository: Open) -> None:
+async def test_parallel_writers_lose_no_tag(open_repository: OpenRepository) -> None:
     repository = open_repository()
     await repository.put(BLOB, CONTENT)
 

@@ -32,7 +32,7 @@ async def skopeo_copy(source: str, target: str) -> None:
 
 
 @pytest.mark.registry
-async def test_what_was_pushed_to_a_registry_comes_back_the_same(
+async def test_pushed_image_is_pulled_unchanged(
     registry: RegistryProcess, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(registry.host)
@@ -61,7 +61,7 @@ async def test_what_was_pushed_to_a_registry_comes_back_the_same(
 
 
 @pytest.mark.registry
-async def test_skopeo_carries_an_image_to_a_layout_with_the_same_digest(
+async def test_skopeo_copies_to_a_layout_with_the_same_digest(
     registry: RegistryProcess, make_service: MakeService, disk: Path, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host)
@@ -76,7 +76,7 @@ async def test_skopeo_carries_an_image_to_a_layout_with_the_same_digest(
 
 
 @pytest.mark.registry
-async def test_skopeo_carries_an_image_from_our_layout_to_a_registry(
+async def test_skopeo_copies_from_a_layout_to_a_registry(
     registry: RegistryProcess, make_service: MakeService, disk: Path, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host)
@@ -96,7 +96,7 @@ async def test_holes_stay_holes(make_service: MakeService, tmp_path: Path) -> No
     assert pulled.stat().st_blocks * 512 <= disk.stat().st_blocks * 512 + pieces * 2 * 64 * 1024
 
 
-async def test_the_same_disk_is_the_same_image_and_uploaded_once(
+async def test_same_disk_gives_the_same_image_and_is_uploaded_once(
     registry: RegistryProcess, make_service: MakeService, disk: Path
 ) -> None:
     images = await make_service(registry.host)
@@ -118,7 +118,7 @@ async def test_the_same_disk_is_the_same_image_and_uploaded_once(
 
 
 @pytest.mark.registry
-async def test_chunks_of_another_repository_are_taken_over(
+async def test_chunks_of_another_repository_are_mounted(
     registry: RegistryProcess, make_service: MakeService, disk: Path, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host)
@@ -140,7 +140,7 @@ async def test_chunks_of_another_repository_are_taken_over(
     assert sha256_of((await images.local(digest)).disk) == sha256_of(new)
 
 
-async def test_empty_chunks_are_neither_uploaded_twice_nor_fetched(
+async def test_zero_chunks_are_uploaded_once_and_never_fetched(
     tmp_path: Path, executor: Executor, make_service: MakeService
 ) -> None:
     disk = write_disk(tmp_path / "d.img", mib=64, every=60)
@@ -152,7 +152,7 @@ async def test_empty_chunks_are_neither_uploaded_twice_nor_fetched(
     assert (await images.local(digest)).disk.stat().st_size == 64 * MIB
 
 
-async def test_an_image_of_tarts_own_making_pulls(tmp_path: Path, make_service: MakeService) -> None:
+async def test_image_pushed_by_tart_is_pulled(tmp_path: Path, make_service: MakeService) -> None:
     disk = write_disk(tmp_path / "d.img", mib=70, every=1)
     digest = write_tart_layout(tmp_path / "layout", disk, chunk_bytes=48 * MIB)
     images = await make_service()
@@ -163,7 +163,7 @@ async def test_an_image_of_tarts_own_making_pulls(tmp_path: Path, make_service: 
 
 
 @pytest.mark.registry
-async def test_a_password_is_used_and_a_wrong_one_named(
+async def test_password_is_used_and_a_wrong_one_reported(
     password_registry: RegistryProcess, make_service: MakeService, disk: Path
 ) -> None:
     host = password_registry.host
@@ -185,7 +185,7 @@ async def test_a_password_is_used_and_a_wrong_one_named(
 
 
 @pytest.mark.registry
-async def test_an_unknown_image_of_a_real_registry_is_named(
+async def test_unknown_image_of_a_real_registry_is_reported(
     registry: RegistryProcess, make_service: MakeService
 ) -> None:
     images = await make_service(registry.host)
@@ -193,9 +193,7 @@ async def test_an_unknown_image_of_a_real_registry_is_named(
         await images.resolve(f"{registry.host}/never/seen:v1")
 
 
-async def test_what_cannot_be_pushed_is_said_before_anything_is_uploaded(
-    make_service: MakeService, tmp_path: Path
-) -> None:
+async def test_invalid_disk_is_rejected_before_the_upload(make_service: MakeService, tmp_path: Path) -> None:
     images = await make_service()
     reference = f"oci-layout:{tmp_path}/layout:v1"
     (tmp_path / "odd").write_bytes(b"x" * 1000)
@@ -214,7 +212,7 @@ async def test_what_cannot_be_pushed_is_said_before_anything_is_uploaded(
     assert not (tmp_path / "layout").exists()
 
 
-async def test_writers_of_one_layout_do_not_lose_each_others_tags(
+async def test_parallel_writers_of_a_layout_keep_all_tags(
     make_service: MakeService, disk: Path, tmp_path: Path
 ) -> None:
     images = await make_service()

@@ -1,4 +1,4 @@
-"""An image pulled into a Tart home looks there exactly as if Tart had put it there (facts of Tart's on-disk layout)."""
+"""Images pulled to a Tart home. Their files must match those of Tart itself (facts of Tart's on-disk layout)."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ async def registry(tmp_path: Path, disk: Path) -> AsyncIterator[FaultyRegistry]:
 
 
 def tree(folder: Path) -> list[str]:
-    """Return every path below a folder; links with their targets."""
+    """Return every path below a folder, links with their targets."""
     return sorted(
         f"{path.relative_to(folder)}{f' -> {path.readlink()}' if path.is_symlink() else ''}"
         for path in folder.rglob("*")
     )
 
 
-async def test_tree_link_mark_and_bytes_are_tarts(
+async def test_files_match_those_of_tart(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path, disk: Path
 ) -> None:
     home = tmp_path / "tart"
@@ -83,7 +83,7 @@ async def test_tree_link_mark_and_bytes_are_tarts(
     assert (await images.local(digest)).directory == entry
 
 
-async def test_a_moved_tag_moves_the_link_and_keeps_the_old_version(
+async def test_moved_tag_moves_the_link_and_keeps_the_old_version(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host, store=TartHome(tmp_path / "tart"))
@@ -99,7 +99,7 @@ async def test_a_moved_tag_moves_the_link_and_keeps_the_old_version(
     assert await images.find(f"{registry.host}/tests/image@{first}") == first
 
 
-async def test_the_same_version_of_another_repository_shares_its_disk(
+async def test_version_of_two_repositories_shares_its_disk(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     home = tmp_path / "tart"
@@ -117,7 +117,7 @@ async def test_the_same_version_of_another_repository_shares_its_disk(
     assert tree(folder) == ["copy", "image"]
 
 
-async def test_publishing_waits_for_tarts_lock(
+async def test_publish_waits_for_the_lock_of_tart(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     store = TartHome(tmp_path / "tart")
@@ -137,7 +137,7 @@ async def test_publishing_waits_for_tarts_lock(
     assert [image.digest for image in await images.list()] == [digest]
 
 
-async def test_a_lock_that_is_never_given_up_is_an_error(
+async def test_publish_fails_when_the_lock_is_never_released(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.images.concurrency.BUSY_DEADLINE_S", 0.5)
@@ -149,7 +149,7 @@ async def test_a_lock_that_is_never_given_up_is_an_error(
         await images.pull(registry.reference(), digest)
 
 
-async def test_who_waits_for_a_lock_can_be_cancelled(
+async def test_waiting_for_a_lock_can_be_cancelled(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host, store=TartHome(tmp_path / "tart"))
@@ -171,7 +171,7 @@ sys.stdin.read()
 """
 
 
-async def test_what_tart_has_open_is_not_removed(
+async def test_image_open_in_tart_is_not_removed(
     registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
 ) -> None:
     images = await make_service(registry.host, store=TartHome(tmp_path / "tart"))
@@ -192,13 +192,15 @@ async def test_what_tart_has_open_is_not_removed(
     assert await images.list() == ()
 
 
-async def test_a_layout_has_no_place_in_a_tart_home(make_service: MakeService, tmp_path: Path, disk: Path) -> None:
+async def test_layout_reference_is_rejected_in_a_tart_home(
+    make_service: MakeService, tmp_path: Path, disk: Path
+) -> None:
     digest = write_tart_layout(tmp_path / "own", disk)
     images = await make_service(store=TartHome(tmp_path / "tart"))
     with pytest.raises(BadReferenceError, match="has no registry"):
         await images.pull(f"oci-layout:{tmp_path}/own:v1", digest)
 
 
-def test_the_lock_question_is_laid_out_as_this_system_does() -> None:
+def test_lock_structure_matches_this_system() -> None:
     answer = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
     assert len(answer) == struct.calcsize("hhlli0l")

@@ -1,4 +1,4 @@
-"""Fewer requests at once while the registry is overloaded, and all of them again when it is not."""
+"""The limit of parallel requests, which is reduced while the registry is overloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from agent.images.transfer_limits import StreamLimiter
 
 
-async def most_at_once(streams: StreamLimiter, jobs: int) -> int:
+async def max_parallel(streams: StreamLimiter, jobs: int) -> int:
     active = most = 0
 
     async def job() -> None:
@@ -23,24 +23,24 @@ async def most_at_once(streams: StreamLimiter, jobs: int) -> int:
     return most
 
 
-async def test_as_many_as_allowed_and_no_more() -> None:
-    assert await most_at_once(StreamLimiter(8), 30) == 8
-    assert await most_at_once(StreamLimiter(8), 3) == 3
+async def test_parallel_requests_are_limited() -> None:
+    assert await max_parallel(StreamLimiter(8), 30) == 8
+    assert await max_parallel(StreamLimiter(8), 3) == 3
 
 
-async def test_overload_halves_and_success_restores() -> None:
+async def test_overload_halves_the_limit_and_success_restores_it() -> None:
     streams = StreamLimiter(8)
     streams.record_overload()
-    assert await most_at_once(streams, 30) == 4
+    assert await max_parallel(streams, 30) == 4
     for _ in range(10):
         streams.record_overload()
-    assert await most_at_once(streams, 10) == 1
+    assert await max_parallel(streams, 10) == 1
     for _ in range(40):
         streams.record_success()
-    assert await most_at_once(streams, 30) == 8
+    assert await max_parallel(streams, 30) == 8
 
 
-async def test_who_waits_is_let_in_when_the_limit_grows() -> None:
+async def test_waiter_is_admitted_when_a_slot_is_free() -> None:
     streams = StreamLimiter(2)
     streams.record_overload()
     inside: list[int] = []
@@ -60,11 +60,11 @@ async def test_who_waits_is_let_in_when_the_limit_grows() -> None:
     assert inside == [0, 1, 2]
 
 
-async def test_a_cancelled_waiter_takes_no_slot() -> None:
+async def test_cancelled_waiter_takes_no_slot() -> None:
     streams = StreamLimiter(1)
     async with streams.slot():
-        waiter = asyncio.create_task(most_at_once(streams, 1))
+        waiter = asyncio.create_task(max_parallel(streams, 1))
         await asyncio.sleep(0)
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
-    assert await asyncio.wait_for(most_at_once(streams, 2), 1) == 1
+    assert await asyncio.wait_for(max_parallel(streams, 2), 1) == 1

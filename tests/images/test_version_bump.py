@@ -1,4 +1,4 @@
-"""A new version moves the blocks that changed, and what is here comes from here: by clone, by copy, by block."""
+"""Pulls of a new version: only changed blocks are fetched; the rest is cloned or copied from local images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCK = 64 << 10
 
 
 def bumped(disk: Path, target: Path) -> Path:
-    """Write the next version of a disk: some blocks changed, some zeroed, one MiB moved, one appended to."""
+    """Write the next version of a disk: with changed and zeroed blocks, one moved MiB, and appended data."""
     chance = random.Random(7)
     content = bytearray(disk.read_bytes())
     for at in (3 * MIB + BLOCK, 6 * MIB + 2 * BLOCK):
@@ -47,7 +47,7 @@ def bumped(disk: Path, target: Path) -> Path:
 
 @pytest.fixture
 async def versions(tmp_path: Path, disk: Path, executor: Executor) -> AsyncIterator[tuple[FaultyRegistry, str, str]]:
-    """A registry with two versions of an image, v1 and v2, block indexes by the referrers tag schema."""
+    """A registry with two versions of an image, v1 and v2, and their block indexes by the referrers tag schema."""
     layout = tmp_path / "layout"
     registry = FaultyRegistry()
     first = await push_layout(disk, layout, executor, tag="v1", chunk_bytes=4 * MIB)
@@ -63,7 +63,7 @@ async def pull(images: ImageService, registry: FaultyRegistry, tag: str) -> Path
     return (await images.local(digest)).disk
 
 
-async def test_a_bump_moves_the_changed_blocks_only(
+async def test_update_fetches_only_changed_blocks(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, _, second = versions
@@ -80,7 +80,7 @@ async def test_a_bump_moves_the_changed_blocks_only(
     assert all(0 < size <= BLOCK + 100 for size in moved)
 
 
-async def test_a_registry_with_the_referrers_api_is_asked_by_it(
+async def test_referrers_api_is_used_when_supported(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, first, second = versions
@@ -95,7 +95,7 @@ async def test_a_registry_with_the_referrers_api_is_asked_by_it(
     assert not [seen for seen in registry.seen if seen.path.endswith(tags[second])]
 
 
-async def test_without_an_index_equal_chunks_are_still_taken_from_here(
+async def test_equal_chunks_are_reused_without_an_index(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, first, second = versions
@@ -111,7 +111,7 @@ async def test_without_an_index_equal_chunks_are_still_taken_from_here(
 
 
 def _shuffled(index: bytes) -> bytes:
-    """Let every digest of an index stand for another block."""
+    """Return an index whose digests are shuffled between the blocks."""
     changed = bytearray(index)
     head = 12 + 64 * 4
     for at in range(head, head + 64 * 16 - 16, 32):
@@ -130,7 +130,7 @@ def _shuffled(index: bytes) -> bytes:
     ],
     ids=["empty", "short", "garbage", "long", "shuffled"],
 )
-async def test_a_lying_index_costs_time_and_nothing_else(
+async def test_wrong_index_does_not_change_the_image(
     lie: object, versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, _, second = versions
@@ -141,7 +141,7 @@ async def test_a_lying_index_costs_time_and_nothing_else(
 
 
 def _replace_index(registry: FaultyRegistry, subject: str, lie: object) -> None:
-    """Attach another block index to an image, as whoever may push to the registry can."""
+    """Attach another block index to an image, which needs only push access to the registry."""
     assert callable(lie)
     tag = subject.replace(":", "-")
     listing = json.loads(registry.manifests[tag])
@@ -154,7 +154,7 @@ def _replace_index(registry: FaultyRegistry, subject: str, lie: object) -> None:
     registry.manifests |= {digest_of(raw): raw, tag: json.dumps(listing).encode()}
 
 
-async def test_a_rotten_base_is_noticed_and_the_chunk_fetched_whole(
+async def test_chunk_is_fetched_when_the_base_is_damaged(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, _, _ = versions
@@ -167,7 +167,7 @@ async def test_a_rotten_base_is_noticed_and_the_chunk_fetched_whole(
     assert sha256_of(await pull(images, registry, "v2")) == sha256_of(tmp_path / "v2.img")
 
 
-async def test_a_lost_chunk_index_is_made_anew(
+async def test_lost_chunk_index_is_rebuilt(
     versions: tuple[FaultyRegistry, str, str], make_service: MakeService, tmp_path: Path
 ) -> None:
     registry, _, second = versions
@@ -181,7 +181,7 @@ async def test_a_lost_chunk_index_is_made_anew(
     assert all(seen.range for seen in registry.gets(largest.blob.digest))
 
 
-async def test_a_clone_shares_its_blocks_with_the_old_version(
+async def test_clone_shares_blocks_with_the_old_version(
     tmp_path: Path, executor: Executor, make_service: MakeService
 ) -> None:
     disk = write_disk(tmp_path / "v1.img", mib=48, every=1)
@@ -200,7 +200,7 @@ async def test_a_clone_shares_its_blocks_with_the_old_version(
 
 
 @pytest.mark.registry
-async def test_a_real_registry_carries_the_index(
+async def test_real_registry_stores_the_index(
     registry: RegistryProcess, tmp_path: Path, disk: Path, make_service: MakeService
 ) -> None:
     images = await make_service(registry.host)

@@ -1,4 +1,4 @@
-"""Bearer tokens for the faulty registry: a real token server, whose tokens wear out and which can refuse for ever."""
+"""A token server for the faulty registry. Its tokens expire after a number of uses, and it can deny all access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenServer:
-    """Gives out tokens good for `uses` requests each, to `user` with `password` or the refresh token `identity`."""
+    """Issues tokens for `uses` requests each, to `user` with `password`, or to the refresh token `identity`."""
 
     user: str = "builder"
     password: str = "se:cret"
@@ -31,7 +31,7 @@ class TokenServer:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Serve `/token`, and let only bearers of a good token further."""
+        """Serve `/token`, and pass on only requests with a valid token."""
         if request.path == "/token":
             return await self._token(request)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -44,12 +44,12 @@ class TokenServer:
 
     async def _token(self, request: web.Request) -> web.StreamResponse:
         form = await request.post() if request.method == "POST" else {}
-        asked = {**request.query, **{key: str(value) for key, value in form.items()}}
+        parameters = {**request.query, **{key: str(value) for key, value in form.items()}}
         basic = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         known = request.headers.get("Authorization") == f"Basic {basic}"
-        if not known and asked.get("refresh_token") != self.identity:
+        if not known and parameters.get("refresh_token") != self.identity:
             return web.Response(status=401)
-        self.answers.append(asked)
+        self.answers.append(parameters)
         token = f"token-{next(self._numbers)}"
         self.left[token] = self.uses
         key = "access_token" if request.method == "POST" else "token"
