@@ -36,10 +36,8 @@ NOT_YET: Final[frozenset[str]] = frozenset(
     {
         "agent/api",
         "agent/engine",
-        "agent/images",
         "tests/api",
         "tests/hypervisors",
-        "tests/images",
         "tests/simulators",
     }
 )

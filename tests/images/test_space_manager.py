@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.domain.model import Image
 from agent.images.errors import DiskTooSmallError, ImageNotFoundError
-from agent.images.space_manager import StoreSpace, describe_largest, select_sufficient_evictions
+from agent.images.space_manager import SpaceManager, StoreSpace, describe_largest, select_sufficient_evictions
 from tests.images.disks import MIB, push_layout, write_disk
 from tests.images.test_lifecycle import small_file_system, staged
 
@@ -65,6 +66,34 @@ def test_largest_images_are_listed_first() -> None:
     text = describe_largest(images, {"sha256:7"})
     assert text.startswith("host/a:7 7 MiB (in use), host/a:6 6 MiB")
     assert text.endswith("and 3 more")
+
+
+class ClonesStore:
+    """A store whose images share half of their blocks, so that an eviction frees only half of its counted bytes."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        self.root = root
+        self.staging = SimpleNamespace(sweep=lambda **_: 0)
+        self.images = [Image(f"sha256:{n}", allocated_bytes=100, last_used_at_s=float(n)) for n in range(count)]
+        self.free = 0
+
+    def list(self) -> tuple[Image, ...]:
+        return tuple(self.images)
+
+    def remove(self, digest: str) -> None:
+        self.images = [image for image in self.images if image.digest != digest]
+        self.free += 50
+
+
+@pytest.mark.parametrize(("needed", "evicted"), [(50, 1), (100, 2), (150, 3)])
+def test_evictions_are_selected_again_when_one_frees_too_little(
+    needed: int, evicted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = ClonesStore(tmp_path, 4)
+    index: Any = SimpleNamespace(drop=lambda _: None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=store.free))
+    SpaceManager(store, index, reserve_bytes=0, in_use=tuple).ensure_space("sha256:new", needed)
+    assert [image.digest for image in store.images] == [f"sha256:{n}" for n in range(evicted, 4)]
 
 
 async def pull_versions(images: ImageService, tmp_path: Path, executor: Executor, count: int) -> list[str]:
