@@ -35,19 +35,19 @@ def problem(kind: str, message: str) -> Condition:
 
 
 def ready(engine: MemoryEngine) -> None:
-    """Two warm VMs, and nothing to complain about."""
+    """Two warm VMs and no problem."""
     engine.vms = {name: vm(name) for name in ("hearth-small-1", "hearth-small-2")}
 
 
 def filling(engine: MemoryEngine) -> None:
-    """A new host: the image is on its way, nothing runs yet."""
+    """A new host: the image is being pulled, no VM runs yet."""
     engine.vms = {}
     engine.rollouts = {"small": replace(engine.rollouts["small"], serving=None, target=COMING, phase=Phase.PULLING)}
     engine.pulling = (PullProgress(SMALL.image, COMING, 26_843_545_600, 6_710_886_400, 6_710_886_400, 2.5e8, 80.5),)
 
 
 def busy(engine: MemoryEngine) -> None:
-    """Every slot is leased or on its way out: nothing more fits."""
+    """The VM of every slot is leased or being torn down: no other VM fits."""
     engine.vms = {
         "hearth-small-1": vm("hearth-small-1", VmState.LEASED),
         "hearth-small-2": vm("hearth-small-2", VmState.STOPPING),
@@ -55,7 +55,7 @@ def busy(engine: MemoryEngine) -> None:
 
 
 def failing(engine: MemoryEngine) -> None:
-    """A VM died, and a version that cannot be pulled is left alone for a while."""
+    """A VM died, and the breaker of a version that cannot be pulled is open."""
     ready(engine)
     failed = Failure(Cause.EXITED, "its process ended with code 1", NOW_S - 5)
     engine.vms["hearth-small-2"] = replace(vm("hearth-small-2", VmState.FAILED), failure=failed)
@@ -67,7 +67,7 @@ def failing(engine: MemoryEngine) -> None:
 
 
 def foreign(engine: MemoryEngine) -> None:
-    """VMs that are not ours hold more slots than there are: the host is overcommitted, and no figure is negative."""
+    """Foreign VMs hold more slots than the host has: it is overcommitted, and no figure is negative."""
     ready(engine)
     engine.foreign_slots = 2
 
@@ -86,25 +86,25 @@ def large(engine: MemoryEngine) -> None:
 
 
 def cordoned(engine: MemoryEngine) -> None:
-    """An operator lets the host give no leases; its pools stay warm."""
+    """An operator cordoned the host: it grants no leases, and its pools stay warm."""
     ready(engine)
     engine.mode = HostMode(Mode.CORDONED, NOW_S - 600, "new rack switch")
 
 
 def draining(engine: MemoryEngine) -> None:
-    """An operator empties the host: one lease is left."""
+    """An operator drains the host: one lease remains."""
     engine.vms = {"hearth-small-1": vm("hearth-small-1", VmState.LEASED)}
     engine.mode = HostMode(Mode.DRAINING, NOW_S - 600, "macOS update")
 
 
 def blind(engine: MemoryEngine) -> None:
-    """The hypervisor does not answer, so what is told of VMs is the last that was known."""
+    """The hypervisor does not answer: the VMs are those of the latest observation."""
     ready(engine)
     engine.posted = (problem("HypervisorResponding", "`tart list` did not end within 10 s"),)
 
 
 def stuck(engine: MemoryEngine) -> None:
-    """The agent's loop does not turn: nothing is known to be true any more."""
+    """The reconciler is stuck: no part is known to be current."""
     ready(engine)
     engine.age_s = STALE_AFTER_S + 5
 
