@@ -92,11 +92,13 @@ def test_remote_agent_options_work_with_mutual_tls(config: Path, hearth: Hearth,
             os.environ.pop(name)
 
 
-def test_local_command_refuses_host_option(hearth: Hearth) -> None:
+def test_local_command_refuses_host_option(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTH_HOST", "")  # the option sets it
     ended = hearth("--host", "https://mac-7", "logs")
     assert ended.code == ExitCode.USAGE
     assert "run it there" in ended.err
     assert "No such option" in hearth("logs", "--host", "https://mac-7").err
+    assert hearth("--host", "https://mac-7", "image", "pull", "registry/a:v1").code == ExitCode.USAGE
 
 
 @pytest.mark.parametrize("name", ["HEARTH_TOKEN_FILE", "HEARTH_CA", "HEARTH_CERT"])
