@@ -37,8 +37,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "agent/api",
         "agent/engine",
         "tests/api",
-        "tests/hypervisors",
-        "tests/simulators",
     }
 )
 

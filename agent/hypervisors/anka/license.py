@@ -1,4 +1,4 @@
-"""The state of Anka's license as a fact for people: without a valid one nothing starts."""
+"""The condition of Anka's license. Without a valid license no VM starts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 CONDITION: Final = "LicenseValid"
 UNFIT: Final = frozenset({"com.veertu.anka.run", "com.veertu.anka.develop"})
-"""Types that allow no CI host."""
+"""License types that do not permit CI hosts."""
 NOTICE: Final = timedelta(days=14)
 
 
 def license_fact(shown: Mapping[str, object], now: datetime) -> HealthFact:
-    """Return what `anka license show` means for this host."""
+    """Return the condition for the output of `anka license show`."""
     status, kind = str(shown.get("status", "unknown")), str(shown.get("license_type", ""))
     if status != "valid":
         message = (
-            f"Anka's license is {status}: no VM can be started. `anka license validate`, or `anka license activate KEY`"
+            f"Anka's license is {status}, so no VM starts: run `anka license validate` or `anka license activate KEY`"
         )
         return HealthFact(CONDITION, "LicenseInvalid", message)
     if kind in UNFIT:
-        message = f"Anka's license is of the type {kind}, which is not for CI hosts: activate an Anka Build license"
+        message = f"Anka's license type {kind} does not permit CI hosts: activate an Anka Build license"
         return HealthFact(CONDITION, "LicenseUnfit", message)
     expires = _day(str(shown.get("expires", "")))
     if expires is not None and expires - now < NOTICE:
@@ -35,7 +35,7 @@ def license_fact(shown: Mapping[str, object], now: datetime) -> HealthFact:
 
 
 def _day(text: str) -> datetime | None:
-    """Read a day as Anka writes it (17-aug-2025)."""
+    """Parse a date in Anka's format (17-aug-2025), None if it is not one."""
     try:
         return datetime.strptime(text, "%d-%b-%Y").replace(tzinfo=UTC)
     except ValueError:

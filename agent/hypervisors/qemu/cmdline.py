@@ -55,7 +55,7 @@ class LaunchOptions:
 
 
 def command_line(launch: LaunchOptions) -> list[str]:
-    """Return the whole command."""
+    """Return the program and its arguments."""
     machine, spec = launch.machine, launch.spec
     return [
         str(launch.binary),

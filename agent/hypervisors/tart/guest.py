@@ -60,7 +60,7 @@ def exec_transport(tool: TartTool, name: str, *, stdin: bool) -> GuestTransport:
 
 
 async def shut_down(tool: TartTool, name: str, *, timeout_s: float) -> bool:
-    """Request a shutdown of the guest. Returns whether it may have started: the guest may hang up before it answers."""
+    """Request a shutdown. Returns whether it may have started: the guest may disconnect before it answers."""
     try:
         result = await execute(tool, name, ("/bin/sh", "-c", SHUTDOWN), timeout_s=timeout_s)
     except GuestError as error:
