@@ -165,7 +165,7 @@ async def test_clone_refuses_images_for_other_machines(rig: QemuRig, driver: Hyp
 
 
 async def test_snapshot_is_removed_by_a_resume(rig: QemuRig, driver: Hypervisor) -> None:
-    pid = await start_vm(driver, rig)
+    pid = await start_vm(driver, rig, booted=True)
     await driver.suspend(NAME)
     assert (rig.vms / NAME / layout.SNAPSHOT).stat().st_size > 100_000
     await driver.resume(spec())
