@@ -40,6 +40,7 @@ def test_exec_returns_guest_exit_code_and_output(agent: Agent) -> None:
     assert is_released(agent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_exec_releases_vm_on_signal(agent: Agent, number: signal.Signals) -> None:
     async def wait_for_exec(engine: MemoryEngine) -> None:

@@ -184,6 +184,7 @@ def test_missing_log_error_names_path(tmp_path: Path, hearth: Hearth) -> None:
     assert str(tmp_path / "data" / "logs" / "hearth.log") in ended.err
 
 
+@pytest.mark.slow
 def test_logs_process_follows_rotating_log(tmp_path: Path) -> None:
     path = log_path(tmp_path)
     logs = configure(path=path, terminal=None, retention=Retention(max_bytes=400, budget_bytes=5 * 400))

@@ -43,6 +43,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launchd]:
     launchd.close()
 
 
+@pytest.mark.slow
 def test_service_is_installed_and_uninstalled(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     arguments = ("--config", tmp_path / "hearth.toml", "--program", tmp_path / "hearth")
     assert hearth("service", "status").code == ExitCode.NOT_FOUND
@@ -80,6 +81,7 @@ def test_second_agent_is_not_installed(mac: Launchd, hearth: Hearth, tmp_path: P
     assert len(mac.pids()) == 1
 
 
+@pytest.mark.slow
 def test_tart_agent_is_installed_for_user(mac: Launchd, hearth: Hearth, tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text(config.read_text().replace("anka", "tart"))

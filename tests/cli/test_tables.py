@@ -162,6 +162,7 @@ def read_until(terminal: int, text: str, limit_s: float = 15.0) -> str:
     return seen
 
 
+@pytest.mark.slow
 def test_watch_survives_agent_restart_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}

@@ -174,6 +174,7 @@ for _ in sys.stdin:
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_thirty_kills_cost_at_most_one_chunk_per_worker_each(
     make_service: MakeService, tmp_path: Path, executor: Executor
