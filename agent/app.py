@@ -19,7 +19,7 @@ from ulid import ULID
 from agent import __version__
 from agent.api.application import build_application
 from agent.api.auth import Role, TokenGate, tokens_path
-from agent.api.limits import Rate, RateLimiter
+from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.rules import images_in_use
 from agent.engine.assignments import Assignments
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.domain.model import HostLimits
     from agent.domain.world import World
-    from agent.host.disk_space import DiskUsage
     from agent.host.host_info import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
@@ -83,21 +82,18 @@ class App:
 
 
 @dataclass(slots=True)
-class LiveSettings:
+class _LiveSettings:
     """Settings that can change while the agent runs, for the engine to read on each use."""
 
     limits: HostLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Foundation:
-    """The parts that the engine, the API and the host monitor are built on. `clock` returns seconds since the epoch.
-
-    `measure_disk` is called in a thread.
-    """
+class _Foundation:
+    """What the engine, the API and the host monitor are built on."""
 
     config: Config
-    settings: LiveSettings
+    settings: _LiveSettings
     board: ConditionBoard
     hypervisor: Hypervisor
     images: Images
@@ -106,9 +102,7 @@ class Foundation:
     metrics: Metrics
     metering: Metering
     runner: CommandRunner
-    clock: Callable[[], float]
     jitter: Callable[[], float]
-    measure_disk: Callable[[], DiskUsage]
     identity: HostIdentity
     vitals: VitalsSampler
 
@@ -136,7 +130,7 @@ async def build(
 
 async def _build_foundation(
     config: Config, stack: AsyncExitStack, hypervisor: Hypervisor | None, jitter: Callable[[], float]
-) -> Foundation:
+) -> _Foundation:
     metrics = Metrics()
     metering = Metering(metrics)
     runner = CommandRunner(metering.count_command)
@@ -150,27 +144,26 @@ async def _build_foundation(
     identity = await read_host_identity(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
-    return Foundation(
-        config=config, settings=LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
-        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, clock=time.time,
-        jitter=jitter, measure_disk=partial(measure_disk, config.data_dir, config), identity=identity,
-        vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
+    return _Foundation(
+        config=config, settings=_LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
+        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, jitter=jitter,
+        identity=identity, vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
     )  # fmt: skip
 
 
-def build_store(base: Foundation) -> StateStore:
+def build_store(base: _Foundation) -> StateStore:
     """Build the state store, with images in use protected from eviction by pulls."""
-    store = StateStore(base.database, clock=base.clock, jitter=base.jitter)
+    store = StateStore(base.database, clock=time.time, jitter=base.jitter)
     store.on_change(base.metering.count)
     # Called in threads: the state is immutable.
     base.images.protect(lambda: images_in_use(store.state.vms.values(), store.state.rollouts.values()))
     return store
 
 
-def build_engine(base: Foundation, store: StateStore) -> Engine:
+def build_engine(base: _Foundation, store: StateStore) -> Engine:
     """Build the engine: the parts first, then those that use them."""
-    config, clock, awake = base.config, base.clock, asyncio.Event()
-    observer = Observer(base.hypervisor, base.images, base.measure_disk)
+    config, clock, awake = base.config, time.time, asyncio.Event()
+    observer = Observer(base.hypervisor, base.images, partial(measure_disk, config.data_dir, config))
     history, results, queue = History(store, base.database), ProbeResults(), LeaseQueue()
     evidence = Evidence(
         config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
@@ -203,12 +196,12 @@ def build_engine(base: Foundation, store: StateStore) -> Engine:
             operations=OperatorCommands(store, desk, wake=awake.set), executor=executor, board=base.board,
             prober=prober, probe_results=results, updates=updates,
             reconciler=Reconciler(store, executor, observer, base.board, builder, after_pass=after_pass, awake=awake),
-            view=builder, identity=base.identity, awake=awake, vitals=lambda: base.vitals.latest, clock=clock,
+            view=builder, identity=base.identity, awake=awake, vitals=lambda: base.vitals.latest,
         )
     )  # fmt: skip
 
 
-def build_api(base: Foundation, engine: Engine, limiter: RateLimiter) -> Server:
+def build_api(base: _Foundation, engine: Engine, limiter: RateLimiter) -> Server:
     """Build the API server."""
     config = base.config
     gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
@@ -219,7 +212,7 @@ def build_api(base: Foundation, engine: Engine, limiter: RateLimiter) -> Server:
     )  # fmt: skip
 
 
-def _build_host_monitor(base: Foundation, store: StateStore) -> HostMonitor:
+def _build_host_monitor(base: _Foundation, store: StateStore) -> HostMonitor:
     account, hypervisor = current_user(), base.identity.hypervisor
     doctor = build_doctor(lambda: build_subject(base.config, account, hypervisor, in_agent=True), base.runner)
     assertion = (
@@ -234,7 +227,7 @@ def _build_host_monitor(base: Foundation, store: StateStore) -> HostMonitor:
 
 
 def _appliers(
-    settings: LiveSettings, images: Images, limiter: RateLimiter, monitor: HostMonitor
+    settings: _LiveSettings, images: Images, limiter: RateLimiter, monitor: HostMonitor
 ) -> Mapping[str, Callable[[Config], None]]:
     """Return the function that applies each configuration key that needs no restart."""
 

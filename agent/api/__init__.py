@@ -1,1 +1,1 @@
-"""HTTP: what the controller asks and the operator sees. Reaches the engine by `agent.api.ports` alone."""
+"""HTTP: what the controller asks and the operator sees. Reaches the engine by `agent.api.engine_protocols` alone."""

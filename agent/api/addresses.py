@@ -10,7 +10,7 @@ import structlog
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
-    from agent.api.ports import Engine
+    from agent.api.engine_protocols import Engine
     from agent.hypervisors.contract import Address
 
 log = structlog.get_logger()

@@ -1,4 +1,4 @@
-"""The aiohttp application: every operation of every resource behind the same middlewares."""
+"""The aiohttp application: every operation of every resource."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import WSCloseCode, web
 
-from agent.api.admission import Admission
 from agent.api.auth import Role
-from agent.api.context import CONTEXT, Context
+from agent.api.authorization import Authorization
+from agent.api.dispatch import AUTHORIZATION, FAST_PATHS, add_common_headers, authorize_route
 from agent.api.events import EventHub
-from agent.api.front import ADMISSION, QUICK, admitted, name_the_answer
+from agent.api.handler_context import CONTEXT, Context
+from agent.api.host_document_cache import HostDocumentCache
 from agent.api.resources import (
     assignment,
     events,
@@ -28,23 +29,22 @@ from agent.api.resources import (
     usage,
     vms,
 )
-from agent.api.views import HostView
 from agent.host.usage import UsageSampler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.api.auth import Gate
-    from agent.api.limits import RateLimiter
+    from agent.api.engine_protocols import Engine
     from agent.api.operation import Operation
-    from agent.api.ports import Engine
+    from agent.api.rate_limit import RateLimiter
     from agent.telemetry.metrics import Metrics
 
 MAX_BODY_BYTES: Final = 1 << 20
-"""Largest body taken: an assignment of a thousand pools fits several times."""
+"""Largest accepted body: several times an assignment of a thousand pools."""
 
 GRACE_S: Final = 5.0
-"""How long a stopping agent waits for writes and commands that are being ended."""
+"""How long a stopping agent waits for unfinished writes and commands."""
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *health.OPERATIONS,
@@ -63,11 +63,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 
 
 def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: RateLimiter) -> web.Application:
-    """Return the application that serves `engine`. `gate` decides who TCP callers are, `limiter` how often they ask.
+    """Return the application that serves `engine`. `gate` identifies TCP callers, `limiter` limits their rate.
 
-    It is complete only behind its `Front`, which `Server` puts there.
+    It needs a `Dispatcher` in front of it, which `Server` adds.
     """
-    application = web.Application(middlewares=[admitted], client_max_size=MAX_BODY_BYTES)
+    application = web.Application(middlewares=[authorize_route], client_max_size=MAX_BODY_BYTES)
     application[usage.SAMPLER] = UsageSampler()
     needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, *openapi.contract(OPERATIONS)):
@@ -78,13 +78,13 @@ def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: Rat
             application.router.add_route(operation.method, operation.path, operation.handler)
     for path in page.FILES:
         application.router.add_get(path, page.page)
-    view = HostView(engine)
+    view = HostDocumentCache(engine)
     application[CONTEXT] = Context(engine, metrics, view, EventHub(engine))
-    application[ADMISSION] = Admission(gate, limiter, needs)
-    application[QUICK] = {"/v1/host": host.quick(view)}
-    application.on_response_prepare.append(name_the_answer)
+    application[AUTHORIZATION] = Authorization(gate, limiter, needs)
+    application[FAST_PATHS] = {"/v1/host": host.quick(view)}
+    application.on_response_prepare.append(add_common_headers)
     application.cleanup_ctx.append(_follow_events)
-    application.on_shutdown.append(_let_go)
+    application.on_shutdown.append(_close_streams)
     return application
 
 
@@ -97,8 +97,8 @@ async def _follow_events(application: web.Application) -> AsyncIterator[None]:
     await asyncio.wait([following])
 
 
-async def _let_go(application: web.Application) -> None:
-    """End every stream, and see writes through whose clients are gone."""
+async def _close_streams(application: web.Application) -> None:
+    """Close every stream, and wait for writes of disconnected clients."""
     application[CONTEXT].events.close()
     sockets = dict(application[CONTEXT].sockets)
     await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in sockets))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from agent.api.ports import DiskUsage, Engine
+    from agent.api.engine_protocols import DiskUsage, Engine
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult

@@ -18,7 +18,7 @@ from agent.api.documents import event_document
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
-    from agent.api.ports import Engine
+    from agent.api.engine_protocols import Engine
     from agent.api.schemas import EventDocument
     from agent.domain.events import Event
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from agent.api.problem_schemas import Problem
-from agent.api.requests import Argv
+from agent.api.request_schemas import Argv
 from agent.api.schemas import Document, Schema
 from agent.config import Seconds
 from agent.hypervisors.sessions import Signal

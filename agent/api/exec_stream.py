@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import BaseModel, TypeAdapter
 
-from agent.api.context import faults_told
 from agent.api.exec_schemas import CONTROL, ExecEndInput, ExecExit, ExecFailed, ExecStart, ExecStarted
+from agent.api.handler_context import raise_field_errors
 from agent.api.problems import RequestError, problem_of
 from agent.domain.errors import HearthError
 from agent.hypervisors.contract import GuestError
@@ -88,7 +88,7 @@ class ExecStream:
             return None
         if message.type is not WSMsgType.TEXT:
             raise RequestError("the first message names no command", remedy='send {"argv": [...]} as text first')
-        with faults_told("message"):
+        with raise_field_errors("message"):
             return _START.validate_json(message.data)
 
     async def _follow(self, session: ExecSession, wanted: ExecStart) -> int | None:
@@ -130,7 +130,7 @@ class ExecStream:
         if message.type is WSMsgType.BINARY:
             await self._hold_up(self._input.put(message.data))
             return
-        with faults_told("message"):
+        with raise_field_errors("message"):
             control = CONTROL.validate_json(message.data)
         await self._hold_up(
             self._input.put(None) if isinstance(control, ExecEndInput) else session.signal(control.signal)

@@ -67,8 +67,8 @@ def _models(item: Operation) -> Iterable[tuple[type[BaseModel], str]]:
         yield item.answer, "serialization"
     if item.body is not None:
         yield item.body, "validation"
-    yield from ((model, "validation") for model in item.takes)
-    yield from ((model, "serialization") for model in item.tells)
+    yield from ((model, "validation") for model in item.receives)
+    yield from ((model, "serialization") for model in item.sends)
 
 
 def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -84,10 +84,10 @@ def _operation(item: Operation, schemas: _Schemas) -> dict[str, Any]:
     if item.body is not None:
         body = schemas[item.body, "validation"]
         result["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if item.takes:
+    if item.receives:
         result["x-websocket"] = {
-            "client": [schemas[model, "validation"] for model in item.takes],
-            "agent": [schemas[model, "serialization"] for model in item.tells],
+            "client": [schemas[model, "validation"] for model in item.receives],
+            "agent": [schemas[model, "serialization"] for model in item.sends],
         }
     return result
 

@@ -1,4 +1,4 @@
-"""One API operation as data: the router, the OpenAPI document and the tests all read the same table."""
+"""API operations as data: router, OpenAPI document and tests read the same table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one method on one path does.
+    """One method on one path.
 
-    `answer` is the document of `status`, or the media type of a body that is no document, or None for an empty body.
-    `also` lists other statuses that carry the answer's document, and `errors` the statuses of problems that belong to
-    this operation (those any operation can have are not repeated). `stream` is the media type that a client can ask
-    for instead, to be told as things happen. `takes` and `tells` are the messages of a WebSocket. `role` is the least
-    that a caller must have, where that is not what `needs` concludes from the method.
-    """
+    `answer` is the document of `status`, or the media type of another body, or None for an empty body. `also` lists
+    other statuses with the same document, and `errors` the statuses of problems specific to this operation. `stream` is
+    the media type of a live stream that a client can request instead. `receives` and `sends` are the messages of a
+    WebSocket. `role` is the least role of a caller, if it differs from the default in `needs`."""
 
     id: str
     method: str
@@ -43,12 +41,12 @@ class Operation:
     errors: tuple[int, ...] = ()
     role: Role | None = None
     stream: str = ""
-    takes: tuple[type[BaseModel], ...] = ()
-    tells: tuple[type[BaseModel], ...] = ()
+    receives: tuple[type[BaseModel], ...] = ()
+    sends: tuple[type[BaseModel], ...] = ()
 
     @property
     def needs(self) -> Role:
-        """The least role of a caller: what is not said is open to readers if it reads, else for administrators."""
+        """The least role of a caller. The default is read for GET, else admin."""
         if self.role is not None:
             return self.role
         return Role.READ if self.method == "GET" else Role.ADMIN

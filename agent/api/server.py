@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from agent.api.connection import Connection, connections
-from agent.api.front import Front
+from agent.api.dispatch import Dispatcher
 from agent.api.tls import ServerTls
 from agent.domain.errors import ErrorOrigin, HearthError
 
@@ -75,7 +75,7 @@ class Server:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        server.request_handler = cast("Any", Front(self._runner.app, server.request_handler))
+        server.request_handler = cast("Any", Dispatcher(self._runner.app, server.request_handler))
         try:
             await self._listen_unix()
             await self._listen_tcp()

@@ -75,7 +75,6 @@ class Parts:
     identity: HostIdentity
     awake: asyncio.Event
     vitals: Callable[[], Vitals]
-    clock: Callable[[], float]  # seconds since the epoch
 
 
 class Engine:
@@ -234,7 +233,7 @@ class Engine:
     async def _look(self) -> None:
         parts = self._parts
         await parts.observer.observe(lambda: frozenset(parts.store.state.vms), lambda: parts.executor.busy)
-        now_s = parts.clock()
+        now_s = time.time()
         for fact in parts.observer.health:
             parts.board.post_problem(fact.condition, now_s, reason=fact.reason, message=fact.message)
         for what in ("HypervisorResponding", "HypervisorHealthKnown", "ImageStoreReadable", "DiskMeasured"):

@@ -11,7 +11,7 @@ import pytest
 
 from agent.api.application import build_application
 from agent.api.auth import Role, TokenGate
-from agent.api.limits import Rate, RateLimiter
+from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.states import VmState
 from agent.telemetry.metrics import Metrics

@@ -65,7 +65,7 @@ def vm(name: str, state: VmState = VmState.READY, *, age_s: float = 60.0) -> Vm:
 
 
 class MemoryEngine:
-    """Implements `agent.api.ports.Engine`."""
+    """Implements `agent.api.engine_protocols.Engine`."""
 
     def __init__(self, *vms: Vm, source: str = "api") -> None:
         self.sequence = 1
@@ -207,7 +207,7 @@ class MemoryEngine:
 
 
 class MemoryHistory:
-    """Implements `agent.api.ports.History`."""
+    """Implements `agent.api.engine_protocols.History`."""
 
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine
@@ -234,7 +234,7 @@ class MemoryHistory:
 
 
 class MemoryLeases:
-    """Implements `agent.api.ports.Leases`."""
+    """Implements `agent.api.engine_protocols.Leases`."""
 
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine

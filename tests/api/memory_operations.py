@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MemoryOperations:
-    """Implements `agent.api.ports.OperatorCommands`."""
+    """Implements `agent.api.engine_protocols.OperatorCommands`."""
 
     def __init__(self, engine: MemoryEngine) -> None:
         self._engine = engine

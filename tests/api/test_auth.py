@@ -295,7 +295,7 @@ async def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[api]\nhost = "0.0.0.0"\n', "others can reach 0.0.0.0"),
+        ('[api]\nhost = "0.0.0.0"\n', "other machines can connect to 0.0.0.0"),
         ('[api]\nhost = "10.0.0.5"\nauth = "token"\n', "certificate and key"),
         ('[api]\nhost = "::"\n[api.tls]\ncertificate = "c"\nkey = "k"\n', 'auth = "token"'),
     ],

@@ -75,7 +75,7 @@ async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
             assert response.status == 410
             problem = await response.json()
         assert problem["code"] == "lease-ended"
-        assert problem["detail"] == "lease l1 ended: its VM died: it died"
+        assert problem["detail"] == "lease l1 ended: its VM failed: it died"
         assert problem["ending"] == {
             "how": "broken", "at": "2027-01-15T08:00:00Z", "pool": "small", "vm": vm, "cause": "exited",
             "detail": "it died", "evidence": f"/v1/vms/{vm}/evidence",

@@ -101,7 +101,7 @@ async def test_a_body_that_is_too_large_is_refused(api: Running) -> None:
 
 
 async def test_a_body_that_never_ends_holds_no_place(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.api.context.BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("agent.api.handler_context.BODY_TIMEOUT_S", 0.05)
     head = (
         b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     )

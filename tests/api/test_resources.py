@@ -105,7 +105,7 @@ async def test_every_state_a_vm_can_be_in_is_counted(api: Running) -> None:
 async def test_host_tells_free_space_in_steps_that_no_log_line_changes(
     api: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.api.views.FRESH_S", 0.0)
+    monkeypatch.setattr("agent.api.host_document_cache.FRESH_S", 0.0)
     api.engine.free_bytes = 60 << 30
     async with api.tcp.get("/v1/host") as response:
         etag = response.headers["ETag"]
@@ -153,7 +153,7 @@ async def test_a_known_host_document_is_not_sent_again_until_something_changes(a
 async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_world(
     api: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.api.views.FRESH_S", 0.0)
+    monkeypatch.setattr("agent.api.host_document_cache.FRESH_S", 0.0)
     pull = PullProgress("registry/small:v2", COMING, 1000, 100, 100, 50.0, 18.0)
     api.engine.pulling = (pull,)
     first = await get(api, "/v1/host")

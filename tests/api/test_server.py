@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.api.application import build_application
-from agent.api.limits import RateLimiter
+from agent.api.rate_limit import RateLimiter
 from agent.api.server import ListenError, Server
 from agent.telemetry.metrics import Metrics
 from tests.api.conftest import UNLIMITED, Running, open_gate, run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api.context import answer, context, not_modified, read_json, unbroken
+from agent.api.handler_context import context, finish_write, json_response, not_modified, read_json
 from agent.api.operation import Operation
 from agent.config import Assignment, parse_assignment
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def assignment(request: web.Request) -> web.Response:
     """Answer the assignment in force."""
     held = context(request).engine.assignment()
-    return not_modified(request, held.etag) or answer(held.document, etag=held.etag)
+    return not_modified(request, held.etag) or json_response(held.document, etag=held.etag)
 
 
 async def put_assignment(request: web.Request) -> web.Response:
@@ -23,8 +23,8 @@ async def put_assignment(request: web.Request) -> web.Response:
     engine = context(request).engine
     document = parse_assignment(await read_json(request), source="the body")
     if_match = _if_match(request, engine.assignment().etag)
-    held = await unbroken(request, engine.put_assignment(document, if_match=if_match))
-    return answer(held.document, etag=held.etag)
+    held = await finish_write(request, engine.put_assignment(document, if_match=if_match))
+    return json_response(held.document, etag=held.etag)
 
 
 def _if_match(request: web.Request, current: str) -> str | None:

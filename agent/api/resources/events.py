@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
-from agent.api import requests, schemas
-from agent.api.context import answer, context, read_query
+from agent.api import request_schemas, schemas
 from agent.api.documents import event_document
+from agent.api.handler_context import context, json_response, read_query
 from agent.api.operation import Operation
 from agent.api.problems import RequestError
 
@@ -22,7 +22,7 @@ KEEP_ALIVE_S: Final = 15.0
 SEND_TIMEOUT_S: Final = 30.0
 """A subscriber that takes nothing for so long is cut off. It comes back where it was, by Last-Event-ID."""
 
-_LAST: Final = requests.LAST_NUMBER
+_LAST: Final = request_schemas.LAST_NUMBER
 _DIGITS: Final = len(str(_LAST))
 _STREAM: Final = "text/event-stream"
 
@@ -32,7 +32,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     A stream begins with what happens from now on, or right after `Last-Event-ID` (or `after`).
     """
-    wanted = read_query(request, requests.EventQuery)
+    wanted = read_query(request, request_schemas.EventQuery)
     if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
         return await _stream(request, wanted)
     ctx = context(request)
@@ -42,10 +42,10 @@ async def events(request: web.Request) -> web.StreamResponse:
         next=found[-1][0] if found else wanted.after or 0,
         last=ctx.events.last,
     )
-    return answer(page)
+    return json_response(page)
 
 
-async def _stream(request: web.Request, wanted: requests.EventQuery) -> web.StreamResponse:
+async def _stream(request: web.Request, wanted: request_schemas.EventQuery) -> web.StreamResponse:
     hub = context(request).events
     seen = _resume_at(request, wanted, hub)
     response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-store"})
@@ -67,7 +67,7 @@ async def _stream(request: web.Request, wanted: requests.EventQuery) -> web.Stre
             await _send(request, response, text)
 
 
-def _resume_at(request: web.Request, wanted: requests.EventQuery, hub: EventHub) -> int:
+def _resume_at(request: web.Request, wanted: request_schemas.EventQuery, hub: EventHub) -> int:
     """Return the number of the last event the client has seen."""
     header = request.headers.get("Last-Event-ID", "")
     if header and not (header.isascii() and header.isdigit() and len(header) <= _DIGITS and int(header) <= _LAST):
@@ -91,5 +91,5 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
 
 OPERATIONS: Final = (
     Operation("events", "GET", "/v1/events", events, "What happened, as pages or as a live stream", schemas.EventPage,
-              query=requests.EventQuery, errors=(422,), stream=_STREAM),
+              query=request_schemas.EventQuery, errors=(422,), stream=_STREAM),
 )  # fmt: skip

@@ -8,8 +8,8 @@ from aiohttp import hdrs, web
 
 from agent.api import operator_schemas
 from agent.api.auth import Role
-from agent.api.context import answer, context
 from agent.api.documents import evidence_list
+from agent.api.handler_context import context, json_response
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {"json": "application/json", "png": "ima
 async def evidence(request: web.Request) -> web.Response:
     """List the files kept of a VM."""
     vm, kept = request.match_info["name"], context(request).engine.evidence
-    return answer(evidence_list(vm, kept.root, await kept.files(vm)))
+    return json_response(evidence_list(vm, kept.root, await kept.files(vm)))
 
 
 async def file(request: web.Request) -> web.StreamResponse:

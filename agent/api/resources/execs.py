@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiohttp import web
 
-from agent.api import exec_schemas, requests, schemas
+from agent.api import exec_schemas, request_schemas, schemas
 from agent.api.auth import Role
-from agent.api.context import REQUEST_ID, answer, context, read_body, unbroken
 from agent.api.documents import exec_document
 from agent.api.exec_stream import CLOSE_S, MAX_FRAME_BYTES, PROTOCOL, ExecStream
+from agent.api.handler_context import context, finish_write, json_response, read_body
 from agent.api.operation import Operation
 from agent.api.problems import UpgradeRequiredError
+from agent.api.request_keys import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,11 +31,11 @@ log = structlog.get_logger()
 
 async def execute(request: web.Request) -> web.Response:
     """Run a command in the guest of a leased VM, and answer when it has ended."""
-    wanted = await read_body(request, requests.ExecRequest)
+    wanted = await read_body(request, request_schemas.ExecRequest)
     engine = context(request).engine
     lease = await engine.leases.get(request.match_info["id"])
     log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-    return answer(exec_document(await engine.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
+    return json_response(exec_document(await engine.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -62,12 +63,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
         try:
             session = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            await unbroken(request, _abandon(opening))
+            await finish_write(request, _abandon(opening))
             raise
         try:
             yield session
         finally:
-            await unbroken(request, session.close())
+            await finish_write(request, session.close())
 
     await socket.prepare(request)
     task = asyncio.current_task()
@@ -90,9 +91,9 @@ async def _abandon(opening: asyncio.Future[ExecSession]) -> None:
 
 OPERATIONS: Final = (
     Operation("exec", "POST", "/v1/leases/{id}/exec", execute, "Run a command in the guest of a leased VM",
-              schemas.ExecDocument, body=requests.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
+              schemas.ExecDocument, body=request_schemas.ExecRequest, errors=(404, 409, 410, 502), role=Role.LEASE),
     Operation("stream-exec", "GET", "/v1/leases/{id}/exec", stream, "Follow a command in the guest of a leased VM",
               None, status=101, errors=(404, 410, 426), role=Role.LEASE,
-              takes=(exec_schemas.ExecStart, exec_schemas.ExecEndInput, exec_schemas.ExecSignal),
-              tells=(exec_schemas.ExecStarted, exec_schemas.ExecExit, exec_schemas.ExecFailed)),
+              receives=(exec_schemas.ExecStart, exec_schemas.ExecEndInput, exec_schemas.ExecSignal),
+              sends=(exec_schemas.ExecStarted, exec_schemas.ExecExit, exec_schemas.ExecFailed)),
 )  # fmt: skip

@@ -9,13 +9,13 @@ from prometheus_client.exposition import choose_encoder
 
 from agent.api import schemas
 from agent.api.auth import Role
-from agent.api.context import answer, context
 from agent.api.documents import PHASE_OF_LIFE, slots
+from agent.api.handler_context import context, json_response
 from agent.api.operation import Operation
 from agent.domain.breaker import Scope
 
 if TYPE_CHECKING:
-    from agent.api.ports import Engine
+    from agent.api.engine_protocols import Engine
     from agent.domain.world import World
     from agent.telemetry.metrics import Metrics
 
@@ -27,7 +27,7 @@ async def livez(request: web.Request) -> web.Response:
     """Tell whether the loop still turns."""
     age_s = context(request).engine.heartbeat_age_s()
     live = schemas.Live(ok=age_s < STUCK_AFTER_S, heartbeat_age_s=max(0.0, age_s))
-    return answer(live, status=200 if live.ok else 503)
+    return json_response(live, status=200 if live.ok else 503)
 
 
 async def readyz(request: web.Request) -> web.Response:
@@ -37,7 +37,7 @@ async def readyz(request: web.Request) -> web.Response:
         for check in context(request).engine.readiness()
     )
     ready = schemas.Ready(ok=all(check.ok for check in checks), checks=checks)
-    return answer(ready, status=200 if ready.ok else 503)
+    return json_response(ready, status=200 if ready.ok else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agent.api import schemas
-from agent.api.context import answer, context
 from agent.api.documents import image_list
+from agent.api.handler_context import context, json_response
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def images(request: web.Request) -> web.Response:
     """List the image versions with their pulls."""
     engine = context(request).engine
-    return answer(image_list(engine.world(), engine.pulls()))
+    return json_response(image_list(engine.world(), engine.pulls()))
 
 
 OPERATIONS: Final = (

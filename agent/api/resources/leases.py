@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiohttp import web
 
-from agent.api import requests, schemas
+from agent.api import request_schemas, schemas
 from agent.api.addresses import address_of
 from agent.api.auth import Role
-from agent.api.context import answer, context, read_body, unbroken
 from agent.api.documents import lease_document
+from agent.api.handler_context import context, finish_write, json_response, read_body
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 async def acquire(request: web.Request) -> web.Response:
     """Hand out a VM. The wait for one ends with the connection, and a lease nobody was told of is given back."""
-    wanted = await read_body(request, requests.LeaseRequest)
+    wanted = await read_body(request, request_schemas.LeaseRequest)
     leases = context(request).engine.leases
     lease = await leases.acquire(
         wanted.pool,
@@ -38,10 +38,10 @@ async def acquire(request: web.Request) -> web.Response:
         # With a key the client can ask again and get this lease; without one nobody can ever name it.
         if wanted.idempotency_key is None:
             log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
-            await unbroken(request, leases.release(lease.id))
+            await finish_write(request, leases.release(lease.id))
         raise
     headers = {"Location": f"/v1/leases/{lease.id}"}
-    return answer(lease_document(lease, address, _vm(request, lease)), status=201, headers=headers)
+    return json_response(lease_document(lease, address, _vm(request, lease)), status=201, headers=headers)
 
 
 async def lease(request: web.Request) -> web.Response:
@@ -51,20 +51,20 @@ async def lease(request: web.Request) -> web.Response:
 
 async def renew(request: web.Request) -> web.Response:
     """Let a lease live on."""
-    wanted = await read_body(request, requests.LeaseRenewal)
+    wanted = await read_body(request, request_schemas.LeaseRenewal)
     leases = context(request).engine.leases
-    return await _told(request, await unbroken(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s)))
+    return await _told(request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s)))
 
 
 async def release(request: web.Request) -> web.Response:
     """End a lease."""
-    await unbroken(request, context(request).engine.leases.release(request.match_info["id"]))
+    await finish_write(request, context(request).engine.leases.release(request.match_info["id"]))
     return web.Response(status=204)
 
 
 async def _told(request: web.Request, lease: Lease) -> web.Response:
     address = await address_of(context(request).engine, lease.vm)
-    return answer(lease_document(lease, address, _vm(request, lease)))
+    return json_response(lease_document(lease, address, _vm(request, lease)))
 
 
 def _vm(request: web.Request, lease: Lease) -> Vm | None:
@@ -72,12 +72,13 @@ def _vm(request: web.Request, lease: Lease) -> Vm | None:
 
 
 OPERATIONS: Final = (
-    Operation("acquire-lease", "POST", "/v1/leases", acquire, "Claim a ready VM, waiting for one if asked",
-              schemas.LeaseDocument, status=201, body=requests.LeaseRequest, errors=(404, 409, 503), role=Role.LEASE),
+    Operation("acquire-lease", "POST", "/v1/leases", acquire, "Lease a ready VM, or wait for one",
+              schemas.LeaseDocument, status=201, body=request_schemas.LeaseRequest, errors=(404, 409, 503),
+              role=Role.LEASE),
     Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument,
               errors=(404, 410), role=Role.LEASE),
     Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
-              schemas.LeaseDocument, body=requests.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
+              schemas.LeaseDocument, body=request_schemas.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
               None, status=204, errors=(404, 410), role=Role.LEASE),
 )  # fmt: skip

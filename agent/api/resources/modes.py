@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import requests, schemas
-from agent.api.context import answer, context, read_query, unbroken
+from agent.api import request_schemas, schemas
 from agent.api.documents import mode_document
+from agent.api.handler_context import context, finish_write, json_response, read_query
 from agent.api.operation import Operation
 from agent.domain.model import Mode
 
@@ -30,16 +30,16 @@ async def drain(request: web.Request) -> web.Response:
 
 
 async def _set(request: web.Request, mode: Mode) -> web.Response:
-    reason = read_query(request, requests.Reason).reason
+    reason = read_query(request, request_schemas.Reason).reason
     operations = context(request).engine.operations
-    return answer(mode_document(await unbroken(request, operations.set_mode(mode, reason=reason))))
+    return json_response(mode_document(await finish_write(request, operations.set_mode(mode, reason=reason))))
 
 
 OPERATIONS: Final = (
     Operation("cordon", "POST", "/v1/host/cordon", cordon, "Give no leases any more", schemas.ModeDocument,
-              query=requests.Reason, errors=(422,)),
+              query=request_schemas.Reason, errors=(422,)),
     Operation("uncordon", "POST", "/v1/host/uncordon", uncordon, "Give leases again", schemas.ModeDocument,
-              query=requests.Reason, errors=(422,)),
+              query=request_schemas.Reason, errors=(422,)),
     Operation("drain", "POST", "/v1/host/drain", drain, "Empty the host", schemas.ModeDocument,
-              query=requests.Reason, errors=(422,)),
+              query=request_schemas.Reason, errors=(422,)),
 )  # fmt: skip

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs, web
 
 from agent.api.auth import Role
-from agent.api.context import answer
+from agent.api.docs_page import STYLE, reference
+from agent.api.handler_context import json_response
 from agent.api.openapi import openapi
 from agent.api.operation import Operation
-from agent.api.reference import STYLE, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +39,7 @@ def contract(operations: Iterable[Operation]) -> tuple[Operation, ...]:
 
     async def machines(_request: web.Request) -> web.Response:
         """Answer the OpenAPI 3.1 document."""
-        return answer(body)
+        return json_response(body)
 
     async def people(_request: web.Request) -> web.Response:
         """Answer the reference page."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
-from agent.api.context import not_modified
+from agent.api.handler_context import not_modified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

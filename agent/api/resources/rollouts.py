@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import operator_schemas, requests
-from agent.api.context import answer, context, read_query, unbroken
+from agent.api import operator_schemas, request_schemas
 from agent.api.documents import rollout_document
+from agent.api.handler_context import context, finish_write, json_response, read_query
 from agent.api.operation import Operation
 
 if TYPE_CHECKING:
@@ -17,20 +17,22 @@ async def rollouts(request: web.Request) -> web.Response:
     """List the rollouts by pool."""
     known = context(request).engine.world().rollouts
     listed = tuple(rollout_document(known[pool]) for pool in sorted(known))
-    return answer(operator_schemas.RolloutList(rollouts=listed))
+    return json_response(operator_schemas.RolloutList(rollouts=listed))
 
 
 async def retry(request: web.Request) -> web.Response:
     """Try the target again at once: its quarantine, its failures and its breaker are forgotten."""
     operations = context(request).engine.operations
-    return answer(rollout_document(await unbroken(request, operations.retry_rollout(request.match_info["pool"]))))
+    return json_response(
+        rollout_document(await finish_write(request, operations.retry_rollout(request.match_info["pool"])))
+    )
 
 
 async def undo(request: web.Request) -> web.Response:
     """Go back to the version before. The target is left alone until it changes or is retried."""
-    operations, reason = context(request).engine.operations, read_query(request, requests.Reason).reason
+    operations, reason = context(request).engine.operations, read_query(request, request_schemas.Reason).reason
     pool = request.match_info["pool"]
-    return answer(rollout_document(await unbroken(request, operations.undo_rollout(pool, reason=reason))))
+    return json_response(rollout_document(await finish_write(request, operations.undo_rollout(pool, reason=reason))))
 
 
 OPERATIONS: Final = (
@@ -39,5 +41,5 @@ OPERATIONS: Final = (
     Operation("retry-rollout", "POST", "/v1/rollouts/{pool}/retry", retry, "Try a pool's target again",
               operator_schemas.PoolRollout, errors=(404, 409)),
     Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Go back to the version before",
-              operator_schemas.PoolRollout, query=requests.Reason, errors=(404, 409, 422)),
+              operator_schemas.PoolRollout, query=request_schemas.Reason, errors=(404, 409, 422)),
 )  # fmt: skip

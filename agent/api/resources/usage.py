@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from agent.api import usage_schemas
-from agent.api.context import answer, context
+from agent.api.handler_context import context, json_response
 from agent.api.operation import Operation
 from agent.host.usage import UsageSampler, VmUsage
 
@@ -23,7 +23,7 @@ async def usage(request: web.Request) -> web.Response:
     """Tell what each VM takes."""
     vms = sorted(context(request).engine.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
     measured = await request.app[SAMPLER].sample(tuple(vm.name for vm in vms))
-    return answer(
+    return json_response(
         usage_schemas.UsageDocument(
             at=datetime.fromtimestamp(measured.at_s, UTC),
             host=usage_schemas.HostUsage(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.api import requests, schemas
+from agent.api import request_schemas, schemas
 from agent.api.addresses import address_of
-from agent.api.context import answer, context, read_query, unbroken
 from agent.api.documents import vm_detail, vm_status
+from agent.api.handler_context import context, finish_write, json_response, read_query
 from agent.api.operation import Operation
 from agent.api.problems import VmUnknownError
 
@@ -22,7 +22,7 @@ async def vms(request: web.Request) -> web.Response:
     """List the VMs, oldest first."""
     world = context(request).engine.world()
     oldest_first = sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name))
-    return answer(schemas.VmList(vms=tuple(vm_status(vm, world) for vm in oldest_first)))
+    return json_response(schemas.VmList(vms=tuple(vm_status(vm, world) for vm in oldest_first)))
 
 
 async def vm(request: web.Request) -> web.Response:
@@ -31,18 +31,18 @@ async def vm(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     address = await address_of(engine, _find(engine.world(), name).name)
     world = engine.world()
-    return answer(vm_detail(_find(world, name), world, address=address, probes=engine.probes(name)))
+    return json_response(vm_detail(_find(world, name), world, address=address, probes=engine.probes(name)))
 
 
 async def replace(request: web.Request) -> web.Response:
     """Start the teardown of a VM; its pool refills. Answers at once, with the VM as it is then."""
     engine, name = context(request).engine, request.match_info["name"]
-    reason = read_query(request, requests.VmReplacement).reason
+    reason = read_query(request, request_schemas.VmReplacement).reason
     before = _find(engine.world(), name)
-    await unbroken(request, engine.replace_vm(name, reason=reason))
+    await finish_write(request, engine.replace_vm(name, reason=reason))
     world = engine.world()
     after = next((vm for vm in world.vms if vm.name == name), before)
-    return answer(vm_status(after, world), status=202)
+    return json_response(vm_status(after, world), status=202)
 
 
 def _find(world: World, name: str) -> Vm:
@@ -57,5 +57,5 @@ OPERATIONS: Final = (
     Operation("vm", "GET", "/v1/vms/{name}", vm, "One VM, with its address and probes", schemas.VmDetail,
               errors=(404,)),
     Operation("replace-vm", "DELETE", "/v1/vms/{name}", replace, "Tear a VM down and refill its pool",
-              schemas.VmStatus, status=202, query=requests.VmReplacement, errors=(404, 409, 422)),
+              schemas.VmStatus, status=202, query=request_schemas.VmReplacement, errors=(404, 409, 422)),
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What every request passes through once: an id, admission, errors as problems, a measured and logged end.
+"""The dispatcher: gives every request an id, authorizes it, returns errors as problems, measures and logs its end.
 
-One function and no chain of middlewares, since controllers ask by the thousand. What they ask for again and again is
-answered before it is routed (`Quick`).
+This is one function and not a chain of middlewares, because controllers send thousands of requests. A polled path is
+answered before routing (`FastPath`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import hdrs, web
-from multidict import istr
 
 from agent.api import problems
-from agent.api.admission import Admission, peer_of, writes
-from agent.api.context import CALLER, CONTEXT, REQUEST_ID
+from agent.api.authorization import Authorization, peer_of, writes
+from agent.api.handler_context import CONTEXT
+from agent.api.request_keys import CALLER, ID_HEADER, REQUEST_ID, ROUTE, common_headers
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -30,38 +30,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ID_HEADER: Final = istr("X-Request-ID")
-ROUTE: Final = web.RequestKey("route", str)
-"""The route a request belongs to, for metrics."""
-
-ADMISSION: Final = web.AppKey("admission", Admission)
-SAME_FOR_ALL: Final = {hdrs.SERVER: "hearth", "X-Content-Type-Options": "nosniff"}
-"""Headers of every answer, beside its id: our name where the library would put its version."""
+AUTHORIZATION: Final = web.AppKey("admission", Authorization)
 
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ROOT_LOGGER: Final = logging.getLogger()
 
-Quick = Callable[[web.Request], web.StreamResponse | None]
-"""Answers a GET of one path before it is routed, or leaves it to the route."""
+FastPath = Callable[[web.Request], web.StreamResponse | None]
+"""Answers a GET of one path before routing, or returns None to leave it to the route."""
 
-QUICK: Final = web.AppKey("quick", dict[str, Quick])
+FAST_PATHS: Final = web.AppKey("quick", dict[str, FastPath])
 
 
-class Front:
-    """The request handler of the server, in front of the application's own (`routed`)."""
+class Dispatcher:
+    """The request handler of the server. It calls the application's own handler, `routed`."""
 
     def __init__(
         self, application: web.Application, routed: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> None:
         self._routed = routed
-        self._quick = application[QUICK]
-        self._admission = application[ADMISSION]
+        self._quick = application[FAST_PATHS]
+        self._authorization = application[AUTHORIZATION]
         self._times = application[CONTEXT].metrics.requests
         self._ids = request_ids()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, whatever comes."""
+        """Answer a request."""
         sent = request.headers.get(ID_HEADER)
         request[REQUEST_ID] = sent if sent and _CLIENT_ID.fullmatch(sent) else next(self._ids)
         request[ROUTE] = "unmatched"
@@ -71,18 +65,18 @@ class Front:
             response = await self._answer(request)
             status = response.status
         finally:
-            self._note(request, status, perf_counter() - start_s)
+            self._record_end(request, status, perf_counter() - start_s)
         return response
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, errors as problem details. What nobody expected is logged with its traceback."""
+        """Answer a request, with errors as problem details. An unexpected error is logged with its traceback."""
         request_id = request[REQUEST_ID]
         try:
-            self._admission.refuse_pages(request)
-            response = self._at_once(request)
+            self._authorization.refuse_web_pages(request)
+            response = self._answer_fast(request)
             if response is not None:
                 return response
-            # Every request has a task, and so a context, of its own: nothing has to be unbound.
+            # Every request has its own task, hence its own context: nothing has to be unbound.
             structlog.contextvars.bind_contextvars(request_id=request_id)
             return await self._routed(request)
         except HearthError as error:
@@ -97,27 +91,27 @@ class Front:
             log.exception("api-error", method=request.method, path=request.path)
             detail = f"the agent failed to answer; its log says why under request_id {request_id}"
             problem = problems.from_status(500, detail, request_id=request_id, headers={})
-        problem.headers.update(answer_headers(request))  # it may not have come as far as to a route
+        problem.headers.update(common_headers(request))  # the error may precede routing
         return problem
 
-    def _at_once(self, request: web.Request) -> web.StreamResponse | None:
-        """Answer what is asked again and again without routing it."""
+    def _answer_fast(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer a polled path without routing it."""
         path = request.raw_path
         quick = self._quick.get(path)
         response = quick(request) if quick is not None and not writes(request) else None
         if response is not None:
             request[ROUTE] = path
-            self._admission.admit(request, path)
+            self._authorization.authorize(request, path)
         return response
 
-    def _note(self, request: web.Request, status: int | str, duration_s: float) -> None:
+    def _record_end(self, request: web.Request, status: int | str, duration_s: float) -> None:
         method = request.method if request.method in _METHODS else "other"
         self._times.note(request[ROUTE], method, status, duration_s)
         writing = writes(request)
         if not writing and not _ROOT_LOGGER.isEnabledFor(logging.DEBUG):
-            return  # asked here, since reads come by the thousand
+            return  # checked here because reads are frequent
         caller = request.get(CALLER)
-        told = {
+        fields = {
             "request_id": request[REQUEST_ID],
             "method": request.method,
             "path": request.path,
@@ -128,40 +122,35 @@ class Front:
             "duration_s": round(duration_s, 4),
         }
         if writing:
-            log.info("audit", **told)
+            log.info("audit", **fields)
         else:
-            log.debug("api-request", **told)
+            log.debug("api-request", **fields)
 
 
 @web.middleware
-async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let a routed request in if its caller may do what it asks for."""
+async def authorize_route(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Authorize a routed request."""
     resource = request.match_info.route.resource
     path = resource.canonical if resource else "unmatched"
     request[ROUTE] = path
-    request.app[ADMISSION].admit(request, path)
+    request.app[AUTHORIZATION].authorize(request, path)
     return await handler(request)
 
 
-async def name_the_answer(request: web.Request, response: web.StreamResponse) -> None:
-    """Put on a response what every answer carries."""
-    response.headers.update(answer_headers(request))
-
-
-def answer_headers(request: web.Request) -> dict[str, str]:
-    """Return the headers that every answer carries."""
-    return {**SAME_FOR_ALL, ID_HEADER: request[REQUEST_ID]}
+async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every response."""
+    response.headers.update(common_headers(request))
 
 
 def request_ids() -> Iterator[str]:
-    """Yield ids that no other life of the agent gives: a random start and a count."""
+    """Yield ids that no other run of the agent yields: a random prefix and a count."""
     start = secrets.token_hex(5)
     return (f"{start}-{number}" for number in itertools.count(1))
 
 
 def _detail(request: web.Request, error: web.HTTPException) -> str:
     if isinstance(error, web.HTTPNotFound):
-        return f"there is nothing at {request.path}; /openapi.json lists what there is"
+        return f"there is no resource at {request.path}; /openapi.json lists all resources"
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
+        return f"{request.path} supports {', '.join(sorted(error.allowed_methods))}, not {request.method}"
     return error.text or error.reason

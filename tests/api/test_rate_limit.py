@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api.auth import Role, TokenGate, create_token
-from agent.api.limits import MAX_CALLERS, Rate, RateLimiter
+from agent.api.rate_limit import MAX_CALLERS, Rate, RateLimiter
 from tests.api.conftest import run
 from tests.api.memory_engine import MemoryEngine
 

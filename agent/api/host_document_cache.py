@@ -1,4 +1,4 @@
-"""The host document, rendered once per change and not once per question: hundreds of controllers may poll."""
+"""The cache of the host document: rendered once per change, because hundreds of controllers poll it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs
 
 from agent.api.documents import host_document
-from agent.api.front import SAME_FOR_ALL
-from agent.api.ready import ReadyAnswer
+from agent.api.prebuilt_response import PrebuiltResponse
+from agent.api.request_keys import COMMON_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.api.ports import Engine
+    from agent.api.engine_protocols import Engine
 
 FRESH_S: Final = 0.25
-"""How old a rendering may be. A change of the world is told at once; what moves without one (disk and pull figures,
-what others do on this host) this much later at most."""
+"""Maximum age of a rendering. A change of the stored state renders it again immediately; values that change without one
+(disk and pull figures, VMs of other owners) appear at most this much later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A document as bytes with its entity tag, which names the content and survives a restart of the agent.
+    """A document as bytes with its entity tag, which is the same for the same content, also after a restart.
 
-    `quoted` is the tag as headers have it. `whole` and `unchanged` are the two answers to who polls it.
+    `quoted` is the tag in header syntax. `whole` and `unchanged` are the two responses to a poll.
     """
 
     body: bytes
     etag: str
     quoted: str
-    whole: ReadyAnswer
-    unchanged: ReadyAnswer
+    whole: PrebuiltResponse
+    unchanged: PrebuiltResponse
 
     @classmethod
     def of(cls, body: bytes, etag: str) -> Rendered:
-        """Return a document with all that goes with it."""
+        """Return a document with its tag and responses."""
         quoted = f'"{etag}"'
-        headers = {hdrs.ETAG: quoted, hdrs.CACHE_CONTROL: "no-cache", **SAME_FOR_ALL}
-        unchanged = ReadyAnswer(HTTPStatus.NOT_MODIFIED, headers)
+        headers = {hdrs.ETAG: quoted, hdrs.CACHE_CONTROL: "no-cache", **COMMON_HEADERS}
+        unchanged = PrebuiltResponse(HTTPStatus.NOT_MODIFIED, headers)
         headers |= {hdrs.CONTENT_TYPE: "application/json", hdrs.CONTENT_LENGTH: str(len(body))}
-        return cls(body, etag, quoted, ReadyAnswer(HTTPStatus.OK, headers, body), unchanged)
+        return cls(body, etag, quoted, PrebuiltResponse(HTTPStatus.OK, headers, body), unchanged)
 
 
-class HostView:
+class HostDocumentCache:
     """Renders `GET /v1/host` and remembers the last rendering."""
 
     def __init__(self, engine: Engine, *, clock: Callable[[], float] = monotonic) -> None:

@@ -1,8 +1,7 @@
-"""Answers whose bytes stand before anybody asks: all that is left to do is to send them.
+"""Responses that are serialised before the request: only their bytes are left to send.
 
-The library's own responses build, order and check their headers anew for every request. For the one document that
-hundreds of controllers poll this was a sixth of an answer's time (`scripts/bench/api`).
-"""
+The library builds, orders and checks the headers of its own responses for every request. For the one document that
+hundreds of controllers poll this took a sixth of the response time (`scripts/bench/api`)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import ClientConnectionResetError, HttpVersion11, web
 
-from agent.api.context import REQUEST_ID
+from agent.api.request_keys import REQUEST_ID
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
 
-class ReadyAnswer:
-    """A status, headers and body as they go over the wire, all but the request's id and the date."""
+class PrebuiltResponse:
+    """A status, headers and body as bytes, except the request's id and the date."""
 
     __slots__ = ("_body", "_head", "status")
 
@@ -35,7 +34,7 @@ class ReadyAnswer:
         self._body = body
 
     def bytes_for(self, request_id: str) -> bytes:
-        """Return the whole answer to one request."""
+        """Return the bytes of the response to one request."""
         return b"%b\r\nDate: %b\r\nX-Request-ID: %b\r\n\r\n%b" % (
             self._head,
             _date.now(),
@@ -44,10 +43,10 @@ class ReadyAnswer:
         )
 
 
-class ReadyResponse(web.StreamResponse):
-    """Sends a `ReadyAnswer`. Only for requests that it `suits`; the library goes on with their connection."""
+class PrebuiltStreamResponse(web.StreamResponse):
+    """Sends a `PrebuiltResponse`. Only for requests that it `suits`; the library keeps their connection."""
 
-    def __init__(self, answer: ReadyAnswer) -> None:
+    def __init__(self, answer: PrebuiltResponse) -> None:
         super().__init__(status=answer.status)
         self._answer = answer
         self._bytes = b""
@@ -55,11 +54,10 @@ class ReadyResponse(web.StreamResponse):
 
     @staticmethod
     def suits(request: web.Request) -> bool:
-        """Whether the client speaks HTTP/1.1 and will ask again, as pollers do: then no header depends on it.
+        """Whether the client uses HTTP/1.1 with keep-alive, as pollers do, so that no header depends on the client.
 
-        And whether it has taken all that it was sent. One that asks and does not read is for the library, which waits
-        for it: what is sent from here would pile up.
-        """
+        The client must also have read everything sent before. The library answers a client that does not read, because
+        it waits for the client; responses sent from here would accumulate in memory."""
         transport = request.transport
         return (
             request.method == "GET"
@@ -71,19 +69,19 @@ class ReadyResponse(web.StreamResponse):
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the connection stays: see `suits`."""
+        """Whether the connection stays open: see `suits`."""
         return True
 
     async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
-        """Remember whom to send to: everything goes out at the end, in one piece."""
+        """Store the bytes and the transport: `write_eof` sends everything."""
         self._bytes = self._answer.bytes_for(request[REQUEST_ID])
         self._transport = request.transport
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Send all. Raises `ClientConnectionResetError` when the client is gone."""
+        """Send the response. Raises `ClientConnectionResetError` if the client disconnected."""
         if self._transport is None or self._transport.is_closing():
-            raise ClientConnectionResetError("the client is gone")
+            raise ClientConnectionResetError("the client disconnected")
         self._transport.write(self._bytes)
 
 
@@ -95,7 +93,7 @@ class _Date:
         self._text = b""
 
     def now(self) -> bytes:
-        """Return it as of now."""
+        """Return the header's value now."""
         second = int(time())
         if second != self._second:
             self._second, self._text = second, formatdate(second, usegmt=True).encode("ascii")

@@ -1,4 +1,4 @@
-"""What handlers share: the engine behind the request, reading what came in, writing what goes out."""
+"""What handlers share: the engine, and functions that read requests and write responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from agent.api.auth import Caller, Gate
+from agent.api.auth import Gate
 from agent.api.problem_schemas import FieldProblem
 from agent.api.problems import BodyTimeoutError, BrokenBodyError, MalformedJsonError, MediaTypeError, RequestError
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from agent.api.engine_protocols import Engine
     from agent.api.events import EventHub
-    from agent.api.ports import Engine
-    from agent.api.views import HostView
+    from agent.api.host_document_cache import HostDocumentCache
     from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 BODY_TIMEOUT_S: Final = 10.0
-"""A body, once announced, must arrive in this time: a slow sender holds a connection, never a place in the engine."""
+"""A body must arrive within this time, so that a slow sender holds only its connection."""
 
 _MOST_EXACT: Final = 2**53
-"""Up to here a double, which is what JSON's numbers are to most clients, tells every whole number from the next."""
+"""Up to this number a double, the number type of most JSON clients, represents every integer exactly."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _Result = TypeVar("_Result")
@@ -44,17 +44,15 @@ class Context:
 
     engine: Engine
     metrics: Metrics
-    host_view: HostView
+    host_cache: HostDocumentCache
     events: EventHub
     unfinished: set[asyncio.Task[Any]] = field(default_factory=set)
     sockets: dict[web.WebSocketResponse, asyncio.Task[Any]] = field(default_factory=dict)
-    """The WebSockets that are open, with the tasks that serve them."""
+    """The open WebSockets, with the tasks that serve them."""
 
 
 GATE: Final = web.AppKey("gate", Gate)
-CALLER: Final = web.RequestKey("caller", Caller)
 CONTEXT: Final = web.AppKey("context", Context)
-REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 
 def context(request: web.Request) -> Context:
@@ -63,15 +61,15 @@ def context(request: web.Request) -> Context:
 
 
 async def read_json(request: web.Request) -> object:
-    """Return the request's body as parsed JSON. Raises the `RequestError` that says what is wrong with it."""
-    return _whole(_parse(await _read(request)))
+    """Return the request's body as parsed JSON. Raises `RequestError`."""
+    return _with_integers(_parse(await _read(request)))
 
 
 async def read_body(request: web.Request, model: type[_Model]) -> _Model:
-    """Return the request's JSON body as `model`. Raises the `RequestError` that names each field at fault."""
+    """Return the request's JSON body as `model`. Raises a `RequestError` that names each invalid field."""
     raw = await _read(request)
     _parse(raw)
-    with faults_told("body"):
+    with raise_field_errors("body"):
         return model.model_validate_json(raw)
 
 
@@ -82,11 +80,11 @@ def read_query(request: web.Request, model: type[_Model]) -> _Model:
     repeated = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if repeated:
         raise RequestError(f"the query gives {', '.join(repeated)} more than once", remedy="give it once")
-    with faults_told("query"):
+    with raise_field_errors("query"):
         return model.model_validate(dict(request.query))
 
 
-def answer(
+def json_response(
     document: BaseModel | bytes, *, status: int = 200, etag: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return a document, or its bytes, as a JSON response."""
@@ -99,7 +97,7 @@ def answer(
 
 
 def not_modified(request: web.Request, etag: str) -> web.Response | None:
-    """Return the 304 that spares the client a body it has, or None when it must be sent."""
+    """Return a 304 response if the client has the document with this tag, else None."""
     sent = request.headers.get(hdrs.IF_NONE_MATCH)
     if sent is None:
         return None
@@ -110,8 +108,8 @@ def not_modified(request: web.Request, etag: str) -> web.Response | None:
     return web.Response(status=304, headers={hdrs.ETAG: f'"{etag}"', hdrs.CACHE_CONTROL: "no-cache"})
 
 
-async def unbroken(request: web.Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a write to its end, even when the client hangs up half-way."""
+async def finish_write(request: web.Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a write to its end, even if the client disconnects."""
     unfinished = context(request).unfinished
     task = asyncio.create_task(work)
     unfinished.add(task)
@@ -119,15 +117,15 @@ async def unbroken(request: web.Request, work: Coroutine[Any, Any, _Result]) -> 
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        task.add_done_callback(_tell_unheard)
+        task.add_done_callback(_log_failed_write)
         raise
 
 
-def _tell_unheard(task: asyncio.Task[Any]) -> None:
-    """Log how a write failed whose client is gone."""
+def _log_failed_write(task: asyncio.Task[Any]) -> None:
+    """Log the failure of a write after its client disconnected."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        log.warning("api-write-failed-unheard", error=str(error))
+        log.warning("api-write-failed", error=str(error))
 
 
 async def _read(request: web.Request) -> bytes:
@@ -141,18 +139,18 @@ async def _read(request: web.Request) -> bytes:
     except TimeoutError:
         raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", remedy="send it again") from None
     except web.RequestPayloadError as error:
-        raise BrokenBodyError(f"the body did not arrive whole: {error}", remedy="send it again") from None
+        raise BrokenBodyError(f"the body did not arrive completely: {error}", remedy="send it again") from None
 
 
-def _whole(value: object) -> object:
-    """Make 2.0 a 2: to JSON and its schemas both are the same integer, to strict validation they are not."""
+def _with_integers(value: object) -> object:
+    """Replace 2.0 by 2: JSON Schema treats both as the same integer, strict validation does not."""
     match value:
         case float() if value.is_integer() and abs(value) <= _MOST_EXACT:
             return int(value)
         case dict():
-            return {key: _whole(item) for key, item in value.items()}
+            return {key: _with_integers(item) for key, item in value.items()}
         case list():
-            return [_whole(item) for item in value]
+            return [_with_integers(item) for item in value]
         case _:
             return value
 
@@ -161,22 +159,22 @@ def _parse(raw: bytes) -> object:
     try:
         return from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise MalformedJsonError(f"the body is not JSON: {error}", remedy="mend it at that place") from None
+        raise MalformedJsonError(f"the body is not JSON: {error}", remedy="correct it at that position") from None
 
 
 @contextmanager
-def faults_told(where: str) -> Iterator[None]:
-    """Turn what pydantic finds wrong into the `RequestError` that names each field at fault."""
+def raise_field_errors(where: str) -> Iterator[None]:
+    """Raise validation errors of the block as a `RequestError` that names each invalid field."""
     try:
         yield
     except ValidationError as error:
-        faults = tuple(_fault(item) for item in error.errors(include_input=False, include_url=False))
-        told = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults)
+        fields = tuple(_field_problem(item) for item in error.errors(include_input=False, include_url=False))
+        details = "; ".join(f"{field.pointer or '/'}: {field.detail}" for field in fields)
         raise RequestError(
-            f"the {where} is not what this operation takes: {told}", remedy="see /openapi.json", errors=faults
+            f"the {where} is invalid: {details}", remedy="read the schema in /openapi.json", errors=fields
         ) from None
 
 
-def _fault(item: ErrorDetails) -> FieldProblem:
+def _field_problem(item: ErrorDetails) -> FieldProblem:
     parts = (str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"])
     return FieldProblem(pointer="".join(f"/{part}" for part in parts), detail=item["msg"])

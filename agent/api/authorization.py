@@ -1,4 +1,4 @@
-"""Who may come in: the caller by token or by listener, the role an operation needs, the rate, and no web pages."""
+"""Authorization of requests: caller, role and rate, and no requests of foreign web pages."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from yarl import URL
 
 from agent.api.auth import Caller, Role, RoleTooLowError, UnauthenticatedError
 from agent.api.connection import Connection
-from agent.api.context import CALLER
 from agent.api.problems import HostRefusedError, OriginRefusedError, RateLimitedError
+from agent.api.request_keys import CALLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.api.auth import Gate
-    from agent.api.limits import RateLimiter
+    from agent.api.rate_limit import RateLimiter
 
 LOCAL: Final = Caller("socket", Role.ADMIN)
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-class Admission:
-    """Decides on every request. `needs` is the least role for every method and path of a route."""
+class Authorization:
+    """Authorizes every request. `needs` has the least role for every method and path of a route."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class Admission:
         self._needs = needs
         self._clock = clock
 
-    def refuse_pages(self, request: web.Request) -> None:
-        """Refuse what a web page from elsewhere makes a browser on this host send us over TCP.
+    def refuse_web_pages(self, request: web.Request) -> None:
+        """Refuse requests that a foreign web page makes a browser on this host send over TCP.
 
-        A page can point a name of its own at 127.0.0.1 (DNS rebinding): the Host header still tells. And it can post
-        without asking first: the Origin header tells. The Unix socket has no such callers, and a page has no token.
-        """
+        A page can point its own name at 127.0.0.1 (DNS rebinding); the Host header then has that name. A page can post
+        without a preflight request; the Origin header then names the page. Browsers cannot use the Unix socket, and a
+        page has no token. Raises `HostRefusedError` and `OriginRefusedError`."""
         headers = request.headers
         if self._gate.asks or hdrs.AUTHORIZATION in headers or not peer_of(request):
             return
@@ -57,16 +57,17 @@ class Admission:
         origin = headers.get(hdrs.ORIGIN)
         own = (f"http://{request.host}", f"https://{request.host}")
         if origin is not None and writes(request) and origin not in own:
-            raise OriginRefusedError(f"a page of {origin} may not write here", remedy="call from elsewhere")
+            raise OriginRefusedError(f"a page of {origin} may not write here", remedy="use the Unix socket, or a token")
 
-    def admit(self, request: web.Request, path: str) -> None:
-        """Let a request for the route `path` in, or raise why not. What is no route is for readers only.
+    def authorize(self, request: web.Request, path: str) -> None:
+        """Authorize a request for the route `path`. A path without a route needs the read role.
 
-        What needs no role is not limited by rate either: it is cheap, and asked by who watches over the agent.
+        An operation that needs no role has no rate limit: it is cheap, and monitoring calls it. Raises
+        `UnauthenticatedError`, `RoleTooLowError` and `RateLimitedError`.
         """
         method = request.method
         needed = self._needs.get(("GET" if method == "HEAD" else method, path))
-        if needed is None:  # no route: what is open to all says so of its methods too
+        if needed is None:  # no route; an operation open to all reports its methods to all
             needed = Role.NONE if self._needs.get(("GET", request.path)) is Role.NONE else Role.READ
         peer = peer_of(request)
         if needed is Role.NONE:
@@ -81,14 +82,14 @@ class Admission:
             raise
         self._limit(peer if caller.anonymous else caller.name)
         if caller.role < needed:
-            raise _too_low(caller, needed)
+            raise _role_error(caller, needed)
 
     def _limit(self, caller: str) -> None:
         wait_s = self._limiter.wait_s(caller, self._clock())
         if wait_s:
             rate = self._limiter.rate
             raise RateLimitedError(
-                f"{caller} asks too often: {rate.per_s:g} requests a second in the long run, {rate.burst} at once",
+                f"{caller} sends too many requests: the limit is {rate.per_s:g} a second, with bursts of {rate.burst}",
                 wait_s=wait_s,
             )
 
@@ -100,18 +101,18 @@ def peer_of(request: web.Request) -> str:
 
 
 def writes(request: web.Request) -> bool:
-    """Whether a request may change something: a WebSocket may, whatever it begins with."""
+    """Whether a request may change something. A WebSocket may, although it begins with a GET."""
     return request.method not in READS or hdrs.UPGRADE in request.headers
 
 
-def _too_low(caller: Caller, needed: Role) -> UnauthenticatedError | RoleTooLowError:
+def _role_error(caller: Caller, needed: Role) -> UnauthenticatedError | RoleTooLowError:
     if caller.anonymous:
         return UnauthenticatedError(
-            f"without a token callers may only {caller.role.name.lower()}, and this needs {needed.name.lower()}",
+            f"without a token callers have the role {caller.role.name.lower()}, and this needs {needed.name.lower()}",
             remedy="send Authorization: Bearer TOKEN (hearth token create NAME), or use the Unix socket",
         )
     return RoleTooLowError(
-        f"{caller.name!r} may {caller.role.name.lower()}, and this needs {needed.name.lower()}",
+        f"{caller.name!r} has the role {caller.role.name.lower()}, and this needs {needed.name.lower()}",
         remedy="use a token of that role",
     )
 
