@@ -79,7 +79,8 @@ def fill_pools(world: World) -> Iterator[CreateVm | ResumeVm]:
         if given[pool.name] >= want.view.free_under_max:
             continue
         if free.lacking_for(pool.size):
-            kept_for = kept_for or (want.precedence if capacity.could_fit(world, pool.size) else None)
+            if kept_for is None and _is_worth_a_slot(world, want):
+                kept_for = want.precedence
             continue
         free = free.minus(capacity.resources_of(pool.size))
         given[pool.name] += 1
@@ -92,6 +93,11 @@ def fill_pools(world: World) -> Iterator[CreateVm | ResumeVm]:
             yield CreateVm(name, pool, want.image, template_to_start_from(world, pool, want.image))
         else:
             return  # the next reconcile pass has new ids
+
+
+def _is_worth_a_slot(world: World, want: Want) -> bool:
+    """Whether a slot is kept for a want that does not fit now. `preempt` frees none for a spare VM."""
+    return want.urgency is not Urgency.SPARE and capacity.could_fit(world, want.view.spec.size)
 
 
 def record_shortages(world: World, actions: Iterable[Action]) -> dict[str, Rollout]:

@@ -200,3 +200,15 @@ def test_every_short_pool_is_given_a_vm(count: int, slots: int, warm: int, picks
 
 def _idle(host: Host, name: str) -> int:
     return sum(vm.pool == name and vm.is_alive for vm in host.vms.values())
+
+
+def test_spare_that_does_not_fit_keeps_no_slot_from_a_canary() -> None:
+    """A pool that lacks a standby VM waits; a canary of lower priority takes the slot that fits it."""
+    host = Host(limits=HostLimits(3, 8, 9000), can_suspend=True)
+    high = pool("high", warm=2, standby=1, priority=1, size=LARGE)
+    host.registry = {"reg/high:1": digest("high"), "reg/low:1": digest("low")}
+    host.pools = (high,)
+    host.settle()
+    host.pools = (high, pool("low", warm=0))
+    host.settle()
+    assert host.rollouts["low"].serving == digest("low")
