@@ -19,6 +19,7 @@ from ulid import ULID
 from agent import __version__
 from agent.api.application import build_application
 from agent.api.auth import Role, TokenGate, tokens_path
+from agent.api.engine_protocols import EngineParts
 from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.rules import images_in_use
@@ -30,7 +31,9 @@ from agent.engine.effects import perform
 from agent.engine.engine import Engine, Parts
 from agent.engine.evidence import Evidence
 from agent.engine.executor import Executor
+from agent.engine.guests import Guests
 from agent.engine.history import History
+from agent.engine.host_reader import HostReader
 from agent.engine.leases import LeaseDesk, LeaseQueue
 from agent.engine.metering import Metering
 from agent.engine.observer import Observer
@@ -191,13 +194,25 @@ def build_engine(base: _Foundation, store: StateStore) -> Engine:
 
     return Engine(
         Parts(
-            store=store, history=history, evidence=evidence, hypervisor=base.hypervisor, images=base.images,
-            observer=observer, assignments=assignments, leases=desk,
+            store=store, history=history, evidence=evidence, hypervisor=base.hypervisor,
+            guests=Guests(base.hypervisor), observer=observer, assignments=assignments, leases=desk,
             operations=OperatorCommands(store, desk, wake=awake.set), executor=executor, board=base.board,
             prober=prober, probe_results=results, updates=updates,
             reconciler=Reconciler(store, executor, observer, base.board, builder, after_pass=after_pass, awake=awake),
-            view=builder, identity=base.identity, awake=awake, vitals=lambda: base.vitals.latest,
+            view=builder, awake=awake,
+            host=HostReader(
+                store, builder, base.board, observer, results, base.images, base.identity, lambda: base.vitals.latest
+            ),
         )
+    )  # fmt: skip
+
+
+def api_parts(engine: Engine) -> EngineParts:
+    """Return the parts of an engine that the API uses."""
+    parts = engine.parts
+    return EngineParts(
+        leases=parts.leases, history=parts.history, evidence=parts.evidence, operations=parts.operations,
+        assignments=parts.assignments, vms=parts.updates, guests=parts.guests, host=parts.host, health=engine,
     )  # fmt: skip
 
 
@@ -206,7 +221,7 @@ def build_api(base: _Foundation, engine: Engine, limiter: RateLimiter) -> Server
     config = base.config
     gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
     return Server(
-        build_application(engine, base.metrics, gate, limiter),
+        build_application(api_parts(engine), base.metrics, gate, limiter),
         host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip

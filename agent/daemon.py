@@ -118,7 +118,7 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
         )
         with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=log_path(config.data_dir)):
             code = await _serve(built, reloader, stopping)
-        log.info("agent-stopping", vms_left_running=len(built.engine.world().vms))
+        log.info("agent-stopping", vms_left_running=len(built.engine.parts.store.state.vms))
         await _stop(built)
     log.info("agent-stopped")
     return code

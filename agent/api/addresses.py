@@ -1,28 +1,24 @@
-"""Asking the hypervisor where a VM is reached, without ever waiting long for the answer."""
+"""Addresses of VMs for responses, without a long wait for the hypervisor."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import Guests
     from agent.hypervisors.contract import Address
 
 log = structlog.get_logger()
 
-TIMEOUT_S: Final = 2.0
 
-
-async def address_of(engine: Engine, vm: str) -> Address | None:
-    """Return the address, or None when the hypervisor does not tell it within `TIMEOUT_S`."""
+async def address_of(guests: Guests, vm: str) -> Address | None:
+    """Return the address of a VM, or None if the hypervisor does not return it in time."""
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            return await engine.address(vm)
+        return await guests.address(vm)
     except (HearthError, TimeoutError) as error:
-        log.info("address-unknown", vm=vm, error=str(error) or f"no answer within {TIMEOUT_S:g} s")
+        log.info("address-unknown", vm=vm, error=str(error) or "the hypervisor did not answer in time")
         return None

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.api.auth import Gate
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import EngineParts
     from agent.api.operation import Operation
     from agent.api.rate_limit import RateLimiter
     from agent.telemetry.metrics import Metrics
@@ -62,7 +62,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 
 
-def build_application(engine: Engine, metrics: Metrics, gate: Gate, limiter: RateLimiter) -> web.Application:
+def build_application(engine: EngineParts, metrics: Metrics, gate: Gate, limiter: RateLimiter) -> web.Application:
     """Return the application that serves `engine`. `gate` identifies TCP callers, `limiter` limits their rate.
 
     It needs a `Dispatcher` in front of it, which `Server` adds.

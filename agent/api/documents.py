@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from agent.api.engine_protocols import DiskUsage, Engine
+    from agent.api.engine_protocols import EngineParts
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.domain.rollout import Rollout
     from agent.domain.world import World
     from agent.engine.evidence import EvidenceFile
+    from agent.host.disk_space import DiskUsage
     from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
@@ -65,12 +66,12 @@ def _at(at_s: float) -> datetime:
     return datetime.fromtimestamp(at_s, UTC)
 
 
-def host_document(engine: Engine) -> schemas.HostDocument:
+def host_document(engine: EngineParts) -> schemas.HostDocument:
     """Return everything a scheduler needs to know of this host."""
-    world, identity, held = engine.world(), engine.identity(), engine.assignment()
+    world, identity, held = engine.host.world(), engine.host.identity, engine.assignments.held
     used, free = capacity.used(world), capacity.free(world)
     return schemas.HostDocument(
-        sequence=engine.sequence,
+        sequence=engine.host.sequence,
         host=schemas.Identity(
             name=identity.name,
             machine_id=identity.machine_id,
@@ -86,9 +87,9 @@ def host_document(engine: Engine) -> schemas.HostDocument:
             performance=identity.hardware.performance_cores, efficiency=identity.hardware.efficiency_cores
         ),
         vitals=schemas.Vitals(
-            memory_pressure=engine.vitals().memory_pressure,
-            heat=engine.vitals().heat,
-            purgeable_disk_bytes=engine.vitals().purgeable_bytes,
+            memory_pressure=engine.host.vitals().memory_pressure,
+            heat=engine.host.vitals().heat,
+            purgeable_disk_bytes=engine.host.vitals().purgeable_bytes,
         ),
         versions=schemas.Versions(
             agent=identity.agent_version,
@@ -100,23 +101,23 @@ def host_document(engine: Engine) -> schemas.HostDocument:
         slots=slots(world),
         cpus=_amounts(identity.cpus, world.limits.cpus, used.cpus, free.cpus),
         memory_mib=_amounts(identity.memory_mib, world.limits.memory_mib, used.memory_mib, free.memory_mib),
-        disk_bytes=_disk(engine.disk()),
+        disk_bytes=_disk(engine.host.disk()),
         pools=tuple(pool_status(pool, world) for pool in world.pools),
-        images=image_list(world, engine.pulls()).images,
-        conditions=tuple(_condition(condition) for condition in engine.conditions()),
+        images=image_list(world, engine.host.pulls()).images,
+        conditions=tuple(_condition(condition) for condition in engine.host.conditions()),
         assignment=schemas.AssignmentStatus(source=held.source, etag=held.etag, error=held.error),
         stale=_stale(engine),
     )
 
 
-def _stale(engine: Engine) -> tuple[schemas.Staleness, ...]:
+def _stale(engine: EngineParts) -> tuple[schemas.Staleness, ...]:
     """Return what can no longer be looked at, and everything when the loop does not turn."""
     stale = tuple(
         schemas.Staleness(what=LOOKED_AT[found.type], since=when(found.since_s), reason=found.message or found.reason)
-        for found in engine.conditions()
+        for found in engine.host.conditions()
         if found.problem and found.type in LOOKED_AT
     )
-    if engine.heartbeat_age_s() < STALE_AFTER_S:
+    if engine.health.heartbeat_age_s() < STALE_AFTER_S:
         return stale
     reason = f"the agent's loop has not turned for {STALE_AFTER_S:g} s"
     return (*stale, schemas.Staleness(what="everything", since=None, reason=reason))

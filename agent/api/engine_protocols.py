@@ -1,16 +1,12 @@
-"""What the API asks of the engine: the seam between HTTP and the loop.
+"""The parts of the engine that the API uses, as protocols: `agent.engine` implements them.
 
-`agent.engine` provides the real thing; nothing in `agent.api` reaches past these protocols.
+Handlers receive `EngineParts` and use nothing else of the engine.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from agent.domain.model import Check
-from agent.engine.assignments import HeldAssignment
-from agent.host.disk_space import DiskUsage
-from agent.host.host_info import HostIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,151 +14,158 @@ if TYPE_CHECKING:
     from agent.config import Assignment
     from agent.domain.events import Event
     from agent.domain.health import ProbeResult
-    from agent.domain.model import Condition, HostMode, Lease, Mode
+    from agent.domain.model import Check, Condition, HostMode, Lease, Mode
     from agent.domain.rollout import Rollout
     from agent.domain.world import World
+    from agent.engine.assignments import HeldAssignment
     from agent.engine.evidence import EvidenceFile
+    from agent.host.disk_space import DiskUsage
+    from agent.host.host_info import HostIdentity
     from agent.host.vitals import Vitals
     from agent.hypervisors.contract import Address, ExecResult
     from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import PullProgress
 
 
-__all__ = [
-    "Check",
-    "DiskUsage",
-    "Engine",
-    "Evidence",
-    "HeldAssignment",
-    "History",
-    "HostIdentity",
-    "Leases",
-    "OperatorCommands",
-]
-
-
 class Leases(Protocol):
-    """The desk that hands out VMs. Errors are `HearthError`s with the codes named in `agent.engine.leases`."""
+    """Grants, renews and ends leases. Errors are `HearthError`s with the codes of `agent.engine.leases`."""
 
     async def acquire(
         self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
     ) -> Lease:
-        """Claim a ready VM, durable before it returns; waits at most `wait_s` for one to turn ready."""
+        """Lease a VM of `pool`; wait at most `wait_s` for one to become ready. The lease is durable."""
 
     async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
-        """Let a lease live on for its ttl from now."""
+        """Extend a lease by `ttl_s` (default: its own) from now. Raises as `get` does."""
 
     async def release(self, lease_id: str) -> None:
         """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
 
     async def get(self, lease_id: str) -> Lease:
-        """Return a lease that lives. Raises `LeaseEndedError` for one that is over, else `LeaseNotFoundError`."""
+        """Return a living lease. Raises `LeaseEndedError`, or `LeaseNotFoundError` if it is unknown."""
 
 
 class History(Protocol):
-    """What happened, by number. Numbers grow by one and survive restarts of the agent."""
+    """Events by sequence number. The numbers increase by one and survive restarts."""
 
     async def events(self, *, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
-        """Return at most `limit` events in order with their numbers: those after `after`, of one VM if named."""
+        """Return at most `limit` events with their numbers, in order: those after `after`, of one VM if named."""
 
     async def last(self) -> int:
-        """Return the number of the latest event; 0 when nothing ever happened."""
+        """Return the number of the latest event; 0 if there is none."""
 
     async def changed(self, sequence: int) -> None:
-        """Return as soon as the world is no longer at `sequence`."""
+        """Return as soon as the store's sequence number differs from `sequence`."""
 
 
 class Evidence(Protocol):
-    """What explains failed VMs. Errors are those of `agent.engine.evidence`."""
+    """Evidence of failed VMs. Errors are those of `agent.engine.evidence`."""
 
     @property
     def root(self) -> Path:
         """The folder with one folder for each VM."""
 
     async def files(self, vm: str) -> tuple[EvidenceFile, ...]:
-        """Return the files kept of a VM, by name. Raises `EvidenceUnknownError` when there are none."""
+        """Return the stored files of a VM, by name. Raises `EvidenceUnknownError` if there are none."""
 
     async def path(self, vm: str, name: str) -> Path:
-        """Return where one file of a VM lies. Raises `EvidenceUnknownError`."""
+        """Return the path of one file of a VM. Raises `EvidenceUnknownError`."""
 
 
 class OperatorCommands(Protocol):
-    """What an operator does to this host. Durable before it returns."""
+    """Commands of operators. Each is durable before it returns."""
 
     async def set_mode(self, mode: Mode, *, reason: str) -> HostMode:
         """Open, cordon or drain the host."""
 
     async def retry_rollout(self, pool: str) -> Rollout:
-        """Try the target of a pool again at once. Raises `PoolUnknownError`, `NothingToRetryError`."""
+        """Start another trial of a pool's target. Raises `PoolUnknownError`, `NothingToRetryError`."""
 
     async def undo_rollout(self, pool: str, *, reason: str) -> Rollout:
-        """Go back to the version before. Raises `PoolUnknownError`, `NothingToUndoError`."""
+        """Return a pool to the version before its target. Raises `PoolUnknownError`, `NothingToUndoError`."""
 
 
-class Engine(Protocol):
-    """The running agent, as HTTP sees it."""
-
-    @property
-    def leases(self) -> Leases:
-        """The lease desk."""
+class Assignments(Protocol):
+    """The assignment in force."""
 
     @property
-    def history(self) -> History:
-        """What happened, and the moment there is more."""
+    def held(self) -> HeldAssignment:
+        """The assignment in force."""
+
+    async def put(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
+        """Replace the assignment, durable before it returns. Raises `AssignmentReadOnlyError`."""
+
+
+class VmReplacements(Protocol):
+    """Replacement of VMs on request."""
+
+    async def replace(self, vm: str, *, reason: str) -> None:
+        """Tear a VM down and refill its pool. Raises `VmUnknownError`, and `VmLeasedError` while it is leased."""
+
+
+class Guests(Protocol):
+    """The guests of running VMs."""
+
+    async def address(self, vm: str) -> Address:
+        """Return the address of a VM, or raise `HypervisorError` or `TimeoutError` after a few seconds."""
+
+    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """Run a command in a guest. Raises `GuestError` if the guest does not answer in time."""
+
+    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        """Start a command in a guest and return its session. Raises `GuestError`."""
+
+
+class Host(Protocol):
+    """What the agent knows of its host. No I/O."""
 
     @property
-    def evidence(self) -> Evidence:
-        """What explains failed VMs."""
-
-    @property
-    def operations(self) -> OperatorCommands:
-        """What an operator does to this host."""
+    def identity(self) -> HostIdentity:
+        """Name, hardware and versions of this host."""
 
     @property
     def sequence(self) -> int:
-        """Grows by every change of the world; the version of what `world` returns."""
+        """The number of commits: the version of the stored part of the world."""
 
     def world(self) -> World:
-        """Return the world as the engine knows it now. No I/O."""
+        """Return the world as it is known now."""
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return the host's conditions."""
 
-    def identity(self) -> HostIdentity:
-        """Return who this host is."""
-
     def vitals(self) -> Vitals:
-        """Return how the host is, as last measured."""
+        """Return the host's vital signs as last measured."""
 
     def disk(self) -> DiskUsage:
-        """Return the data volume's figures as last measured."""
+        """Return the usage of the data volume as last measured."""
 
     def probes(self, vm: str) -> tuple[ProbeResult, ...]:
-        """Return the latest answer of each probe of a VM."""
+        """Return the latest result of each probe of a VM."""
 
     def pulls(self) -> tuple[PullProgress, ...]:
-        """Return the pulls under way."""
+        """Return the progress of the running pulls."""
 
-    async def address(self, vm: str) -> Address:
-        """Return where a VM is reached."""
+
+class Health(Protocol):
+    """The health of the agent itself."""
 
     def heartbeat_age_s(self) -> float:
-        """Seconds since the loop last finished a turn."""
+        """Return the seconds since the last reconcile pass ended."""
 
     def readiness(self) -> tuple[Check, ...]:
         """Return the named readiness checks."""
 
-    def assignment(self) -> HeldAssignment:
-        """Return the assignment in force."""
 
-    async def put_assignment(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
-        """Replace the assignment, durable before it returns. Refused when the source is a file."""
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The parts of the engine that handlers use."""
 
-    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
-        """Run a command in a guest. Raises `GuestError` when the guest does not answer in time."""
-
-    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
-        """Start a command in a guest, to be followed while it runs. Raises `GuestError` when the guest does not."""
-
-    async def replace_vm(self, name: str, *, reason: str) -> None:
-        """Tear a VM down and let the pool refill. Raises `VmUnknownError`, or `VmLeasedError` while it is leased."""
+    leases: Leases
+    history: History
+    evidence: Evidence
+    operations: OperatorCommands
+    assignments: Assignments
+    vms: VmReplacements
+    guests: Guests
+    host: Host
+    health: Health

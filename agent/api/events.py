@@ -18,7 +18,7 @@ from agent.api.documents import event_document
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import EngineParts
     from agent.api.schemas import EventDocument
     from agent.domain.events import Event
 
@@ -48,7 +48,7 @@ def told(number: int, event: Event) -> Told:
 class EventHub:
     """Follows the history (`run`) and hands out events (`after`)."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineParts) -> None:
         self._engine = engine
         self._recent: list[Told] = []
         self._last = 0
@@ -67,7 +67,7 @@ class EventHub:
     async def run(self) -> None:
         """Follow the history until cancelled."""
         while True:
-            sequence = self._engine.sequence
+            sequence = self._engine.host.sequence
             try:
                 await self._gather()
             except HearthError as error:

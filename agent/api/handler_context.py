@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import EngineParts
     from agent.api.events import EventHub
     from agent.api.host_document_cache import HostDocumentCache
     from agent.telemetry.metrics import Metrics
@@ -42,7 +42,7 @@ _Result = TypeVar("_Result")
 class Context:
     """What every handler needs."""
 
-    engine: Engine
+    engine: EngineParts
     metrics: Metrics
     host_cache: HostDocumentCache
     events: EventHub

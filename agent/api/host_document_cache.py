@@ -17,7 +17,7 @@ from agent.api.request_keys import COMMON_HEADERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import EngineParts
 
 FRESH_S: Final = 0.25
 """Maximum age of a rendering. A change of the stored state renders it again immediately; values that change without one
@@ -50,7 +50,7 @@ class Rendered:
 class HostDocumentCache:
     """Renders `GET /v1/host` and remembers the last rendering."""
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, engine: EngineParts, *, clock: Callable[[], float] = monotonic) -> None:
         self._engine = engine
         self._clock = clock
         self._sequence = -1
@@ -59,7 +59,7 @@ class HostDocumentCache:
 
     def render(self) -> Rendered:
         """Return the document as of now, or of `FRESH_S` ago if nothing has happened since."""
-        sequence, now_s = self._engine.sequence, self._clock()
+        sequence, now_s = self._engine.host.sequence, self._clock()
         if sequence != self._sequence or now_s >= self._stale_at_s:
             body = host_document(self._engine).model_dump_json().encode()
             self._sequence, self._stale_at_s = sequence, now_s + FRESH_S

@@ -15,7 +15,7 @@ from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.states import VmState
 from agent.telemetry.metrics import Metrics
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.memory_engine import MemoryEngine, memory_parts, vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,7 +57,9 @@ async def run(
 ) -> AsyncIterator[Running]:
     """Serve `engine` until the block ends."""
     metrics, socket = Metrics(), folder / "hearth.sock"
-    application = build_application(engine, metrics, gate or open_gate(folder), limiter or RateLimiter(UNLIMITED))
+    application = build_application(
+        memory_parts(engine), metrics, gate or open_gate(folder), limiter or RateLimiter(UNLIMITED)
+    )
     server = Server(application, host="127.0.0.1", port=port, socket_path=socket, tls=tls)
     await server.start()
     async with (

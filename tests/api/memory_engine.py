@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from agent.config import Assignment
 from agent.domain.conditions import conditions
@@ -34,6 +34,7 @@ from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 from agent.domain.world import World
 from agent.engine.assignments import AssignmentConflictError, AssignmentReadOnlyError, HeldAssignment
+from agent.engine.guests import Guests
 from agent.engine.leases import LeaseConflictError, LeaseEndedError, NoVmFreeError
 from agent.host.disk_space import DiskUsage
 from agent.host.host_info import HostIdentity
@@ -43,7 +44,9 @@ from tests.api.local_command import LocalCommand
 from tests.api.memory_operations import MemoryOperations, no_evidence
 
 if TYPE_CHECKING:
+    from agent.api.engine_protocols import EngineParts
     from agent.domain.breaker import Breaker, BreakerKey
+    from agent.hypervisors.sessions import ExecSession
     from agent.images.contract import PullProgress
 
 NOW_S = 1_800_000_000.0
@@ -316,3 +319,62 @@ class MemoryLeases:
         finally:
             self.line.remove(place)
             self.left.set()
+
+
+class _MemoryHost:
+    """The host of a memory engine: its methods, with the identity as a value."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
+        self.identity = engine.identity()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+class _MemoryAssignments:
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
+
+    @property
+    def held(self) -> HeldAssignment:
+        return self._engine.assignment()
+
+    async def put(self, document: Assignment, *, if_match: str | None) -> HeldAssignment:
+        return await self._engine.put_assignment(document, if_match=if_match)
+
+
+class _MemoryVms:
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
+
+    async def replace(self, vm: str, *, reason: str) -> None:
+        await self._engine.replace_vm(vm, reason=reason)
+
+
+class _MemoryGuests(Guests):
+    async def execute(self, vm: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        return await self.hypervisor.execute(vm, argv, timeout_s=timeout_s)
+
+    async def open_exec(self, vm: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
+        return await cast("MemoryEngine", self.hypervisor).open_exec(vm, argv, stdin=stdin)
+
+
+class _MemoryParts:
+    """The parts of a memory engine, as they are when they are used."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
+        self.host = _MemoryHost(engine)
+        self.assignments = _MemoryAssignments(engine)
+        self.vms = _MemoryVms(engine)
+        self.guests = _MemoryGuests(cast("Any", engine))
+        self.health = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def memory_parts(engine: MemoryEngine) -> EngineParts:
+    """Return a memory engine as the parts that the API uses."""
+    return cast("EngineParts", _MemoryParts(engine))

@@ -23,7 +23,7 @@ from agent.domain.model import Cause, Condition, ConditionStatus, Failure, HostM
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
-from tests.api.memory_engine import COMING, NOW_S, SMALL, MemoryEngine, vm
+from tests.api.memory_engine import COMING, NOW_S, SMALL, MemoryEngine, memory_parts, vm
 
 FOLDER = Path(__file__).parents[2] / "docs" / "host"
 WRITE = os.environ.get("HEARTH_WRITE_EXAMPLES") == "1"
@@ -117,7 +117,7 @@ STATES: tuple[State, ...] = (
 def document(state: State) -> dict[str, Any]:
     engine = MemoryEngine()
     state(engine)
-    made: dict[str, Any] = json.loads(host_document(engine).model_dump_json())
+    made: dict[str, Any] = json.loads(host_document(memory_parts(engine)).model_dump_json())
     return made
 
 
@@ -182,6 +182,6 @@ def test_what_is_stale_is_said() -> None:
     for kind, what in LOOKED_AT.items():
         engine = MemoryEngine()
         engine.posted = (problem(kind, "broken"),)
-        (stale,) = host_document(engine).stale
+        (stale,) = host_document(memory_parts(engine)).stale
         assert (stale.what, stale.reason) == (what, "broken")
         assert stale.since is not None

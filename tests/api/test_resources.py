@@ -185,7 +185,7 @@ async def test_vms_are_listed_oldest_first_and_told_in_detail(api: Running) -> N
 
 
 async def test_a_hung_hypervisor_delays_no_answer_for_long(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.api.addresses.TIMEOUT_S", 0.05)
+    monkeypatch.setattr("agent.engine.guests.ADDRESS_TIMEOUT_S", 0.05)
     api.engine.address_hangs = True
     async with asyncio.timeout(2):
         assert (await get(api, "/v1/vms/hearth-small-1"))["address"] is None

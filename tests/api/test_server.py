@@ -15,7 +15,7 @@ from agent.api.rate_limit import RateLimiter
 from agent.api.server import ListenError, Server
 from agent.telemetry.metrics import Metrics
 from tests.api.conftest import UNLIMITED, Running, open_gate, run
-from tests.api.memory_engine import MemoryEngine
+from tests.api.memory_engine import MemoryEngine, memory_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def server(path: Path, port: int = 0) -> Server:
     return Server(
-        build_application(MemoryEngine(), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
+        build_application(memory_parts(MemoryEngine()), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
         host="127.0.0.1",
         port=port,
         socket_path=path,
@@ -49,7 +49,9 @@ async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) ->
 
 
 async def test_the_port_that_was_picked_is_written_down(tmp_path: Path) -> None:
-    application = build_application(MemoryEngine(), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED))
+    application = build_application(
+        memory_parts(MemoryEngine()), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED)
+    )
     port_file = tmp_path / "api.port"
     picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
     await picked.start()

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 
 from agent.cli.tables import image_table, pool_table, status_view, vm_table
 from agent.cli.units import duration, short_digest, size
-from tests.api.memory_engine import COMING, DIGEST, MemoryEngine, vm
+from tests.api.memory_engine import COMING, DIGEST, MemoryEngine, memory_parts, vm
 from tests.cli.conftest import Agent, start
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def host(**changes: Any) -> Any:
 def _document() -> str:
     from agent.api.documents import host_document  # noqa: PLC0415 - only needed here
 
-    return host_document(MemoryEngine(vm("hearth-small-1"))).model_dump_json()
+    return host_document(memory_parts(MemoryEngine(vm("hearth-small-1")))).model_dump_json()
 
 
 def test_status_shows_only_problem_conditions() -> None:

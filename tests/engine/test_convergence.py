@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.model import Lease
-    from agent.engine.engine import Engine
+    from agent.engine.engine import Parts
 
 POOLS = """
 [pools.{name}]
@@ -71,7 +71,7 @@ HEALTHY = Behaviour(boot_s=constant(0.02))
 
 
 @asynccontextmanager
-async def running(path: Path, simulated: SimulatedHost, *, slots: int) -> AsyncIterator[Engine]:
+async def running(path: Path, simulated: SimulatedHost, *, slots: int) -> AsyncIterator[Parts]:
     """Run an engine on a simulated host; its journal and images are real. Breakers never delay anything."""
     config = Config(
         data_dir=path / "data",
@@ -84,7 +84,7 @@ async def running(path: Path, simulated: SimulatedHost, *, slots: int) -> AsyncI
         await built.engine.start()
         loop = asyncio.create_task(built.engine.run())
         try:
-            yield built.engine
+            yield built.engine.parts
         finally:
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
@@ -106,7 +106,7 @@ async def tiny_image(path: Path) -> Path:
     return path / "layout"
 
 
-async def keep_leasing(engine: Engine, pool: str, served: list[Lease]) -> None:
+async def keep_leasing(engine: Parts, pool: str, served: list[Lease]) -> None:
     """Lease and release repeatedly, as jobs do."""
     while True:
         try:
@@ -139,13 +139,13 @@ async def test_engine_settles_after_any_failures(tmp_path: Path, seed: int) -> N
             vm.behaviour = HEALTHY
 
         def settled() -> bool:
-            world = engine.world()
+            world = engine.host.world()
             ready = [vm.pool for vm in world.vms if vm.state is VmState.READY]
             return (sorted(ready), len(world.busy)) == (["a", "a", "b"], 0) and set(simulated.vms) == {
                 vm.name for vm in world.vms
             }
 
-        for lease in engine.world().leases:
+        for lease in engine.host.world().leases:
             with contextlib.suppress(RefusedError):  # its VM failed before
                 await engine.leases.release(lease.id)
         await until(settled)
@@ -155,7 +155,7 @@ async def test_fifty_vms_are_kept_warm(tmp_path: Path) -> None:
     layout = await tiny_image(tmp_path)
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="many", layout=layout, warm=50, standby=0))
     async with running(tmp_path, SimulatedHost(behaviour=HEALTHY), slots=50) as engine:
-        await until(lambda: sum(vm.state is VmState.READY for vm in engine.world().vms) == 50)
+        await until(lambda: sum(vm.state is VmState.READY for vm in engine.host.world().vms) == 50)
 
 
 async def test_no_vm_is_leased_before_the_first_pass(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_no_vm_is_leased_before_the_first_pass(tmp_path: Path) -> None:
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
     simulated = SimulatedHost(behaviour=HEALTHY)
     async with running(tmp_path, simulated, slots=1) as engine:
-        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.host.world().vms))
     (dead,) = simulated.vms
     simulated.crash(dead)
 
@@ -179,17 +179,17 @@ async def test_damaged_vm_is_replaced_or_its_holder_notified(tmp_path: Path, mon
     simulated = SimulatedHost(behaviour=HEALTHY)
     async with running(tmp_path, simulated, slots=2) as engine:
         lease = await engine.leases.acquire("a", holder="job", ttl_s=60, wait_s=30, idempotency_key=None)
-        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
-        (idle,) = (vm.name for vm in engine.world().vms if vm.state is VmState.READY)
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.host.world().vms))
+        (idle,) = (vm.name for vm in engine.host.world().vms if vm.state is VmState.READY)
         simulated.damage(idle)
         simulated.damage(lease.vm)
 
         await until(lambda: idle not in simulated.vms)
-        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.host.world().vms))
         events = {(event.kind, event.vm): event.cause for _, event in await engine.history.events(after=0)}
         assert events[EventKind.VM_FAILED, idle] == Cause.DAMAGED
         assert events[EventKind.VM_UNHEALTHY_WHILE_LEASED, lease.vm] == Cause.DAMAGED
-        (leased,) = (vm for vm in engine.world().vms if vm.name == lease.vm)
+        (leased,) = (vm for vm in engine.host.world().vms if vm.name == lease.vm)
         assert leased.reported_failure is not None
         assert leased.reported_failure.cause is Cause.DAMAGED
         assert (await engine.leases.get(lease.id)).vm == lease.vm, "the holder decides whether to continue"
@@ -202,17 +202,17 @@ async def test_vm_boots_when_its_template_fails(tmp_path: Path) -> None:
     async with running(tmp_path, simulated, slots=2) as engine:
 
         def warm_with_template() -> bool:
-            ready = [vm for vm in engine.world().vms if vm.state is VmState.READY]
-            return len(ready) == 2 and bool(engine.world().templates) and not engine.world().busy
+            ready = [vm for vm in engine.host.world().vms if vm.state is VmState.READY]
+            return len(ready) == 2 and bool(engine.host.world().templates) and not engine.host.world().busy
 
         await until(warm_with_template)
-        before = {vm.name for vm in engine.world().vms}
+        before = {vm.name for vm in engine.host.world().vms}
         simulated.behaviour = Behaviour(boot_s=constant(0.02), resume_fails=1)
         simulated.crash(min(before))
         await until(lambda: min(before) not in simulated.vms and warm_with_template())
-        (new,) = {vm.name for vm in engine.world().vms} - before
+        (new,) = {vm.name for vm in engine.host.world().vms} - before
         events = [(event.kind, event.detail) for event in await engine.history.of_vm(new)]
         kinds = [kind for kind, _ in events]
         assert kinds == ["vm-creating", "vm-resume-failed", "vm-starting", "vm-ready"]
         assert ("vm-starting", "by a boot") in events
-        assert any(engine.world().breakers), "the template is not used until its breaker closes"
+        assert any(engine.host.world().breakers), "the template is not used until its breaker closes"

@@ -60,8 +60,8 @@ async def life(path: Path, simulated: SimulatedHost, death: Death) -> set[str]:
             given_back = min(promised)
             promised.discard(given_back)  # from here on it may be there or not
             await engine.leases.release(given_back)
-            await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
-            (idle, *_) = (vm.name for vm in engine.world().vms if vm.state is VmState.READY)
+            await until(lambda: any(vm.state is VmState.READY for vm in engine.host.world().vms))
+            (idle, *_) = (vm.name for vm in engine.host.world().vms if vm.state is VmState.READY)
             simulated.crash(idle)
             await asyncio.Event().wait()
 
@@ -87,20 +87,20 @@ async def test_nothing_is_lost_or_leaked_when_the_agent_dies(
     leased_pids = _pids(simulated)
 
     async with running(tmp_path, simulated, slots=3) as engine:
-        leases = {lease.id: lease for lease in engine.world().leases}
+        leases = {lease.id: lease for lease in engine.host.world().leases}
         assert promised <= leases.keys(), "granted leases are kept"
         for lease in leases.values():
             assert simulated.vms[lease.vm].process is not None
             assert _pids(simulated)[lease.vm] == leased_pids[lease.vm], "a leased VM is not touched"
 
         def settled() -> bool:
-            world = engine.world()
+            world = engine.host.world()
             states = sorted(vm.state for vm in world.vms if vm.state is not VmState.LEASED)
             rows = {vm.name for vm in world.vms}
             return states == [VmState.READY, VmState.STANDBY][: 3 - len(leases)] and set(simulated.vms) == rows
 
         await until(settled)
-        assert {lease.id for lease in engine.world().leases} == leases.keys()
+        assert {lease.id for lease in engine.host.world().leases} == leases.keys()
         events = [event for _, event in await engine.history.events(after=0, limit=1000)]
         granted = [event.vm for event in events if event.kind is EventKind.LEASE_GRANTED]
         assert len(granted) == len(set(granted)), "no VM serves two leases"

@@ -144,17 +144,17 @@ async def test_start_without_a_slot_does_not_count_against_the_image(tmp_path: P
     (tmp_path / "assignment.toml").write_text(POOLS.format(name="a", layout=layout, warm=1, standby=0))
     simulated = SimulatedHost(capabilities=MAC, max_running=1)
     async with running(tmp_path, simulated, slots=1) as engine:
-        await until(lambda: any(vm.state is VmState.READY for vm in engine.world().vms))
-        (ready,) = (vm.name for vm in engine.world().vms)
-        image = engine.world().vms[0].image
+        await until(lambda: any(vm.state is VmState.READY for vm in engine.host.world().vms))
+        (ready,) = (vm.name for vm in engine.host.world().vms)
+        image = engine.host.world().vms[0].image
         simulated.foreign["foreign"] = False
         simulated.end_process(simulated.vms[ready], 1)
         simulated.foreign["foreign"] = True  # it started first
-        await until(lambda: engine.world().foreign_slots == 1)  # observed immediately, before the next period
+        await until(lambda: engine.host.world().foreign_slots == 1)  # observed immediately, before the next period
         failed = [event for _, event in await engine.history.events(after=0) if event.kind is EventKind.VM_FAILED]
         first, *others = (event.cause for event in failed)
         assert (first, set(others)) == (Cause.EXITED, {Cause.SLOTS_TAKEN})  # another try may precede the observation
-        world = engine.world()
+        world = engine.host.world()
         key = BreakerKey(Scope.IMAGE, image)
         assert key not in world.breakers or world.breakers[key].failures == 1
         assert world.rollouts["a"].serving == image

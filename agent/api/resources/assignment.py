@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 async def assignment(request: web.Request) -> web.Response:
     """Answer the assignment in force."""
-    held = context(request).engine.assignment()
+    held = context(request).engine.assignments.held
     return not_modified(request, held.etag) or json_response(held.document, etag=held.etag)
 
 
@@ -22,8 +22,8 @@ async def put_assignment(request: web.Request) -> web.Response:
     """Replace the assignment, durable before the answer; with If-Match only if it is still the one that was read."""
     engine = context(request).engine
     document = parse_assignment(await read_json(request), source="the body")
-    if_match = _if_match(request, engine.assignment().etag)
-    held = await finish_write(request, engine.put_assignment(document, if_match=if_match))
+    if_match = _if_match(request, engine.assignments.held.etag)
+    held = await finish_write(request, engine.assignments.put(document, if_match=if_match))
     return json_response(held.document, etag=held.etag)
 
 

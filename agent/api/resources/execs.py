@@ -35,7 +35,7 @@ async def execute(request: web.Request) -> web.Response:
     engine = context(request).engine
     lease = await engine.leases.get(request.match_info["id"])
     log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-    return json_response(exec_document(await engine.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
+    return json_response(exec_document(await engine.guests.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -59,7 +59,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     @asynccontextmanager
     async def opened(wanted: exec_schemas.ExecStart) -> AsyncIterator[ExecSession]:
         log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-        opening = asyncio.ensure_future(ctx.engine.open_exec(lease.vm, wanted.argv, stdin=wanted.stdin))
+        opening = asyncio.ensure_future(ctx.engine.guests.open_exec(lease.vm, wanted.argv, stdin=wanted.stdin))
         try:
             session = await asyncio.shield(opening)
         except asyncio.CancelledError:

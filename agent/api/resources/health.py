@@ -15,7 +15,7 @@ from agent.api.operation import Operation
 from agent.domain.breaker import Scope
 
 if TYPE_CHECKING:
-    from agent.api.engine_protocols import Engine
+    from agent.api.engine_protocols import EngineParts
     from agent.domain.world import World
     from agent.telemetry.metrics import Metrics
 
@@ -25,7 +25,7 @@ STUCK_AFTER_S: Final = 60.0
 
 async def livez(request: web.Request) -> web.Response:
     """Tell whether the loop still turns."""
-    age_s = context(request).engine.heartbeat_age_s()
+    age_s = context(request).engine.health.heartbeat_age_s()
     live = schemas.Live(ok=age_s < STUCK_AFTER_S, heartbeat_age_s=max(0.0, age_s))
     return json_response(live, status=200 if live.ok else 503)
 
@@ -34,7 +34,7 @@ async def readyz(request: web.Request) -> web.Response:
     """Tell whether leases are taken, by named checks."""
     checks = tuple(
         schemas.CheckResult(name=check.name, ok=check.ok, reason=check.reason)
-        for check in context(request).engine.readiness()
+        for check in context(request).engine.health.readiness()
     )
     ready = schemas.Ready(ok=all(check.ok for check in checks), checks=checks)
     return json_response(ready, status=200 if ready.ok else 503)
@@ -48,11 +48,11 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=encode(ctx.metrics.registry), headers={hdrs.CONTENT_TYPE: content_type})
 
 
-def _set_gauges(metrics: Metrics, engine: Engine) -> None:
-    world, identity = engine.world(), engine.identity()
+def _set_gauges(metrics: Metrics, engine: EngineParts) -> None:
+    world, identity = engine.host.world(), engine.host.identity
     metrics.build.labels(version=identity.agent_version, hypervisor=identity.hypervisor).set(1)
-    metrics.heartbeat_age.set(engine.heartbeat_age_s())
-    for condition in engine.conditions():
+    metrics.heartbeat_age.set(engine.health.heartbeat_age_s())
+    for condition in engine.host.conditions():
         metrics.condition.labels(type=condition.type).set(condition.problem)
     for state, count in slots(world).model_dump(exclude={"total", "used"}).items():
         metrics.slots.labels(state=state).set(count)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def images(request: web.Request) -> web.Response:
     """List the image versions with their pulls."""
     engine = context(request).engine
-    return json_response(image_list(engine.world(), engine.pulls()))
+    return json_response(image_list(engine.host.world(), engine.host.pulls()))
 
 
 OPERATIONS: Final = (

@@ -33,7 +33,7 @@ async def acquire(request: web.Request) -> web.Response:
         idempotency_key=wanted.idempotency_key,
     )
     try:
-        address = await address_of(context(request).engine, lease.vm)
+        address = await address_of(context(request).engine.guests, lease.vm)
     except asyncio.CancelledError:
         # With a key the client can ask again and get this lease; without one nobody can ever name it.
         if wanted.idempotency_key is None:
@@ -63,12 +63,12 @@ async def release(request: web.Request) -> web.Response:
 
 
 async def _told(request: web.Request, lease: Lease) -> web.Response:
-    address = await address_of(context(request).engine, lease.vm)
+    address = await address_of(context(request).engine.guests, lease.vm)
     return json_response(lease_document(lease, address, _vm(request, lease)))
 
 
 def _vm(request: web.Request, lease: Lease) -> Vm | None:
-    return next((vm for vm in context(request).engine.world().vms if vm.name == lease.vm), None)
+    return next((vm for vm in context(request).engine.host.world().vms if vm.name == lease.vm), None)
 
 
 OPERATIONS: Final = (

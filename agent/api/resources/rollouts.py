@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 async def rollouts(request: web.Request) -> web.Response:
     """List the rollouts by pool."""
-    known = context(request).engine.world().rollouts
+    known = context(request).engine.host.world().rollouts
     listed = tuple(rollout_document(known[pool]) for pool in sorted(known))
     return json_response(operator_schemas.RolloutList(rollouts=listed))
 

@@ -21,7 +21,7 @@ SAMPLER: Final = web.AppKey("usage_sampler", UsageSampler)
 
 async def usage(request: web.Request) -> web.Response:
     """Tell what each VM takes."""
-    vms = sorted(context(request).engine.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
+    vms = sorted(context(request).engine.host.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
     measured = await request.app[SAMPLER].sample(tuple(vm.name for vm in vms))
     return json_response(
         usage_schemas.UsageDocument(

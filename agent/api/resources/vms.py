@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def vms(request: web.Request) -> web.Response:
     """List the VMs, oldest first."""
-    world = context(request).engine.world()
+    world = context(request).engine.host.world()
     oldest_first = sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name))
     return json_response(schemas.VmList(vms=tuple(vm_status(vm, world) for vm in oldest_first)))
 
@@ -29,18 +29,18 @@ async def vm(request: web.Request) -> web.Response:
     """Tell all about one VM."""
     engine = context(request).engine
     name = request.match_info["name"]
-    address = await address_of(engine, _find(engine.world(), name).name)
-    world = engine.world()
-    return json_response(vm_detail(_find(world, name), world, address=address, probes=engine.probes(name)))
+    address = await address_of(engine.guests, _find(engine.host.world(), name).name)
+    world = engine.host.world()
+    return json_response(vm_detail(_find(world, name), world, address=address, probes=engine.host.probes(name)))
 
 
 async def replace(request: web.Request) -> web.Response:
     """Start the teardown of a VM; its pool refills. Answers at once, with the VM as it is then."""
     engine, name = context(request).engine, request.match_info["name"]
     reason = read_query(request, request_schemas.VmReplacement).reason
-    before = _find(engine.world(), name)
-    await finish_write(request, engine.replace_vm(name, reason=reason))
-    world = engine.world()
+    before = _find(engine.host.world(), name)
+    await finish_write(request, engine.vms.replace(name, reason=reason))
+    world = engine.host.world()
     after = next((vm for vm in world.vms if vm.name == name), before)
     return json_response(vm_status(after, world), status=202)
 
