@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.domain.model import HostLimits
     from agent.domain.world import World
+    from agent.host.disk_space import DiskUsage
     from agent.host.host_info import HostIdentity
     from agent.hypervisors.contract import Hypervisor
     from agent.images.contract import Images
@@ -85,18 +86,21 @@ class App:
 
 
 @dataclass(slots=True)
-class _LiveSettings:
+class LiveSettings:
     """Settings that can change while the agent runs, for the engine to read on each use."""
 
     limits: HostLimits
 
 
 @dataclass(frozen=True, slots=True)
-class _Foundation:
-    """What the engine, the API and the host monitor are built on."""
+class Foundation:
+    """The parts that the engine, the API and the host monitor are built on. `clock` returns seconds since the epoch.
+
+    `measure_disk` is called in a thread.
+    """
 
     config: Config
-    settings: _LiveSettings
+    settings: LiveSettings
     board: ConditionBoard
     hypervisor: Hypervisor
     images: Images
@@ -105,7 +109,9 @@ class _Foundation:
     metrics: Metrics
     metering: Metering
     runner: CommandRunner
+    clock: Callable[[], float]
     jitter: Callable[[], float]
+    measure_disk: Callable[[], DiskUsage]
     identity: HostIdentity
     vitals: VitalsSampler
 
@@ -133,7 +139,7 @@ async def build(
 
 async def _build_foundation(
     config: Config, stack: AsyncExitStack, hypervisor: Hypervisor | None, jitter: Callable[[], float]
-) -> _Foundation:
+) -> Foundation:
     metrics = Metrics()
     metering = Metering(metrics)
     runner = CommandRunner(metering.count_command)
@@ -147,26 +153,27 @@ async def _build_foundation(
     identity = await read_host_identity(
         runner, agent_version=__version__, hypervisor=hypervisor.name, hypervisor_version=hypervisor.version
     )
-    return _Foundation(
-        config=config, settings=_LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
-        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, jitter=jitter,
-        identity=identity, vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
+    return Foundation(
+        config=config, settings=LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
+        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, clock=time.time,
+        jitter=jitter, measure_disk=partial(measure_disk, config.data_dir, config), identity=identity,
+        vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
     )  # fmt: skip
 
 
-def build_store(base: _Foundation) -> StateStore:
+def build_store(base: Foundation) -> StateStore:
     """Build the state store, with images in use protected from eviction by pulls."""
-    store = StateStore(base.database, clock=time.time, jitter=base.jitter)
+    store = StateStore(base.database, clock=base.clock, jitter=base.jitter)
     store.on_change(base.metering.count)
     # Called in threads: the state is immutable.
     base.images.protect(lambda: images_in_use(store.state.vms.values(), store.state.rollouts.values()))
     return store
 
 
-def build_engine(base: _Foundation, store: StateStore) -> Engine:
+def build_engine(base: Foundation, store: StateStore) -> Engine:
     """Build the engine: the parts first, then those that use them."""
-    config, clock, awake = base.config, time.time, asyncio.Event()
-    observer = Observer(base.hypervisor, base.images, partial(measure_disk, config.data_dir, config))
+    config, clock, awake = base.config, base.clock, asyncio.Event()
+    observer = Observer(base.hypervisor, base.images, base.measure_disk)
     history, results, queue = History(store, base.database), ProbeResults(), LeaseQueue()
     evidence = Evidence(
         config.data_dir / "evidence", config.evidence.max_mib * 2**20, config.evidence.max_vm_mib * 2**20,
@@ -216,7 +223,7 @@ def api_parts(engine: Engine) -> EngineParts:
     )  # fmt: skip
 
 
-def build_api(base: _Foundation, engine: Engine, limiter: RateLimiter) -> Server:
+def build_api(base: Foundation, engine: Engine, limiter: RateLimiter) -> Server:
     """Build the API server."""
     config = base.config
     gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
@@ -227,7 +234,7 @@ def build_api(base: _Foundation, engine: Engine, limiter: RateLimiter) -> Server
     )  # fmt: skip
 
 
-def _build_host_monitor(base: _Foundation, store: StateStore) -> HostMonitor:
+def _build_host_monitor(base: Foundation, store: StateStore) -> HostMonitor:
     account, hypervisor = current_user(), base.identity.hypervisor
     doctor = build_doctor(lambda: build_subject(base.config, account, hypervisor, in_agent=True), base.runner)
     assertion = (
@@ -242,7 +249,7 @@ def _build_host_monitor(base: _Foundation, store: StateStore) -> HostMonitor:
 
 
 def _appliers(
-    settings: _LiveSettings, images: Images, limiter: RateLimiter, monitor: HostMonitor
+    settings: LiveSettings, images: Images, limiter: RateLimiter, monitor: HostMonitor
 ) -> Mapping[str, Callable[[Config], None]]:
     """Return the function that applies each configuration key that needs no restart."""
 

@@ -29,7 +29,7 @@ from agent.config import ConfigError, TlsConfig, load_config
 from agent.telemetry.log import configure
 from tests.api.certificates import authority, certificate
 from tests.api.conftest import Running, run
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.real_engine import RealEngine, vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def guarded(tmp_path: Path, path: Path) -> AsyncIterator[Running]:
-    engine = MemoryEngine(vm("hearth-small-1"), vm("hearth-small-2"))
+    engine = RealEngine(vm("hearth-small-1"), vm("hearth-small-2"))
     async with run(engine, tmp_path, gate=TokenGate(path, clock=lambda: NOW_S)) as api:
         yield api
 
@@ -77,7 +77,7 @@ async def test_without_a_token_one_may_read_by_default_and_no_more(tmp_path: Pat
     """A guest on QEMU's user network reaches this port as 10.0.2.2: it must not get a lease, or another's VM."""
     assert load_config(empty_config(tmp_path)).api.auth == "read"
     gate = TokenGate(path, anonymous=Role.READ)
-    async with run(MemoryEngine(vm("hearth-small-1")), tmp_path, gate=gate) as api:
+    async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=gate) as api:
         for operation in OPERATIONS:
             refused = await status(api, operation, {}) == 401
             assert refused is (operation.needs > Role.READ), operation.id
@@ -225,7 +225,7 @@ async def peer_name(port: int, context: ssl.SSLContext) -> str:
 
 async def test_tls_is_spoken_and_plain_http_is_not(tmp_path: Path) -> None:
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
-    async with run(MemoryEngine(), tmp_path, tls=files) as api:
+    async with run(RealEngine(), tmp_path, tls=files) as api:
         async with api.tcp.get("/livez", ssl=trusting(ca)) as response:
             assert response.status == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
@@ -238,7 +238,7 @@ async def test_clients_without_a_certificate_are_turned_away_where_one_is_asked_
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
     client = certificate(tmp_path, "client")
     files = TlsConfig(certificate=files.certificate, key=files.key, client_ca=ca)
-    async with run(MemoryEngine(), tmp_path, tls=files) as api:
+    async with run(RealEngine(), tmp_path, tls=files) as api:
         async with api.tcp.get("/livez", ssl=trusting(ca, client)) as response:
             assert response.status == 200
         with pytest.raises(aiohttp.ClientError):
@@ -250,7 +250,7 @@ async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
 ) -> None:
     monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
     ca, files = authority(tmp_path), certificate(tmp_path, "host", subject="old")
-    async with asyncio.timeout(20), run(MemoryEngine(), tmp_path, tls=files) as api:
+    async with asyncio.timeout(20), run(RealEngine(), tmp_path, tls=files) as api:
         context = trusting(ca)
         assert await peer_name(api.server.port, context) == "old"
         certificate(tmp_path, "host", subject="new")
@@ -278,7 +278,7 @@ async def test_another_authority_of_clients_is_taken_up(tmp_path: Path, monkeypa
         except aiohttp.ClientError:
             return False
 
-    async with asyncio.timeout(20), run(MemoryEngine(), tmp_path, tls=files) as api:
+    async with asyncio.timeout(20), run(RealEngine(), tmp_path, tls=files) as api:
         assert (await let_in(api, old), await let_in(api, new)) == (True, False)
         clients.write_bytes((tmp_path / "other.pem").read_bytes())
         while not await let_in(api, new):

@@ -12,7 +12,7 @@ import pytest
 
 from agent.domain.events import Event, EventKind
 from tests.api.conftest import Running, run
-from tests.api.memory_engine import NOW_S, MemoryEngine, vm
+from tests.api.real_engine import NOW_S, RealEngine, vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,12 +51,12 @@ async def take(response: aiohttp.ClientResponse, count: int) -> list[int]:
 
 
 async def test_a_stream_begins_now_and_tells_what_happens(api: Running) -> None:
-    api.engine.changed(happened(1))
+    await api.engine.changed(happened(1))
     await wait_for_last(api, 1)
     async with api.tcp.get("/v1/events", headers=STREAM) as response:
         assert response.headers["Content-Type"] == "text/event-stream"
         assert await response.content.readline() == b"retry: 2000\n"
-        api.engine.changed(happened(2), happened(3))
+        await api.engine.changed(happened(2), happened(3))
         assert await take(response, 2) == [2, 3]
 
 
@@ -70,36 +70,36 @@ async def wait_for_last(api: Running, number: int) -> None:
 
 @pytest.mark.parametrize("how", ["header", "query", "both"])
 async def test_a_client_that_comes_back_misses_nothing(tmp_path: Path, how: str) -> None:
-    engine = MemoryEngine(vm("hearth-small-1"))
+    engine = RealEngine(vm("hearth-small-1"))
     async with run(engine, tmp_path) as api:
-        engine.changed(*(happened(number) for number in range(1, 4)))
+        await engine.changed(*(happened(number) for number in range(1, 4)))
         async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
             assert await take(response, 2) == [1, 2]
-    engine.changed(happened(4))
+        await engine.changed(happened(4))
     headers = STREAM | ({"Last-Event-ID": "2"} if how != "query" else {})
     params = {"query": {"after": "2"}, "both": {"after": "0"}}.get(how, {})
     async with run(engine, tmp_path) as api, api.tcp.get("/v1/events", params=params, headers=headers) as response:
         assert await take(response, 2) == [3, 4]
-        engine.changed(happened(5))
+        await engine.changed(happened(5))
         assert await take(response, 1) == [5]
 
 
 async def test_a_long_history_is_told_whole_and_in_order(api: Running) -> None:
     for _ in range(30):
-        api.engine.changed(*(happened(number) for number in range(100)))
+        await api.engine.changed(*(happened(number) for number in range(100)))
     async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
         assert await take(response, 3000) == list(range(1, 3001))
 
 
 async def test_one_vm_can_be_followed_alone(api: Running) -> None:
     async with api.tcp.get("/v1/events", params={"vm": "b", "after": 0}, headers=STREAM) as response:
-        api.engine.changed(happened(1, name="a"), happened(2, name="b"))
-        api.engine.changed(happened(3, name="a"), happened(4, name="b"))
+        await api.engine.changed(happened(1, name="a"), happened(2, name="b"))
+        await api.engine.changed(happened(3, name="a"), happened(4, name="b"))
         assert await take(response, 2) == [2, 4]
 
 
 async def test_pages_of_json_lead_on_to_the_next(api: Running) -> None:
-    api.engine.changed(*(happened(number, name="ab"[number % 2]) for number in range(1, 6)))
+    await api.engine.changed(*(happened(number, name="ab"[number % 2]) for number in range(1, 6)))
     await wait_for_last(api, 5)
     numbers, after = [], 0
     while True:
@@ -130,7 +130,7 @@ async def test_a_quiet_line_is_kept_alive(api: Running, monkeypatch: pytest.Monk
 
 
 async def test_a_stopping_agent_ends_its_streams(tmp_path: Path) -> None:
-    async with run(MemoryEngine(), tmp_path) as api, api.tcp.get("/v1/events", headers=STREAM) as response:
+    async with run(RealEngine(), tmp_path) as api, api.tcp.get("/v1/events", headers=STREAM) as response:
         closing = asyncio.create_task(api.server.close())
         async with asyncio.timeout(5):
             assert await response.content.read() == b"retry: 2000\n\n"
@@ -144,7 +144,7 @@ async def test_a_subscriber_that_takes_nothing_is_cut_off(api: Running, monkeypa
     await reader.readline()
     async with asyncio.timeout(20):
         while not reader.at_eof():
-            api.engine.changed(*(happened(number) for number in range(500)))
+            await api.engine.changed(*(happened(number) for number in range(500)))
             if api.metrics.registry.get_sample_value(
                 "hearth_api_request_duration_seconds_count",
                 {"route": "/v1/events", "method": "GET", "status": "disconnected"},
@@ -154,16 +154,26 @@ async def test_a_subscriber_that_takes_nothing_is_cut_off(api: Running, monkeypa
     writer.close()
 
 
-async def test_hundreds_of_subscribers_cost_one_read_of_the_history(api: Running) -> None:
+async def test_hundreds_of_subscribers_cost_one_read_of_the_history(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with aiohttp.ClientSession(
         f"http://127.0.0.1:{api.server.port}", connector=aiohttp.TCPConnector(limit=0)
     ) as client:
         streams = [await client.get("/v1/events", headers=STREAM) for _ in range(300)]
-        before, start_s = api.engine.history.reads, time.perf_counter()
-        api.engine.changed(happened(1))
+        reads, read = 0, api.engine.history.events
+
+        async def count_reads(*, after: int, vm: str | None = None, limit: int = 500) -> list[tuple[int, Event]]:
+            nonlocal reads
+            reads += 1
+            return await read(after=after, vm=vm, limit=limit)
+
+        monkeypatch.setattr(api.engine.history, "events", count_reads)
+        start_s = time.perf_counter()
+        await api.engine.changed(happened(1))
         assert await asyncio.gather(*(take(stream, 1) for stream in streams)) == [[1]] * 300
         assert time.perf_counter() - start_s < 2
-        assert api.engine.history.reads - before <= 3
+        assert reads <= 3
         for stream in streams:
             stream.close()
 
@@ -175,7 +185,7 @@ async def test_the_host_document_can_be_waited_for(api: Running) -> None:
     async with api.unix.get("/livez"):
         pass
     assert not waiting.done()
-    api.engine.changed(happened(1))
+    await api.engine.changed(happened(1))
     async with asyncio.timeout(5), await waiting as response:
         assert (await response.json())["sequence"] == sequence + 1
 

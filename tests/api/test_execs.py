@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 
 from agent.api import exec_stream
+from agent.domain.states import VmState
 from tests.api.conftest import run
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.real_engine import RealEngine, vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +56,7 @@ async def test_output_and_exit_code_are_told(api: Running) -> None:
             [{"type": "started"}, {"type": "exit", "exit_code": 7}],
         )
         assert socket.close_code == aiohttp.WSCloseCode.OK
-    assert api.engine.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
+    assert api.engine.guests.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
 
 
 async def test_output_comes_while_it_runs_and_input_is_taken(api: Running) -> None:
@@ -95,23 +96,22 @@ async def test_a_client_that_goes_takes_its_command_along(api: Running) -> None:
                 transport = socket._writer.transport
                 assert transport is not None
                 transport.abort()
-        session = api.engine.sessions[-1]
+        session = api.engine.guests.sessions[-1]
         await session.closed.wait()
         assert session.exit_code == 137
         session.closed.clear()
-        api.engine.leases.held.clear()
-        api.engine.vms = {name: vm(name) for name in api.engine.vms}
+        await api.engine.become("hearth-small-2", VmState.READY)
 
 
 async def test_a_client_that_goes_before_its_command_runs_leaves_none(api: Running) -> None:
     async with api.unix.ws_connect(await leased(api)):
         pass
-    assert api.engine.executed == []
-    api.engine.exec_hangs = True
-    async with api.unix.ws_connect(f"/v1/leases/{next(iter(api.engine.leases.held))}/exec") as socket:
+    assert api.engine.guests.executed == []
+    api.engine.guests.exec_hangs = True
+    async with api.unix.ws_connect(f"/v1/leases/{next(iter(api.engine.leases))}/exec") as socket:
         await socket.send_json({"argv": ["sleep", "600"]})
-        await api.engine.exec_asked.wait()
-    assert api.engine.sessions == []
+        await api.engine.guests.exec_requested.wait()
+    assert api.engine.guests.sessions == []
 
 
 async def test_a_command_that_takes_too_long_is_killed(api: Running) -> None:
@@ -119,7 +119,7 @@ async def test_a_command_that_takes_too_long_is_killed(api: Running) -> None:
         _, (_, last) = await told(socket)
     assert (last["type"], last["problem"]["code"]) == ("problem", "guest-error")
     assert "within 0.05 s" in last["problem"]["detail"]
-    assert api.engine.sessions[0].exit_code == 137
+    assert api.engine.guests.sessions[0].exit_code == 137
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ async def test_a_first_message_that_names_no_command(api: Running, first: str | 
         assert socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
     assert last["problem"]["code"] == "invalid-request"
     assert said in last["problem"]["detail"]
-    assert api.engine.executed == []
+    assert api.engine.guests.executed == []
 
 
 async def test_a_client_that_names_nothing_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +155,13 @@ async def test_a_later_message_that_makes_no_sense_ends_it(api: Running, message
         await socket.receive_json()
         await socket.send_str(message)
         assert (await told(socket))[1][0]["problem"]["code"] == "invalid-request"
-    assert api.engine.sessions[0].exit_code == 137
+    assert api.engine.guests.sessions[0].exit_code == 137
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.05)
     async with command(api, "yes"):
-        await api.engine.exec_closed.wait()
+        await api.engine.guests.session_closed.wait()
 
 
 @pytest.mark.parametrize("sign", ["pong", "ping"])
@@ -173,7 +173,7 @@ async def test_a_client_that_takes_nothing_but_lives_holds_the_command_up(
         for _ in range(30):  # three times as long as a silent one may take
             await getattr(socket, sign)()
             await asyncio.sleep(0.03)
-        assert not api.engine.exec_closed.is_set()
+        assert not api.engine.guests.session_closed.is_set()
         streams, documents = await told(socket)
     assert streams["stdout"] == b"y\n" * 10_000_000
     assert documents[-1] == {"type": "exit", "exit_code": 7}
@@ -186,7 +186,7 @@ async def test_a_client_that_cannot_be_heard_since_its_input_waits_is_not_cut_of
     async with command(api, "sh", "-c", "yes | head -c 2000000; cat | wc -c", stdin=True) as socket:
         sending = asyncio.create_task(everything(socket, 64))
         await asyncio.sleep(0.4)
-        assert not api.engine.exec_closed.is_set()
+        assert not api.engine.guests.session_closed.is_set()
         streams, _ = await told(socket)
         await sending
     assert streams["stdout"].endswith(b"y\n%d\n" % (64 * exec_stream.MAX_FRAME_BYTES))
@@ -216,11 +216,11 @@ async def test_a_page_from_elsewhere_cannot_open_one(api: Running) -> None:
 
 
 async def test_a_stopping_agent_ends_commands(tmp_path: Path) -> None:
-    engine = MemoryEngine(vm("hearth-small-1"))
+    engine = RealEngine(vm("hearth-small-1"))
     async with run(engine, tmp_path) as api, command(api, "sleep", "600") as socket:
         await socket.receive_json()
         closing = asyncio.create_task(api.server.close())
         await told(socket)
         assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
         await closing
-        assert engine.sessions[0].exit_code == 137
+        assert engine.guests.sessions[0].exit_code == 137

@@ -17,96 +17,92 @@ import pytest
 
 from agent.api.documents import LOOKED_AT, STALE_AFTER_S, host_document
 from agent.api.schemas import HostDocument
+from agent.app import api_parts
 from agent.domain.breaker import Breaker, BreakerKey, Scope
 from agent.domain.capacity import Limit
-from agent.domain.model import Cause, Condition, ConditionStatus, Failure, HostMode, Mode, VmSize
+from agent.domain.model import Cause, Condition, ConditionStatus, Failure, HostMode, Mode
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
-from tests.api.memory_engine import COMING, NOW_S, SMALL, MemoryEngine, memory_parts, vm
+from tests.api.real_engine import COMING, NOW_S, POOL, SERVING, SMALL, RealEngine, vm
 
 FOLDER = Path(__file__).parents[2] / "docs" / "host"
 WRITE = os.environ.get("HEARTH_WRITE_EXAMPLES") == "1"
-State = Callable[[MemoryEngine], None]
+State = Callable[[RealEngine], None]
+READY = (vm("hearth-small-1"), vm("hearth-small-2"))
 
 
 def problem(kind: str, message: str) -> Condition:
     return Condition(kind, ConditionStatus.FALSE, "ObservationFailed", message, NOW_S - 60, problem=True)
 
 
-def ready(engine: MemoryEngine) -> None:
+def ready(engine: RealEngine) -> None:
     """Two warm VMs and no problem."""
-    engine.vms = {name: vm(name) for name in ("hearth-small-1", "hearth-small-2")}
+    engine.records = READY
 
 
-def filling(engine: MemoryEngine) -> None:
+def filling(engine: RealEngine) -> None:
     """A new host: the image is being pulled, no VM runs yet."""
-    engine.vms = {}
-    engine.rollouts = {"small": replace(engine.rollouts["small"], serving=None, target=COMING, phase=Phase.PULLING)}
-    engine.pulling = (PullProgress(SMALL.image, COMING, 26_843_545_600, 6_710_886_400, 6_710_886_400, 2.5e8, 80.5),)
+    engine.records = (replace(SERVING, serving=None, target=COMING, phase=Phase.PULLING),)
+    engine.images.pulling = (
+        PullProgress(SMALL.image, COMING, 26_843_545_600, 6_710_886_400, 6_710_886_400, 2.5e8, 80.5),
+    )
 
 
-def busy(engine: MemoryEngine) -> None:
+def busy(engine: RealEngine) -> None:
     """The VM of every slot is leased or being torn down: no other VM fits."""
-    engine.vms = {
-        "hearth-small-1": vm("hearth-small-1", VmState.LEASED),
-        "hearth-small-2": vm("hearth-small-2", VmState.STOPPING),
-    }
+    engine.records = (vm("hearth-small-1", VmState.LEASED), vm("hearth-small-2", VmState.STOPPING))
 
 
-def failing(engine: MemoryEngine) -> None:
+def failing(engine: RealEngine) -> None:
     """A VM died, and the breaker of a version that cannot be pulled is open."""
-    ready(engine)
-    failed = Failure(Cause.EXITED, "its process ended with code 1", NOW_S - 5)
-    engine.vms["hearth-small-2"] = replace(vm("hearth-small-2", VmState.FAILED), failure=failed)
-    engine.breakers = {
-        BreakerKey(Scope.IMAGE, COMING): Breaker(
-            BreakerKey(Scope.IMAGE, COMING), 3, NOW_S + 20, NOW_S - 10, "registry/small: 401 unauthorized"
-        )
-    }
+    failure = Failure(Cause.EXITED, "its process ended with code 1", NOW_S - 5)
+    engine.records = (
+        vm("hearth-small-1"),
+        replace(vm("hearth-small-2", VmState.FAILED), failure=failure),
+        Breaker(BreakerKey(Scope.IMAGE, COMING), 3, NOW_S + 20, NOW_S - 10, "registry/small: 401 unauthorized"),
+    )
 
 
-def foreign(engine: MemoryEngine) -> None:
+def foreign(engine: RealEngine) -> None:
     """Foreign VMs hold more slots than the host has: it is overcommitted, and no figure is negative."""
     ready(engine)
-    engine.foreign_slots = 2
+    engine.guests.host.foreign = {"foreign-1": True, "foreign-2": True}
 
 
-def full(engine: MemoryEngine) -> None:
+def full(engine: RealEngine) -> None:
     """The data volume is below its reserve."""
-    engine.vms = {}
     engine.free_bytes = 1 << 30
-    engine.disk_is_full = True
 
 
-def large(engine: MemoryEngine) -> None:
+def large(engine: RealEngine) -> None:
     """VMs so large that memory binds before slots do."""
-    engine.vms = {}
-    engine.pools = {"small": replace(SMALL, size=VmSize(1, 3000))}
+    engine.pool = {**POOL, "memory_mib": 3000}
 
 
-def cordoned(engine: MemoryEngine) -> None:
+def cordoned(engine: RealEngine) -> None:
     """An operator cordoned the host: it grants no leases, and its pools stay warm."""
-    ready(engine)
-    engine.mode = HostMode(Mode.CORDONED, NOW_S - 600, "new rack switch")
+    engine.records = (*READY, HostMode(Mode.CORDONED, NOW_S - 600, "new rack switch"))
 
 
-def draining(engine: MemoryEngine) -> None:
+def draining(engine: RealEngine) -> None:
     """An operator drains the host: one lease remains."""
-    engine.vms = {"hearth-small-1": vm("hearth-small-1", VmState.LEASED)}
-    engine.mode = HostMode(Mode.DRAINING, NOW_S - 600, "macOS update")
+    engine.records = (
+        vm("hearth-small-1", VmState.LEASED),
+        HostMode(Mode.DRAINING, NOW_S - 600, "macOS update"),
+    )
 
 
-def blind(engine: MemoryEngine) -> None:
+def blind(engine: RealEngine) -> None:
     """The hypervisor does not answer: the VMs are those of the latest observation."""
     ready(engine)
     engine.posted = (problem("HypervisorResponding", "`tart list` did not end within 10 s"),)
 
 
-def stuck(engine: MemoryEngine) -> None:
+def stuck(engine: RealEngine) -> None:
     """The reconciler is stuck: no part is known to be current."""
     ready(engine)
-    engine.age_s = STALE_AFTER_S + 5
+    engine.heartbeat_age_s = STALE_AFTER_S + 5
 
 
 STATES: tuple[State, ...] = (
@@ -114,10 +110,11 @@ STATES: tuple[State, ...] = (
 )  # fmt: skip
 
 
-def document(state: State) -> dict[str, Any]:
-    engine = MemoryEngine()
+async def document(state: State, folder: Path) -> dict[str, Any]:
+    engine = RealEngine()
     state(engine)
-    made: dict[str, Any] = json.loads(host_document(memory_parts(engine)).model_dump_json())
+    async with engine.open(folder) as opened:
+        made: dict[str, Any] = json.loads(host_document(api_parts(opened)).model_dump_json())
     return made
 
 
@@ -139,9 +136,10 @@ def test_the_schema_in_docs_is_the_one_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_example_of_a_state_is_what_the_agent_tells_in_it(state: State) -> None:
-    example = held(FOLDER / f"{state.__name__}.json", document(state))
-    assert example == document(state)
+async def test_example_is_the_document_of_its_state(state: State, tmp_path: Path) -> None:
+    made = await document(state, tmp_path)
+    example = held(FOLDER / f"{state.__name__}.json", made)
+    assert example == made
     jsonschema_rs.validator_for(schema()).validate(example)
     HostDocument.model_validate_json(json.dumps(example))
 
@@ -153,7 +151,8 @@ def test_every_example_is_of_a_state_and_listed() -> None:
     assert all(f"[{state.__name__}.json]({state.__name__}.json) | {state.__doc__}" in listed for state in STATES)
 
 
-def test_no_figure_is_negative_in_any_state() -> None:
+@pytest.mark.parametrize("state", STATES)
+async def test_no_figure_is_negative_in_any_state(state: State, tmp_path: Path) -> None:
     def figures(node: object) -> list[float]:
         if isinstance(node, dict):
             return [figure for inner in node.values() for figure in figures(inner)]
@@ -161,7 +160,7 @@ def test_no_figure_is_negative_in_any_state() -> None:
             return [figure for inner in node for figure in figures(inner)]
         return [node] if isinstance(node, (int, float)) else []
 
-    assert min(min(figures(document(state))) for state in STATES) >= 0
+    assert min(figures(await document(state, tmp_path))) >= 0
 
 
 @pytest.mark.parametrize(
@@ -171,17 +170,18 @@ def test_no_figure_is_negative_in_any_state() -> None:
         (filling, 2, Limit.SLOTS), (draining, 0, Limit.DRAINING), (full, 0, Limit.DISK),
     ],
 )  # fmt: skip
-def test_what_could_start_and_the_limit_that_binds(state: State, count: int, limit: Limit) -> None:
-    (pool,) = document(state)["pools"]
+async def test_startable_vms_are_counted_with_the_limit(state: State, count: int, limit: Limit, tmp_path: Path) -> None:
+    (pool,) = (await document(state, tmp_path))["pools"]
     assert pool["startable"] == {"count": count, "limit": limit}
 
 
-def test_what_is_stale_is_said() -> None:
-    assert document(ready)["stale"] == []
-    assert [item["what"] for item in document(stuck)["stale"]] == ["everything"]
+async def test_stale_parts_are_listed_with_their_reason(tmp_path: Path) -> None:
+    assert (await document(ready, tmp_path / "ready"))["stale"] == []
+    assert [item["what"] for item in (await document(stuck, tmp_path / "stuck"))["stale"]] == ["everything"]
     for kind, what in LOOKED_AT.items():
-        engine = MemoryEngine()
+        engine = RealEngine()
         engine.posted = (problem(kind, "broken"),)
-        (stale,) = host_document(memory_parts(engine)).stale
+        async with engine.open(tmp_path / kind) as opened:
+            (stale,) = host_document(api_parts(opened)).stale
         assert (stale.what, stale.reason) == (what, "broken")
         assert stale.since is not None

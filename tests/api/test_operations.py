@@ -11,11 +11,9 @@ from yarl import URL
 from agent.domain.events import Event, EventKind
 from agent.domain.names import vm_name
 from agent.domain.rollout import Phase
-from tests.api.memory_operations import no_evidence
+from tests.api.real_engine import DIGEST, NOW_S, SERVING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.api.conftest import Running
 
 OLD = "sha256:" + "c" * 64
@@ -27,6 +25,7 @@ async def test_the_mode_is_set_and_told(api: Running, verb: str, mode: str) -> N
         assert response.status == 200
         told = await response.json()
     assert (told["mode"], told["reason"]) == (mode, "new disks")
+    await api.engine.reconcile()
     async with api.tcp.get("/v1/host") as response:
         host = await response.json()
     assert host["mode"] == told
@@ -42,12 +41,11 @@ async def test_unknown_parameters_are_refused(api: Running) -> None:
 
 
 async def test_a_rollout_is_undone_and_tried_again(api: Running) -> None:
-    rollout = api.engine.rollouts["small"]
-    api.engine.rollouts["small"] = replace(rollout, previous=OLD)
+    await api.engine.put(replace(SERVING, previous=OLD))
     async with api.tcp.post("/v1/rollouts/small/undo", params={"reason": "builds fail"}) as response:
         assert response.status == 200
         undone = await response.json()
-    assert (undone["phase"], undone["serving"], undone["quarantined"]) == ("rolled-back", OLD, [rollout.target])
+    assert (undone["phase"], undone["serving"], undone["quarantined"]) == ("rolled-back", OLD, [DIGEST])
     async with api.tcp.post("/v1/rollouts/small/undo") as response:
         assert (response.status, (await response.json())["code"]) == (409, "nothing-to-undo")
     async with api.tcp.post("/v1/rollouts/small/retry") as response:
@@ -66,10 +64,10 @@ async def test_what_cannot_be_retried_is_told(api: Running) -> None:
 
 async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
     vm = "hearth-small-1"
-    api.engine.leases.endings["l1"] = Event(
-        EventKind.LEASE_BROKEN, 1_800_000_000.0, vm=vm, pool="small", lease="l1", cause="exited", detail="it died"
+    await api.engine.changed(
+        Event(EventKind.LEASE_BROKEN, NOW_S, vm=vm, pool="small", lease="l1", cause="exited", detail="it died"),
+        Event(EventKind.LEASE_EXPIRED, NOW_S, vm=vm, pool="small", lease="l2"),
     )
-    api.engine.leases.endings["l2"] = Event(EventKind.LEASE_EXPIRED, 1_800_000_000.0, vm=vm, pool="small", lease="l2")
     for method in ("GET", "DELETE"):
         async with api.tcp.request(method, "/v1/leases/l1") as response:
             assert response.status == 410
@@ -86,14 +84,13 @@ async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
     assert "evidence" not in ending
 
 
-async def test_evidence_is_listed_and_served_and_nothing_else_is(api: Running, tmp_path: Path) -> None:
+async def test_evidence_is_listed_and_served_and_nothing_else_is(api: Running) -> None:
     name = vm_name("small", "01jx0000000000000000000000")
-    api.engine.evidence = no_evidence(tmp_path / "evidence")
-    folder = api.engine.evidence.root / name
+    folder = api.engine.parts.evidence.root / name
     folder.mkdir(parents=True)
     (folder / "console.log").write_text("<script>kernel panic</script>")
     (folder / "summary.json").write_text("{}")
-    (tmp_path / "secret").write_text("secret")
+    (folder.parents[1] / "secret").write_text("secret")
     async with api.tcp.get(f"/v1/vms/{name}/evidence") as response:
         listed = await response.json()
     assert [file["name"] for file in listed["files"]] == ["console.log", "summary.json"]

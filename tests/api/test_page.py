@@ -15,7 +15,7 @@ from agent.domain.states import VmState
 from agent.images.contract import PullProgress
 from tests.api.chromium import Page, chromium
 from tests.api.conftest import Running, run
-from tests.api.memory_engine import COMING, MemoryEngine, vm
+from tests.api.real_engine import COMING, RealEngine, vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,7 +57,7 @@ async def test_every_file_has_a_strict_policy_and_is_sent_once(api: Running) -> 
 
 
 async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, browser: Page) -> None:
-    api.engine.pulling = (PullProgress("registry/small:v2", COMING, 1000, 250, 250, 50.0, 18.0),)
+    api.engine.images.pulling = (PullProgress("registry/small:v2", COMING, 1000, 250, 250, 50.0, 18.0),)
     await opened(browser, api)
     assert await text(browser, "#host") == "mac-1"
     assert await browser.evaluate("[...document.querySelectorAll('#slots li')].map((e) => e.dataset.state)") == [
@@ -74,7 +74,7 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
         "window.lines = []; new MutationObserver(() => window.lines.push(document.querySelector('#line').textContent))"
         ".observe(document.querySelector('#line'), { childList: true }); 1"
     )
-    api.engine.become("hearth-small-2", VmState.READY)
+    await api.engine.become("hearth-small-2", VmState.READY)
     await browser.wait_for("document.querySelector('#pools tbody').innerText.includes('2 of 2')")
     await browser.wait_for("document.querySelector('#events').innerText.includes('vm-ready')")
     assert await browser.evaluate("document.querySelector('#problems').hidden") is True
@@ -85,7 +85,7 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
 async def test_it_asks_for_a_token_where_the_agent_does(browser: Page, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     secret = create_token(tokens, "me", Role.READ, now_s=0.0)
-    async with run(MemoryEngine(vm("hearth-small-1")), tmp_path, gate=TokenGate(tokens)) as api:
+    async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=TokenGate(tokens)) as api:
         await browser.call("Page.navigate", url=f"http://127.0.0.1:{api.server.port}/")
         await browser.wait_for("document.querySelector('#login')?.hidden === false")
         browser.loaded.clear()
@@ -100,11 +100,11 @@ async def test_it_asks_for_a_token_where_the_agent_does(browser: Page, tmp_path:
 
 
 async def test_it_comes_back_by_itself_when_the_agent_does(browser: Page, tmp_path: Path) -> None:
-    async with run(MemoryEngine(vm("hearth-small-1")), tmp_path) as api:
+    async with run(RealEngine(vm("hearth-small-1")), tmp_path) as api:
         await opened(browser, api)
         port = api.server.port
     await browser.wait_for("document.querySelector('#line')?.dataset.state === 'lost'")
-    async with run(MemoryEngine(vm("hearth-small-7")), tmp_path, port=port):
+    async with run(RealEngine(vm("hearth-small-7"), data="other"), tmp_path, port=port):
         await browser.wait_for(LIVE)
         await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('hearth-small-7')")
     assert [said for said in browser.problems if "net::ERR" not in said] == []
@@ -163,7 +163,7 @@ async def test_what_has_not_changed_is_not_drawn_anew(api: Running, browser: Pag
     await browser.evaluate(
         "[window.pool, window.image] = [...document.querySelectorAll('#pools tbody tr, #images tbody tr')]; 1"
     )
-    api.engine.become("hearth-small-1", VmState.STOPPING)
+    await api.engine.become("hearth-small-1", VmState.STOPPING)
     await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('stopping')")
     assert await browser.evaluate("[window.pool.isConnected, window.image.isConnected]") == [False, True]
 
@@ -214,7 +214,7 @@ def lived(count: int, *, ago_s: float) -> list[Event]:
 
 
 async def test_the_last_hour_is_known_to_a_page_that_is_loaded_anew(api: Running, browser: Page) -> None:
-    api.engine.changed(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
+    await api.engine.changed(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
     told = "document.querySelector('#lives-text').innerText"
     for _ in range(2):
         await opened(browser, api)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.api.auth import Role, TokenGate, create_token
 from agent.api.rate_limit import MAX_CALLERS, Rate, RateLimiter
 from tests.api.conftest import run
-from tests.api.memory_engine import MemoryEngine
+from tests.api.real_engine import RealEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -59,7 +59,7 @@ def test_callers_are_counted_apart_and_a_flood_of_them_is_bounded() -> None:
 async def slow(tmp_path: Path) -> AsyncIterator[Running]:
     """A server that takes three requests of each caller, and then no more today."""
     gate = TokenGate(tmp_path / "tokens.json", anonymous=Role.READ)
-    async with run(MemoryEngine(), tmp_path, gate=gate, limiter=RateLimiter(ONE_A_DAY)) as api:
+    async with run(RealEngine(), tmp_path, gate=gate, limiter=RateLimiter(ONE_A_DAY)) as api:
         yield api
 
 

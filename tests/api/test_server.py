@@ -13,17 +13,27 @@ import pytest
 from agent.api.application import build_application
 from agent.api.rate_limit import RateLimiter
 from agent.api.server import ListenError, Server
+from agent.app import api_parts
 from agent.telemetry.metrics import Metrics
 from tests.api.conftest import UNLIMITED, Running, open_gate, run
-from tests.api.memory_engine import MemoryEngine, memory_parts
+from tests.api.real_engine import RealEngine
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from agent.engine.engine import Engine
 
-def server(path: Path, port: int = 0) -> Server:
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Engine]:
+    async with RealEngine().open(tmp_path / "engine") as engine:
+        yield engine
+
+
+def server(engine: Engine, path: Path, port: int = 0) -> Server:
     return Server(
-        build_application(memory_parts(MemoryEngine()), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
+        build_application(api_parts(engine), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
         host="127.0.0.1",
         port=port,
         socket_path=path,
@@ -34,24 +44,22 @@ async def test_the_socket_is_for_its_owner_only(api: Running) -> None:
     mode = api.socket.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
-    assert [item.name for item in api.socket.parent.iterdir()] == ["hearth.sock"]
+    assert sorted(item.name for item in api.socket.parent.iterdir()) == ["engine", "hearth.sock"]
 
 
 async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) -> None:
-    async with run(MemoryEngine(), tmp_path) as api:
+    async with run(RealEngine(), tmp_path) as api:
         for client in (api.tcp, api.unix):
             async with client.get("/livez") as response:
                 assert response.status == 200
         port = api.server.port
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["engine"]
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_the_port_that_was_picked_is_written_down(tmp_path: Path) -> None:
-    application = build_application(
-        memory_parts(MemoryEngine()), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED)
-    )
+async def test_the_port_that_was_picked_is_written_down(tmp_path: Path, opened: Engine) -> None:
+    application = build_application(api_parts(opened), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED))
     port_file = tmp_path / "api.port"
     picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
     await picked.start()
@@ -63,7 +71,7 @@ async def test_the_port_that_was_picked_is_written_down(tmp_path: Path) -> None:
 
 async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Path, api: Running) -> None:
     path = tmp_path / "other.sock"
-    second = server(path, api.server.port)
+    second = server(api.engine.real, path, api.server.port)
     with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{api.server.port} is in use.*api\.port"):
         await second.start()
     assert not path.exists()
@@ -71,7 +79,7 @@ async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Pa
 
 async def test_a_live_socket_is_never_taken_over(api: Running) -> None:
     with pytest.raises(ListenError, match="another agent listens"):
-        await server(api.socket).start()
+        await server(api.engine.real, api.socket).start()
     async with api.unix.get("/livez") as response:
         assert response.status == 200
 
@@ -81,26 +89,26 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         left.listen()
-    async with run(MemoryEngine(), tmp_path) as api, api.unix.get("/livez") as response:
+    async with run(RealEngine(), tmp_path) as api, api.unix.get("/livez") as response:
         assert response.status == 200
 
 
-async def test_a_file_in_the_place_of_the_socket_is_not_touched(tmp_path: Path) -> None:
+async def test_a_file_in_the_place_of_the_socket_is_not_touched(tmp_path: Path, opened: Engine) -> None:
     path = tmp_path / "hearth.sock"
     path.write_text("precious")
     with pytest.raises(ListenError, match="is no socket"):
-        await server(path).start()
+        await server(opened, path).start()
     assert path.read_text() == "precious"
 
 
-async def test_a_socket_path_that_is_too_long_says_what_to_set(tmp_path: Path) -> None:
+async def test_a_socket_path_that_is_too_long_says_what_to_set(tmp_path: Path, opened: Engine) -> None:
     with pytest.raises(ListenError, match=r"api\.socket"):
-        await server(tmp_path / ("x" * 120)).start()
+        await server(opened, tmp_path / ("x" * 120)).start()
 
 
-async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path) -> None:
+async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path, opened: Engine) -> None:
     path = tmp_path / "hearth.sock"
-    first = server(path)
+    first = server(opened, path)
     await first.start()
     path.unlink()
     with socket.socket(socket.AF_UNIX) as successor:
@@ -110,10 +118,10 @@ async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path)
 
 
 async def test_closing_ends_a_waiting_request_in_time(tmp_path: Path) -> None:
-    engine = MemoryEngine()
+    engine = RealEngine()
     async with asyncio.timeout(8), run(engine, tmp_path) as api:
         waiting = asyncio.create_task(api.unix.post("/v1/leases", json={"pool": "small", "holder": "j", "wait_s": 600}))
-        await engine.leases.arrived.wait()
+        await engine.wait_for_request()
         await api.server.close()
         await asyncio.wait([waiting])
-    assert not engine.leases.line
+        assert not engine.parts.view.queue.requests

@@ -19,7 +19,7 @@ from agent.cli.main import run
 from agent.domain.states import VmState
 from agent.telemetry.log import configure
 from tests.api.conftest import run as serve
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.real_engine import RealEngine, vm
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -45,7 +45,7 @@ class Agent:
     """An API server in a thread. Use the engine only on the server's event loop, with `call`."""
 
     def __init__(
-        self, folder: Path, engine: MemoryEngine, *, gate: Gate | None = None, tls: TlsConfig | None = None
+        self, folder: Path, engine: RealEngine, *, gate: Gate | None = None, tls: TlsConfig | None = None
     ) -> None:
         self.port = 0
         self._gate, self._tls = gate, tls
@@ -69,7 +69,7 @@ class Agent:
         self._logs.close()
         assert not self._thread.is_alive()
 
-    def call(self, work: Callable[[MemoryEngine], Awaitable[_Result]]) -> _Result:
+    def call(self, work: Callable[[RealEngine], Awaitable[_Result]]) -> _Result:
         """Run a coroutine function on the server's event loop and return its result."""
 
         async def run_work() -> _Result:
@@ -90,7 +90,7 @@ class Agent:
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
-    engine = MemoryEngine(vm("hearth-small-1", age_s=90), vm("hearth-small-2", VmState.STARTING, age_s=30))
+    engine = RealEngine(vm("hearth-small-1", age_s=90), vm("hearth-small-2", VmState.STARTING, age_s=30))
     with Agent(tmp_path, engine) as running:
         yield running
 

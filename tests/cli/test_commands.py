@@ -18,14 +18,15 @@ from agent.cli.documents import VmList
 from agent.cli.exit_codes import EXIT_BY_CODE, ExitCode
 from agent.cli.main import COMMANDS, run
 from agent.domain.events import Event, EventKind
+from agent.domain.model import Cause
 from agent.domain.states import VmState
-from tests.api.memory_engine import NOW_S
+from tests.api.real_engine import NOW_S
 from tests.cli.conftest import Agent, Ended, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.api.memory_engine import MemoryEngine
+    from tests.api.real_engine import RealEngine
 
     Hearth = Callable[..., Ended]
 
@@ -54,18 +55,21 @@ def test_vms_lists_all_vms(agent: Agent, hearth: Hearth) -> None:
 def test_vm_is_replaced_with_reason(agent: Agent, hearth: Hearth) -> None:
     ended = hearth("vms", "--socket", agent.socket, "replace", "hearth-small-1", "--reason", "odd noises")
     assert ended == Ended(ExitCode.OK, "hearth-small-1 is being replaced\n", "")
-    assert agent.engine.replaced == [("hearth-small-1", "odd noises")]
+    failure = agent.engine.vms["hearth-small-1"].failure
+    assert failure is not None
+    assert (failure.cause, failure.reason) == (Cause.REQUESTED, "odd noises")
 
 
 def test_lease_is_claimed_renewed_and_released(agent: Agent, hearth: Hearth) -> None:
     endpoint = ("--socket", agent.socket)
     claimed = hearth("lease", "small", "--ttl", "15m", "--holder", "job-1", *endpoint)
     assert claimed.code == ExitCode.OK
-    for part in ("lease-1", "hearth-small-1", "22 at 127.0.0.1:40022", "hearth release lease-1"):
+    (lease,) = agent.engine.leases
+    for part in (lease, "hearth-small-1", "22 at 127.0.0.1:40022", f"hearth release {lease}"):
         assert part in claimed.out
-    renewed = json.loads(hearth("renew", "lease-1", "--ttl", "2h", "--json", *endpoint).out)
+    renewed = json.loads(hearth("renew", lease, "--ttl", "2h", "--json", *endpoint).out)
     assert (renewed["holder"], renewed["ttl_s"]) == ("job-1", 7200)
-    assert hearth("release", "lease-1", *endpoint) == Ended(ExitCode.OK, "lease-1 is released\n", "")
+    assert hearth("release", lease, *endpoint) == Ended(ExitCode.OK, f"{lease} is released\n", "")
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
@@ -75,16 +79,16 @@ def test_lease_has_default_holder(agent: Agent, hearth: Hearth) -> None:
 
 
 def test_lease_request_is_cancelled_by_ctrl_c(agent: Agent) -> None:
-    async def wait_for_request(engine: MemoryEngine) -> None:
-        await engine.leases.arrived.wait()
+    async def wait_for_request(engine: RealEngine) -> None:
+        await engine.wait_for_request()
 
-    async def wait_for_cancellation(engine: MemoryEngine) -> int:
+    async def wait_for_cancellation(engine: RealEngine) -> int:
         async with asyncio.timeout(5):
-            await engine.leases.left.wait()
-        return len(engine.leases.line)
+            await engine.request_refused.wait()
+        return len(engine.parts.view.queue.requests)
 
-    async def make_vm_unavailable(engine: MemoryEngine) -> None:
-        engine.become("hearth-small-1", VmState.STOPPING)
+    async def make_vm_unavailable(engine: RealEngine) -> None:
+        await engine.become("hearth-small-1", VmState.STOPPING)
 
     agent.call(make_vm_unavailable)
     process = start("lease", "small", "--wait", "10m", "--socket", agent.socket)
@@ -100,7 +104,7 @@ def test_lease_request_is_cancelled_by_ctrl_c(agent: Agent) -> None:
     [
         (["lease", "other"], ExitCode.NOT_FOUND, "there is no pool 'other'"),
         (["release", "gone"], ExitCode.NOT_FOUND, "there is no lease 'gone'"),
-        (["renew", "gone"], ExitCode.NOT_FOUND, "ask for a new lease"),
+        (["renew", "gone"], ExitCode.NOT_FOUND, "request a new lease"),
         (["vms", "replace", "hearth-small-9"], ExitCode.NOT_FOUND, "hearth-small-9"),
         (["lease", "small", "--wait", "soon"], ExitCode.USAGE, "is not a duration"),
         (["lease"], ExitCode.USAGE, "Missing argument"),
@@ -124,7 +128,7 @@ def test_no_vm_free_and_refused_have_different_exit_codes(agent: Agent, hearth: 
     assert hearth("lease", "small", *endpoint).code == ExitCode.NO_VM_FREE
     refused = hearth("vms", *endpoint, "replace", "hearth-small-1")
     assert refused.code == ExitCode.REFUSED
-    assert "release its lease first" in refused.err
+    assert "release that lease instead" in refused.err
 
 
 def test_unreachable_agent_error_names_socket_and_remedy(tmp_path: Path, hearth: Hearth) -> None:
@@ -307,8 +311,8 @@ def test_mapped_exit_codes_are_not_zero() -> None:
     [("status",), ("status", "--json"), ("events", "-n", "5"), ("events", "-f", "-n", "5"), ("vms",), ("--help",)],
 )
 def test_command_ends_silently_when_its_reader_has_ended(agent: Agent, command: tuple[str, ...]) -> None:
-    async def add_events(engine: MemoryEngine) -> None:
-        engine.changed(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
+    async def add_events(engine: RealEngine) -> None:
+        await engine.changed(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
 
     agent.call(add_events)
     endpoint = () if command == ("--help",) else ("--socket", str(agent.socket))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli.exit_codes import ExitCode
 from agent.domain.events import Event, EventKind
-from tests.api.memory_engine import NOW_S, MemoryEngine
+from tests.api.real_engine import NOW_S, RealEngine
 from tests.cli.conftest import Agent, Ended, start
 
 if TYPE_CHECKING:
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     Hearth = Callable[..., Ended]
 
 
-def engine_with(*vms: str) -> MemoryEngine:
-    engine = MemoryEngine()
-    engine.changed(*(Event(EventKind.VM_READY, NOW_S, vm=vm, pool="small", duration_s=3.5) for vm in vms))
-    return engine
+def engine_with(*vms: str) -> RealEngine:
+    events = (Event(EventKind.VM_READY, NOW_S, vm=vm, pool="small", duration_s=3.5) for vm in vms)
+    return RealEngine(events=tuple(events))
 
 
 def test_latest_events_are_shown_oldest_first(tmp_path: Path, hearth: Hearth) -> None:
@@ -42,14 +41,14 @@ def test_events_are_followed_over_agent_restart(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["vm"] == "a"
 
-        async def add_event(engine: MemoryEngine) -> None:
-            engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="b"))
+        async def add_event(engine: RealEngine) -> None:
+            await engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="b"))
 
         agent.call(add_event)
         assert json.loads(process.stdout.readline())["vm"] == "b"
-    engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="c"))
     assert "does not answer" in process.stderr.readline()
-    with Agent(tmp_path, engine):
+    with Agent(tmp_path, engine) as agent:
+        agent.call(lambda engine: engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="c")))
         assert json.loads(process.stdout.readline())["vm"] == "c"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)

@@ -17,35 +17,36 @@ import pytest
 from agent.api import exec_stream
 from agent.cli import client, exec_client, execute, interrupts, temporary_lease
 from agent.cli.exit_codes import ExitCode
+from agent.domain.events import EventKind
 from agent.domain.states import VmState
 from tests.cli.conftest import Agent, Ended, InterruptAt, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.api.memory_engine import MemoryEngine
+    from tests.api.real_engine import RealEngine
 
     Hearth = Callable[..., Ended]
 
 
 def is_released(agent: Agent) -> bool:
-    return not agent.engine.leases.held and agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
+    return not agent.engine.leases and agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
 def test_exec_returns_guest_exit_code_and_output(agent: Agent) -> None:
     process = start("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert process.communicate(timeout=20) == ("out\n", "err\n")
     assert process.returncode == 7
-    assert agent.engine.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
+    assert agent.engine.guests.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
     assert is_released(agent)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_exec_releases_vm_on_signal(agent: Agent, number: signal.Signals) -> None:
-    async def wait_for_exec(engine: MemoryEngine) -> None:
+    async def wait_for_exec(engine: RealEngine) -> None:
         async with asyncio.timeout(10):
-            await engine.exec_asked.wait()
+            await engine.guests.exec_requested.wait()
 
     process = start("exec", "small", "--socket", agent.socket, "--", "sleep", "1000")
     agent.call(wait_for_exec)
@@ -56,17 +57,16 @@ def test_exec_releases_vm_on_signal(agent: Agent, number: signal.Signals) -> Non
 
 
 def test_exec_cancels_lease_request_on_ctrl_c(agent: Agent) -> None:
-    async def wait_for_request(engine: MemoryEngine) -> None:
-        async with asyncio.timeout(10):
-            await engine.leases.arrived.wait()
+    async def wait_for_request(engine: RealEngine) -> None:
+        await engine.wait_for_request()
 
-    async def wait_for_cancellation(engine: MemoryEngine) -> int:
+    async def wait_for_cancellation(engine: RealEngine) -> int:
         async with asyncio.timeout(10):
-            await engine.leases.left.wait()
-        return len(engine.leases.line)
+            await engine.request_refused.wait()
+        return len(engine.parts.view.queue.requests)
 
-    async def make_vm_unavailable(engine: MemoryEngine) -> None:
-        engine.become("hearth-small-1", VmState.STOPPING)
+    async def make_vm_unavailable(engine: RealEngine) -> None:
+        await engine.become("hearth-small-1", VmState.STOPPING)
 
     agent.call(make_vm_unavailable)
     process = start("exec", "small", "--socket", agent.socket, "--", "true")
@@ -75,18 +75,18 @@ def test_exec_cancels_lease_request_on_ctrl_c(agent: Agent) -> None:
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
     assert agent.call(wait_for_cancellation) == 0
-    assert not agent.engine.leases.held
+    assert not agent.engine.leases
 
 
 def test_exec_releases_lease_whose_answer_was_lost(agent: Agent) -> None:
-    async def wait_for_grant(engine: MemoryEngine) -> None:
+    async def wait_for_grant(engine: RealEngine) -> None:
         async with asyncio.timeout(10):
-            await engine.address_asked.wait()
+            await engine.guests.address_requested.wait()
 
-    agent.engine.address_hangs = True
+    agent.engine.guests.address_hangs = True
     process = start("exec", "small", "--socket", agent.socket, "--", "true")
     agent.call(wait_for_grant)
-    assert agent.engine.leases.held
+    assert agent.engine.leases
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
@@ -95,17 +95,18 @@ def test_exec_releases_lease_whose_answer_was_lost(agent: Agent) -> None:
 
 def test_ctrl_c_does_not_interrupt_release(agent: Agent) -> None:
     is_releasing, may_release = threading.Event(), asyncio.Event()
-    release = agent.engine.leases.release
+    desk = agent.engine.parts.leases
+    release = desk.release
 
     async def release_slowly(lease_id: str) -> None:
         is_releasing.set()
         await may_release.wait()
         await release(lease_id)
 
-    async def allow_release(_: MemoryEngine) -> None:
+    async def allow_release(_: RealEngine) -> None:
         may_release.set()
 
-    agent.engine.leases.release = release_slowly  # type: ignore[method-assign]
+    desk.release = release_slowly  # type: ignore[method-assign]
     process = start("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
     assert is_releasing.wait(10)
     assert process.stderr is not None
@@ -121,8 +122,8 @@ def test_ctrl_c_does_not_interrupt_release(agent: Agent) -> None:
 def test_exec_leaves_no_lease_when_interrupted_at_any_line(agent: Agent, hearth: Hearth) -> None:
     """Interrupt the first run at its first line, and each later run some lines later, until a run completes."""
 
-    async def make_ready_again(engine: MemoryEngine) -> None:
-        engine.become("hearth-small-1", VmState.READY)
+    async def make_ready_again(engine: RealEngine) -> None:
+        await engine.become("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
         interrupt = InterruptAt(moment, temporary_lease, client, execute, exec_client, interrupts)
@@ -131,7 +132,7 @@ def test_exec_leaves_no_lease_when_interrupted_at_any_line(agent: Agent, hearth:
             ended = hearth("exec", "small", "--socket", agent.socket, "--", "sh", "-c", "exit 7")
         finally:
             sys.settrace(None)
-        assert not agent.engine.leases.held, f"the interrupt at line {moment} left a lease"
+        assert not agent.engine.leases, f"the interrupt at line {moment} left a lease"
         if interrupt.passed < moment:
             assert (ended.code, moment > 100) == (7, True)
             break
@@ -207,9 +208,9 @@ def test_exec_fails_with_125_for_unknown_pool(agent: Agent, hearth: Hearth) -> N
 def test_exec_renews_lease_while_running(agent: Agent, hearth: Hearth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.cli.temporary_lease._RENEW_S", 0.02)
     assert hearth("exec", "small", "--socket", agent.socket, "--", "sleep", "0.5").code == 0
-    assert agent.engine.leases.renewals > 1
+    assert sum(event.kind is EventKind.LEASE_RENEWED for event in agent.engine.events) > 1
 
 
 def test_exec_passes_options_to_command(agent: Agent, hearth: Hearth) -> None:
     hearth("exec", "small", "--socket", agent.socket, "--", "echo", "--wait", "-n")
-    assert agent.engine.executed == [("hearth-small-1", ("echo", "--wait", "-n"))]
+    assert agent.engine.guests.executed == [("hearth-small-1", ("echo", "--wait", "-n"))]

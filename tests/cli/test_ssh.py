@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.api.memory_engine import MemoryEngine
+    from tests.api.real_engine import RealEngine
 
     Hearth = Callable[..., Ended]
 
@@ -47,7 +47,7 @@ def test_ssh_to_pool_leases_and_releases_vm(agent: Agent, hearth: Hearth, ssh_lo
     arguments = ssh_log.read_text().splitlines()
     assert "StrictHostKeyChecking=no" in arguments
     assert arguments[-6:] == ["-l", "admin", "-p", "40022", "127.0.0.1", "echo 'a b'"]
-    assert not agent.engine.leases.held
+    assert not agent.engine.leases
     assert agent.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
@@ -61,7 +61,7 @@ def test_ssh_to_lease_or_vm_keeps_lease(agent: Agent, hearth: Hearth, ssh_log: P
     for name in (lease["id"], lease["vm"], "small-1"):
         assert hearth("ssh", name, "--socket", agent.socket).code == 7
         assert ssh_log.read_text().splitlines()[-2:] == ["40022", "127.0.0.1"]
-    assert list(agent.engine.leases.held) == [lease["id"]]
+    assert list(agent.engine.leases) == [lease["id"]]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_ssh_is_terminated_by_signal_during_start(agent: Agent, ssh_log: Path, m
     process = start("ssh", "small", "--socket", agent.socket)
     process.communicate(timeout=20)  # its output ends with the last process that has it
     assert process.returncode == ExitCode.INTERRUPTED
-    assert not agent.engine.leases.held
+    assert not agent.engine.leases
 
 
 def test_ssh_releases_vm_on_ctrl_c(agent: Agent, ssh_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_ssh_releases_vm_on_ctrl_c(agent: Agent, ssh_log: Path, monkeypatch: pyt
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert not agent.engine.leases.held
+    assert not agent.engine.leases
 
 
 def test_ssh_error_names_missing_port(agent: Agent, hearth: Hearth, ssh_log: Path) -> None:
@@ -108,12 +108,12 @@ def test_ssh_error_names_missing_port(agent: Agent, hearth: Hearth, ssh_log: Pat
 
         return Address("127.0.0.1", {8080: 48080})
 
-    async def swap(engine: MemoryEngine) -> None:
-        engine.address = address  # type: ignore[method-assign,assignment]
+    async def swap(engine: RealEngine) -> None:
+        engine.guests.address = address  # type: ignore[method-assign,assignment]
         await asyncio.sleep(0)
 
     agent.call(swap)
     ended = hearth("ssh", "small", "--socket", agent.socket)
     assert ended.code == ExitCode.EXEC_FAILED
     assert "add 22 to `ports`" in ended.err
-    assert not agent.engine.leases.held
+    assert not agent.engine.leases

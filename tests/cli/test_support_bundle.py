@@ -13,7 +13,7 @@ from agent.cli.exit_codes import ExitCode
 from agent.cli.support_bundle import API_FILES
 from agent.telemetry.log import configure
 from agent.telemetry.log_file import log_path
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.real_engine import RealEngine, vm
 from tests.cli.conftest import Agent, Ended
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def contents(path: Path) -> dict[str, str]:
 
 def test_bundle_has_all_files_and_no_secret(tmp_path: Path, hearth: Hearth) -> None:
     config, out = write_configuration(tmp_path), tmp_path / "bundle.tar.gz"
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1"))):
         ended = hearth("support-bundle", out, "--config", config)
     assert ended.code == ExitCode.OK
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
@@ -72,7 +72,7 @@ def test_bundle_of_remote_host_lacks_local_files(
     tmp_path: Path, hearth: Hearth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = write_configuration(tmp_path), tmp_path / "bundle.tar.gz"
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))) as agent:
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1"))) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"http://127.0.0.1:{agent.port}")
         assert hearth("support-bundle", out, "--config", config).code == ExitCode.OK
     files = contents(out)

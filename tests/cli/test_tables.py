@@ -10,19 +10,18 @@ import select
 import signal
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
 from agent.cli.tables import image_table, pool_table, status_view, vm_table
 from agent.cli.units import duration, short_digest, size
-from tests.api.memory_engine import COMING, DIGEST, MemoryEngine, memory_parts, vm
+from tests.api.real_engine import COMING, DIGEST, RealEngine, vm
 from tests.cli.conftest import Agent, start
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+HOST = Path(__file__).parents[2] / "docs" / "host" / "ready.json"
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 VM: Any = {
     "name": "hearth-a-pool-with-a-rather-long-name-01jx4c8h2m9v3k5n7p1q0r2s4t",
@@ -84,14 +83,9 @@ def test_pool_table_shows_both_versions_of_rollout() -> None:
 
 
 def host(**changes: Any) -> Any:
-    document: dict[str, Any] = json.loads(_document())
+    """Return the example of a host with two ready VMs, with other values of some keys."""
+    document: dict[str, Any] = json.loads(HOST.read_text())
     return {**document, **changes}
-
-
-def _document() -> str:
-    from agent.api.documents import host_document  # noqa: PLC0415 - only needed here
-
-    return host_document(memory_parts(MemoryEngine(vm("hearth-small-1")))).model_dump_json()
 
 
 def test_status_shows_only_problem_conditions() -> None:
@@ -167,12 +161,12 @@ def test_watch_survives_agent_restart_and_ends_on_ctrl_c(tmp_path: Path) -> None
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
     streams = {"stdin": follower, "stdout": follower, "stderr": follower}
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1"))):
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1"))):
         process = start("status", "--watch", "--socket", tmp_path / "hearth.sock", env=environment, **streams)
         os.close(follower)
         read_until(leader, "hearth-small-1")
     read_until(leader, "waiting for it")
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-7"))):
+    with Agent(tmp_path, RealEngine(vm("hearth-small-7"), data="other")):
         read_until(leader, "hearth-small-7")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0

@@ -12,7 +12,7 @@ import pytest
 from agent.api.auth import TokenGate, tokens_path
 from agent.cli.exit_codes import ExitCode
 from tests.api.certificates import authority, certificate
-from tests.api.memory_engine import MemoryEngine, vm
+from tests.api.real_engine import RealEngine, vm
 from tests.cli.conftest import Agent, Ended
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_remote_agent_is_used_with_tls_and_token(
     secret = hearth("token", "create", "me", "--role", "read").out.strip()
     ca, tls = authority(tmp_path), certificate(tmp_path, "host")
     gate = TokenGate(tokens_path(config.parent / "data"))
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1")), gate=gate, tls=tls) as agent:
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), gate=gate, tls=tls) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"https://127.0.0.1:{agent.port}")
         untrusted = hearth("vms")
         assert untrusted.code == ExitCode.UNREACHABLE
@@ -68,7 +68,7 @@ def test_remote_agent_is_used_with_tls_and_token(
         assert "hearth-small-1" in hearth("status").out
         refused = hearth("lease", "small")
         assert refused.code == ExitCode.REFUSED
-        assert "'me' may read, and this needs lease" in refused.err
+        assert "'me' has the role read, and this needs lease" in refused.err
         assert secret not in untrusted.err + unknown.err + refused.err
 
 
@@ -77,7 +77,7 @@ def test_remote_agent_options_work_with_mutual_tls(config: Path, hearth: Hearth,
     token.write_text(hearth("token", "create", "me", "--role", "lease").out)
     ca, tls, mine = authority(tmp_path), certificate(tmp_path, "host"), certificate(tmp_path, "me")
     gate, both = TokenGate(tokens_path(config.parent / "data")), tls.model_copy(update={"client_ca": ca})
-    with Agent(tmp_path, MemoryEngine(vm("hearth-small-1")), gate=gate, tls=both) as agent:
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), gate=gate, tls=both) as agent:
         url = f"https://127.0.0.1:{agent.port}"
         login = ("--ca", ca, "--token-file", token)
         shown = ("--cert", mine.certificate, "--key", mine.key)
