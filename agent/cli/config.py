@@ -46,7 +46,8 @@ def check(config: options.Config = None, as_json: options.Json = False) -> int:
     if as_json:
         print_json(result)
     elif not errors:
-        pools = f"; {result['assignment']}: {len(result['pools'])} pools" if result["assignment"] else ""
+        count = len(result["pools"])
+        pools = f"; {result['assignment']}: {count} {'pool' if count == 1 else 'pools'}" if result["assignment"] else ""
         print_line(f"{path} is valid{pools}")
     else:
         print_error(errors[0])

@@ -79,7 +79,9 @@ class SpaceManager:
     def _evict(self, image: Image, needed_for: str) -> None:
         self.store.remove(image.digest)
         self.reuse_index.drop(image.digest)
-        log.info("image-evicted", image=image.digest, allocated_bytes=image.allocated_bytes, needed_for=needed_for)
+        log.info(
+            "image-evicted-for-pull", image=image.digest, allocated_bytes=image.allocated_bytes, needed_for=needed_for
+        )
 
     def _space(self) -> StoreSpace:
         return StoreSpace(shutil.disk_usage(self.store.root).free, self.reserve_bytes, self.budget_bytes)

@@ -64,7 +64,7 @@ class AnkaSpaceManager:
                     f"only {format_bytes(freeable)} can be freed",
                     remedy="free some disk space, or lower host.disk_reserve_mib",
                 )
-            log.info("image-evicted", image=evictions[0].digest, needed_for=version.digest)
+            log.info("image-evicted-for-pull", image=evictions[0].digest, needed_for=version.digest)
             await self.evict(evictions[0].digest)
             evicted.add(evictions[0].digest)
 
