@@ -1,4 +1,4 @@
-"""A real Chromium, driven over its DevTools protocol: enough to open a page, wait for it, and look."""
+"""A real Chromium, driven over its DevTools protocol: the calls that tests of pages need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLAGS = (
 
 
 class Page:
-    """One tab. `problems` holds every error its console has shown; `loaded` is set when a page has loaded."""
+    """One tab. `problems` has the errors of its console; `loaded` is set when a page has loaded."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -32,17 +32,17 @@ class Page:
         self.loaded = asyncio.Event()
 
     async def listen(self) -> None:
-        """Take in what the browser says, until it ends."""
-        async for message in self._socket:
-            said = json.loads(message.data)
-            if "id" in said:
-                self._answers.pop(said["id"]).set_result(said)
-            elif said["method"] == "Page.loadEventFired":
+        """Dispatch the messages of the browser until its connection ends."""
+        async for frame in self._socket:
+            message = json.loads(frame.data)
+            if "id" in message:
+                self._answers.pop(message["id"]).set_result(message)
+            elif message["method"] == "Page.loadEventFired":
                 self.loaded.set()
-            elif said["method"] == "Runtime.exceptionThrown":
-                self.problems.append(said["params"]["exceptionDetails"]["text"])
-            elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
-                self.problems.append(said["params"]["entry"]["text"])
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.problems.append(message["params"]["exceptionDetails"]["text"])
+            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+                self.problems.append(message["params"]["entry"]["text"])
 
     async def call(self, method: str, **params: object) -> dict[str, Any]:
         """Call a DevTools method and return its result."""
@@ -51,19 +51,19 @@ class Page:
         self._answers[self._count] = answer
         await self._socket.send_json({"id": self._count, "method": method, "params": params})
         async with asyncio.timeout(20):
-            said = await answer
-        assert "error" not in said, said
-        result: dict[str, Any] = said["result"]
+            message = await answer
+        assert "error" not in message, message
+        result: dict[str, Any] = message["result"]
         return result
 
     async def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression, awaited when it is a promise."""
-        said = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in said, said
-        return said["result"].get("value")
+        """Return the value of an expression, awaited if it is a promise."""
+        message = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in message, message
+        return message["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
-        """Return when the page makes the condition true: looked at whenever its document changes."""
+        """Wait until a condition is true. It is evaluated after each change of the document."""
         await self.evaluate(
             f"new Promise((done) => {{ const look = () => {{ if ({condition}) {{ watch.disconnect(); done(true); }} }};"
             "const watch = new MutationObserver(look); watch.observe(document, { subtree: true, childList: true,"
@@ -72,13 +72,13 @@ class Page:
 
     async def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page."""
-        said = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        await asyncio.to_thread(path.write_bytes, base64.b64decode(said["data"]))
+        message = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(message["data"]))
 
 
 @asynccontextmanager
 async def chromium(profile: Path) -> AsyncIterator[Page]:
-    """Run a browser with a fresh profile and yield its tab."""
+    """Run a browser with a new profile and yield its tab."""
     process = await asyncio.create_subprocess_exec(
         "chromium", *_FLAGS, f"--user-data-dir={profile}", "about:blank",
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -103,9 +103,9 @@ async def chromium(profile: Path) -> AsyncIterator[Page]:
         await process.wait()
 
 
-async def _devtools_port(said: asyncio.StreamReader) -> int:
+async def _devtools_port(stderr: asyncio.StreamReader) -> int:
     async with asyncio.timeout(60):
-        async for line in said:
+        async for line in stderr:
             if b"DevTools listening on ws://" in line:
                 return int(line.split(b"://")[1].split(b"/")[0].split(b":")[1])
     raise AssertionError("the browser ended before it listened")

@@ -1,4 +1,4 @@
-"""A real server on a real loopback port and a real Unix socket, over the real engine with guests of this machine."""
+"""A server on a loopback port and a Unix socket, over the real engine with guests of this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ UNLIMITED = Rate(1e9, 10**9)
 
 
 def open_gate(folder: Path) -> TokenGate:
-    """Return a gate that lets everyone do everything, as with `api.auth = "open"`."""
+    """Return a gate that permits everything to every caller, as with `api.auth = "open"`."""
     return TokenGate(folder / "tokens.json", anonymous=Role.ADMIN)
 
 
@@ -59,7 +59,7 @@ async def run(
     limiter: RateLimiter | None = None,
     tls: TlsConfig | None = None,
 ) -> AsyncIterator[Running]:
-    """Serve `engine`, until the block ends."""
+    """Serve `engine` until the block ends."""
     socket = folder / "hearth.sock"
     async with engine.open(folder / engine.data) as opened:
         application = build_application(

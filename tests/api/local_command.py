@@ -1,4 +1,4 @@
-"""An `ExecSession` over a process of this machine: a guest that shares our kernel."""
+"""A command of a guest that runs as a process of this machine."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class LocalCommand:
         return 128 - code if code is not None and code < 0 else code
 
     async def output(self) -> AsyncGenerator[Output, None]:
-        told: asyncio.Queue[Output | None] = asyncio.Queue(1)
+        queue: asyncio.Queue[Output | None] = asyncio.Queue(1)
 
         async def pump(stream: Literal["stdout", "stderr"]) -> None:
             reader = getattr(self.process, stream)
             while data := await reader.read(1 << 16):
-                await told.put(Output(stream, data))
-            await told.put(None)
+                await queue.put(Output(stream, data))
+            await queue.put(None)
 
         pumps = [asyncio.create_task(pump("stdout")), asyncio.create_task(pump("stderr"))]
         try:
             for _ in pumps:
-                while (item := await told.get()) is not None:
+                while (item := await queue.get()) is not None:
                     yield item
             await self.process.wait()
         finally:
@@ -74,6 +74,6 @@ class LocalCommand:
         await self.signal("KILL")
         for reader in (self.process.stdout, self.process.stderr):
             assert reader is not None
-            await reader.read()  # else the library would wait for them
+            await reader.read()  # otherwise asyncio waits for the pipes
         await self.process.wait()
         self.closed.set()

@@ -1,4 +1,4 @@
-"""Who may do what: every operation with every role, tokens that come and go, TLS, and secrets that stay secret."""
+"""Roles for every operation, the life of tokens, TLS, and secrets that are never returned or logged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def status(api: Running, operation: Operation, headers: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("role", [None, Role.READ, Role.LEASE, Role.ADMIN])
-async def test_every_operation_with_every_role(guarded: Running, path: Path, role: Role | None) -> None:
+async def test_operation_is_allowed_by_role(guarded: Running, path: Path, role: Role | None) -> None:
     headers = bearer(create_token(path, "t", role, now_s=NOW_S)) if role else {}
     for operation in OPERATIONS:
         answered = await status(guarded, operation, headers)
@@ -73,8 +73,8 @@ async def test_every_operation_with_every_role(guarded: Running, path: Path, rol
         assert allowed or answered == (403 if role else 401)
 
 
-async def test_without_a_token_one_may_read_by_default_and_no_more(tmp_path: Path, path: Path) -> None:
-    """A guest on QEMU's user network reaches this port as 10.0.2.2: it must not get a lease, or another's VM."""
+async def test_caller_without_token_may_only_read_by_default(tmp_path: Path, path: Path) -> None:
+    """A guest on QEMU's user network reaches this port as 10.0.2.2: it must get no lease and no VM of others."""
     assert load_config(empty_config(tmp_path)).api.auth == "read"
     gate = TokenGate(path, anonymous=Role.READ)
     async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=gate) as api:
@@ -82,10 +82,10 @@ async def test_without_a_token_one_may_read_by_default_and_no_more(tmp_path: Pat
             refused = await status(api, operation, {}) == 401
             assert refused is (operation.needs > Role.READ), operation.id
         headers = bearer(create_token(path, "t", Role.LEASE, now_s=NOW_S))
-        wanted = {"pool": "small", "holder": "j"}
-        async with api.tcp.post("/v1/leases", json=wanted) as response:
+        body = {"pool": "small", "holder": "j"}
+        async with api.tcp.post("/v1/leases", json=body) as response:
             assert "Unix socket" in (await response.json(content_type=None))["remedy"]
-        async with api.tcp.post("/v1/leases", json=wanted, headers=headers) as response:
+        async with api.tcp.post("/v1/leases", json=body, headers=headers) as response:
             assert response.status == 201
         async with api.tcp.get("/v1/host", headers=bearer("hearth_wrong")) as response:
             assert response.status == 401
@@ -96,7 +96,7 @@ def empty_config(folder: Path) -> Path:
     return folder / "hearth.toml"
 
 
-async def test_every_write_is_told_with_who_asked_whatever_becomes_of_it(guarded: Running, path: Path) -> None:
+async def test_write_is_logged_with_its_caller_and_status(guarded: Running, path: Path) -> None:
     writes = [operation for operation in OPERATIONS if operation.method != "GET"]
     headers = bearer(create_token(path, "controller-1", Role.LEASE, now_s=NOW_S))
     with capture_logs() as logged:
@@ -106,19 +106,19 @@ async def test_every_write_is_told_with_who_asked_whatever_becomes_of_it(guarded
             assert response.status == 200
         async with guarded.tcp.get("/v1/host", headers=headers) as response:
             assert response.status == 200
-    told = [line for line in logged if line["event"] == "audit"]
-    assert [(line["method"], line["status"]) for line in told[: len(writes)]] == [
+    seen = [line for line in logged if line["event"] == "audit"]
+    assert [(line["method"], line["status"]) for line in seen[: len(writes)]] == [
         (operation.method, str(code)) for operation, code in zip(writes, answered, strict=True)
     ]
-    assert {(line["caller"], line["role"], line["peer"]) for line in told[: len(writes)]} == {
+    assert {(line["caller"], line["role"], line["peer"]) for line in seen[: len(writes)]} == {
         ("controller-1", "lease", "127.0.0.1")
     }
-    assert [(line["caller"], line["peer"], line["status"]) for line in told[len(writes) :]] == [
+    assert [(line["caller"], line["peer"], line["status"]) for line in seen[len(writes) :]] == [
         ("", "127.0.0.1", "401"), ("socket", "socket", "200"),
     ]  # fmt: skip
 
 
-def test_writes_are_for_leaseholders_or_administrators() -> None:
+def test_writes_need_the_lease_or_admin_role() -> None:
     needs = {operation.id: operation.needs for operation in OPERATIONS}
     assert {name for name, role in needs.items() if role is Role.NONE} == {"livez", "readyz"}
     assert {name for name, role in needs.items() if role is Role.LEASE} == {
@@ -129,21 +129,21 @@ def test_writes_are_for_leaseholders_or_administrators() -> None:
     }
 
 
-async def test_paths_that_do_not_exist_are_not_told_to_strangers(guarded: Running) -> None:
+async def test_unknown_path_needs_a_token(guarded: Running) -> None:
     async with guarded.tcp.get("/v1/secret") as response:
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == "Bearer"
         assert (await response.json(content_type=None))["code"] == "unauthenticated"
 
 
-async def test_what_is_open_to_all_says_so_of_its_methods(guarded: Running) -> None:
+async def test_open_path_lists_its_methods_without_a_token(guarded: Running) -> None:
     async with guarded.tcp.post("/livez") as response:
         assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD")
     async with guarded.tcp.put("/v1/host") as response:
         assert response.status == 401
 
 
-async def test_the_page_and_the_socket_ask_for_no_token(guarded: Running) -> None:
+async def test_page_and_socket_need_no_token(guarded: Running) -> None:
     for file in FILES:
         async with guarded.tcp.get(file) as response:
             assert response.status == 200
@@ -151,26 +151,31 @@ async def test_the_page_and_the_socket_ask_for_no_token(guarded: Running) -> Non
         assert response.status == 200
 
 
-async def test_tokens_count_from_the_next_request_on_and_no_longer(guarded: Running, path: Path) -> None:
-    async def asked(secret: str) -> int:
+async def test_token_is_valid_until_it_expires_or_is_revoked(guarded: Running, path: Path) -> None:
+    async def status_with(secret: str) -> int:
         async with guarded.tcp.get("/v1/host", headers=bearer(secret)) as response:
             return response.status
 
     short = create_token(path, "short", Role.READ, now_s=NOW_S - 60, ttl_s=30)
     good = create_token(path, "good", Role.READ, now_s=NOW_S, ttl_s=30)
-    assert [await asked(good), await asked(short), await asked(good[:-1]), await asked("")] == [200, 401, 401, 401]
+    assert [await status_with(good), await status_with(short), await status_with(good[:-1]), await status_with("")] == [
+        200,
+        401,
+        401,
+        401,
+    ]
     revoke_token(path, "good")
-    assert await asked(good) == 401
+    assert await status_with(good) == 401
 
 
 @pytest.mark.parametrize("header", ["", "Basic eDp5", "Bearer", "Bearer ", "Token x", "Bearer é"])
-def test_headers_that_are_no_token(path: Path, header: str) -> None:
+def test_header_without_a_valid_token_is_refused(path: Path, header: str) -> None:
     create_token(path, "t", Role.ADMIN, now_s=NOW_S)
     with pytest.raises(UnauthenticatedError):
         TokenGate(path).caller(header)
 
 
-def test_the_file_holds_no_secret_and_is_its_owners(path: Path) -> None:
+def test_token_file_has_no_secret_and_mode_600(path: Path) -> None:
     secret = create_token(path, "t", Role.LEASE, now_s=NOW_S)
     assert secret.startswith("hearth_")
     assert secret not in path.read_text()
@@ -182,12 +187,10 @@ def test_the_file_holds_no_secret_and_is_its_owners(path: Path) -> None:
         revoke_token(path, "x")
 
 
-async def test_a_token_reaches_no_answer_and_no_log_but_its_name_does(
-    guarded: Running, path: Path, tmp_path: Path
-) -> None:
+async def test_token_is_neither_logged_nor_returned(guarded: Running, path: Path, tmp_path: Path) -> None:
     secret = create_token(path, "controller-1", Role.LEASE, now_s=NOW_S)
     logs = configure(path=tmp_path / "log", terminal=None, level="debug")
-    told: list[str] = []
+    seen: list[str] = []
     for method, url, body in (
         ("POST", "/v1/leases", {"pool": "small", "holder": "j"}),
         ("POST", "/v1/leases", {"pool": "none", "holder": "j"}),
@@ -197,10 +200,10 @@ async def test_a_token_reaches_no_answer_and_no_log_but_its_name_does(
         ("GET", "/metrics", None),
     ):
         async with guarded.tcp.request(method, url, json=body, headers=bearer(secret)) as response:
-            told.append(await response.text() + str(response.headers))
+            seen.append(await response.text() + str(response.headers))
     logs.close()
     log = (tmp_path / "log").read_text()
-    assert secret not in "".join(told) + log
+    assert secret not in "".join(seen) + log
     writes = [line for line in map(json.loads, log.splitlines()) if line.get("method") == "POST"]
     assert [line["caller"] for line in writes] == ["controller-1", "controller-1"]
 
@@ -219,11 +222,11 @@ async def peer_name(port: int, context: ssl.SSLContext) -> str:
     """Return the common name in the certificate that a new connection gets."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     subject: Any = writer.get_extra_info("peercert")["subject"]
-    writer.transport.abort()  # a polite end of TLS waits for the other side, longer than the test's loop may live
+    writer.transport.abort()  # a clean end of TLS waits for the server, longer than the event loop of the test may run
     return str(dict(pair[0] for pair in subject)["commonName"])
 
 
-async def test_tls_is_spoken_and_plain_http_is_not(tmp_path: Path) -> None:
+async def test_tls_listener_refuses_plain_http(tmp_path: Path) -> None:
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
     async with run(RealEngine(), tmp_path, tls=files) as api:
         async with api.tcp.get("/livez", ssl=trusting(ca)) as response:
@@ -234,7 +237,7 @@ async def test_tls_is_spoken_and_plain_http_is_not(tmp_path: Path) -> None:
             await api.tcp.get(f"http://127.0.0.1:{api.server.port}/livez")
 
 
-async def test_clients_without_a_certificate_are_turned_away_where_one_is_asked_for(tmp_path: Path) -> None:
+async def test_client_without_certificate_is_refused_with_mutual_tls(tmp_path: Path) -> None:
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
     client = certificate(tmp_path, "client")
     files = TlsConfig(certificate=files.certificate, key=files.key, client_ca=ca)
@@ -245,7 +248,7 @@ async def test_clients_without_a_certificate_are_turned_away_where_one_is_asked_
             await api.tcp.get("/livez", ssl=trusting(ca))
 
 
-async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
+async def test_renewed_certificate_is_loaded_unless_it_is_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
@@ -263,7 +266,7 @@ async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
         assert await peer_name(api.server.port, context) == "new"
 
 
-async def test_another_authority_of_clients_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changed_client_authority_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
     old, _ = certificate(tmp_path, "old"), authority(tmp_path, "other")
@@ -271,7 +274,7 @@ async def test_another_authority_of_clients_is_taken_up(tmp_path: Path, monkeypa
     clients.write_bytes(ca.read_bytes())
     files = TlsConfig(certificate=files.certificate, key=files.key, client_ca=clients)
 
-    async def let_in(api: Running, client: TlsConfig) -> bool:
+    async def is_accepted(api: Running, client: TlsConfig) -> bool:
         try:
             async with api.tcp.get("/livez", ssl=trusting(ca, client), headers={"Connection": "close"}) as response:
                 return response.status == 200
@@ -279,35 +282,35 @@ async def test_another_authority_of_clients_is_taken_up(tmp_path: Path, monkeypa
             return False
 
     async with asyncio.timeout(20), run(RealEngine(), tmp_path, tls=files) as api:
-        assert (await let_in(api, old), await let_in(api, new)) == (True, False)
+        assert (await is_accepted(api, old), await is_accepted(api, new)) == (True, False)
         clients.write_bytes((tmp_path / "other.pem").read_bytes())
-        while not await let_in(api, new):
+        while not await is_accepted(api, new):
             pass
-        assert not await let_in(api, old)
+        assert not await is_accepted(api, old)
 
 
-async def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+async def test_unreadable_certificate_is_named(tmp_path: Path) -> None:
     files = TlsConfig(certificate=tmp_path / "none.pem", key=tmp_path / "none.key")
     with pytest.raises(TlsError, match=r"none\.pem.*\[api\.tls\]"):
         ServerTls.open(files)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[api]\nhost = "0.0.0.0"\n', "other machines can connect to 0.0.0.0"),
         ('[api]\nhost = "10.0.0.5"\nauth = "token"\n', "certificate and key"),
         ('[api]\nhost = "::"\n[api.tls]\ncertificate = "c"\nkey = "k"\n', 'auth = "token"'),
     ],
 )
-def test_off_loopback_without_tokens_and_tls_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_public_host_is_refused_without_tokens_and_tls(tmp_path: Path, text: str, message: str) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(config)
 
 
-def test_off_loopback_with_both_is_taken_and_paths_are_the_configurations(tmp_path: Path) -> None:
+def test_public_host_is_accepted_with_tokens_and_tls(tmp_path: Path) -> None:
     config = tmp_path / "hearth.toml"
     config.write_text('[api]\nhost = "0.0.0.0"\nauth = "token"\n[api.tls]\ncertificate = "c.pem"\nkey = "k.pem"\n')
     tls = load_config(config).api.tls

@@ -1,4 +1,4 @@
-"""The event stream: live, resumable over restarts, shared by many, and nobody's hostage."""
+"""The event stream: live, resumable over restarts, shared by subscribers, and not blocked by slow ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def happened(number: int, *, name: str = "hearth-small-1") -> Event:
 
 
 async def messages(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """Yield the events of a stream, skipping comments; checks that id and data agree."""
+    """Yield the events of a stream without comments. Asserts that id and data agree."""
     block: dict[str, str] = {}
     async for line in response.content:
         text = line.decode().rstrip("\n")
@@ -50,7 +50,7 @@ async def take(response: aiohttp.ClientResponse, count: int) -> list[int]:
     return numbers
 
 
-async def test_a_stream_begins_now_and_tells_what_happens(api: Running) -> None:
+async def test_stream_begins_with_the_next_event(api: Running) -> None:
     await api.engine.changed(happened(1))
     await wait_for_last(api, 1)
     async with api.tcp.get("/v1/events", headers=STREAM) as response:
@@ -68,37 +68,37 @@ async def wait_for_last(api: Running, number: int) -> None:
                     return
 
 
-@pytest.mark.parametrize("how", ["header", "query", "both"])
-async def test_a_client_that_comes_back_misses_nothing(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("resume", ["header", "query", "both"])
+async def test_stream_resumes_after_the_last_received_event(tmp_path: Path, resume: str) -> None:
     engine = RealEngine(vm("hearth-small-1"))
     async with run(engine, tmp_path) as api:
         await engine.changed(*(happened(number) for number in range(1, 4)))
         async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
             assert await take(response, 2) == [1, 2]
         await engine.changed(happened(4))
-    headers = STREAM | ({"Last-Event-ID": "2"} if how != "query" else {})
-    params = {"query": {"after": "2"}, "both": {"after": "0"}}.get(how, {})
+    headers = STREAM | ({"Last-Event-ID": "2"} if resume != "query" else {})
+    params = {"query": {"after": "2"}, "both": {"after": "0"}}.get(resume, {})
     async with run(engine, tmp_path) as api, api.tcp.get("/v1/events", params=params, headers=headers) as response:
         assert await take(response, 2) == [3, 4]
         await engine.changed(happened(5))
         assert await take(response, 1) == [5]
 
 
-async def test_a_long_history_is_told_whole_and_in_order(api: Running) -> None:
+async def test_stream_sends_a_long_history_in_order(api: Running) -> None:
     for _ in range(30):
         await api.engine.changed(*(happened(number) for number in range(100)))
     async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
         assert await take(response, 3000) == list(range(1, 3001))
 
 
-async def test_one_vm_can_be_followed_alone(api: Running) -> None:
+async def test_stream_of_one_vm_has_only_its_events(api: Running) -> None:
     async with api.tcp.get("/v1/events", params={"vm": "b", "after": 0}, headers=STREAM) as response:
         await api.engine.changed(happened(1, name="a"), happened(2, name="b"))
         await api.engine.changed(happened(3, name="a"), happened(4, name="b"))
         assert await take(response, 2) == [2, 4]
 
 
-async def test_pages_of_json_lead_on_to_the_next(api: Running) -> None:
+async def test_event_pages_link_to_the_next_page(api: Running) -> None:
     await api.engine.changed(*(happened(number, name="ab"[number % 2]) for number in range(1, 6)))
     await wait_for_last(api, 5)
     numbers, after = [], 0
@@ -115,21 +115,21 @@ async def test_pages_of_json_lead_on_to_the_next(api: Running) -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "\u0661", str(2**63), "9" * 5000])
-async def test_a_last_event_id_that_is_no_number_is_refused(api: Running, value: str) -> None:
+async def test_invalid_last_event_id_is_refused(api: Running, value: str) -> None:
     headers = {**STREAM, "Last-Event-ID": value}
     async with api.tcp.get("/v1/events", headers=headers) as response:
         assert response.status == 422
         assert (await response.json(content_type=None))["code"] == "invalid-request"
 
 
-async def test_a_quiet_line_is_kept_alive(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quiet_stream_is_kept_alive(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.resources.events.KEEP_ALIVE_S", 0.05)
     async with asyncio.timeout(5), api.tcp.get("/v1/events", headers=STREAM) as response:
         while not (await response.content.readline()).startswith(b": "):
             pass
 
 
-async def test_a_stopping_agent_ends_its_streams(tmp_path: Path) -> None:
+async def test_stream_ends_when_the_agent_stops(tmp_path: Path) -> None:
     async with run(RealEngine(), tmp_path) as api, api.tcp.get("/v1/events", headers=STREAM) as response:
         closing = asyncio.create_task(api.server.close())
         async with asyncio.timeout(5):
@@ -137,7 +137,7 @@ async def test_a_stopping_agent_ends_its_streams(tmp_path: Path) -> None:
             await closing
 
 
-async def test_a_subscriber_that_takes_nothing_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subscriber_that_does_not_read_is_disconnected(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.resources.events.SEND_TIMEOUT_S", 0.1)
     reader, writer = await asyncio.open_unix_connection(str(api.socket), limit=1024)
     writer.write(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
@@ -154,9 +154,7 @@ async def test_a_subscriber_that_takes_nothing_is_cut_off(api: Running, monkeypa
     writer.close()
 
 
-async def test_hundreds_of_subscribers_cost_one_read_of_the_history(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_subscribers_share_reads_of_the_history(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     async with aiohttp.ClientSession(
         f"http://127.0.0.1:{api.server.port}", connector=aiohttp.TCPConnector(limit=0)
     ) as client:
@@ -178,7 +176,7 @@ async def test_hundreds_of_subscribers_cost_one_read_of_the_history(
             stream.close()
 
 
-async def test_the_host_document_can_be_waited_for(api: Running) -> None:
+async def test_host_request_waits_for_a_change(api: Running) -> None:
     async with api.tcp.get("/v1/host") as response:
         sequence = (await response.json())["sequence"]
     waiting = asyncio.create_task(api.tcp.get("/v1/host", params={"after": sequence, "wait_s": 60}))
@@ -190,7 +188,7 @@ async def test_the_host_document_can_be_waited_for(api: Running) -> None:
         assert (await response.json())["sequence"] == sequence + 1
 
 
-async def test_a_wait_without_a_change_ends_with_what_is_known(api: Running) -> None:
+async def test_host_wait_ends_with_304_without_a_change(api: Running) -> None:
     async with api.tcp.get("/v1/host") as response:
         sequence, etag = (await response.json())["sequence"], response.headers["ETag"]
     params = {"after": sequence, "wait_s": "0.05"}

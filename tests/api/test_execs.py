@@ -1,4 +1,4 @@
-"""Commands in guests over a WebSocket: what they write, what they read, how they end, and that nothing is left."""
+"""Commands in guests over a WebSocket: output, input, end, and cleanup."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ async def command(api: Running, *argv: str, **more: object) -> AsyncIterator[Soc
         yield socket
 
 
-async def told(socket: Socket) -> tuple[dict[str, bytes], list[Any]]:
-    """Return all that is sent until the agent closes: output by stream, and documents."""
+async def received(socket: Socket) -> tuple[dict[str, bytes], list[Any]]:
+    """Return all messages until the agent closes: output by stream, and documents."""
     streams, documents = {"stdout": b"", "stderr": b""}, []
     async for message in socket:
         if message.type is aiohttp.WSMsgType.BINARY:
@@ -49,9 +49,9 @@ async def told(socket: Socket) -> tuple[dict[str, bytes], list[Any]]:
     return streams, documents
 
 
-async def test_output_and_exit_code_are_told(api: Running) -> None:
+async def test_exec_sends_output_and_exit_code(api: Running) -> None:
     async with command(api, "sh", "-c", "echo out; echo err >&2; exit 7") as socket:
-        assert await told(socket) == (
+        assert await received(socket) == (
             {"stdout": b"out\n", "stderr": b"err\n"},
             [{"type": "started"}, {"type": "exit", "exit_code": 7}],
         )
@@ -59,20 +59,20 @@ async def test_output_and_exit_code_are_told(api: Running) -> None:
     assert api.engine.guests.executed == [("hearth-small-1", ("sh", "-c", "echo out; echo err >&2; exit 7"))]
 
 
-async def test_output_comes_while_it_runs_and_input_is_taken(api: Running) -> None:
+async def test_exec_streams_output_and_input_while_running(api: Running) -> None:
     async with command(api, "cat", stdin=True) as socket:
         assert await socket.receive_json() == {"type": "started"}
         for line in (b"one\n", b"\0\xff"):
             await socket.send_bytes(line)
             assert await socket.receive_bytes() == b"\x01" + line
         await socket.send_json({"type": "end-input"})
-        assert await told(socket) == ({"stdout": b"", "stderr": b""}, [{"type": "exit", "exit_code": 0}])
+        assert await received(socket) == ({"stdout": b"", "stderr": b""}, [{"type": "exit", "exit_code": 0}])
 
 
-async def test_a_megabyte_goes_in_and_comes_out_whole(api: Running) -> None:
+async def test_exec_transfers_a_megabyte_both_ways(api: Running) -> None:
     data = bytes(range(256)) * 4096
     async with command(api, "cat", stdin=True) as socket:
-        reading = asyncio.create_task(told(socket))
+        reading = asyncio.create_task(received(socket))
         for begin in range(0, len(data), 60_000):
             await socket.send_bytes(data[begin : begin + 60_000])
         await socket.send_json({"type": "end-input"})
@@ -85,10 +85,10 @@ async def test_signals_reach_the_command(api: Running, signal: str, code: int) -
     async with command(api, "sleep", "600") as socket:
         await socket.receive_json()
         await socket.send_json({"type": "signal", "signal": signal})
-        assert (await told(socket))[1] == [{"type": "exit", "exit_code": code}]
+        assert (await received(socket))[1] == [{"type": "exit", "exit_code": code}]
 
 
-async def test_a_client_that_goes_takes_its_command_along(api: Running) -> None:
+async def test_command_is_killed_when_its_client_disconnects(api: Running) -> None:
     for abrupt in (False, True):
         async with command(api, "sleep", "600") as socket:
             await socket.receive_json()
@@ -103,7 +103,7 @@ async def test_a_client_that_goes_takes_its_command_along(api: Running) -> None:
         await api.engine.become("hearth-small-2", VmState.READY)
 
 
-async def test_a_client_that_goes_before_its_command_runs_leaves_none(api: Running) -> None:
+async def test_no_command_starts_after_its_client_disconnected(api: Running) -> None:
     async with api.unix.ws_connect(await leased(api)):
         pass
     assert api.engine.guests.executed == []
@@ -114,16 +114,16 @@ async def test_a_client_that_goes_before_its_command_runs_leaves_none(api: Runni
     assert api.engine.guests.sessions == []
 
 
-async def test_a_command_that_takes_too_long_is_killed(api: Running) -> None:
+async def test_command_is_killed_after_its_timeout(api: Running) -> None:
     async with command(api, "sleep", "600", timeout_s=0.05) as socket:
-        _, (_, last) = await told(socket)
+        _, (_, last) = await received(socket)
     assert (last["type"], last["problem"]["code"]) == ("problem", "guest-error")
     assert "within 0.05 s" in last["problem"]["detail"]
     assert api.engine.guests.sessions[0].exit_code == 137
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("first", "message"),
     [
         ('{"argv": []}', "/argv"),
         ('{"argv": ["true"], "shell": true}', "/shell"),
@@ -131,74 +131,72 @@ async def test_a_command_that_takes_too_long_is_killed(api: Running) -> None:
         (b"\0", "names no command"),
     ],
 )
-async def test_a_first_message_that_names_no_command(api: Running, first: str | bytes, said: str) -> None:
+async def test_first_message_without_a_command_is_refused(api: Running, first: str | bytes, message: str) -> None:
     async with api.unix.ws_connect(await leased(api)) as socket:
         await (socket.send_str(first) if isinstance(first, str) else socket.send_bytes(first))
-        _, (last,) = await told(socket)
+        _, (last,) = await received(socket)
         assert socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
     assert last["problem"]["code"] == "invalid-request"
-    assert said in last["problem"]["detail"]
+    assert message in last["problem"]["detail"]
     assert api.engine.guests.executed == []
 
 
-async def test_a_client_that_names_nothing_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_client_is_disconnected_before_its_command(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_stream, "FIRST_MESSAGE_S", 0.05)
     async with api.unix.ws_connect(await leased(api)) as socket:
-        assert "no command was named" in (await told(socket))[1][0]["problem"]["detail"]
+        assert "no command was named" in (await received(socket))[1][0]["problem"]["detail"]
 
 
 @pytest.mark.parametrize(
     "message", ["{}", '{"type": "signal", "signal": "STOP"}', "[", '{"type":"start","argv":["x"]}']
 )
-async def test_a_later_message_that_makes_no_sense_ends_it(api: Running, message: str) -> None:
+async def test_invalid_message_ends_the_command(api: Running, message: str) -> None:
     async with command(api, "sleep", "600") as socket:
         await socket.receive_json()
         await socket.send_str(message)
-        assert (await told(socket))[1][0]["problem"]["code"] == "invalid-request"
+        assert (await received(socket))[1][0]["problem"]["code"] == "invalid-request"
     assert api.engine.guests.sessions[0].exit_code == 137
 
 
-async def test_a_client_that_takes_nothing_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_is_disconnected(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.05)
     async with command(api, "yes"):
         await api.engine.guests.session_closed.wait()
 
 
 @pytest.mark.parametrize("sign", ["pong", "ping"])
-async def test_a_client_that_takes_nothing_but_lives_holds_the_command_up(
+async def test_client_that_pings_without_reading_stays_connected(
     api: Running, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.3)
     async with command(api, "sh", "-c", "yes | head -c 20000000; exit 7") as socket:
-        for _ in range(30):  # three times as long as a silent one may take
+        for _ in range(30):  # three times as long as a silent client may take
             await getattr(socket, sign)()
             await asyncio.sleep(0.03)
         assert not api.engine.guests.session_closed.is_set()
-        streams, documents = await told(socket)
+        streams, documents = await received(socket)
     assert streams["stdout"] == b"y\n" * 10_000_000
     assert documents[-1] == {"type": "exit", "exit_code": 7}
 
 
-async def test_a_client_that_cannot_be_heard_since_its_input_waits_is_not_cut_off(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_client_with_pending_input_stays_connected(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_stream, "SILENCE_S", 0.1)
     async with command(api, "sh", "-c", "yes | head -c 2000000; cat | wc -c", stdin=True) as socket:
-        sending = asyncio.create_task(everything(socket, 64))
+        sending = asyncio.create_task(send_frames(socket, 64))
         await asyncio.sleep(0.4)
         assert not api.engine.guests.session_closed.is_set()
-        streams, _ = await told(socket)
+        streams, _ = await received(socket)
         await sending
     assert streams["stdout"].endswith(b"y\n%d\n" % (64 * exec_stream.MAX_FRAME_BYTES))
 
 
-async def everything(socket: Socket, frames: int) -> None:
+async def send_frames(socket: Socket, frames: int) -> None:
     for _ in range(frames):
         await socket.send_bytes(bytes(exec_stream.MAX_FRAME_BYTES))
     await socket.send_json({"type": "end-input"})
 
 
-async def test_leases_that_are_none_are_told_before_the_upgrade(api: Running) -> None:
+async def test_unknown_lease_is_reported_before_the_upgrade(api: Running) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await api.unix.ws_connect("/v1/leases/none/exec")
     assert refused.value.status == 404
@@ -208,19 +206,19 @@ async def test_leases_that_are_none_are_told_before_the_upgrade(api: Running) ->
         assert (await response.json())["code"] == "upgrade-required"
 
 
-async def test_a_page_from_elsewhere_cannot_open_one(api: Running) -> None:
+async def test_foreign_origin_cannot_open_an_exec(api: Running) -> None:
     path = await leased(api)
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await api.tcp.ws_connect(path, origin="http://evil.example")
     assert refused.value.status == 403
 
 
-async def test_a_stopping_agent_ends_commands(tmp_path: Path) -> None:
+async def test_command_is_killed_when_the_agent_stops(tmp_path: Path) -> None:
     engine = RealEngine(vm("hearth-small-1"))
     async with run(engine, tmp_path) as api, command(api, "sleep", "600") as socket:
         await socket.receive_json()
         closing = asyncio.create_task(api.server.close())
-        await told(socket)
+        await received(socket)
         assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
         await closing
         assert engine.guests.sessions[0].exit_code == 137

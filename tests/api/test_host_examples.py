@@ -1,6 +1,6 @@
-"""docs/host: the JSON Schema of the host document, and one document for every state a host can be in.
+"""The files in docs/host: the JSON Schema of the host document, and an example for each state of a host.
 
-`HEARTH_WRITE_EXAMPLES=1` writes them anew.
+With `HEARTH_WRITE_EXAMPLES=1` the tests write these files.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ async def document(state: State, folder: Path) -> dict[str, Any]:
     return made
 
 
-def held(path: Path, made: object) -> Any:
-    """Return what stands in a file of docs/, written first if that is asked for."""
+def read_example(path: Path, made: object) -> Any:
+    """Return the content of a file in docs/host. With `WRITE`, write it first."""
     if WRITE:
         FOLDER.mkdir(exist_ok=True)
         path.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
@@ -131,20 +131,20 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 
-def test_the_schema_in_docs_is_the_one_of_the_code() -> None:
-    assert held(FOLDER / "schema.json", schema()) == schema()
+def test_schema_in_docs_matches_the_code() -> None:
+    assert read_example(FOLDER / "schema.json", schema()) == schema()
 
 
 @pytest.mark.parametrize("state", STATES)
 async def test_example_is_the_document_of_its_state(state: State, tmp_path: Path) -> None:
     made = await document(state, tmp_path)
-    example = held(FOLDER / f"{state.__name__}.json", made)
+    example = read_example(FOLDER / f"{state.__name__}.json", made)
     assert example == made
     jsonschema_rs.validator_for(schema()).validate(example)
     HostDocument.model_validate_json(json.dumps(example))
 
 
-def test_every_example_is_of_a_state_and_listed() -> None:
+def test_examples_are_listed_in_their_readme() -> None:
     names = {path.stem for path in FOLDER.glob("*.json")} - {"schema"}
     assert names == {state.__name__ for state in STATES}
     listed = (FOLDER / "README.md").read_text()

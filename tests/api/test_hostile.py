@@ -1,4 +1,4 @@
-"""Clients that are broken, slow or many: they get problems or nothing, and everybody else is served as before."""
+"""Clients that are broken, slow or many: they get problems or no response, and other clients are served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = [
 
 
 async def exchange(port: int, request: bytes) -> bytes:
-    """Send raw bytes and return all that comes back until the server closes."""
+    """Send raw bytes and return the bytes that the server sends until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
@@ -40,7 +40,7 @@ async def exchange(port: int, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("request_bytes", NOISE, ids=lambda noise: noise[:24].decode("latin-1"))
-async def test_what_is_no_http_request_gets_a_problem_and_the_door(api: Running, request_bytes: bytes) -> None:
+async def test_invalid_http_gets_a_problem_and_is_disconnected(api: Running, request_bytes: bytes) -> None:
     answer = await exchange(api.server.port, request_bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.")
@@ -52,21 +52,19 @@ async def test_what_is_no_http_request_gets_a_problem_and_the_door(api: Running,
     assert problem["request_id"].encode() in head
 
 
-async def test_a_request_head_that_never_ends_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unfinished_request_head_is_disconnected(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.connection.IDLE_S", 0.05)
     assert await exchange(api.server.port, b"GET /livez HTTP/1.1\r\nHost: loc") == b""
 
 
-async def test_too_many_connections_are_refused_without_locking_out_the_command_line(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connection_limit_does_not_apply_to_the_socket(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.connection.MAX_CONNECTIONS", 3)
     ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    held = [await asyncio.open_connection("127.0.0.1", api.server.port) for _ in range(3)]
+    opened = [await asyncio.open_connection("127.0.0.1", api.server.port) for _ in range(3)]
     assert await exchange(api.server.port, ask) == b""
     async with api.unix.get("/livez") as response:
         assert response.status == 200
-    for _, writer in held:
+    for _, writer in opened:
         writer.close()
         await writer.wait_closed()
     async with asyncio.timeout(5):
@@ -74,8 +72,8 @@ async def test_too_many_connections_are_refused_without_locking_out_the_command_
             pass
 
 
-async def test_noise_and_slow_clients_lock_nobody_out(api: Running) -> None:
-    """How long others wait meanwhile is measured by scripts/bench/api."""
+async def test_invalid_and_slow_clients_do_not_block_others(api: Running) -> None:
+    """`scripts/bench/api` measures how long other clients wait."""
     half = (
         b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     )
@@ -87,13 +85,13 @@ async def test_noise_and_slow_clients_lock_nobody_out(api: Running) -> None:
         return [await exchange(api.server.port, NOISE[number % len(NOISE)]) for number in range(count)]
 
     noises = [asyncio.create_task(noise(250)) for _ in range(4)]
-    asked = 0
+    rounds = 0
     while not all(task.done() for task in noises):
         for session in (api.unix, api.tcp):
             async with session.get("/livez") as response:
                 assert response.status == 200
-        asked += 1
-    assert asked > 10
+        rounds += 1
+    assert rounds > 10
     for task in noises:
         assert all(b" 500 " not in answer.split(b"\r\n")[0] for answer in task.result())
     for _, writer in slow:

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus itself sees them, and the rules and dashboard under docs/ that build on them."""
+"""The metrics in Prometheus, and the alert rules and the dashboard in docs/monitoring."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 
 
 def promtool(*arguments: str, text: str = "", folder: Path = MONITORING) -> None:
-    """Run promtool and show what it says when it is not content."""
+    """Run promtool. The assertion shows its output if it fails."""
     result = subprocess.run(
         ["promtool", *arguments], input=text, capture_output=True, text=True, cwd=folder, timeout=30, check=False
     )
@@ -33,7 +33,7 @@ def promtool(*arguments: str, text: str = "", folder: Path = MONITORING) -> None
 
 
 def series_names() -> set[str]:
-    """Return every series name that a scrape can hold."""
+    """Return every series name that a scrape can contain."""
     names = {"up"}
     for metric in vars(Metrics()).values():
         if isinstance(metric, MetricWrapperBase):
@@ -49,25 +49,25 @@ def dashboard_expressions() -> Iterator[str]:
         yield from (target["expr"] for target in panel["targets"])
 
 
-async def test_a_scrape_is_valid_to_promtool(api: Running) -> None:
+async def test_metrics_are_valid_for_promtool(api: Running) -> None:
     api.metrics.boot.labels(pool="small", outcome=Outcome.OK).observe(3.5)
     api.metrics.leases.labels(pool="small", outcome=Outcome.OK).inc()
     async with api.tcp.get("/metrics") as response:
         await asyncio.to_thread(promtool, "check", "metrics", text=await response.text())
 
 
-def test_the_alert_rules_are_valid_and_pass_their_unit_tests() -> None:
+def test_alert_rules_pass_their_unit_tests() -> None:
     promtool("check", "rules", "alerts.yml")
     promtool("test", "rules", "alerts_test.yml")
 
 
-def test_every_alert_has_a_unit_test() -> None:
+def test_alerts_have_unit_tests() -> None:
     alerts = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text())
     tested = set(re.findall(r"alertname: (\w+)", (MONITORING / "alerts_test.yml").read_text()))
     assert set(alerts) == tested
 
 
-def test_the_dashboard_asks_valid_questions(tmp_path: Path) -> None:
+def test_dashboard_queries_are_valid(tmp_path: Path) -> None:
     rules = [
         {"record": f"panel:{number}", "expr": expr.replace("$__rate_interval", "5m")}
         for number, expr in enumerate(dashboard_expressions())
@@ -85,7 +85,7 @@ def test_rules_and_dashboard_use_only_metrics_that_exist() -> None:
 
 @asynccontextmanager
 async def prometheus(target: int, folder: Path) -> AsyncIterator[str]:
-    """Run a real Prometheus that scrapes a port of this host; yields its address."""
+    """Run Prometheus, which scrapes a port of this host, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -112,10 +112,10 @@ async def query(client: aiohttp.ClientSession, expression: str) -> list[dict[str
         return []
 
 
-async def test_a_real_prometheus_scrapes_the_agent(api: Running, tmp_path: Path) -> None:
+async def test_prometheus_scrapes_the_agent(api: Running, tmp_path: Path) -> None:
     async with prometheus(api.server.port, tmp_path) as address, aiohttp.ClientSession(address) as client:
         async with asyncio.timeout(30):
-            while not (up := await query(client, "hearth_slots")):  # noqa: ASYNC110 - it tells no event
+            while not (up := await query(client, "hearth_slots")):  # noqa: ASYNC110 - it reports no event
                 await asyncio.sleep(0.1)
         slots = {series["metric"]["state"]: series["value"][1] for series in up}
         assert (slots["ready"], slots["starting"], slots["free"]) == ("1", "1", "0")

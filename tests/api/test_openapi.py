@@ -1,4 +1,4 @@
-"""The contract served at /openapi.json is the one the router keeps."""
+"""The OpenAPI document matches the router, and the docs page shows all of it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def references(node: object) -> set[str]:
     return set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(node)))
 
 
-async def test_the_document_is_served_and_lists_every_operation(api: Running) -> None:
+async def test_openapi_lists_every_operation(api: Running) -> None:
     async with api.tcp.get("/openapi.json") as response:
         document = await response.json()
     assert document["openapi"] == "3.1.0"
     listed = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     assert listed == {(operation.method, operation.path) for operation in OPERATIONS}
-    open_to_all = {path for path, item in document["paths"].items() for told in item.values() if not told["security"]}
+    open_to_all = {path for path, item in document["paths"].items() for entry in item.values() if not entry["security"]}
     assert {"/livez", "/readyz"} <= open_to_all
     assert not any(path.startswith("/v1/") for path in open_to_all)
 
 
 class Tags(HTMLParser):
-    """What a page holds: its ids, the places it links to, and its tags."""
+    """The ids, link targets and tags of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Tags(HTMLParser):
         self.links |= {given["href"] or ""} if "href" in given else set()
 
 
-async def test_the_reference_shows_every_call_and_document_and_loads_nothing(api: Running) -> None:
+async def test_docs_page_shows_all_calls_and_loads_nothing(api: Running) -> None:
     async with api.tcp.get("/docs") as response:
         assert response.status == 200
         policy, text = response.headers["Content-Security-Policy"], await response.text()
     page, document = Tags(text), openapi(OPERATIONS)
     expected = {operation.id for operation in OPERATIONS} | set(document["components"]["schemas"])
     assert set(page.ids) == expected
-    assert len(page.ids) == len(expected), "no two places have one name"
+    assert len(page.ids) == len(expected), "the ids are unique"
     assert page.links <= {f"#{place}" for place in page.ids} | {"openapi.json"}
     assert page.names.isdisjoint({"script", "link", "img", "iframe"})
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
@@ -64,20 +64,20 @@ async def test_the_reference_shows_every_call_and_document_and_loads_nothing(api
         assert operation.path in text
 
 
-async def test_the_reference_is_shown_by_a_browser_as_it_is_meant(api: Running, tmp_path: Path) -> None:
+async def test_docs_page_is_rendered_by_a_browser(api: Running, tmp_path: Path) -> None:
     async with chromium(tmp_path / "profile") as page:
         await page.call("Page.navigate", url=f"http://127.0.0.1:{api.server.port}/docs")
         await page.wait_for("document.querySelector('#ExecStart')")
-        assert await page.evaluate("getComputedStyle(document.body).maxWidth") != "none", "the style sheet is taken"
+        assert await page.evaluate("getComputedStyle(document.body).maxWidth") != "none", "the style sheet is applied"
         assert [problem for problem in page.problems if "favicon" not in problem] == []
 
 
-def test_every_reference_leads_somewhere_and_nothing_is_left_over() -> None:
+def test_schemas_are_exactly_those_referenced() -> None:
     document = openapi(OPERATIONS)
     assert references(document) == set(document["components"]["schemas"])
 
 
-def test_every_operation_is_told_in_words_and_has_its_own_name() -> None:
+def test_operations_have_descriptions_and_unique_ids() -> None:
     operations = [entry for item in openapi(OPERATIONS)["paths"].values() for entry in item.values()]
     assert len({entry["operationId"] for entry in operations}) == len(OPERATIONS)
     for entry in operations:

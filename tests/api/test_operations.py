@@ -20,15 +20,15 @@ OLD = "sha256:" + "c" * 64
 
 
 @pytest.mark.parametrize(("verb", "mode"), [("cordon", "cordoned"), ("drain", "draining"), ("uncordon", "open")])
-async def test_the_mode_is_set_and_told(api: Running, verb: str, mode: str) -> None:
+async def test_mode_is_set_and_reported(api: Running, verb: str, mode: str) -> None:
     async with api.tcp.post(f"/v1/host/{verb}", params={"reason": "new disks"}) as response:
         assert response.status == 200
-        told = await response.json()
-    assert (told["mode"], told["reason"]) == (mode, "new disks")
+        document = await response.json()
+    assert (document["mode"], document["reason"]) == (mode, "new disks")
     await api.engine.reconcile()
     async with api.tcp.get("/v1/host") as response:
         host = await response.json()
-    assert host["mode"] == told
+    assert host["mode"] == document
     assert host["draining"] == (mode == "draining")
     conditions = {one["type"]: one for one in host["conditions"]}
     assert conditions["Cordoned"]["problem"] == (mode == "cordoned")
@@ -40,7 +40,7 @@ async def test_unknown_parameters_are_refused(api: Running) -> None:
         assert response.status == 422
 
 
-async def test_a_rollout_is_undone_and_tried_again(api: Running) -> None:
+async def test_rollout_is_undone_and_retried(api: Running) -> None:
     await api.engine.put(replace(SERVING, previous=OLD))
     async with api.tcp.post("/v1/rollouts/small/undo", params={"reason": "builds fail"}) as response:
         assert response.status == 200
@@ -55,14 +55,14 @@ async def test_a_rollout_is_undone_and_tried_again(api: Running) -> None:
     assert (listed["pool"], listed["phase"], listed["quarantined"]) == ("small", "pulling", [])
 
 
-async def test_what_cannot_be_retried_is_told(api: Running) -> None:
+async def test_retry_is_refused_without_a_reason_to_retry(api: Running) -> None:
     async with api.tcp.post("/v1/rollouts/small/retry") as response:
         assert (response.status, (await response.json())["code"]) == (409, "nothing-to-retry")
     async with api.tcp.post("/v1/rollouts/nope/retry") as response:
         assert (response.status, (await response.json())["code"]) == (404, "pool-unknown")
 
 
-async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
+async def test_ended_lease_reports_how_it_ended(api: Running) -> None:
     vm = "hearth-small-1"
     await api.engine.changed(
         Event(EventKind.LEASE_BROKEN, NOW_S, vm=vm, pool="small", lease="l1", cause="exited", detail="it died"),
@@ -84,7 +84,7 @@ async def test_a_lease_that_is_over_tells_how_it_ended(api: Running) -> None:
     assert "evidence" not in ending
 
 
-async def test_evidence_is_listed_and_served_and_nothing_else_is(api: Running) -> None:
+async def test_only_evidence_files_are_served(api: Running) -> None:
     name = vm_name("small", "01jx0000000000000000000000")
     folder = api.engine.parts.evidence.root / name
     folder.mkdir(parents=True)

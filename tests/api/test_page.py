@@ -1,4 +1,4 @@
-"""The status page in a real browser: what it shows, that it lives, and that it comes back after a restart."""
+"""The status page in a browser: its content, its updates, and its reconnection after a restart."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ async def opened(browser: Page, api: Running) -> None:
 
 
 async def text(browser: Page, selector: str) -> str:
-    told: str = await browser.evaluate(f"document.querySelector({selector!r}).innerText")
-    return told
+    shown: str = await browser.evaluate(f"document.querySelector({selector!r}).innerText")
+    return shown
 
 
-async def test_every_file_has_a_strict_policy_and_is_sent_once(api: Running) -> None:
+async def test_page_file_has_a_strict_policy_and_an_etag(api: Running) -> None:
     for path, (_, media_type) in FILES.items():
         async with api.tcp.get(path) as response:
             assert response.status == 200
@@ -56,7 +56,7 @@ async def test_every_file_has_a_strict_policy_and_is_sent_once(api: Running) -> 
             assert response.status == 304
 
 
-async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, browser: Page) -> None:
+async def test_page_shows_the_host_and_its_changes(api: Running, browser: Page) -> None:
     api.engine.images.pulling = (PullProgress("registry/small:v2", COMING, 1000, 250, 250, 50.0, 18.0),)
     await opened(browser, api)
     assert await text(browser, "#host") == "mac-1"
@@ -82,7 +82,7 @@ async def test_the_page_shows_the_host_and_follows_what_happens(api: Running, br
     assert browser.problems == []
 
 
-async def test_it_asks_for_a_token_where_the_agent_does(browser: Page, tmp_path: Path) -> None:
+async def test_page_requests_a_token_when_the_agent_needs_one(browser: Page, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     secret = create_token(tokens, "me", Role.READ, now_s=0.0)
     async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=TokenGate(tokens)) as api:
@@ -99,7 +99,7 @@ async def test_it_asks_for_a_token_where_the_agent_does(browser: Page, tmp_path:
         assert await browser.evaluate("document.querySelector('#login').hidden") is True
 
 
-async def test_it_comes_back_by_itself_when_the_agent_does(browser: Page, tmp_path: Path) -> None:
+async def test_page_reconnects_when_the_agent_restarts(browser: Page, tmp_path: Path) -> None:
     async with run(RealEngine(vm("hearth-small-1")), tmp_path) as api:
         await opened(browser, api)
         port = api.server.port
@@ -107,13 +107,11 @@ async def test_it_comes_back_by_itself_when_the_agent_does(browser: Page, tmp_pa
     async with run(RealEngine(vm("hearth-small-7"), data="other"), tmp_path, port=port):
         await browser.wait_for(LIVE)
         await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('hearth-small-7')")
-    assert [said for said in browser.problems if "net::ERR" not in said] == []
+    assert [message for message in browser.problems if "net::ERR" not in message] == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-async def test_it_fits_a_phone_and_a_desk_in_light_and_dark(
-    api: Running, browser: Page, width: int, scheme: str
-) -> None:
+async def test_page_fits_screen_and_colour_scheme(api: Running, browser: Page, width: int, scheme: str) -> None:
     await browser.call(
         "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
     )
@@ -126,7 +124,7 @@ async def test_it_fits_a_phone_and_a_desk_in_light_and_dark(
     assert dark is (scheme == "dark")
 
 
-async def test_it_is_made_for_keyboards_and_screen_readers(api: Running, browser: Page) -> None:
+async def test_page_has_names_and_landmarks_for_screen_readers(api: Running, browser: Page) -> None:
     await opened(browser, api)
     tree = (await browser.call("Accessibility.getFullAXTree"))["nodes"]
     seen: dict[str, list[str]] = {}
@@ -141,7 +139,7 @@ async def test_it_is_made_for_keyboards_and_screen_readers(api: Running, browser
     assert "live" in seen.get("status", []) or await text(browser, "#line") == "live"
 
 
-async def test_tab_reaches_everything_in_order_and_shows_where_it_is(api: Running, browser: Page) -> None:
+async def test_tab_key_reaches_parts_in_order_with_visible_focus(api: Running, browser: Page) -> None:
     await opened(browser, api)
     await browser.call("Emulation.setFocusEmulationEnabled", enabled=True)
     reached: list[str] = []
@@ -157,8 +155,8 @@ async def test_tab_reaches_everything_in_order_and_shows_where_it_is(api: Runnin
     assert [part for part in reached if part in ("lives", "events", "Readiness")] == ["lives", "events", "Readiness"]
 
 
-async def test_what_has_not_changed_is_not_drawn_anew(api: Running, browser: Page) -> None:
-    """A selection, the focus and a screen reader's place survive a look that finds nothing new."""
+async def test_unchanged_parts_are_not_redrawn(api: Running, browser: Page) -> None:
+    """A refresh without changes keeps the selection, the focus and the position of a screen reader."""
     await opened(browser, api)
     await browser.evaluate(
         "[window.pool, window.image] = [...document.querySelectorAll('#pools tbody tr, #images tbody tr')]; 1"
@@ -172,7 +170,7 @@ async def module(browser: Page, expression: str) -> Any:
     return await browser.evaluate(f"import('/timeline.js').then((m) => {expression})")
 
 
-async def test_lives_are_drawn_from_events(api: Running, browser: Page) -> None:
+async def test_vm_timelines_are_drawn_from_events(api: Running, browser: Page) -> None:
     await opened(browser, api)
     events = (
         "[['vm-creating', 10], ['vm-starting', 11], ['vm-ready', 20], ['lease-granted', 30], ['lease-renewed', 35],"
@@ -184,7 +182,7 @@ async def test_lives_are_drawn_from_events(api: Running, browser: Page) -> None:
     ]  # fmt: skip
 
 
-async def test_capacity_is_stacked_by_state_and_a_standby_vm_holds_no_slot(api: Running, browser: Page) -> None:
+async def test_capacity_chart_excludes_standby_vms(api: Running, browser: Page) -> None:
     await opened(browser, api)
     parts = (
         "[{vm: 'a', parts: [{state: 'ready', from: 0, to: 30}, {state: 'leased', from: 30, to: 60}]},"
@@ -203,7 +201,7 @@ async def test_capacity_is_stacked_by_state_and_a_standby_vm_holds_no_slot(api: 
 
 
 def lived(count: int, *, ago_s: float) -> list[Event]:
-    """Return the events of VMs that lived for a second each, in a row that ends now."""
+    """Return the events of VMs that lived for one second each, one after another. The first began `ago_s` ago."""
     first_s = time.time() - ago_s
     kinds = (EventKind.VM_CREATING, EventKind.VM_READY, EventKind.VM_STOPPING, EventKind.VM_GONE)
     return [
@@ -213,12 +211,12 @@ def lived(count: int, *, ago_s: float) -> list[Event]:
     ]
 
 
-async def test_the_last_hour_is_known_to_a_page_that_is_loaded_anew(api: Running, browser: Page) -> None:
+async def test_reloaded_page_shows_the_last_hour(api: Running, browser: Page) -> None:
     await api.engine.changed(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
-    told = "document.querySelector('#lives-text').innerText"
+    summary = "document.querySelector('#lives-text').innerText"
     for _ in range(2):
         await opened(browser, api)
-        await browser.wait_for(f"{told}.startsWith('602 VMs lived in the last 1h')")
+        await browser.wait_for(f"{summary}.startsWith('602 VMs lived in the last 1h')")
         assert await browser.evaluate("document.querySelectorAll('#capacity path').length") > 0
     assert browser.problems == []
 
@@ -245,7 +243,7 @@ CONTRAST = """
 """
 
 
-async def test_a_vm_without_events_is_drawn_from_its_state(api: Running, browser: Page) -> None:
+async def test_vm_without_events_is_drawn_from_its_state(api: Running, browser: Page) -> None:
     await opened(browser, api)
     listed = "[{name: 'a', state: 'creating', since: new Date(20000).toJSON()}]"
     (life,) = await module(browser, f"m.lives([], {listed}, 0, 60000)")

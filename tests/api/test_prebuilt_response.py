@@ -1,4 +1,4 @@
-"""What is answered at once is the very answer that the long way gives, header by header."""
+"""The prebuilt response of the host document equals the response of its handler, header by header."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 Answer = tuple[str, dict[str, str], bytes]
 
-EACH_ITS_OWN = {"date", "x-request-id", "connection"}
-"""Headers that tell one answer from another, or how its connection goes on."""
+VOLATILE = {"date", "x-request-id", "connection"}
+"""Headers that differ between equal responses."""
 
 
 async def raw(api: Running, *requests: str) -> list[Answer]:
-    """Send requests in one piece and return an answer for each: status line, headers by lower-case name, body."""
+    """Send requests in one write and return each response: status line, headers by lower-case name, body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
     try:
         async with asyncio.timeout(10):
@@ -41,14 +41,14 @@ def get(*headers: str, version: str = "1.1") -> str:
     return "".join(f"{line}\r\n" for line in (f"GET /v1/host HTTP/{version}", "Host: localhost", *headers))
 
 
-def same(answer: Answer) -> Answer:
-    """Return what two answers to the same question must have in common."""
+def stable_parts(answer: Answer) -> Answer:
+    """Return the parts that two responses to one request must have in common."""
     status, headers, body = answer
-    return status, {name: value for name, value in headers.items() if name not in EACH_ITS_OWN}, body
+    return status, {name: value for name, value in headers.items() if name not in VOLATILE}, body
 
 
 @pytest.mark.parametrize(
-    ("at_once", "the_long_way"),
+    ("prebuilt", "handled"),
     [
         ([], ["Connection: close"]),
         (['If-None-Match: "another"'], ['If-None-Match: "another", "or-two"']),
@@ -56,26 +56,26 @@ def same(answer: Answer) -> Answer:
         (["If-None-Match: {etag}"], ['If-None-Match: "another", {etag}']),
     ],
 )
-async def test_both_ways_give_the_same(api: Running, at_once: list[str], the_long_way: list[str]) -> None:
+async def test_prebuilt_response_equals_the_handlers(api: Running, prebuilt: list[str], handled: list[str]) -> None:
     [(_, headers, _)] = await raw(api, get())
-    [short] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in at_once)))
-    [long] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in the_long_way)))
-    assert same(short) == same(long)
+    [short] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in prebuilt)))
+    [long] = await raw(api, get(*(line.format(etag=headers["etag"]) for line in handled)))
+    assert stable_parts(short) == stable_parts(long)
     assert {"date", "x-request-id"} <= set(short[1])
 
 
-async def test_each_of_several_sent_at_once_has_its_answer_in_order(api: Running) -> None:
+async def test_pipelined_requests_are_answered_in_order(api: Running) -> None:
     answers = await raw(api, *(get(f"X-Request-ID: number-{count}") for count in range(5)))
     assert [headers["x-request-id"] for _, headers, _ in answers] == [f"number-{count}" for count in range(5)]
     assert {json.loads(body)["host"] is not None for _, _, body in answers} == {True}
 
 
-async def test_a_client_that_asks_and_does_not_read_is_held_up(api: Running) -> None:
+async def test_client_that_does_not_read_is_paused(api: Running) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", api.server.port, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     try:
         with pytest.raises(TimeoutError):
-            for _ in range(200):  # answers of some 800 MB
+            for _ in range(200):  # the responses have some 800 MB
                 writer.write(f"{get()}\r\n".encode() * 1000)
                 async with asyncio.timeout(2):
                     await writer.drain()
@@ -83,13 +83,13 @@ async def test_a_client_that_asks_and_does_not_read_is_held_up(api: Running) -> 
         writer.transport.abort()
 
 
-async def test_an_old_client_is_let_go_after_its_answer(api: Running) -> None:
+async def test_http_1_0_connection_closes_after_its_response(api: Running) -> None:
     [(status, headers, _)] = await raw(api, get(version="1.0"))
     assert status == "HTTP/1.0 200 OK"
     assert headers.get("connection", "close") == "close"
 
 
-async def test_every_poll_is_counted_by_the_time_of_the_next_scrape(api: Running) -> None:
+async def test_scrape_counts_prebuilt_responses(api: Running) -> None:
     for _ in range(3):
         await raw(api, *([get()] * 200))
     async with api.tcp.get("/metrics") as response:

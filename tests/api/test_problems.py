@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a request ends as problem details with a stable code and a request id."""
+"""Every invalid request is answered with problem details, a stable code and a request id."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ async def problem(response: aiohttp.ClientResponse, status: int, code: str) -> d
         ("DELETE", "/v1/vms/hearth-small-1?reason=%00", 422, "invalid-request"),
     ],
 )
-async def test_requests_that_name_nothing(api: Running, method: str, path: str, status: int, code: str) -> None:
+async def test_unknown_path_or_parameter_is_refused(
+    api: Running, method: str, path: str, status: int, code: str
+) -> None:
     async with api.tcp.request(method, path) as response:
         document = await problem(response, status, code)
         assert document["detail"]
@@ -57,7 +59,7 @@ async def test_requests_that_name_nothing(api: Running, method: str, path: str, 
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code", "said"),
+    ("body", "status", "code", "message"),
     [
         (b'{"pool": "small"', 400, "malformed-json", "line 1"),
         (b"\xff\xfe", 400, "malformed-json", ""),
@@ -77,30 +79,30 @@ async def test_requests_that_name_nothing(api: Running, method: str, path: str, 
         (b'{"pool":"other","holder":"j"}', 404, "pool-unknown", "other"),
     ],
 )
-async def test_bodies_that_cannot_be_used(api: Running, body: bytes, status: int, code: str, said: str) -> None:
+async def test_invalid_body_is_refused(api: Running, body: bytes, status: int, code: str, message: str) -> None:
     async with api.tcp.post("/v1/leases", data=body, headers=JSON) as response:
         document = await problem(response, status, code)
-    assert said in json.dumps(document)
+    assert message in json.dumps(document)
     assert not api.engine.leases
 
 
-async def test_every_field_at_fault_is_named(api: Running) -> None:
+async def test_invalid_fields_are_all_named(api: Running) -> None:
     async with api.tcp.post("/v1/leases", json={"pool": 1, "odd/name": 2}) as response:
         document = await problem(response, 422, "invalid-request")
     assert {error["pointer"] for error in document["errors"]} == {"/pool", "/holder", "/odd~1name"}
 
 
-async def test_a_body_must_be_declared_as_json(api: Running) -> None:
+async def test_body_without_json_type_is_refused(api: Running) -> None:
     async with api.tcp.post("/v1/leases", data=b'{"pool":"small","holder":"j"}') as response:
         await problem(response, 415, "unsupported-media-type")
 
 
-async def test_a_body_that_is_too_large_is_refused(api: Running) -> None:
+async def test_large_body_is_refused(api: Running) -> None:
     async with api.tcp.post("/v1/leases", data=io.BytesIO(b" " * (MAX_BODY_BYTES + 1)), headers=JSON) as response:
         await problem(response, 413, "request-entity-too-large")
 
 
-async def test_a_body_that_never_ends_holds_no_place(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unfinished_body_times_out(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.handler_context.BODY_TIMEOUT_S", 0.05)
     head = (
         b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
@@ -115,7 +117,7 @@ async def test_a_body_that_never_ends_holds_no_place(api: Running, monkeypatch: 
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "10.0.0.1", "127.0.0.1.evil.example"])
-async def test_a_browser_led_astray_by_dns_is_refused(api: Running, host: str) -> None:
+async def test_foreign_host_header_is_refused(api: Running, host: str) -> None:
     async with api.tcp.get("/v1/host", headers={"Host": host}) as response:
         await problem(response, 421, "host-refused")
     async with api.unix.get("/v1/host", headers={"Host": host}) as response:
@@ -123,7 +125,7 @@ async def test_a_browser_led_astray_by_dns_is_refused(api: Running, host: str) -
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
-async def test_a_page_from_elsewhere_cannot_write(api: Running, origin: str) -> None:
+async def test_foreign_origin_cannot_write(api: Running, origin: str) -> None:
     body = {"pool": "small", "holder": "page"}
     async with api.tcp.post("/v1/leases", json=body, headers={"Origin": origin}) as response:
         await problem(response, 403, "origin-refused")
@@ -132,9 +134,7 @@ async def test_a_page_from_elsewhere_cannot_write(api: Running, origin: str) -> 
         assert response.status == 201
 
 
-async def test_an_unexpected_error_is_logged_and_tells_nothing_but_its_id(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unexpected_error_response_has_only_an_id(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("secret detail")
 
@@ -147,15 +147,15 @@ async def test_an_unexpected_error_is_logged_and_tells_nothing_but_its_id(
     assert [line["event"] for line in logged if line["log_level"] == "error"] == ["api-error"]
 
 
-async def test_a_request_id_that_is_no_id_is_replaced(api: Running) -> None:
+async def test_invalid_request_id_is_replaced(api: Running) -> None:
     async with api.tcp.get("/livez", headers={"X-Request-ID": "a b;c" * 50}) as response:
         assert re.fullmatch(r"[0-9a-f]{10}-1", response.headers["X-Request-ID"])
 
 
-async def test_the_answers_do_not_tell_what_they_are_made_with(api: Running) -> None:
+async def test_server_header_hides_the_library(api: Running) -> None:
     async with api.tcp.get("/livez") as one, api.tcp.get("/nothing") as two:
         assert one.headers["Server"] == two.headers["Server"] == "hearth"
 
 
-def test_every_status_of_the_table_is_an_error() -> None:
+def test_mapped_statuses_are_errors() -> None:
     assert all(400 <= status <= 599 for status in STATUS_BY_CODE.values())

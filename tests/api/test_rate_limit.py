@@ -1,4 +1,4 @@
-"""How often one caller may ask, and that others, the command line and liveness never pay for it."""
+"""The rate limit of a caller. It never affects other callers, the Unix socket or `/livez`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ONE_A_DAY = Rate(1 / 86400, 3)
     st.integers(1, 50),
     st.lists(st.floats(0, 100), min_size=1, max_size=200),
 )
-def test_never_more_than_the_rate_and_one_burst(per_s: float, burst: int, pauses: list[float]) -> None:
+def test_rate_limit_admits_at_most_rate_and_burst(per_s: float, burst: int, pauses: list[float]) -> None:
     limiter, now_s, taken = RateLimiter(Rate(per_s, burst)), 0.0, 0
     for pause_s in pauses:
         now_s += pause_s
@@ -39,7 +39,7 @@ def test_never_more_than_the_rate_and_one_burst(per_s: float, burst: int, pauses
     assert taken <= burst + now_s * per_s + 1e-6
 
 
-def test_after_the_wait_there_is_one() -> None:
+def test_rate_limit_admits_a_request_after_its_wait() -> None:
     limiter = RateLimiter(Rate(4, 1))
     assert limiter.wait_s("c", 10.0) == 0
     assert limiter.wait_s("c", 10.0) == 0.25
@@ -47,7 +47,7 @@ def test_after_the_wait_there_is_one() -> None:
     assert limiter.wait_s("c", 10.25) == 0
 
 
-def test_callers_are_counted_apart_and_a_flood_of_them_is_bounded() -> None:
+def test_rate_limit_counts_callers_separately() -> None:
     limiter = RateLimiter(Rate(1, 1))
     assert [limiter.wait_s(name, 0.0) for name in "aab"] == [0, 1, 0]
     for number in range(10 * MAX_CALLERS):
@@ -57,7 +57,7 @@ def test_callers_are_counted_apart_and_a_flood_of_them_is_bounded() -> None:
 
 @pytest.fixture
 async def slow(tmp_path: Path) -> AsyncIterator[Running]:
-    """A server that takes three requests of each caller, and then no more today."""
+    """Yield a server that accepts three requests of each caller, and the next one a day later."""
     gate = TokenGate(tmp_path / "tokens.json", anonymous=Role.READ)
     async with run(RealEngine(), tmp_path, gate=gate, limiter=RateLimiter(ONE_A_DAY)) as api:
         yield api
@@ -73,7 +73,7 @@ async def statuses(
     return found
 
 
-async def test_who_asks_too_often_is_told_when_to_come_back(slow: Running) -> None:
+async def test_limited_response_has_retry_after(slow: Running) -> None:
     assert await statuses(slow.tcp, "/v1/host", 4) == [200, 200, 200, 429]
     async with slow.tcp.get("/v1/vms") as response:
         problem = await response.json(content_type=None)
@@ -82,7 +82,7 @@ async def test_who_asks_too_often_is_told_when_to_come_back(slow: Running) -> No
         assert response.headers["X-Request-ID"] == problem["request_id"]
 
 
-async def test_others_the_socket_and_liveness_do_not_pay_for_it(slow: Running, tmp_path: Path) -> None:
+async def test_limit_excludes_other_callers_socket_and_livez(slow: Running, tmp_path: Path) -> None:
     await statuses(slow.tcp, "/v1/host", 4)
     token = {"Authorization": f"Bearer {create_token(tmp_path / 'tokens.json', 't', Role.READ, now_s=0)}"}
     assert await statuses(slow.tcp, "/v1/host", 4, token) == [200, 200, 200, 429]
@@ -90,6 +90,6 @@ async def test_others_the_socket_and_liveness_do_not_pay_for_it(slow: Running, t
     assert await statuses(slow.tcp, "/livez", 10) == [200] * 10
 
 
-async def test_guessing_tokens_is_limited(slow: Running) -> None:
+async def test_token_guesses_are_limited(slow: Running) -> None:
     guesses = await statuses(slow.tcp, "/v1/host", 5, {"Authorization": "Bearer hearth_guess"})
     assert guesses == [401, 401, 401, 429, 429]

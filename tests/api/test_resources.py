@@ -1,4 +1,4 @@
-"""Every resource over real sockets: what is answered, and what the engine was made to do."""
+"""Every resource over sockets: its responses, and its effects on the engine."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def get(api: Running, path: str, status: int = 200) -> dict[str, Any]:
         return document
 
 
-async def test_livez_follows_the_heartbeat_of_the_loop(api: Running) -> None:
+async def test_livez_fails_without_reconcile_passes(api: Running) -> None:
     api.engine.set_heartbeat_age(0.5)
     assert await get(api, "/livez") == {"ok": True, "heartbeat_age_s": pytest.approx(0.5, abs=0.4)}
     api.engine.set_heartbeat_age(61.0)
     assert await get(api, "/livez", 503) == {"ok": False, "heartbeat_age_s": pytest.approx(61.0, abs=0.4)}
 
 
-async def test_readyz_names_each_check_with_its_reason(api: Running) -> None:
+async def test_readyz_names_failed_checks_with_reasons(api: Running) -> None:
     assert (await get(api, "/readyz"))["ok"] is True
     api.engine.guests.inventory_error = "connection refused"
     await api.engine.observe()
@@ -49,7 +49,7 @@ async def test_readyz_names_each_check_with_its_reason(api: Running) -> None:
     assert failed == {"name": "hypervisor", "ok": False, "reason": "connection refused"}
 
 
-async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> None:
+async def test_metrics_show_the_world_at_the_scrape(api: Running) -> None:
     await get(api, "/v1/host")
     await api.engine.become("hearth-small-2", VmState.READY)
     async with api.tcp.get("/metrics") as response:
@@ -63,7 +63,7 @@ async def test_metrics_show_the_world_as_it_is_at_the_scrape(api: Running) -> No
     assert any(s.labels.get("route") == "/v1/host" and s.labels["status"] == "200" for s in requests)
 
 
-def test_breakers_are_counted_by_what_they_are_of() -> None:
+def test_breakers_are_counted_by_scope_and_state() -> None:
     reference = BreakerKey(Scope.REFERENCE, "registry/small:v1")
     vm_key, reset = BreakerKey(Scope.VM, vm_name("small", f"{1:026d}")), BreakerKey(Scope.IMAGE, "reset")
     keys = (HOST_KEY, BreakerKey(Scope.IMAGE, DIGEST), reference, vm_key, reset)
@@ -75,7 +75,7 @@ def test_breakers_are_counted_by_what_they_are_of() -> None:
     }  # fmt: skip
 
 
-async def test_host_counts_slots_and_what_fits(api: Running) -> None:
+async def test_host_document_counts_slots_and_startable_vms(api: Running) -> None:
     host = await get(api, "/v1/host")
     assert host["host"]["name"] == "mac-1"
     assert host["slots"] == {
@@ -92,7 +92,7 @@ async def test_host_counts_slots_and_what_fits(api: Running) -> None:
     }  # fmt: skip
 
 
-async def test_every_state_a_vm_can_be_in_is_counted(api: Running) -> None:
+async def test_host_document_counts_vms_of_every_state(api: Running) -> None:
     assert set(PHASE_OF_LIFE) == set(VmState) - {VmState.GONE}
     await api.engine.put(*(vm(f"hearth-small-{state}", state) for state in PHASE_OF_LIFE))
     host = await get(api, "/v1/host")
@@ -105,9 +105,7 @@ async def test_every_state_a_vm_can_be_in_is_counted(api: Running) -> None:
         assert 'hearth_vms{pool="small",state="standby"} 1.0' in await response.text()
 
 
-async def test_host_tells_free_space_in_steps_that_no_log_line_changes(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_host_document_rounds_free_space(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.host_document_cache.FRESH_S", 0.0)
     async with api.tcp.get("/v1/host") as response:
         etag = response.headers["ETag"]
@@ -121,7 +119,7 @@ async def test_host_tells_free_space_in_steps_that_no_log_line_changes(
     assert disk["used"] + disk["free"] + disk["reserved"] == disk["total"]
 
 
-async def test_host_is_never_negative_however_much_is_overcommitted(api: Running) -> None:
+async def test_host_document_is_never_negative_when_overcommitted(api: Running) -> None:
     api.engine.guests.host.foreign.update({f"foreign-{number}": True for number in range(5)})
     api.engine.free_bytes = 0
     await api.engine.observe()
@@ -133,14 +131,14 @@ async def test_host_is_never_negative_however_much_is_overcommitted(api: Running
     assert (host["slots"]["free"], host["cpus"]["free"], host["disk_bytes"]["free"]) == (0, 0, 0)
 
 
-async def test_the_host_document_tells_what_the_machine_is_and_how_it_is(api: Running) -> None:
+async def test_host_document_has_identity_and_vitals(api: Running) -> None:
     document = await get(api, "/v1/host")
     assert document["host"].keys() >= {"machine_id", "boot_id", "model", "chip", "serial", "hardware_uuid"}
     assert document["cores"].keys() == {"performance", "efficiency"}
     assert document["vitals"] == {"memory_pressure": "normal", "heat": "nominal", "purgeable_disk_bytes": None}
 
 
-async def test_a_known_host_document_is_not_sent_again_until_something_changes(api: Running) -> None:
+async def test_unchanged_host_document_is_not_sent_again(api: Running) -> None:
     async with api.tcp.get("/v1/host") as response:
         etag = response.headers["ETag"]
     async with api.tcp.get("/v1/host", headers={"If-None-Match": etag}) as response:
@@ -153,9 +151,7 @@ async def test_a_known_host_document_is_not_sent_again_until_something_changes(a
         assert response.headers["ETag"] != etag
 
 
-async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_world(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pull_progress_changes_the_host_document(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.api.host_document_cache.FRESH_S", 0.0)
     pull = PullProgress("registry/small:v2", COMING, 1000, 100, 100, 50.0, 18.0)
     api.engine.images.pulling = (pull,)
@@ -168,17 +164,22 @@ async def test_a_moving_pull_changes_the_host_document_without_a_change_of_the_w
     assert done == [100, 900]
 
 
-async def test_images_here_and_on_their_way(api: Running) -> None:
+async def test_images_include_running_pulls(api: Running) -> None:
     api.engine.images.pulling = (PullProgress("registry/small:v2", COMING, 1000, 100, 80, 50.0, 18.0),)
-    here, coming = (await get(api, "/v1/images"))["images"]
-    assert (here["digest"], here["state"], here["pools"], here["progress"]) == (DIGEST, "here", ["small"], None)
-    assert (coming["digest"], coming["state"], coming["references"]) == (COMING, "pulling", ["registry/small:v2"])
-    assert coming["progress"] == {
+    present, pulled = (await get(api, "/v1/images"))["images"]
+    assert (present["digest"], present["state"], present["pools"], present["progress"]) == (
+        DIGEST,
+        "here",
+        ["small"],
+        None,
+    )
+    assert (pulled["digest"], pulled["state"], pulled["references"]) == (COMING, "pulling", ["registry/small:v2"])
+    assert pulled["progress"] == {
         "total_bytes": 1000, "done_bytes": 100, "fetched_bytes": 80, "rate_bytes_per_s": 50.0, "eta_s": 18.0,
     }  # fmt: skip
 
 
-async def test_vms_are_listed_oldest_first_and_told_in_detail(api: Running) -> None:
+async def test_vms_are_listed_oldest_first_with_details(api: Running) -> None:
     listed = (await get(api, "/v1/vms"))["vms"]
     assert [item["name"] for item in listed] == ["hearth-small-1", "hearth-small-2"]
     one = await get(api, "/v1/vms/hearth-small-1")
@@ -187,7 +188,7 @@ async def test_vms_are_listed_oldest_first_and_told_in_detail(api: Running) -> N
     assert one["created_at"] == "2027-01-15T07:58:30Z"
 
 
-async def test_a_hung_hypervisor_delays_no_answer_for_long(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hung_hypervisor_delays_responses_only_briefly(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.engine.guests.ADDRESS_TIMEOUT_S", 0.05)
     api.engine.guests.address_hangs = True
     async with asyncio.timeout(2):
@@ -197,7 +198,7 @@ async def test_a_hung_hypervisor_delays_no_answer_for_long(api: Running, monkeyp
             assert (await response.json())["address"] is None
 
 
-async def test_deleting_a_vm_starts_its_replacement(api: Running) -> None:
+async def test_deleted_vm_fails_as_requested(api: Running) -> None:
     async with api.tcp.delete("/v1/vms/hearth-small-1", params={"reason": "odd noises"}) as response:
         assert response.status == 202
         assert (await response.json())["state"] == "failed"
@@ -207,7 +208,7 @@ async def test_deleting_a_vm_starts_its_replacement(api: Running) -> None:
     assert api.engine.vms["hearth-small-1"].state is VmState.STOPPING
 
 
-async def test_a_lease_from_claim_to_release(api: Running) -> None:
+async def test_lease_is_claimed_renewed_and_released(api: Running) -> None:
     async with api.unix.post("/v1/leases", json={**LEASE, "ttl_s": 60}) as response:
         assert response.status == 201
         lease = await response.json()
@@ -231,7 +232,7 @@ async def test_a_lease_from_claim_to_release(api: Running) -> None:
     assert (ended["code"], ended["ending"]["how"]) == ("lease-ended", "released")
 
 
-async def test_a_command_runs_in_the_guest_of_a_lease_and_of_nothing_else(api: Running) -> None:
+async def test_command_runs_only_in_the_guest_of_a_lease(api: Running) -> None:
     async with api.tcp.post("/v1/leases", json=LEASE) as response:
         path = f"/v1/leases/{(await response.json())['id']}/exec"
     async with api.tcp.post(path, json={"argv": ["printf", "a\\377"]}) as response:
@@ -247,16 +248,16 @@ async def test_a_command_runs_in_the_guest_of_a_lease_and_of_nothing_else(api: R
     assert len(api.engine.guests.executed) == 2
 
 
-async def test_the_same_idempotency_key_gives_the_same_lease(api: Running) -> None:
-    asked = {**LEASE, "idempotency_key": "k1"}
-    async with api.tcp.post("/v1/leases", json=asked) as one, api.tcp.post("/v1/leases", json=asked) as two:
+async def test_idempotency_key_returns_the_same_lease(api: Running) -> None:
+    body = {**LEASE, "idempotency_key": "k1"}
+    async with api.tcp.post("/v1/leases", json=body) as one, api.tcp.post("/v1/leases", json=body) as two:
         assert (await one.json())["id"] == (await two.json())["id"]
-    async with api.tcp.post("/v1/leases", json={**asked, "holder": "other"}) as response:
+    async with api.tcp.post("/v1/leases", json={**body, "holder": "other"}) as response:
         assert response.status == 409
         assert (await response.json())["code"] == "lease-conflict"
 
 
-async def test_a_lease_waits_for_a_vm_to_turn_ready(api: Running) -> None:
+async def test_lease_request_waits_for_a_ready_vm(api: Running) -> None:
     async with api.tcp.post("/v1/leases", json=LEASE):
         pass
     waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 30}))
@@ -267,7 +268,7 @@ async def test_a_lease_waits_for_a_vm_to_turn_ready(api: Running) -> None:
         assert (await response.json())["vm"] == "hearth-small-2"
 
 
-async def test_a_client_that_hangs_up_leaves_the_line(api: Running) -> None:
+async def test_lease_request_ends_when_its_client_disconnects(api: Running) -> None:
     await api.engine.become("hearth-small-1", VmState.STOPPING)
     waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 60}))
     await api.engine.wait_for_request()
@@ -278,7 +279,7 @@ async def test_a_client_that_hangs_up_leaves_the_line(api: Running) -> None:
     assert not api.engine.leases
 
 
-async def test_a_lease_nobody_was_told_of_is_given_back(api: Running) -> None:
+async def test_lease_is_released_when_its_client_disconnected(api: Running) -> None:
     api.engine.guests.address_hangs = True
     asking = asyncio.create_task(api.tcp.post("/v1/leases", json=LEASE))
     async with asyncio.timeout(5):
@@ -288,7 +289,7 @@ async def test_a_lease_nobody_was_told_of_is_given_back(api: Running) -> None:
     assert not api.engine.leases
 
 
-async def test_a_lease_with_no_vm_free_says_when_to_come_back(api: Running) -> None:
+async def test_refused_lease_has_retry_after(api: Running) -> None:
     await api.engine.become("hearth-small-1", VmState.STOPPING)
     async with api.tcp.post("/v1/leases", json=LEASE) as response:
         assert response.status == 503
@@ -299,7 +300,7 @@ async def test_a_lease_with_no_vm_free_says_when_to_come_back(api: Running) -> N
     assert problem["remedy"]
 
 
-async def test_the_assignment_is_read_edited_and_put_back(api: Running) -> None:
+async def test_assignment_is_read_and_replaced(api: Running) -> None:
     async with api.tcp.get("/v1/assignment") as response:
         etag, document = response.headers["ETag"], await response.json()
     document["pools"]["small"]["warm"] = 1
@@ -320,7 +321,7 @@ async def test_the_assignment_is_read_edited_and_put_back(api: Running) -> None:
     assert (await get(api, "/v1/assignment")) == {"pools": {}}
 
 
-async def test_a_bad_assignment_names_the_key(api: Running) -> None:
+async def test_invalid_assignment_names_the_key(api: Running) -> None:
     bad = {"pools": {"small": {"image": "x", "warm": 3, "max": 2}}}
     async with api.tcp.put("/v1/assignment", json=bad) as response:
         assert response.status == 422

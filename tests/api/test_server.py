@@ -1,4 +1,4 @@
-"""The listeners: permissions, what is left behind, and what belongs to somebody else."""
+"""The listeners: permissions of the socket, cleanup, and sockets of other processes."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def server(engine: Engine, path: Path, port: int = 0) -> Server:
     )
 
 
-async def test_the_socket_is_for_its_owner_only(api: Running) -> None:
+async def test_socket_is_only_for_its_owner(api: Running) -> None:
     mode = api.socket.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
     assert sorted(item.name for item in api.socket.parent.iterdir()) == ["engine", "hearth.sock"]
 
 
-async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) -> None:
+async def test_closed_listeners_leave_no_files(tmp_path: Path) -> None:
     async with run(RealEngine(), tmp_path) as api:
         for client in (api.tcp, api.unix):
             async with client.get("/livez") as response:
@@ -58,7 +58,7 @@ async def test_both_listeners_answer_and_close_leaves_nothing(tmp_path: Path) ->
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_the_port_that_was_picked_is_written_down(tmp_path: Path, opened: Engine) -> None:
+async def test_selected_port_is_written_to_the_port_file(tmp_path: Path, opened: Engine) -> None:
     application = build_application(api_parts(opened), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED))
     port_file = tmp_path / "api.port"
     picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
@@ -69,7 +69,7 @@ async def test_the_port_that_was_picked_is_written_down(tmp_path: Path, opened: 
         await picked.close()
 
 
-async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Path, api: Running) -> None:
+async def test_port_in_use_is_named(tmp_path: Path, api: Running) -> None:
     path = tmp_path / "other.sock"
     second = server(api.engine.real, path, api.server.port)
     with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{api.server.port} is in use.*api\.port"):
@@ -77,14 +77,14 @@ async def test_a_port_in_use_is_named_and_nothing_is_left_listening(tmp_path: Pa
     assert not path.exists()
 
 
-async def test_a_live_socket_is_never_taken_over(api: Running) -> None:
+async def test_socket_of_a_running_agent_is_kept(api: Running) -> None:
     with pytest.raises(ListenError, match="another agent listens"):
         await server(api.engine.real, api.socket).start()
     async with api.unix.get("/livez") as response:
         assert response.status == 200
 
 
-async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+async def test_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "hearth.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -93,7 +93,7 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
         assert response.status == 200
 
 
-async def test_a_file_in_the_place_of_the_socket_is_not_touched(tmp_path: Path, opened: Engine) -> None:
+async def test_file_at_the_socket_path_is_kept(tmp_path: Path, opened: Engine) -> None:
     path = tmp_path / "hearth.sock"
     path.write_text("precious")
     with pytest.raises(ListenError, match="is no socket"):
@@ -101,12 +101,12 @@ async def test_a_file_in_the_place_of_the_socket_is_not_touched(tmp_path: Path, 
     assert path.read_text() == "precious"
 
 
-async def test_a_socket_path_that_is_too_long_says_what_to_set(tmp_path: Path, opened: Engine) -> None:
+async def test_long_socket_path_error_names_the_key(tmp_path: Path, opened: Engine) -> None:
     with pytest.raises(ListenError, match=r"api\.socket"):
         await server(opened, tmp_path / ("x" * 120)).start()
 
 
-async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path, opened: Engine) -> None:
+async def test_close_keeps_the_socket_of_a_later_agent(tmp_path: Path, opened: Engine) -> None:
     path = tmp_path / "hearth.sock"
     first = server(opened, path)
     await first.start()
@@ -117,7 +117,7 @@ async def test_closing_does_not_remove_the_socket_of_a_successor(tmp_path: Path,
         assert path.exists()
 
 
-async def test_closing_ends_a_waiting_request_in_time(tmp_path: Path) -> None:
+async def test_close_ends_a_waiting_request(tmp_path: Path) -> None:
     engine = RealEngine()
     async with asyncio.timeout(8), run(engine, tmp_path) as api:
         waiting = asyncio.create_task(api.unix.post("/v1/leases", json={"pool": "small", "holder": "j", "wait_s": 600}))
