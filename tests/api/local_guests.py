@@ -16,7 +16,7 @@ PORTS = {22: 40022, 8080: 48080}
 
 
 class LocalGuests(SimulatedHypervisor):
-    """The driver. Set `address_hangs`, `exec_hangs` or `inventory_error` to make it fail."""
+    """The driver. Set `address_hangs`, `exec_delay` or `inventory_error` to make it fail."""
 
     def __init__(self) -> None:
         capabilities = Capabilities(execute=True, suspend=False, templates=False, counts_foreign_slots=True)
@@ -25,7 +25,7 @@ class LocalGuests(SimulatedHypervisor):
         self.inventory_error = ""
         self.address_hangs = False
         self.address_requested = asyncio.Event()
-        self.exec_hangs = False
+        self.exec_delay: asyncio.Event | None = None  # commands start when it is set
         self.exec_requested = asyncio.Event()
         self.executed: list[tuple[str, tuple[str, ...]]] = []
         self.sessions: list[LocalCommand] = []
@@ -78,5 +78,5 @@ class LocalGuests(SimulatedHypervisor):
         self._require_running(name)
         self.executed.append((name, argv))
         self.exec_requested.set()
-        if self.exec_hangs:
-            await asyncio.Event().wait()
+        if self.exec_delay is not None:
+            await self.exec_delay.wait()

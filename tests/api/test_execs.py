@@ -30,6 +30,13 @@ async def leased(api: Running) -> str:
         return f"/v1/leases/{(await response.json())['id']}/exec"
 
 
+def abort(socket: Socket) -> None:
+    """Break the connection without a close frame."""
+    transport = socket._writer.transport
+    assert transport is not None
+    transport.abort()
+
+
 @asynccontextmanager
 async def command(api: Running, *argv: str, **more: object) -> AsyncIterator[Socket]:
     """Run a command in the guest of a new lease."""
@@ -93,9 +100,7 @@ async def test_command_is_killed_when_its_client_disconnects(api: Running) -> No
         async with command(api, "sleep", "600") as socket:
             await socket.receive_json()
             if abrupt:
-                transport = socket._writer.transport
-                assert transport is not None
-                transport.abort()
+                abort(socket)
         session = api.engine.guests.sessions[-1]
         await session.closed.wait()
         assert session.exit_code == 137
@@ -103,15 +108,20 @@ async def test_command_is_killed_when_its_client_disconnects(api: Running) -> No
         await api.engine.become("hearth-small-2", VmState.READY)
 
 
-async def test_no_command_starts_after_its_client_disconnected(api: Running) -> None:
+async def test_command_is_killed_when_its_client_left_before_its_start(api: Running) -> None:
     async with api.unix.ws_connect(await leased(api)):
         pass
-    assert api.engine.guests.executed == []
-    api.engine.guests.exec_hangs = True
+    guests = api.engine.guests
+    assert guests.executed == []
+    guests.exec_delay = asyncio.Event()
     async with api.unix.ws_connect(f"/v1/leases/{next(iter(api.engine.leases))}/exec") as socket:
         await socket.send_json({"argv": ["sleep", "600"]})
-        await api.engine.guests.exec_requested.wait()
-    assert api.engine.guests.sessions == []
+        await guests.exec_requested.wait()
+        abort(socket)
+    guests.exec_delay.set()
+    async with asyncio.timeout(10):
+        await guests.session_closed.wait()
+    assert [session.exit_code for session in guests.sessions] == [137]
 
 
 async def test_command_is_killed_after_its_timeout(api: Running) -> None:
