@@ -221,6 +221,7 @@ class RealEngine:
                 await self.guests.run_vm(found)
                 parts.probe_results.add(found.name, ProbeResult("agent", Outcome.PASS, "answered", NOW_S, 0.01))
         parts.view.is_reconciled = True
+        parts.board.post_problem("JournalWritable", NOW_S)
         parts.board.post((*conditions(parts.view.world()), parts.assignments.condition(NOW_S), *self.posted))
 
 
