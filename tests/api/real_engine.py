@@ -183,6 +183,7 @@ class RealEngine:
         self.parts.reconciler.last_pass_s = time.monotonic() - age_s
 
     async def _foundation(self, folder: Path, stack: AsyncExitStack) -> Foundation:
+        stack.push_async_callback(self.guests.close)
         database = await Database.open(folder / "journal.sqlite")
         stack.push_async_callback(database.close)
         vitals = VitalsSampler(Vitals)
