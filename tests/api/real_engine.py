@@ -142,16 +142,16 @@ class RealEngine:
             transaction.apply(Changes(tuple(Put(record) for record in records)))
         await self._start_guests()
 
-    async def changed(self, *events: Event) -> None:
+    async def commit(self, *events: Event) -> None:
         """Commit events."""
         async with self.parts.store.transaction() as transaction:
             transaction.apply(Changes(events=events))
 
-    async def become(self, name: str, state: VmState) -> None:
+    async def move_vm(self, name: str, state: VmState) -> None:
         """Move a VM to a state. If it is ready and a request waits, run a pass that grants it."""
         await self.put(replace(self.vms[name], state=state, since_s=NOW_S, lease_id=None))
         if state in _EVENTS:
-            await self.changed(Event(_EVENTS[state], NOW_S, vm=name, pool="small"))
+            await self.commit(Event(_EVENTS[state], NOW_S, vm=name, pool="small"))
         if state is VmState.READY and self.parts.view.queue.requests:
             await self.reconcile()
 
@@ -165,7 +165,7 @@ class RealEngine:
         parts = self.parts
         await parts.observer.observe(lambda: frozenset(parts.store.state.vms), lambda: parts.executor.busy)
 
-    async def until(self, holds: Callable[[], bool]) -> None:
+    async def wait_until(self, holds: Callable[[], bool]) -> None:
         """Wait until a commit makes a condition true."""
         async with asyncio.timeout(10):
             while not holds():

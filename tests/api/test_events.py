@@ -51,12 +51,12 @@ async def take(response: aiohttp.ClientResponse, count: int) -> list[int]:
 
 
 async def test_stream_begins_with_the_next_event(api: Running) -> None:
-    await api.engine.changed(happened(1))
+    await api.engine.commit(happened(1))
     await wait_for_last(api, 1)
     async with api.tcp.get("/v1/events", headers=STREAM) as response:
         assert response.headers["Content-Type"] == "text/event-stream"
         assert await response.content.readline() == b"retry: 2000\n"
-        await api.engine.changed(happened(2), happened(3))
+        await api.engine.commit(happened(2), happened(3))
         assert await take(response, 2) == [2, 3]
 
 
@@ -72,34 +72,34 @@ async def wait_for_last(api: Running, number: int) -> None:
 async def test_stream_resumes_after_the_last_received_event(tmp_path: Path, resume: str) -> None:
     engine = RealEngine()  # without VMs: their adoption after the restart is an event too
     async with run(engine, tmp_path) as api:
-        await engine.changed(*(happened(number) for number in range(1, 4)))
+        await engine.commit(*(happened(number) for number in range(1, 4)))
         async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
             assert await take(response, 2) == [1, 2]
-        await engine.changed(happened(4))
+        await engine.commit(happened(4))
     headers = STREAM | ({"Last-Event-ID": "2"} if resume != "query" else {})
     params = {"query": {"after": "2"}, "both": {"after": "0"}}.get(resume, {})
     async with run(engine, tmp_path) as api, api.tcp.get("/v1/events", params=params, headers=headers) as response:
         assert await take(response, 2) == [3, 4]
-        await engine.changed(happened(5))
+        await engine.commit(happened(5))
         assert await take(response, 1) == [5]
 
 
 async def test_stream_sends_a_long_history_in_order(api: Running) -> None:
     for _ in range(30):
-        await api.engine.changed(*(happened(number) for number in range(100)))
+        await api.engine.commit(*(happened(number) for number in range(100)))
     async with api.tcp.get("/v1/events", params={"after": 0}, headers=STREAM) as response:
         assert await take(response, 3000) == list(range(1, 3001))
 
 
 async def test_stream_of_one_vm_has_only_its_events(api: Running) -> None:
     async with api.tcp.get("/v1/events", params={"vm": "b", "after": 0}, headers=STREAM) as response:
-        await api.engine.changed(happened(1, name="a"), happened(2, name="b"))
-        await api.engine.changed(happened(3, name="a"), happened(4, name="b"))
+        await api.engine.commit(happened(1, name="a"), happened(2, name="b"))
+        await api.engine.commit(happened(3, name="a"), happened(4, name="b"))
         assert await take(response, 2) == [2, 4]
 
 
 async def test_event_pages_link_to_the_next_page(api: Running) -> None:
-    await api.engine.changed(*(happened(number, name="ab"[number % 2]) for number in range(1, 6)))
+    await api.engine.commit(*(happened(number, name="ab"[number % 2]) for number in range(1, 6)))
     await wait_for_last(api, 5)
     numbers, after = [], 0
     while True:
@@ -144,7 +144,7 @@ async def test_subscriber_that_does_not_read_is_disconnected(api: Running, monke
     await reader.readline()
     async with asyncio.timeout(20):
         while not reader.at_eof():
-            await api.engine.changed(*(happened(number) for number in range(500)))
+            await api.engine.commit(*(happened(number) for number in range(500)))
             if api.metrics.registry.get_sample_value(
                 "hearth_api_request_duration_seconds_count",
                 {"route": "/v1/events", "method": "GET", "status": "disconnected"},
@@ -168,7 +168,7 @@ async def test_subscribers_share_reads_of_the_history(api: Running, monkeypatch:
 
         monkeypatch.setattr(api.engine.history, "events", count_reads)
         start_s = time.perf_counter()
-        await api.engine.changed(happened(1))
+        await api.engine.commit(happened(1))
         assert await asyncio.gather(*(take(stream, 1) for stream in streams)) == [[1]] * 300
         assert time.perf_counter() - start_s < 2
         assert reads <= 3
@@ -183,7 +183,7 @@ async def test_host_request_waits_for_a_change(api: Running) -> None:
     async with api.unix.get("/livez"):
         pass
     assert not waiting.done()
-    await api.engine.changed(happened(1))
+    await api.engine.commit(happened(1))
     async with asyncio.timeout(5), await waiting as response:
         assert (await response.json())["sequence"] == sequence + 1
 

@@ -105,7 +105,7 @@ async def test_command_is_killed_when_its_client_disconnects(api: Running) -> No
         await session.closed.wait()
         assert session.exit_code == 137
         session.closed.clear()
-        await api.engine.become("hearth-small-2", VmState.READY)
+        await api.engine.move_vm("hearth-small-2", VmState.READY)
 
 
 async def test_command_is_killed_when_its_client_left_before_its_start(api: Running) -> None:

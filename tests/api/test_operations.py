@@ -64,7 +64,7 @@ async def test_retry_is_refused_without_a_reason_to_retry(api: Running) -> None:
 
 async def test_ended_lease_reports_how_it_ended(api: Running) -> None:
     vm = "hearth-small-1"
-    await api.engine.changed(
+    await api.engine.commit(
         Event(EventKind.LEASE_BROKEN, NOW_S, vm=vm, pool="small", lease="l1", cause="exited", detail="it died"),
         Event(EventKind.LEASE_EXPIRED, NOW_S, vm=vm, pool="small", lease="l2"),
     )

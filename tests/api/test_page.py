@@ -74,7 +74,7 @@ async def test_page_shows_the_host_and_its_changes(api: Running, browser: Page) 
         "window.lines = []; new MutationObserver(() => window.lines.push(document.querySelector('#line').textContent))"
         ".observe(document.querySelector('#line'), { childList: true }); 1"
     )
-    await api.engine.become("hearth-small-2", VmState.READY)
+    await api.engine.move_vm("hearth-small-2", VmState.READY)
     await browser.wait_for("document.querySelector('#pools tbody').innerText.includes('2 of 2')")
     await browser.wait_for("document.querySelector('#events').innerText.includes('vm-ready')")
     assert await browser.evaluate("document.querySelector('#problems').hidden") is True
@@ -161,7 +161,7 @@ async def test_unchanged_parts_are_not_redrawn(api: Running, browser: Page) -> N
     await browser.evaluate(
         "[window.pool, window.image] = [...document.querySelectorAll('#pools tbody tr, #images tbody tr')]; 1"
     )
-    await api.engine.become("hearth-small-1", VmState.STOPPING)
+    await api.engine.move_vm("hearth-small-1", VmState.STOPPING)
     await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('stopping')")
     assert await browser.evaluate("[window.pool.isConnected, window.image.isConnected]") == [False, True]
 
@@ -212,7 +212,7 @@ def lived(count: int, *, ago_s: float) -> list[Event]:
 
 
 async def test_reloaded_page_shows_the_last_hour(api: Running, browser: Page) -> None:
-    await api.engine.changed(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
+    await api.engine.commit(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
     summary = "document.querySelector('#lives-text').innerText"
     for _ in range(2):
         await opened(browser, api)

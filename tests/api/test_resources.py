@@ -51,7 +51,7 @@ async def test_readyz_names_failed_checks_with_reasons(api: Running) -> None:
 
 async def test_metrics_show_the_world_at_the_scrape(api: Running) -> None:
     await get(api, "/v1/host")
-    await api.engine.become("hearth-small-2", VmState.READY)
+    await api.engine.move_vm("hearth-small-2", VmState.READY)
     async with api.tcp.get("/metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=")
         families = {family.name: family for family in text_string_to_metric_families(await response.text())}
@@ -145,7 +145,7 @@ async def test_unchanged_host_document_is_not_sent_again(api: Running) -> None:
         assert response.status == 304
         assert response.headers["ETag"] == etag
         assert await response.read() == b""
-    await api.engine.become("hearth-small-2", VmState.READY)
+    await api.engine.move_vm("hearth-small-2", VmState.READY)
     async with api.tcp.get("/v1/host", headers={"If-None-Match": etag}) as response:
         assert response.status == 200
         assert response.headers["ETag"] != etag
@@ -263,13 +263,13 @@ async def test_lease_request_waits_for_a_ready_vm(api: Running) -> None:
     waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 30}))
     await api.engine.wait_for_request()
     assert (await get(api, "/v1/host"))["pools"][0]["waiting"] == 1
-    await api.engine.become("hearth-small-2", VmState.READY)
+    await api.engine.move_vm("hearth-small-2", VmState.READY)
     async with asyncio.timeout(5), await waiting as response:
         assert (await response.json())["vm"] == "hearth-small-2"
 
 
 async def test_lease_request_ends_when_its_client_disconnects(api: Running) -> None:
-    await api.engine.become("hearth-small-1", VmState.STOPPING)
+    await api.engine.move_vm("hearth-small-1", VmState.STOPPING)
     waiting = asyncio.create_task(api.tcp.post("/v1/leases", json={**LEASE, "wait_s": 60}))
     await api.engine.wait_for_request()
     waiting.cancel()
@@ -285,12 +285,12 @@ async def test_lease_is_released_when_its_client_disconnected(api: Running) -> N
     async with asyncio.timeout(5):
         await api.engine.guests.address_requested.wait()
         asking.cancel()
-        await api.engine.until(lambda: not api.engine.leases)
+        await api.engine.wait_until(lambda: not api.engine.leases)
     assert not api.engine.leases
 
 
 async def test_refused_lease_has_retry_after(api: Running) -> None:
-    await api.engine.become("hearth-small-1", VmState.STOPPING)
+    await api.engine.move_vm("hearth-small-1", VmState.STOPPING)
     async with api.tcp.post("/v1/leases", json=LEASE) as response:
         assert response.status == 503
         assert response.headers["Retry-After"] == "5"

@@ -88,7 +88,7 @@ def test_lease_request_is_cancelled_by_ctrl_c(agent: Agent) -> None:
         return len(engine.parts.view.queue.requests)
 
     async def make_vm_unavailable(engine: RealEngine) -> None:
-        await engine.become("hearth-small-1", VmState.STOPPING)
+        await engine.move_vm("hearth-small-1", VmState.STOPPING)
 
     agent.call(make_vm_unavailable)
     process = start("lease", "small", "--wait", "10m", "--socket", agent.socket)
@@ -312,7 +312,7 @@ def test_mapped_exit_codes_are_not_zero() -> None:
 )
 def test_command_ends_silently_when_its_reader_has_ended(agent: Agent, command: tuple[str, ...]) -> None:
     async def add_events(engine: RealEngine) -> None:
-        await engine.changed(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
+        await engine.commit(*[Event(EventKind.VM_READY, NOW_S, vm="hearth-small-1", pool="small")] * 5)
 
     agent.call(add_events)
     endpoint = () if command == ("--help",) else ("--socket", str(agent.socket))

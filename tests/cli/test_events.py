@@ -42,13 +42,13 @@ def test_events_are_followed_over_agent_restart(tmp_path: Path) -> None:
         assert json.loads(process.stdout.readline())["vm"] == "a"
 
         async def add_event(engine: RealEngine) -> None:
-            await engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="b"))
+            await engine.commit(Event(EventKind.VM_GONE, NOW_S, vm="b"))
 
         agent.call(add_event)
         assert json.loads(process.stdout.readline())["vm"] == "b"
     assert "does not answer" in process.stderr.readline()
     with Agent(tmp_path, engine) as agent:
-        agent.call(lambda engine: engine.changed(Event(EventKind.VM_GONE, NOW_S, vm="c")))
+        agent.call(lambda engine: engine.commit(Event(EventKind.VM_GONE, NOW_S, vm="c")))
         assert json.loads(process.stdout.readline())["vm"] == "c"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)

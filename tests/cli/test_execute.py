@@ -66,7 +66,7 @@ def test_exec_cancels_lease_request_on_ctrl_c(agent: Agent) -> None:
         return len(engine.parts.view.queue.requests)
 
     async def make_vm_unavailable(engine: RealEngine) -> None:
-        await engine.become("hearth-small-1", VmState.STOPPING)
+        await engine.move_vm("hearth-small-1", VmState.STOPPING)
 
     agent.call(make_vm_unavailable)
     process = start("exec", "small", "--socket", agent.socket, "--", "true")
@@ -123,7 +123,7 @@ def test_exec_leaves_no_lease_when_interrupted_at_any_line(agent: Agent, hearth:
     """Interrupt the first run at its first line, and each later run some lines later, until a run completes."""
 
     async def make_ready_again(engine: RealEngine) -> None:
-        await engine.become("hearth-small-1", VmState.READY)
+        await engine.move_vm("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 5):
         interrupt = InterruptAt(moment, temporary_lease, client, execute, exec_client, interrupts)

@@ -62,7 +62,7 @@ def test_lease_is_printed_or_released_when_interrupted(agent: Agent, hearth: Hea
     async def make_ready_again(engine: RealEngine) -> None:
         for lease in tuple(engine.leases):
             await engine.parts.leases.release(lease)
-        await engine.become("hearth-small-1", VmState.READY)
+        await engine.move_vm("hearth-small-1", VmState.READY)
 
     for moment in itertools.count(1, 1 if os.environ.get("HEARTH_SLOW") else 3):
         interrupt = InterruptAt(moment, temporary_lease, client, leases, interrupts)

@@ -71,7 +71,7 @@ def test_why_shows_timeline_of_vm_that_is_gone(agent: Agent, hearth: Callable[..
     )
 
     async def add_events(engine: RealEngine) -> None:
-        await engine.changed(*life)
+        await engine.commit(*life)
         folder = engine.parts.evidence.root / name
         folder.mkdir(parents=True)
         (folder / "console.log").write_text("panic")
