@@ -1,1 +1,1 @@
-"""HTTP: what the controller asks and the operator sees. Reaches the engine by `agent.api.engine_protocols` alone."""
+"""The HTTP API and the status page. They use the engine by `agent.api.engine_protocols` only."""

@@ -1,8 +1,7 @@
-"""Who asks, and what they may: bearer tokens by role on TCP; on the Unix socket the file's permissions are the login.
+"""Authentication: bearer tokens with a role on TCP; on the Unix socket the permissions of its file.
 
-Tokens are 256 random bits, so a plain SHA-256 of each is all that is kept: there is nothing to guess. The file is read
-anew when it changes, so that a token made or revoked on the command line counts from the next request on.
-"""
+Tokens are 256 random bits, so their SHA-256 hashes cannot be guessed, and only the hashes are stored. The file is read
+again when it changes: a token that is created or revoked on the command line takes effect with the next request."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOKEN_PREFIX: Final = "hearth_"
-"""Begins every token, so that people and secret scanners know one when they see it."""
+"""The prefix of every token, so that people and secret scanners recognise it."""
 
 
 class Role(IntEnum):
-    """What a caller may do; each role may do all that the ones before it may."""
+    """The role of a caller. Each role includes the ones before it."""
 
     NONE = 0  # liveness and the page's static files
     READ = 1
@@ -38,14 +37,14 @@ class Role(IntEnum):
 
 
 class UnauthenticatedError(HearthError):
-    """The request carries no token, or none that counts."""
+    """The request has no valid token."""
 
     code = "unauthenticated"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
 
 
 class RoleTooLowError(HearthError):
-    """The caller is known, but may not do this."""
+    """The caller's role does not permit the operation."""
 
     code = "role-too-low"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
@@ -58,7 +57,7 @@ class TokenFileError(HearthError):
 
 
 class TokenNameError(HearthError):
-    """A token of that name exists already, or does not exist."""
+    """A token of that name exists already, or is missing."""
 
     code = "token-name"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
@@ -66,7 +65,7 @@ class TokenNameError(HearthError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, for the log, and what they may."""
+    """The name of a caller, for the log, and its role."""
 
     name: str
     role: Role
@@ -75,7 +74,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token as it is kept: by its hash."""
+    """One stored token, with its hash."""
 
     name: str
     role: Role
@@ -85,18 +84,18 @@ class Token:
 
 
 class Gate(Protocol):
-    """Decides who a TCP caller is."""
+    """Identifies TCP callers."""
 
     @property
-    def asks(self) -> bool:
-        """Whether callers must show a token: then no web page from elsewhere can pass for one."""
+    def requires_token(self) -> bool:
+        """Whether callers need a token. Then no foreign web page can act as one."""
 
     def caller(self, authorization: str) -> Caller:
-        """Return who sent this Authorization header. Raises `UnauthenticatedError`."""
+        """Return the caller with this Authorization header. Raises `UnauthenticatedError`."""
 
 
 class TokenGate:
-    """Knows callers by their bearer tokens. Those without one are `anonymous`: by default they may do nothing."""
+    """Identifies callers by their bearer tokens. Callers without one have the role `anonymous`, by default none."""
 
     def __init__(self, path: Path, *, anonymous: Role = Role.NONE, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -106,13 +105,13 @@ class TokenGate:
         self._tokens: tuple[Token, ...] = ()
 
     @property
-    def asks(self) -> bool:
+    def requires_token(self) -> bool:
         """See `Gate`."""
         return self._anonymous.role is Role.NONE
 
     def caller(self, authorization: str) -> Caller:
-        """Return who sent this Authorization header. Raises `UnauthenticatedError`, `TokenFileError`."""
-        if not authorization and not self.asks:
+        """Return the caller with this Authorization header. Raises `UnauthenticatedError`, `TokenFileError`."""
+        if not authorization and not self.requires_token:
             return self._anonymous
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
@@ -120,10 +119,12 @@ class TokenGate:
         digest = _digest(secret.strip())
         found = [token for token in self._current() if hmac.compare_digest(token.sha256, digest)]
         if not found:
-            raise UnauthenticatedError("the token is unknown or revoked", remedy="make one: hearth token create NAME")
+            raise UnauthenticatedError(
+                "the token is unknown or revoked", remedy="create one: `hearth token create NAME`"
+            )
         expires_at_s = found[0].expires_at_s
         if expires_at_s is not None and expires_at_s <= self._clock():
-            raise UnauthenticatedError(f"the token {found[0].name!r} has expired", remedy="make a new one")
+            raise UnauthenticatedError(f"the token {found[0].name!r} has expired", remedy="create a new one")
         return Caller(found[0].name, found[0].role)
 
     def _current(self) -> tuple[Token, ...]:
@@ -141,27 +142,27 @@ _TOKENS: Final = TypeAdapter(tuple[Token, ...])
 
 
 def tokens_path(data_dir: Path) -> Path:
-    """Return where the tokens of the agent with this data directory are kept."""
+    """Return the path of the token file of the agent with this data directory."""
     return data_dir / "tokens.json"
 
 
 def load_tokens(path: Path) -> tuple[Token, ...]:
-    """Return the tokens in a file; none when there is no file. Raises `TokenFileError`."""
+    """Return the tokens in a file, or none if there is no file. Raises `TokenFileError`."""
     try:
         return _TOKENS.validate_json(path.read_bytes())
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:
         raise TokenFileError(
-            f"{path} cannot be used: {error}", remedy="mend or remove it; `hearth token list`"
+            f"{path} cannot be used: {error}", remedy="correct or remove it; see `hearth token list`"
         ) from None
 
 
 def create_token(path: Path, name: str, role: Role, *, now_s: float, ttl_s: float | None = None) -> str:
-    """Make a token and return its secret, which is kept nowhere. Raises `TokenNameError` when the name is taken."""
+    """Create a token and return its secret, which is not stored. Raises `TokenNameError` if the name is taken."""
     tokens = load_tokens(path)
     if any(token.name == name for token in tokens):
-        raise TokenNameError(f"there is a token {name!r} already", remedy="revoke it first, or choose another name")
+        raise TokenNameError(f"a token {name!r} exists already", remedy="revoke it first, or choose another name")
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     made = Token(name, role, _digest(secret), now_s, now_s + ttl_s if ttl_s else None)
     _write(path, (*tokens, made))
@@ -169,11 +170,11 @@ def create_token(path: Path, name: str, role: Role, *, now_s: float, ttl_s: floa
 
 
 def revoke_token(path: Path, name: str) -> None:
-    """Forget a token. Raises `TokenNameError` when there is none of that name."""
+    """Remove a token. Raises `TokenNameError` if there is none of that name."""
     tokens = load_tokens(path)
     left = tuple(token for token in tokens if token.name != name)
     if len(left) == len(tokens):
-        raise TokenNameError(f"there is no token {name!r}", remedy="`hearth token list` shows what there is")
+        raise TokenNameError(f"there is no token {name!r}", remedy="list the tokens with `hearth token list`")
     _write(path, left)
 
 

@@ -48,7 +48,7 @@ class Authorization:
         without a preflight request; the Origin header then names the page. Browsers cannot use the Unix socket, and a
         page has no token. Raises `HostRefusedError` and `OriginRefusedError`."""
         headers = request.headers
-        if self._gate.asks or hdrs.AUTHORIZATION in headers or not peer_of(request):
+        if self._gate.requires_token or hdrs.AUTHORIZATION in headers or not peer_of(request):
             return
         if _host_name(request.host) not in _LOOPBACK:
             raise HostRefusedError(

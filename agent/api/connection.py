@@ -1,4 +1,4 @@
-"""One client's connection: a limit that the HTTP library leaves to us, and malformed requests answered as problems."""
+"""The connection of one client: limits that the HTTP library lacks, and problem details for malformed requests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_CONNECTIONS: Final = 2048
-"""Connections open at once on one listener; the next ones are closed. The Unix socket has a budget of its own, so the
-command line works while the TCP port is flooded."""
+"""Open connections per listener; further ones are closed. The Unix socket has a limit of its own, so that the command
+line works while the TCP port is flooded."""
 
 IDLE_S: Final = 30.0
-"""How long a connection may stand without a whole request head: idle between requests, or sending one slowly."""
+"""How long a connection may be without a complete request head: idle between requests, or sending one slowly."""
 
 
 class Connection(web.RequestHandler):
-    """Speaks HTTP with one client."""
+    """The HTTP protocol of one client."""
 
     __slots__ = ("_open", "peer")
 
@@ -44,7 +44,7 @@ class Connection(web.RequestHandler):
         """The address of a TCP client; empty on the Unix socket."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Admit the client, or close at once when too many are here."""
+        """Accept the client, or close its connection if the listener has too many."""
         super().connection_made(transport)
         address = transport.get_extra_info("peername")
         self.peer = str(address[0]) if isinstance(address, tuple) else ""
@@ -55,14 +55,15 @@ class Connection(web.RequestHandler):
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the place back."""
+        """Release the connection's place in the limit."""
         self._open.discard(self)
         super().connection_lost(exc)
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """Answer what is no HTTP request with problem details. A client's noise is no error of ours: debug only."""
+        """Answer malformed requests with problem details. The client caused them, so they are logged at debug level
+        only."""
         request_id = str(ULID()).lower()
         log.debug("api-malformed-request", request_id=request_id, error=str(exc or message))
         detail = (message or "the agent failed to answer").strip().splitlines()[0]
@@ -73,6 +74,6 @@ class Connection(web.RequestHandler):
 
 
 def connections(server: web.Server) -> Callable[[], Connection]:
-    """Return what makes the connections of one listener, which share one budget."""
+    """Return the factory of the connections of one listener, which share one limit."""
     open_connections: set[Connection] = set()
     return lambda: Connection(server, open_connections)

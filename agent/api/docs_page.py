@@ -1,4 +1,4 @@
-"""The reference for people: the OpenAPI document as one page of plain HTML. Pure; no script, nothing from elsewhere."""
+"""The reference page: the OpenAPI document as plain HTML, without scripts and external resources. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ nav ul { columns: 2 22rem; list-style: none; padding: 0; }
 
 
 def reference(document: Json) -> str:
-    """Return the page for an OpenAPI document, as made by `agent.api.openapi`."""
+    """Return the page of an OpenAPI document from `agent.api.openapi`."""
     operations = [(path, verb, item) for path, verbs in document["paths"].items() for verb, item in verbs.items()]
     schemas = document["components"]["schemas"]
     info = document["info"]
@@ -35,7 +35,7 @@ def reference(document: Json) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body>",
             f"<h1>{escape(info['title'])} API <span class=soft>{escape(info['version'])}</span></h1>",
-            f"<p>{_prose(info['description'])} The same for machines: <a href=openapi.json>/openapi.json</a>.</p>",
+            f"<p>{_prose(info['description'])} For machines: <a href=openapi.json>/openapi.json</a>.</p>",
             "<nav aria-label=Calls><ul>",
             *(f"<li><a href=#{item['operationId']}>{_call(verb, path)}</a></li>" for path, verb, item in operations),
             "</ul></nav><main><h2>Calls</h2>",
@@ -58,7 +58,7 @@ def _operation(path: str, verb: str, item: Json) -> str:
         parts.append(f"<p>Takes {_contents(item['requestBody'])}.</p>")
     if messages := item.get("x-websocket"):
         for side in ("client", "agent"):
-            parts.append(f"<p>The {side} says {', '.join(map(_type, messages[side]))}.</p>")
+            parts.append(f"<p>The {side} sends {', '.join(map(_type, messages[side]))}.</p>")
     answers = [
         (status, escape(answer["description"]), _contents(answer)) for status, answer in item["responses"].items()
     ]
@@ -77,7 +77,7 @@ def _schema(name: str, schema: Json) -> str:
 
 
 def _type(schema: Json) -> str:
-    """Return what a value is, in words, with links to the documents it is made of."""
+    """Return the type of a value as text, with links to its documents."""
     if "$ref" in schema:
         name = escape(str(schema["$ref"]).rpartition("/")[2])
         return f"<a href=#{name}>{name}</a>"
@@ -99,7 +99,7 @@ _BOUNDS: Final = (("minimum", "â‰¥"), ("exclusiveMinimum", ">"), ("maximum", "â‰
 
 
 def _contents(holder: Json) -> str:
-    """Return what a body may be."""
+    """Return the media types and documents of a body."""
     return "; ".join(
         f"{_type(content['schema'])} <span class=soft>{escape(media_type)}</span>"
         for media_type, content in holder.get("content", {}).items()
@@ -108,8 +108,8 @@ def _contents(holder: Json) -> str:
 
 def _about(schema: Json) -> str:
     default = schema.get("schema", schema).get("default")
-    told = f"default <code>{escape(str(default))}</code>" if default not in (None, "", [], {}) else ""
-    return " ".join(part for part in (_prose(schema.get("description", "")), told) if part)
+    default_text = f"default <code>{escape(str(default))}</code>" if default not in (None, "", [], {}) else ""
+    return " ".join(part for part in (_prose(schema.get("description", "")), default_text) if part)
 
 
 def _role(role: str) -> str:
@@ -121,7 +121,7 @@ def _call(verb: str, path: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return text with what stands in backticks as code."""
+    """Return text with its parts in backticks as code."""
     pieces = escape(" ".join(text.split())).split("`")
     return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
 

@@ -1,4 +1,4 @@
-"""From the engine's world to the documents of the API. No I/O; every figure is derived, none is kept."""
+"""Conversion of the world to the documents of the API. No I/O; every figure is derived."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.hypervisors.contract import Address, ExecResult
     from agent.images.contract import PullProgress
 
-PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
+COUNTED_STATES: Final[Mapping[VmState, str]] = {
     VmState.CREATING: "starting",
     VmState.STARTING: "starting",
     VmState.READY: "ready",
@@ -40,25 +40,25 @@ PHASE_OF_LIFE: Final[Mapping[VmState, str]] = {
     VmState.FAILED: "stopping",
     VmState.STOPPING: "stopping",
 }
-"""How the states of a VM are summed up for those who count. A VM in standby holds no slot."""
+"""The counted states of VMs. A VM in standby holds no slot."""
 
 
-LOOKED_AT: Final[Mapping[str, Literal["vms", "images", "disk"]]] = {
+PART_OF_CONDITION: Final[Mapping[str, Literal["vms", "images", "disk"]]] = {
     "HypervisorResponding": "vms",
     "ImageStoreReadable": "images",
     "DiskMeasured": "disk",
 }
-"""The condition that turns bad when something of the host cannot be looked at, and what that is."""
+"""The conditions of failed observations, with the part of the document that is then outdated."""
 
 DISK_STEP_BYTES: Final = 64 << 20
-"""Steps in which free space is told."""
+"""The step to which free space is rounded."""
 
 STALE_AFTER_S: Final = 30.0
-"""Age of the loop's heartbeat from which nothing is known to be true any more. It turns every 10 s at least."""
+"""Age of the last reconcile pass from which the whole document is outdated. Passes run every 10 s or more often."""
 
 
 def when(at_s: float | None) -> datetime | None:
-    """Return seconds since the epoch as a time; None for a time that never was."""
+    """Return seconds since the epoch as a time; None for 0."""
     return datetime.fromtimestamp(at_s, UTC) if at_s else None
 
 
@@ -111,21 +111,23 @@ def host_document(engine: EngineParts) -> schemas.HostDocument:
 
 
 def _stale(engine: EngineParts) -> tuple[schemas.Staleness, ...]:
-    """Return what can no longer be looked at, and everything when the loop does not turn."""
+    """Return the outdated parts: those with failed observations, or all if no reconcile pass ran recently."""
     stale = tuple(
-        schemas.Staleness(what=LOOKED_AT[found.type], since=when(found.since_s), reason=found.message or found.reason)
+        schemas.Staleness(
+            what=PART_OF_CONDITION[found.type], since=when(found.since_s), reason=found.message or found.reason
+        )
         for found in engine.host.conditions()
-        if found.problem and found.type in LOOKED_AT
+        if found.problem and found.type in PART_OF_CONDITION
     )
     if engine.health.heartbeat_age_s() < STALE_AFTER_S:
         return stale
-    reason = f"the agent's loop has not turned for {STALE_AFTER_S:g} s"
+    reason = f"the agent's reconciler has not run for {STALE_AFTER_S:g} s"
     return (*stale, schemas.Staleness(what="everything", since=None, reason=reason))
 
 
 def slots(world: World) -> schemas.Slots:
-    """Return the slots of the host by what holds them."""
-    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.holds_slot)
+    """Return the slots of the host by use."""
+    held = Counter(COUNTED_STATES[vm.state] for vm in world.vms if vm.holds_slot)
     return schemas.Slots(
         total=world.limits.slots,
         used=capacity.used(world).slots,
@@ -139,8 +141,8 @@ def slots(world: World) -> schemas.Slots:
 
 
 def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
-    """Return what a pool should be and what it is."""
-    held = Counter(PHASE_OF_LIFE[vm.state] for vm in world.vms if vm.pool == pool.name)
+    """Return the targets and VMs of a pool."""
+    held = Counter(COUNTED_STATES[vm.state] for vm in world.vms if vm.pool == pool.name)
     rollout, resolution = world.rollouts.get(pool.name), world.resolutions.get(pool.image)
     count, limit = capacity.startable(world, pool)
     return schemas.PoolStatus(
@@ -161,7 +163,7 @@ def pool_status(pool: PoolSpec, world: World) -> schemas.PoolStatus:
 
 
 def image_list(world: World, pulls: tuple[PullProgress, ...]) -> schemas.ImageList:
-    """Return the image versions that are here, on their way, or failed to come."""
+    """Return the image versions that are present, being pulled, or failed."""
     here = {image.digest: image for image in world.images}
     coming = {pull.digest: pull for pull in pulls}
     failed = {
@@ -176,7 +178,7 @@ def image_list(world: World, pulls: tuple[PullProgress, ...]) -> schemas.ImageLi
 
 
 def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
-    """Return one VM for a listing."""
+    """Return one VM for a list."""
     lease = next((lease for lease in world.leases if lease.vm == vm.name), None)
     return schemas.VmStatus(
         name=vm.name,
@@ -196,12 +198,12 @@ def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
 
 
 def vm_detail(vm: Vm, world: World, *, address: Address | None, probes: tuple[ProbeResult, ...]) -> schemas.VmDetail:
-    """Return one VM with what had to be asked of it."""
+    """Return one VM with its address and probe results."""
     return schemas.VmDetail(
         **dict(vm_status(vm, world)),
         address=address_document(address),
         probes=tuple(
-            schemas.ProbeAnswer(
+            schemas.ProbeResultDocument(
                 probe=probe.probe,
                 outcome=probe.outcome,
                 detail=probe.detail,
@@ -220,7 +222,7 @@ def _failure(failure: Failure | None) -> schemas.FailureDocument | None:
 
 
 def lease_document(lease: Lease, address: Address | None, vm: Vm | None) -> schemas.LeaseDocument:
-    """Return a lease with where its VM is reached, and what is wrong with that."""
+    """Return a lease with the address of its VM, and the VM's failure if it is unhealthy."""
     return schemas.LeaseDocument(
         id=lease.id,
         pool=lease.pool,
@@ -235,7 +237,7 @@ def lease_document(lease: Lease, address: Address | None, vm: Vm | None) -> sche
 
 
 def exec_document(result: ExecResult) -> schemas.ExecDocument:
-    """Return how a command in a guest ended, for the wire."""
+    """Return the end of a command in a guest."""
     return schemas.ExecDocument(
         exit_code=result.exit_code,
         stdout=b64encode(result.stdout).decode(),
@@ -245,12 +247,12 @@ def exec_document(result: ExecResult) -> schemas.ExecDocument:
 
 
 def address_document(address: Address | None) -> schemas.AddressDocument | None:
-    """Return an address for the wire."""
+    """Return an address."""
     return schemas.AddressDocument(host=address.host, ports=dict(address.ports)) if address else None
 
 
 def event_document(number: int, event: Event) -> schemas.EventDocument:
-    """Return an event for the wire."""
+    """Return an event."""
     return schemas.EventDocument(
         number=number,
         kind=event.kind,
@@ -266,17 +268,17 @@ def event_document(number: int, event: Event) -> schemas.EventDocument:
 
 
 def mode_document(mode: HostMode) -> schemas.ModeDocument:
-    """Return the host's mode for the wire."""
+    """Return the host's mode."""
     return schemas.ModeDocument(mode=mode.mode, since=when(mode.since_s), reason=mode.reason)
 
 
 def rollout_document(rollout: Rollout) -> operator_schemas.PoolRollout:
-    """Return the rollout of one pool for the wire."""
+    """Return the rollout of one pool."""
     return operator_schemas.PoolRollout(pool=rollout.pool, **dict(_rollout(rollout)))
 
 
 def evidence_list(vm: str, root: Path, files: Iterable[EvidenceFile]) -> operator_schemas.EvidenceList:
-    """Return what is kept of a VM for the wire."""
+    """Return the evidence of a VM."""
     return operator_schemas.EvidenceList(
         vm=vm,
         directory=str(root / vm),
@@ -299,7 +301,8 @@ def _amounts(total: float, allocatable: float, used: float, free: float) -> sche
 
 
 def _disk(disk: DiskUsage) -> schemas.Amounts:
-    """Tell free space in whole steps, rounded down: each log line would else send every poller a new document."""
+    """Return the free space in whole steps, rounded down: otherwise each log line would change the document of every
+    poller."""
     free_bytes = disk.free_bytes // DISK_STEP_BYTES * DISK_STEP_BYTES
     return schemas.Amounts(
         total=disk.total_bytes,
@@ -341,7 +344,7 @@ def _image(
     users = (name for name, rollout in world.rollouts.items() if digest in (rollout.serving, rollout.target))
     return schemas.ImageStatus(
         digest=digest,
-        state="here" if image else "pulling" if pull else "failed",
+        state="present" if image else "pulling" if pull else "failed",
         references=tuple(sorted(references)),
         pools=tuple(sorted(users)),
         disk_bytes=image.disk_bytes if image else 0,

@@ -1,8 +1,8 @@
 """The event stream: one reader of the journal, any number of subscribers.
 
-The hub reads each new event once, renders it once, and keeps the latest. Subscribers ask for what comes after the
-number they have seen: recent events come from memory, older ones from the journal. A subscriber holds no buffer in the
-hub, so a slow one costs nothing but its own connection.
+The hub reads each new event once, renders it once, and keeps the latest. Subscribers request the events
+after a number: recent events come from memory, older ones from the journal. A subscriber has no buffer in the hub, so a
+slow one costs only its own connection.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One event with its number, and as the bytes of a server-sent event."""
+class NumberedEvent:
+    """One event with its number, its document, and its bytes as a server-sent event."""
 
     number: int
     document: EventDocument
     sse: bytes
 
 
-def told(number: int, event: Event) -> Told:
-    """Return an event ready to be sent."""
+def number_event(number: int, event: Event) -> NumberedEvent:
+    """Return an event in the forms that subscribers send."""
     document = event_document(number, event)
     data = document.model_dump_json(exclude_defaults=True)
-    return Told(number, document, f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n".encode())
+    return NumberedEvent(number, document, f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n".encode())
 
 
 class EventHub:
-    """Follows the history (`run`) and hands out events (`after`)."""
+    """Follows the history (`run`) and returns events (`after`)."""
 
     def __init__(self, engine: EngineParts) -> None:
         self._engine = engine
-        self._recent: list[Told] = []
+        self._recent: list[NumberedEvent] = []
         self._last = 0
-        self._news = asyncio.Event()
+        self._new_events = asyncio.Event()
         self._closed = False
 
     @property
     def last(self) -> int:
-        """The number of the latest event known here."""
+        """The number of the latest event in the hub."""
         return self._last
 
     async def start(self) -> None:
-        """Note where the history stands: what happened before is read from the journal when asked for."""
+        """Store the number of the latest event: older events are read from the journal on request."""
         self._last = await self._engine.history.last()
 
     async def run(self) -> None:
@@ -69,36 +69,36 @@ class EventHub:
         while True:
             sequence = self._engine.host.sequence
             try:
-                await self._gather()
+                await self._read_new()
             except HearthError as error:
                 log.warning("events-unreadable", error=str(error))
                 await asyncio.sleep(_RETRY_S)
             else:
                 await self._engine.history.changed(sequence)
 
-    async def after(self, number: int) -> list[Told]:
-        """Return the next events after `number`, waiting for one if there is none. Empty: the agent stops."""
+    async def after(self, number: int) -> list[NumberedEvent]:
+        """Return the next events after `number`; wait for one if there is none. Empty when the agent stops."""
         while not self._closed:
             if number < self._last:
                 if self._recent and self._recent[0].number <= number + 1:
                     return self._recent[bisect_right(self._recent, number, key=lambda item: item.number) :]
-                return [told(*item) for item in await self._engine.history.events(after=number, limit=_PAGE)]
-            await self._news.wait()
+                return [number_event(*item) for item in await self._engine.history.events(after=number, limit=_PAGE)]
+            await self._new_events.wait()
         return []
 
     def close(self) -> None:
-        """Let every subscriber end."""
+        """End every subscriber."""
         self._closed = True
         self._wake()
 
-    async def _gather(self) -> None:
-        """Take in what happened since the last look."""
+    async def _read_new(self) -> None:
+        """Read the events since the last call."""
         while page := await self._engine.history.events(after=self._last, limit=_PAGE):
-            self._recent += [told(*item) for item in page]
+            self._recent += [number_event(*item) for item in page]
             del self._recent[:-RECENT]
             self._last = page[-1][0]
             self._wake()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._new_events.set()
+        self._new_events = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What is said on an exec stream: JSON documents in text frames. Input and output are bytes, in binary frames."""
+"""The messages of an exec stream: JSON documents in text frames. Input and output are bytes in binary frames."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from agent.hypervisors.sessions import Signal
 
 
 class ExecStart(Schema):
-    """The client's first message: a program and its arguments, with no shell in between."""
+    """The client's first message: a program and its arguments, without a shell."""
 
     type: Literal["start"] = "start"
     argv: Argv
     stdin: bool = False
-    """Whether there will be input. Without, the command reads the end of it at once."""
+    """Whether the client sends input. Without input the command reads its end immediately."""
     timeout_s: Seconds = 3600.0
-    """How long it may take. It is killed then."""
+    """Maximum duration; the command is killed afterwards."""
 
 
 class ExecEndInput(Schema):
-    """From the client: there is no more input."""
+    """From the client: the end of input."""
 
     type: Literal["end-input"]
 
 
 class ExecSignal(Schema):
-    """From the client: send the command, and what it has started, a signal."""
+    """From the client: a signal for the command and its child processes."""
 
     type: Literal["signal"]
     signal: Signal
@@ -42,20 +42,20 @@ CONTROL: TypeAdapter[ExecEndInput | ExecSignal] = TypeAdapter(Control)
 
 
 class ExecStarted(Document):
-    """From the agent: the command has been started, and input is taken."""
+    """From the agent: the command was started and accepts input."""
 
     type: Literal["started"] = "started"
 
 
 class ExecExit(Document):
-    """The agent's last message when the command has ended: 128 + signal for one that was killed."""
+    """The agent's last message after the command ended: 128 + signal if it was killed."""
 
     type: Literal["exit"] = "exit"
     exit_code: int
 
 
 class ExecFailed(Document):
-    """The agent's last message when there is no exit code to tell, and why."""
+    """The agent's last message if there is no exit code, with the reason."""
 
     type: Literal["problem"] = "problem"
     problem: Problem

@@ -56,7 +56,7 @@ def openapi(operations: Iterable[Operation]) -> dict[str, Any]:
 
 
 def _close_patterns(schema: dict[str, Any]) -> None:
-    """Say of objects whose keys follow a pattern that no other keys are taken, as is the case."""
+    """Forbid additional keys in objects with a key pattern: the validation forbids them too."""
     for inner in schema.get("properties", {}).values():
         if "patternProperties" in inner:
             inner["additionalProperties"] = False

@@ -1,4 +1,4 @@
-"""The documents of the operator's part of the API: rollouts and evidence."""
+"""The documents of rollouts and evidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agent.api.schemas import Count, Document, RolloutStatus
 
 
 class PoolRollout(RolloutStatus):
-    """How far the newest version of one pool is."""
+    """The rollout of one pool."""
 
     pool: str
 
@@ -20,7 +20,7 @@ class RolloutList(Document):
 
 
 class EvidenceDocument(Document):
-    """One file of a VM's evidence, and where it is served."""
+    """One file of a VM's evidence, with its path in the API."""
 
     name: str
     size_bytes: Count
@@ -29,7 +29,7 @@ class EvidenceDocument(Document):
 
 
 class EvidenceList(Document):
-    """What is kept of a failed VM. `directory` is where it lies on the host."""
+    """The evidence of a failed VM. `directory` is its folder on the host."""
 
     vm: str
     directory: str

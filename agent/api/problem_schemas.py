@@ -1,4 +1,4 @@
-"""Errors as documents: RFC 9457 problem details and what they carry."""
+"""Error documents: RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agent.api.schemas import Document
 
 
 class FieldProblem(Document):
-    """One field at fault: a JSON Pointer into the request's body and what is wrong there."""
+    """One invalid field: a JSON Pointer into the request's body, and its error."""
 
     pointer: str
     detail: str
 
 
 class LeaseEnding(Document):
-    """How a lease ended. `evidence` is where the files are that explain the VM's death, where some were kept."""
+    """The end of a lease. `evidence` is the path of the failed VM's evidence, if some was stored."""
 
     how: Literal["released", "expired", "broken"]
     at: datetime
@@ -30,7 +30,7 @@ class LeaseEnding(Document):
 
 
 class Problem(Document):
-    """RFC 9457 problem details, with a stable `code` to branch on and a `remedy` for people."""
+    """RFC 9457 problem details, with a stable `code` for programs and a `remedy` for people."""
 
     type: str
     title: str
@@ -41,4 +41,4 @@ class Problem(Document):
     request_id: str
     errors: tuple[FieldProblem, ...] = ()
     ending: LeaseEnding | None = None
-    """How the lease ended that was asked for, where the code is `lease-ended`."""
+    """The end of the requested lease, if the code is `lease-ended`."""

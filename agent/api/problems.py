@@ -1,8 +1,7 @@
-"""Errors on the wire: RFC 9457 problem details, made in one place from one table of codes.
+"""Errors of the API: RFC 9457 problem details, from one table of codes.
 
-Problem types are URNs of the form `urn:hearth:problem:CODE`: names to compare, not addresses to fetch. An error that is
-only its HTTP status has the type `about:blank`, as the RFC asks.
-"""
+Problem types are URNs of the form `urn:hearth:problem:CODE`: names to compare, not addresses to fetch. An error without
+a code has the type `about:blank`, as the RFC requires."""
 
 from __future__ import annotations
 
@@ -58,10 +57,10 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "guest-error": 502,
     "no-vm-free": 503,
 }
-"""The HTTP status of every code. A code that is not here is 400 when the request is to blame and 503 otherwise."""
+"""The HTTP status of every code. An absent code gets 400 if its origin is the request, and 503 otherwise."""
 
 RETRY_AFTER_S: Final = 5
-"""What a client that found no VM free is told to wait: about the boot time of a small guest."""
+"""Retry-After when no VM is free: about the boot time of a small guest."""
 
 
 _HOW: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
@@ -79,7 +78,7 @@ _HEADERS_BY_STATUS: Final[Mapping[int, Mapping[str, str]]] = {
 
 
 class RequestError(HearthError):
-    """A request that cannot be served as it stands, whatever the state of the host."""
+    """A request that is invalid in any state of the host."""
 
     code = "invalid-request"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.REQUEST
@@ -96,7 +95,7 @@ class MalformedJsonError(RequestError):
 
 
 class BrokenBodyError(RequestError):
-    """The body did not arrive whole."""
+    """The body did not arrive completely."""
 
     code = "broken-body"
 
@@ -114,35 +113,35 @@ class MediaTypeError(RequestError):
 
 
 class RateLimitedError(RequestError):
-    """The caller asks more often than the configuration allows; `wait_s` is how long it should wait."""
+    """The caller exceeds the configured rate; it should wait for `wait_s`."""
 
     code = "rate-limited"
 
     def __init__(self, message: str, *, wait_s: float) -> None:
-        super().__init__(message, remedy="wait as Retry-After says; wait for changes by long poll or events")
+        super().__init__(message, remedy="wait as long as Retry-After; use long polls or events for changes")
         self.wait_s = wait_s
 
 
 class UpgradeRequiredError(RequestError):
-    """The operation speaks WebSocket, and the request does not ask for it."""
+    """The operation needs a WebSocket, and the request is not an upgrade."""
 
     code = "upgrade-required"
 
 
 class HostRefusedError(RequestError):
-    """The Host header does not name this listener: a browser led astray by DNS, most likely."""
+    """The Host header does not name this listener, probably because of DNS rebinding in a browser."""
 
     code = "host-refused"
 
 
 class OriginRefusedError(RequestError):
-    """The Origin header tells of a web page from elsewhere."""
+    """The Origin header names a foreign web page."""
 
     code = "origin-refused"
 
 
 class VmUnknownError(RequestError):
-    """No VM of ours has that name."""
+    """This agent has no VM of that name."""
 
     code = "vm-not-found"
 
@@ -177,7 +176,7 @@ def from_error(error: HearthError, *, request_id: str) -> web.Response:
 
 
 def from_status(status: int, detail: str, *, request_id: str, headers: Mapping[str, str]) -> web.Response:
-    """Return the response to an error that HTTP itself has a name for."""
+    """Return the response to an HTTP error without a code."""
     phrase = HTTPStatus(status).phrase
     code = phrase.lower().replace(" ", "-")
     return respond(

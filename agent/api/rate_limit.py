@@ -1,4 +1,4 @@
-"""How often one caller may ask: a bucket of tokens for each, filled at a fixed rate. The clock comes from outside."""
+"""The rate limit of callers: one token bucket each, filled at a fixed rate. The clock is injected."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_CALLERS: Final = 1024
-"""Buckets kept. The one used longest ago makes room: its caller starts anew with a full one."""
+"""Number of buckets. The least recently used one is dropped; its caller then starts with a full one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests a second in the long run, and `burst` of them at once."""
+    """`per_s` requests a second on average, with bursts of `burst` requests."""
 
     per_s: float
     burst: int
@@ -22,16 +22,16 @@ class RateLimiter:
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
-        self._buckets: dict[str, tuple[float, float]] = {}  # by caller: what is in it, and as of when
+        self._buckets: dict[str, tuple[float, float]] = {}  # by caller: its tokens, and the time of that count
 
     def wait_s(self, caller: str, now_s: float) -> float:
-        """Take one token of a caller. Returns 0, or after how many seconds there will be one."""
+        """Take one token of a caller. Return 0, or the seconds until one is available."""
         rate = self.rate
         left, at_s = self._buckets.pop(caller, (float(rate.burst), now_s))
         left = min(rate.burst, left + max(0.0, now_s - at_s) * rate.per_s)
         if taken := left >= 1:
             left -= 1
-        self._buckets[caller] = (left, now_s)  # at the end again: the order is that of use
+        self._buckets[caller] = (left, now_s)  # moved to the end: the order is by last use
         if len(self._buckets) > MAX_CALLERS:
             del self._buckets[next(iter(self._buckets))]
         return 0.0 if taken else (1 - left) / rate.per_s

@@ -1,4 +1,4 @@
-"""What clients send: strict and closed, checked to the last field before anything is done."""
+"""The request documents: strict and closed. Every field is checked before anything changes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from agent.config import PoolName, Seconds
 Argv = Annotated[
     tuple[Annotated[str, Field(max_length=32768, pattern=r"^[^\x00]*$")], ...], Field(min_length=1, max_length=1000)
 ]
-"""A program and its arguments, with no shell in between."""
+"""A program and its arguments, without a shell."""
 
 LeaseTtl = Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False)]
-"""Seconds a lease lives: a shorter one would be over before its answer is read."""
+"""Time to live of a lease in seconds: a shorter one would expire before its response is read."""
 
 LAST_NUMBER: Final = 2**63 - 1
-"""No event can have a higher number: the journal holds none."""
+"""The largest number of an event that the journal can store."""
 
 
 class EventQuery(Schema):
-    """Which events: those after the number `after`, of one VM if named, at most `limit` of them."""
+    """A selection of events: those after the number `after`, of one VM if named, at most `limit`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -32,17 +32,17 @@ class EventQuery(Schema):
 
 
 class ExecRequest(Schema):
-    """Run a command in the guest of a leased VM: a program and its arguments, with no shell in between."""
+    """Run a command in the guest of a leased VM: a program and its arguments, without a shell."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"argv": ["make", "test"], "timeout_s": 600}]})
 
     argv: Argv
     timeout_s: Seconds = 3600.0
-    """How long it may take. What was started then runs on until the lease ends: an exec stream has none of that."""
+    """Maximum duration. After it the command runs on until the lease ends; an exec stream kills its command instead."""
 
 
 class HostQuery(Schema):
-    """Wait for a change: answer as soon as the sequence is no longer `after`, or after `wait_s`."""
+    """Wait for a change: return when the sequence differs from `after`, or after `wait_s`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -51,7 +51,7 @@ class HostQuery(Schema):
 
 
 class LeaseRenewal(Schema):
-    """Let a lease live on for `ttl_s` from now; default: as long as it was given first."""
+    """Extend a lease by `ttl_s` from now. The default is its first time to live."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_s": 3600}]})
 
@@ -59,23 +59,23 @@ class LeaseRenewal(Schema):
 
 
 class LeaseRequest(Schema):
-    """Ask for a VM of a pool."""
+    """Request a VM of a pool."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pool": "small", "holder": "job 4711", "wait_s": 60}]})
 
     pool: PoolName
     holder: Text
-    """Who will use it, in the client's own words: a job id, a person."""
+    """The user of the VM, in the client's words: a job id, a person."""
     ttl_s: LeaseTtl | None = None
-    """How long the claim lives unless renewed; default and limit are the pool's."""
+    """Time to live unless renewed; the pool sets default and limit."""
     wait_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
-    """How long to wait for a VM to turn ready. The wait ends with the connection."""
+    """Maximum wait for a VM to become ready. The wait ends with the connection."""
     idempotency_key: Text | None = None
-    """Asking again with the same key and arguments returns the same lease instead of another."""
+    """A request with the same key and arguments returns the same lease."""
 
 
 class Reason(Schema):
-    """Why an operator asks for it, in their own words."""
+    """The operator's reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -87,4 +87,4 @@ class VmReplacement(Schema):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
-    reason: Text = "asked for over the API"
+    reason: Text = "requested over the API"

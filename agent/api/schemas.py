@@ -1,7 +1,6 @@
-"""The documents that cross HTTP. What comes in is strict and closed; what goes out may grow new fields.
+"""The documents of the API. Requests are strict and closed; responses may get new fields.
 
-Times are RFC 3339 in UTC; the host's clock is the only one that counts, a client's is never asked. Durations end in
-`_s`, sizes name their unit. No figure is ever negative.
+Times are RFC 3339 in UTC, by the host's clock. Durations end in `_s`, sizes name their unit. No figure is negative.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 
 
 class Schema(BaseModel):
-    """Base of what clients send: unknown fields are errors, nothing is converted silently."""
+    """Base of request documents: unknown fields are errors, and no value is converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Document(BaseModel):
-    """Base of what the agent answers."""
+    """Base of response documents."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Live(Document):
-    """Whether the loop still turns."""
+    """Whether the reconciler runs."""
 
     ok: bool
     heartbeat_age_s: Amount
@@ -52,17 +51,17 @@ class CheckResult(Document):
 
 
 class Ready(Document):
-    """Whether this host takes leases now, and if not, why."""
+    """Whether this host grants leases now, with its checks."""
 
     ok: bool
     checks: tuple[CheckResult, ...]
 
 
 class Amounts(Document):
-    """One resource: the machine's `total` less what is `reserved` for the host is `allocatable` to VMs.
+    """One resource: the machine's `total` without the part `reserved` for the host is `allocatable` to VMs.
 
-    `used` of it is taken, `free` is left for further VMs and images. Processors may be allocatable beyond their total,
-    since build jobs seldom peak together.
+    `used` is the part in use, `free` the part for further VMs and images. More processors than the total may be
+    allocatable, because build jobs seldom peak at the same time.
     """
 
     total: Amount
@@ -73,7 +72,7 @@ class Amounts(Document):
 
 
 class Slots(Document):
-    """The VMs that may run at once, by what holds them. `foreign` VMs are not ours but count."""
+    """The slots of this host by use. `foreign` are VMs of other owners that hold slots."""
 
     total: Count
     used: Count
@@ -86,7 +85,7 @@ class Slots(Document):
 
 
 class Identity(Document):
-    """Who this host is. `boot_id` changes with every boot of the machine. What cannot be told is empty."""
+    """The identity of this host. `boot_id` changes with every boot of the machine. Unknown values are empty."""
 
     name: str
     machine_id: str
@@ -100,14 +99,14 @@ class Identity(Document):
 
 
 class Cores(Document):
-    """The cores of the processor; where all are alike, they count as performance cores."""
+    """The cores of the processor. If all are of one kind, they are performance cores."""
 
     performance: Count
     efficiency: Count
 
 
 class Vitals(Document):
-    """How the host is right now. Purgeable space, in whole GiB, is not free, but macOS gives it back under need."""
+    """The vital signs of the host now. Purgeable space, in whole GiB, is not free, but macOS frees it when needed."""
 
     memory_pressure: MemoryPressure
     heat: Heat
@@ -115,7 +114,7 @@ class Vitals(Document):
 
 
 class Versions(Document):
-    """What runs here."""
+    """The versions of agent and hypervisor."""
 
     agent: str
     hypervisor: str
@@ -123,7 +122,7 @@ class Versions(Document):
 
 
 class Progress(Document):
-    """How far a pull is, in compressed bytes. `fetched_bytes` came over the wire, the rest was here already."""
+    """The progress of a pull, in compressed bytes. `fetched_bytes` were downloaded, the rest was present locally."""
 
     total_bytes: Count
     done_bytes: Count
@@ -133,10 +132,10 @@ class Progress(Document):
 
 
 class ImageStatus(Document):
-    """One image version on this host, or on its way to it."""
+    """One image version: present locally, being pulled, or failed to be pulled."""
 
     digest: str
-    state: Literal["here", "pulling", "failed"]
+    state: Literal["present", "pulling", "failed"]
     references: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     disk_bytes: Count = 0
@@ -148,7 +147,7 @@ class ImageStatus(Document):
 
 
 class RolloutStatus(Document):
-    """How far the pool's newest version is."""
+    """The rollout of a pool."""
 
     phase: Phase
     serving: str | None
@@ -161,14 +160,14 @@ class RolloutStatus(Document):
 
 
 class Startable(Document):
-    """How many more VMs of a pool could start now, and the limit that binds then."""
+    """How many more VMs of a pool could start now, and the limit that binds."""
 
     count: Count
     limit: Limit
 
 
 class PoolStatus(Document):
-    """One pool: what it should be and what it is."""
+    """One pool: its targets and its VMs."""
 
     name: str
     image: str
@@ -186,7 +185,7 @@ class PoolStatus(Document):
 
 
 class ConditionDocument(Document):
-    """A named fact about the host. `problem` says whether it needs attention: some are good when true, some not."""
+    """A named state of the host. `problem` is true if an operator must act."""
 
     type: str
     status: ConditionStatus
@@ -197,7 +196,7 @@ class ConditionDocument(Document):
 
 
 class AssignmentStatus(Document):
-    """Where the desired state comes from, and why a newer one was refused, if it was."""
+    """The source of the assignment, and the error of a newer one that was refused."""
 
     source: Literal["file", "api"]
     etag: str
@@ -205,7 +204,7 @@ class AssignmentStatus(Document):
 
 
 class ModeDocument(Document):
-    """What an operator lets this host do, since when and why. `open` is the only one in which leases are given."""
+    """The mode of this host, with its start and reason. Leases are granted in `open` only."""
 
     mode: Mode
     since: datetime | None
@@ -213,7 +212,7 @@ class ModeDocument(Document):
 
 
 class Staleness(Document):
-    """What of the host document is no longer known to be true, since when and why: the last that was known is told."""
+    """An outdated part of the host document, with the time and the reason. It has the last known values."""
 
     what: Literal["vms", "images", "disk", "everything"]
     since: datetime | None
@@ -221,7 +220,7 @@ class Staleness(Document):
 
 
 class HostDocument(Document):
-    """Everything a scheduler needs to know of this host, as of `sequence`. What `stale` names may no longer be so."""
+    """Everything a scheduler needs to know of this host, at `sequence`. The parts named in `stale` may be outdated."""
 
     sequence: Count
     host: Identity
@@ -242,14 +241,14 @@ class HostDocument(Document):
 
 
 class AddressDocument(Document):
-    """Where a VM is reached: guest port `p` at `host:ports[p]`."""
+    """The address of a VM: guest port `p` is at `host:ports[p]`."""
 
     host: str
     ports: dict[int, int]
 
 
 class LeaseBrief(Document):
-    """The lease of a VM, in its listing."""
+    """The lease of a VM, in a list of VMs."""
 
     id: str
     holder: str
@@ -257,7 +256,7 @@ class LeaseBrief(Document):
 
 
 class FailureDocument(Document):
-    """What went wrong with a VM."""
+    """Why a VM failed."""
 
     cause: Cause
     reason: str
@@ -280,8 +279,8 @@ class VmStatus(Document):
     failure: FailureDocument | None
 
 
-class ProbeAnswer(Document):
-    """The latest answer of one probe."""
+class ProbeResultDocument(Document):
+    """The latest result of one probe."""
 
     probe: str
     outcome: Outcome
@@ -291,14 +290,14 @@ class ProbeAnswer(Document):
 
 
 class VmDetail(VmStatus):
-    """One VM with what must be asked of it. `address` is null while it cannot be told."""
+    """One VM with its address and probe results. `address` is null while it is unknown."""
 
     address: AddressDocument | None
-    probes: tuple[ProbeAnswer, ...]
+    probes: tuple[ProbeResultDocument, ...]
 
 
 class VmList(Document):
-    """All VMs of this host that are ours."""
+    """All VMs of this agent."""
 
     vms: tuple[VmStatus, ...]
 
@@ -310,7 +309,7 @@ class ImageList(Document):
 
 
 class ExecDocument(Document):
-    """How a command in a guest ended. Output is base64, since it is bytes; `truncated` says that some was cut."""
+    """The end of a command in a guest. Output is bytes in base64; `truncated` is true if a part was dropped."""
 
     exit_code: int
     stdout: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
@@ -319,9 +318,9 @@ class ExecDocument(Document):
 
 
 class LeaseDocument(Document):
-    """A claim on one VM. `address` is null in the rare case that it cannot be told yet: ask for the lease again.
+    """A lease of one VM. `address` is null if it is not known yet: read the lease again.
 
-    `unhealthy` is what is wrong with the VM, if anything was found: what to do about it is the holder's to judge.
+    `unhealthy` is the failure of a VM that its probes found; the holder decides whether to continue.
     """
 
     id: str
@@ -336,7 +335,7 @@ class LeaseDocument(Document):
 
 
 class EventDocument(Document):
-    """One thing that happened. `number` grows by one with every event and survives restarts of the agent."""
+    """One event. `number` increases by one with every event, and survives restarts of the agent."""
 
     number: Count
     kind: EventKind
@@ -351,7 +350,7 @@ class EventDocument(Document):
 
 
 class EventPage(Document):
-    """Events in order. Ask again with `after` = `next` for those that follow; `last` is the latest there is."""
+    """Events in order. Request the following ones with `after` = `next`; `last` is the number of the latest event."""
 
     events: tuple[EventDocument, ...]
     next: Count

@@ -1,4 +1,4 @@
-"""The listeners: loopback TCP for controllers, a Unix socket for the command line. Never steals a live one."""
+"""The listeners: TCP for controllers, a Unix socket for the command line. A socket in use is never replaced."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SHUTDOWN_S: Final = 1.0
-"""Grace for running requests. The library waits this long twice: once for their end, once after cancelling them."""
+"""Grace for running requests. The library waits this long twice: for their end, and after it cancelled them."""
 
 _BACKLOG: Final = 256
 _HANDSHAKE_S: Final = 10.0
 
 
 class ListenError(HearthError):
-    """The agent cannot listen where it was told to."""
+    """The agent cannot listen on a configured address or socket."""
 
     code = "cannot-listen"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
@@ -43,7 +43,7 @@ class ListenError(HearthError):
 class Server:
     """Serves one application on a TCP address and on a Unix socket.
 
-    Port 0 takes any free port. The port listened on is written to `port_file`, for those who did not choose it.
+    Port 0 takes any free port. The actual port is written to `port_file`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Server:
         port_file: Path | None = None,
         tls: TlsConfig | None = None,
     ) -> None:
-        # A client that hangs up cancels its handler: that is how a waiting lease request ends.
+        # A disconnected client cancels its handler: this ends a waiting lease request.
         self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
         self._listeners: list[asyncio.Server] = []
         self._host, self._port, self._socket_path = host, port, socket_path
@@ -67,11 +67,11 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The TCP port listened on; known after `start` when 0 was asked for."""
+        """The TCP port. If 0 is configured, it is known after `start`."""
         return self._port
 
     async def start(self) -> None:
-        """Listen. Raises `ListenError` naming the address or socket that cannot be had; then nothing is listened on."""
+        """Listen on both. Raises a `ListenError` that names the unavailable address or socket; then neither is open."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
@@ -90,7 +90,7 @@ class Server:
         log.info("api-listening", host=self._host, port=self._port, socket=str(self._socket_path))
 
     async def close(self) -> None:
-        """Stop listening, let running requests end within a short grace, cancel the rest. Once is enough."""
+        """Stop listening, let running requests end within a short grace, cancel the rest. May be called again."""
         self._remove_socket()
         if self._watching_tls is not None:
             self._watching_tls.cancel()
@@ -144,21 +144,23 @@ class Server:
 
 
 def _refuse_live(path: Path) -> None:
-    """Raise `ListenError` when the path is a socket that somebody listens on, or no socket at all."""
+    """Raise `ListenError` if the path is a socket in use, or not a socket."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ListenError(f"{path} exists and is no socket", remedy="move it away, or set api.socket to another path")
+        raise ListenError(
+            f"{path} exists and is not a socket", remedy="move it away, or set api.socket to another path"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            return  # left behind by a process that died
+            return  # a process that died left it
         except OSError as error:
-            raise ListenError(f"{path} cannot be asked who listens on it: {error}", remedy="remove it") from error
+            raise ListenError(f"{path} cannot be checked for a listener: {error}", remedy="remove it") from error
     raise ListenError(
         f"another agent listens on {path}", remedy="stop it first, or set api.socket and data_dir to other paths"
     )
@@ -167,8 +169,8 @@ def _refuse_live(path: Path) -> None:
 def _bound_socket(path: Path) -> socket.socket:
     """Return a listening socket at `path`, which only this user may use.
 
-    It is made under another name and renamed into place, so that it is never reachable with wider permissions and a
-    stale socket is replaced in one step.
+    It is created under another name and then renamed, so that it never has wider permissions and a stale socket is
+    replaced atomically.
     """
     fresh = path.with_name(path.name + ".new")
     listener = socket.socket(socket.AF_UNIX)

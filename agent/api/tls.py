@@ -26,7 +26,7 @@ class TlsError(HearthError):
 
 
 def server_context(files: TlsConfig) -> ssl.SSLContext:
-    """Return the context of a server, which asks clients for certificates where an authority of theirs is given."""
+    """Return the context of a server. It requires client certificates if an authority for them is configured."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -35,21 +35,21 @@ def server_context(files: TlsConfig) -> ssl.SSLContext:
             context.load_verify_locations(files.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
-        told = f"{files.certificate}, {files.key}" + (f", {files.client_ca}" if files.client_ca else "")
+        paths = f"{files.certificate}, {files.key}" + (f", {files.client_ca}" if files.client_ca else "")
         raise TlsError(
-            f"TLS cannot be set up from {told}: {error}", remedy="check [api.tls] and these files"
+            f"TLS cannot be set up from {paths}: {error}", remedy="check [api.tls] and these files"
         ) from error
     return context
 
 
 class ServerTls:
-    """The TLS of a listener. New connections get the newest certificate that could be read."""
+    """The TLS of a listener. New connections use the newest valid certificate."""
 
     def __init__(self, files: TlsConfig, context: ssl.SSLContext) -> None:
         self._files = files
         self._newest = self.context = context
         self._stamp = self._stamps()
-        # Called for every handshake, with or without a name: the one place where a context can still be exchanged.
+        # Called for every handshake, with or without a name: only here a context can still be replaced.
         context.sni_callback = self._exchange
 
     @classmethod
@@ -58,13 +58,13 @@ class ServerTls:
         return cls(files, server_context(files))
 
     async def watch(self) -> None:
-        """Take up renewed files until cancelled. Files that cannot be used leave the last good ones in force."""
+        """Load renewed files until cancelled. Invalid files leave the last valid ones in force."""
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
-        """Take up the files if they have changed."""
+        """Load the files if they changed."""
         stamp = self._stamps()
         if stamp == self._stamp:
             return

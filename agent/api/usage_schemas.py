@@ -1,4 +1,4 @@
-"""What VMs take of their host, as it crosses HTTP."""
+"""The documents of resource usage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.domain.states import VmState
 
 
 class HostUsage(Document):
-    """The machine: `cpu_busy_s` adds up over all processors, so its growth by `cpus` a second is a busy machine."""
+    """The machine. `cpu_busy_s` is the sum over all processors: at most `cpus` more each second."""
 
     cpus: Count
     cpu_busy_s: Amount
@@ -19,7 +19,7 @@ class HostUsage(Document):
 
 
 class VmUsage(Document):
-    """One VM: the processor time it has taken since it started, and the memory it holds. Zero while it does not run."""
+    """One VM: its processor time since its start, and its memory. Both are zero while it does not run."""
 
     name: str
     pool: str
@@ -31,7 +31,7 @@ class VmUsage(Document):
 
 
 class UsageDocument(Document):
-    """What is taken at one moment. Ask twice: a share of processor time is the difference over that of `at`."""
+    """Usage at one moment. Read it twice: the difference of processor time over the difference of `at` is the share."""
 
     at: datetime
     host: HostUsage

@@ -246,7 +246,7 @@ class VmStatus(TypedDict):
     failure: FailureDocument | None
 
 
-class ProbeAnswer(TypedDict):
+class ProbeResultDocument(TypedDict):
     """The latest result of one probe."""
 
     probe: str
@@ -260,7 +260,7 @@ class VmDetail(VmStatus):
     """One VM with its address and the results of its probes."""
 
     address: AddressDocument | None
-    probes: list[ProbeAnswer]
+    probes: list[ProbeResultDocument]
 
 
 class VmList(TypedDict):

@@ -196,7 +196,7 @@ def _list_from_store(config: Path | None, data_dir: Path | None) -> list[ImageSt
     return [
         {
             "digest": image.digest,
-            "state": "here",
+            "state": "present",
             "references": list(image.references),
             "pools": [],
             "disk_bytes": image.disk_bytes,

@@ -164,7 +164,7 @@ def image_table(
     for image in images:
         cells: dict[str, RenderableType] = {
             "IMAGE": short_digest(image["digest"]),
-            "SIZE": size(image["allocated_bytes"]) if image["state"] == "here" else "",
+            "SIZE": size(image["allocated_bytes"]) if image["state"] == "present" else "",
             "POOLS": ", ".join(image["pools"]) or "-",
             "STATE": _image_state(image, now),
             "REFERENCES": " ".join(image["references"]),

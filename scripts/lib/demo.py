@@ -76,7 +76,7 @@ class Tour:
         """Assign a pool. The agent pulls its image, boots one VM as a canary, then the others."""
         began_s = time.monotonic()
         self.host.assign(POOL, self.references["1.0"])
-        await self.host.wait_until(lambda host, _: any(image["state"] == "here" for image in host["images"]))
+        await self.host.wait_until(lambda host, _: any(image["state"] == "present" for image in host["images"]))
         self._took("pull_s", began_s)
         await self.host.wait_until(lambda _, vms: any(vm["state"] == "ready" for vm in vms))
         self._took("first_ready_s", began_s)

@@ -154,7 +154,7 @@ async def test_first_message_without_a_command_is_refused(api: Running, first: s
 async def test_silent_client_is_disconnected_before_its_command(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_stream, "FIRST_MESSAGE_S", 0.05)
     async with api.unix.ws_connect(await leased(api)) as socket:
-        assert "no command was named" in (await received(socket))[1][0]["problem"]["detail"]
+        assert "the client sent no command" in (await received(socket))[1][0]["problem"]["detail"]
 
 
 @pytest.mark.parametrize(

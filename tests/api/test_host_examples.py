@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from agent.api.documents import LOOKED_AT, STALE_AFTER_S, host_document
+from agent.api.documents import PART_OF_CONDITION, STALE_AFTER_S, host_document
 from agent.api.schemas import HostDocument
 from agent.app import api_parts
 from agent.domain.breaker import Breaker, BreakerKey, Scope
@@ -178,7 +178,7 @@ async def test_startable_vms_are_counted_with_the_limit(state: State, count: int
 async def test_stale_parts_are_listed_with_their_reason(tmp_path: Path) -> None:
     assert (await document(ready, tmp_path / "ready"))["stale"] == []
     assert [item["what"] for item in (await document(stuck, tmp_path / "stuck"))["stale"]] == ["everything"]
-    for kind, what in LOOKED_AT.items():
+    for kind, what in PART_OF_CONDITION.items():
         engine = RealEngine()
         engine.posted = (problem(kind, "broken"),)
         async with engine.open(tmp_path / kind) as opened:

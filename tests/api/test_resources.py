@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.api.documents import DISK_STEP_BYTES, PHASE_OF_LIFE
+from agent.api.documents import COUNTED_STATES, DISK_STEP_BYTES
 from agent.api.resources.health import breakers
 from agent.domain.breaker import HOST_KEY, Breaker, BreakerKey, Scope
 from agent.domain.model import Cause, Failure, HostLimits
@@ -93,8 +93,8 @@ async def test_host_document_counts_slots_and_startable_vms(api: Running) -> Non
 
 
 async def test_host_document_counts_vms_of_every_state(api: Running) -> None:
-    assert set(PHASE_OF_LIFE) == set(VmState) - {VmState.GONE}
-    await api.engine.put(*(vm(f"hearth-small-{state}", state) for state in PHASE_OF_LIFE))
+    assert set(COUNTED_STATES) == set(VmState) - {VmState.GONE}
+    await api.engine.put(*(vm(f"hearth-small-{state}", state) for state in COUNTED_STATES))
     host = await get(api, "/v1/host")
     (pool,) = host["pools"]
     assert {kind: pool[kind] for kind in ("ready", "leased", "starting", "stopping", "standby")} == {
@@ -169,7 +169,7 @@ async def test_images_include_running_pulls(api: Running) -> None:
     present, pulled = (await get(api, "/v1/images"))["images"]
     assert (present["digest"], present["state"], present["pools"], present["progress"]) == (
         DIGEST,
-        "here",
+        "present",
         ["small"],
         None,
     )

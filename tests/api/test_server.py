@@ -96,7 +96,7 @@ async def test_stale_socket_is_replaced(tmp_path: Path) -> None:
 async def test_file_at_the_socket_path_is_kept(tmp_path: Path, opened: Engine) -> None:
     path = tmp_path / "hearth.sock"
     path.write_text("precious")
-    with pytest.raises(ListenError, match="is no socket"):
+    with pytest.raises(ListenError, match="is not a socket"):
         await server(opened, path).start()
     assert path.read_text() == "precious"
 

@@ -98,9 +98,9 @@ function showHost(host) {
   ], "No versions are rolled out.");
   showConditions(host.conditions);
   rows("images", host.images, (i) => [
-    node("code", { title: i.digest }, short(i.digest)), imageState(i), i.state === "here" ? size(i.allocated_bytes) : "–",
+    node("code", { title: i.digest }, short(i.digest)), imageState(i), i.state === "present" ? size(i.allocated_bytes) : "–",
     i.pools.join(", ") || "–", node("code", {}, i.references.join(" ")),
-  ], "No images are here.");
+  ], "This host has no images.");
 }
 
 function showConditions(conditions) {
@@ -136,7 +136,7 @@ function showVms(vms) {
     state(vm.state), vmName(vm.name), since(vm.since), since(vm.created_at),
     vm.failure ? state("failed", `${vm.failure.cause}: ${vm.failure.reason}`)
       : vm.lease ? node("span", {}, `${vm.lease.holder}, `, until(vm.lease.expires_at), " left") : "–",
-  ], "No VMs are here.");
+  ], "This host has no VMs.");
 }
 
 function eventLine(event) {

@@ -1,4 +1,4 @@
-"""`/v1/assignment`: the desired state, as one document that is read, edited and put back."""
+"""`/v1/assignment`: the desired state, as one document that is read, edited and replaced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 async def assignment(request: web.Request) -> web.Response:
-    """Answer the assignment in force."""
+    """Return the assignment in force."""
     held = context(request).engine.assignments.held
     return not_modified(request, held.etag) or json_response(held.document, etag=held.etag)
 
 
 async def put_assignment(request: web.Request) -> web.Response:
-    """Replace the assignment, durable before the answer; with If-Match only if it is still the one that was read."""
+    """Replace the assignment, durable before the response; with If-Match only if it did not change since it was
+    read."""
     engine = context(request).engine
     document = parse_assignment(await read_json(request), source="the body")
     if_match = _if_match(request, engine.assignments.held.etag)
@@ -28,7 +29,8 @@ async def put_assignment(request: web.Request) -> web.Response:
 
 
 def _if_match(request: web.Request, current: str) -> str | None:
-    """Return the entity tag the write depends on: the current one if the client named it, None for no condition."""
+    """Return the entity tag that the write requires: the current one if the client named it, None without a
+    condition."""
     tags = request.if_match
     if not tags or any(tag.value == "*" for tag in tags):
         return None

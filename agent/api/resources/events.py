@@ -1,4 +1,4 @@
-"""`/v1/events`: what happened, as pages of JSON or as a stream of server-sent events that survives restarts."""
+"""`/v1/events`: events, as pages of JSON or as a stream of server-sent events that survives restarts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from agent.api.events import EventHub
 
 KEEP_ALIVE_S: Final = 15.0
-"""A comment is sent when nothing happens for so long: proxies and clients then know the line is good."""
+"""Period of comments without events: they show proxies and clients that the connection is alive."""
 
 SEND_TIMEOUT_S: Final = 30.0
-"""A subscriber that takes nothing for so long is cut off. It comes back where it was, by Last-Event-ID."""
+"""A subscriber that reads nothing for this time is disconnected. It can continue by Last-Event-ID."""
 
 _LAST: Final = request_schemas.LAST_NUMBER
 _DIGITS: Final = len(str(_LAST))
@@ -28,9 +28,9 @@ _STREAM: Final = "text/event-stream"
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Answer a page of events, or stream them when the client accepts `text/event-stream`.
+    """Return a page of events, or stream them if the client accepts `text/event-stream`.
 
-    A stream begins with what happens from now on, or right after `Last-Event-ID` (or `after`).
+    A stream begins with the next event, or after `Last-Event-ID` (or `after`).
     """
     wanted = read_query(request, request_schemas.EventQuery)
     if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
@@ -68,7 +68,7 @@ async def _stream(request: web.Request, wanted: request_schemas.EventQuery) -> w
 
 
 def _resume_at(request: web.Request, wanted: request_schemas.EventQuery, hub: EventHub) -> int:
-    """Return the number of the last event the client has seen."""
+    """Return the number of the last event that the client has."""
     header = request.headers.get("Last-Event-ID", "")
     if header and not (header.isascii() and header.isdigit() and len(header) <= _DIGITS and int(header) <= _LAST):
         raise RequestError(
@@ -85,7 +85,7 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
             await response.write(data)
     except TimeoutError:
         if request.transport is not None:
-            request.transport.abort()  # closing would wait for the very client that takes nothing
+            request.transport.abort()  # closing would wait for the client that reads nothing
         raise ConnectionResetError("the subscriber takes nothing") from None
 
 

@@ -1,4 +1,4 @@
-"""`/v1/vms/{name}/evidence`: what explains a failed VM, also long after it is gone."""
+"""`/v1/vms/{name}/evidence`: the evidence of a failed VM, also after its teardown."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MEDIA_TYPES: Final[Mapping[str, str]] = {"json": "application/json", "png": "image/png"}
-"""By the end of a file's name. Everything else is a log: text, whatever a guest wrote into it."""
+"""Media types by file name extension. Every other file is a log, and served as text."""
 
 
 async def evidence(request: web.Request) -> web.Response:
-    """List the files kept of a VM."""
+    """List the evidence of a VM."""
     vm, kept = request.match_info["name"], context(request).engine.evidence
     return json_response(evidence_list(vm, kept.root, await kept.files(vm)))
 
 
 async def file(request: web.Request) -> web.StreamResponse:
-    """Answer one file as it is."""
+    """Return one file."""
     path = await context(request).engine.evidence.path(request.match_info["name"], request.match_info["file"])
     media_type = MEDIA_TYPES.get(path.suffix.removeprefix("."), "text/plain; charset=utf-8")
     return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: media_type, hdrs.CACHE_CONTROL: "no-store"})

@@ -1,6 +1,6 @@
-"""`/v1/leases/{id}/exec`: commands in the guests of leased VMs, run to their end or followed while they run.
+"""`/v1/leases/{id}/exec`: commands in the guests of leased VMs, run to their end or streamed.
 
-Only its lease opens a VM: a warm one that somebody had run something in would not be the image any more.
+Commands need a lease: a warm VM with changes by a command would differ from its image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 async def execute(request: web.Request) -> web.Response:
-    """Run a command in the guest of a leased VM, and answer when it has ended."""
+    """Run a command in the guest of a leased VM, and return when it has ended."""
     wanted = await read_body(request, request_schemas.ExecRequest)
     engine = context(request).engine
     lease = await engine.leases.get(request.match_info["id"])
@@ -39,7 +39,7 @@ async def execute(request: web.Request) -> web.Response:
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """Run a command in the guest of a leased VM over a WebSocket: its output as it comes, input, signals, its end.
+    """Run a command in the guest of a leased VM over a WebSocket: output, input, signals and exit code.
 
     The first message names the command. It is killed when the connection ends.
     """
@@ -47,7 +47,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
         timeout=CLOSE_S,
         protocols=(PROTOCOL,),
         compress=False,
-        max_msg_size=MAX_FRAME_BYTES + 1,  # the library refuses this many already
+        max_msg_size=MAX_FRAME_BYTES + 1,  # the library has this limit already
         decode_text=True,
         autoping=False,
     )
@@ -83,7 +83,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def _abandon(opening: asyncio.Future[ExecSession]) -> None:
-    """Kill a command that was being started when its client went."""
+    """Kill a command that was being started when its client disconnected."""
     await asyncio.wait([opening])
     if opening.exception() is None:
         await opening.result().close()

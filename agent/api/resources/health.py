@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics`: cheap, without I/O, for machines that ask often."""
+"""`/livez`, `/readyz`, `/metrics`: cheap, without I/O, for frequent polls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from agent.api import schemas
 from agent.api.auth import Role
-from agent.api.documents import PHASE_OF_LIFE, slots
+from agent.api.documents import COUNTED_STATES, slots
 from agent.api.handler_context import context, json_response
 from agent.api.operation import Operation
 from agent.domain.breaker import Scope
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 STUCK_AFTER_S: Final = 60.0
-"""Age of the loop's heartbeat from which the agent no longer counts as alive."""
+"""Age of the last reconcile pass from which the agent is not alive."""
 
 
 async def livez(request: web.Request) -> web.Response:
-    """Tell whether the loop still turns."""
+    """Return whether the reconciler runs."""
     age_s = context(request).engine.health.heartbeat_age_s()
     live = schemas.Live(ok=age_s < STUCK_AFTER_S, heartbeat_age_s=max(0.0, age_s))
     return json_response(live, status=200 if live.ok else 503)
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Tell whether leases are taken, by named checks."""
+    """Return whether this host grants leases, with named checks."""
     checks = tuple(
         schemas.CheckResult(name=check.name, ok=check.ok, reason=check.reason)
         for check in context(request).engine.health.readiness()
@@ -41,7 +41,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Answer a Prometheus scrape. Gauges are read off the world at that moment, so none can be stale."""
+    """Answer a Prometheus scrape. Gauges are computed from the world at that moment."""
     ctx = context(request)
     _set_gauges(ctx.metrics, ctx.engine)
     encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
@@ -63,7 +63,7 @@ def _set_gauges(metrics: Metrics, engine: EngineParts) -> None:
     for pool in world.pools:
         metrics.warm_target.labels(pool=pool.name).set(pool.warm)
         metrics.waiters.labels(pool=pool.name).set(sum(request.pool == pool.name for request in world.requests))
-        for state in PHASE_OF_LIFE:
+        for state in COUNTED_STATES:
             metrics.vms.labels(pool=pool.name, state=state).set(0)
     for vm in world.vms:
         metrics.vms.labels(pool=vm.pool, state=vm.state).inc()
@@ -79,9 +79,9 @@ def breakers(world: World) -> dict[tuple[str, str], int]:
 
 
 OPERATIONS: Final = (
-    Operation("livez", "GET", "/livez", livez, "Whether the agent's loop turns", schemas.Live, also=(503,),
+    Operation("livez", "GET", "/livez", livez, "Whether the reconciler runs", schemas.Live, also=(503,),
               role=Role.NONE),
-    Operation("readyz", "GET", "/readyz", readyz, "Whether the host takes leases", schemas.Ready, also=(503,),
+    Operation("readyz", "GET", "/readyz", readyz, "Whether the host grants leases", schemas.Ready, also=(503,),
               role=Role.NONE),
     Operation("metrics", "GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`/v1/host`: what this host is, carries and could carry."""
+"""`/v1/host`: the host document."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _ONE_TAG: Final = re.compile(r'"[^"]*"')
 
 
 async def host(request: web.Request) -> web.Response:
-    """Answer the host document, or 304 when the client has it.
+    """Return the host document, or 304 if the client has it.
 
-    With `after`, wait until the sequence is another than that one, at most `wait_s`.
+    With `after`, wait until the sequence differs from it, at most `wait_s`.
     """
     wanted, ctx = read_query(request, request_schemas.HostQuery), context(request)
     if wanted.after is not None:
@@ -37,7 +37,7 @@ async def host(request: web.Request) -> web.Response:
 
 
 def quick(view: HostDocumentCache) -> FastPath:
-    """Return what answers polls before they are routed: all but odd ones, or with a query or several tags."""
+    """Return the fast path of polls. It leaves requests with a query or several tags to the route."""
 
     def answered(request: web.Request) -> web.StreamResponse | None:
         if not PrebuiltStreamResponse.suits(request):

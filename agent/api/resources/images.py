@@ -1,4 +1,4 @@
-"""`/v1/images`: the image versions here and on their way."""
+"""`/v1/images`: the image versions, with their pulls."""
 
 from __future__ import annotations
 

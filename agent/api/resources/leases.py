@@ -1,4 +1,4 @@
-"""`/v1/leases`: VMs handed out, one job at a time."""
+"""`/v1/leases`: VMs leased to jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 async def acquire(request: web.Request) -> web.Response:
-    """Hand out a VM. The wait for one ends with the connection, and a lease nobody was told of is given back."""
+    """Lease a VM. The wait ends with the connection; a lease that the client did not receive is released."""
     wanted = await read_body(request, request_schemas.LeaseRequest)
     leases = context(request).engine.leases
     lease = await leases.acquire(
@@ -35,7 +35,7 @@ async def acquire(request: web.Request) -> web.Response:
     try:
         address = await address_of(context(request).engine.guests, lease.vm)
     except asyncio.CancelledError:
-        # With a key the client can ask again and get this lease; without one nobody can ever name it.
+        # With a key the client can request this lease again; without one it does not know its id.
         if wanted.idempotency_key is None:
             log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
             await finish_write(request, leases.release(lease.id))
@@ -45,15 +45,17 @@ async def acquire(request: web.Request) -> web.Response:
 
 
 async def lease(request: web.Request) -> web.Response:
-    """Tell of a lease."""
-    return await _told(request, await context(request).engine.leases.get(request.match_info["id"]))
+    """Return a lease."""
+    return await _lease_response(request, await context(request).engine.leases.get(request.match_info["id"]))
 
 
 async def renew(request: web.Request) -> web.Response:
-    """Let a lease live on."""
+    """Extend a lease."""
     wanted = await read_body(request, request_schemas.LeaseRenewal)
     leases = context(request).engine.leases
-    return await _told(request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s)))
+    return await _lease_response(
+        request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s))
+    )
 
 
 async def release(request: web.Request) -> web.Response:
@@ -62,7 +64,7 @@ async def release(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-async def _told(request: web.Request, lease: Lease) -> web.Response:
+async def _lease_response(request: web.Request, lease: Lease) -> web.Response:
     address = await address_of(context(request).engine.guests, lease.vm)
     return json_response(lease_document(lease, address, _vm(request, lease)))
 

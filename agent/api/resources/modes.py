@@ -1,4 +1,4 @@
-"""`/v1/host/cordon`, `/uncordon`, `/drain`: what an operator lets this host do. Durable before the answer."""
+"""`/v1/host/cordon`, `/uncordon`, `/drain`: the mode of this host. Durable before the response."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 async def cordon(request: web.Request) -> web.Response:
-    """Give no leases any more. The pools stay warm, leases that are given live on, and who waits is refused."""
+    """Stop granting leases. The pools stay warm, granted leases stay valid, and waiting requests are refused."""
     return await _set(request, Mode.CORDONED)
 
 
 async def uncordon(request: web.Request) -> web.Response:
-    """Give leases again, and fill the pools if the host was drained."""
+    """Grant leases again, and fill the pools if the host was drained."""
     return await _set(request, Mode.OPEN)
 
 
 async def drain(request: web.Request) -> web.Response:
-    """Empty the host: no leases, no new VMs, idle VMs go now and leased ones with their leases. Answers at once."""
+    """Empty the host: no leases, no new VMs; idle VMs end now, leased ones with their leases. Returns immediately."""
     return await _set(request, Mode.DRAINING)
 
 

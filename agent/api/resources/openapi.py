@@ -1,4 +1,4 @@
-"""`/openapi.json`, `/docs`: the contract for machines and people, generated from the table the router is built from."""
+"""`/openapi.json`, `/docs`: the contract for machines and people, generated from the table of operations."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ REFERENCE_HEADERS: Final = {
     ),
     "Referrer-Policy": "no-referrer",
 }
-"""The page may load nothing at all; its one style sheet stands in it and is named by its hash."""
+"""The page may load nothing; its one style sheet is inline and permitted by its hash."""
 
 
 def contract(operations: Iterable[Operation]) -> tuple[Operation, ...]:
-    """Return the operations that serve the OpenAPI document of `operations` and the reference made of it."""
+    """Return the operations that serve the OpenAPI document of `operations` and its reference page."""
     document = openapi(operations)
     body, page = json.dumps(document).encode(), reference(document).encode()
 
     async def machines(_request: web.Request) -> web.Response:
-        """Answer the OpenAPI 3.1 document."""
+        """Return the OpenAPI 3.1 document."""
         return json_response(body)
 
     async def people(_request: web.Request) -> web.Response:
-        """Answer the reference page."""
+        """Return the reference page."""
         return web.Response(body=page, headers=REFERENCE_HEADERS)
 
     return (

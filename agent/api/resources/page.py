@@ -1,4 +1,4 @@
-"""`/`: the status page. Static files of this package; nothing is asked of any other server."""
+"""`/`: the status page. Static files of this package; the page loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Page:
 
 
 async def page(request: web.Request) -> web.Response:
-    """Answer a file of the status page."""
+    """Return a file of the status page."""
     found = _read(request.path)
     known = not_modified(request, found.etag)
     if known is not None:

@@ -1,4 +1,4 @@
-"""`/v1/rollouts`: how far each pool's newest version is, and the operator's hand on it."""
+"""`/v1/rollouts`: the rollout of each pool, and the commands to retry or undo it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def rollouts(request: web.Request) -> web.Response:
 
 
 async def retry(request: web.Request) -> web.Response:
-    """Try the target again at once: its quarantine, its failures and its breaker are forgotten."""
+    """Start another trial of the target: its quarantine, failures and breaker are reset."""
     operations = context(request).engine.operations
     return json_response(
         rollout_document(await finish_write(request, operations.retry_rollout(request.match_info["pool"])))
@@ -29,7 +29,7 @@ async def retry(request: web.Request) -> web.Response:
 
 
 async def undo(request: web.Request) -> web.Response:
-    """Go back to the version before. The target is left alone until it changes or is retried."""
+    """Return to the version before the target. The target is quarantined until it changes or is retried."""
     operations, reason = context(request).engine.operations, read_query(request, request_schemas.Reason).reason
     pool = request.match_info["pool"]
     return json_response(rollout_document(await finish_write(request, operations.undo_rollout(pool, reason=reason))))

@@ -1,4 +1,4 @@
-"""`/v1/usage`: what the VMs take of the machine."""
+"""`/v1/usage`: the resource usage of the VMs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLER: Final = web.AppKey("usage_sampler", UsageSampler)
 
 
 async def usage(request: web.Request) -> web.Response:
-    """Tell what each VM takes."""
+    """Return the resource usage of each VM."""
     vms = sorted(context(request).engine.host.world().vms, key=lambda vm: (vm.created_at_s, vm.name))
     measured = await request.app[SAMPLER].sample(tuple(vm.name for vm in vms))
     return json_response(

@@ -1,4 +1,4 @@
-"""`/v1/vms`: the VMs that are ours."""
+"""`/v1/vms`: the VMs of this agent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def vms(request: web.Request) -> web.Response:
 
 
 async def vm(request: web.Request) -> web.Response:
-    """Tell all about one VM."""
+    """Return one VM with its address and probe results."""
     engine = context(request).engine
     name = request.match_info["name"]
     address = await address_of(engine.guests, _find(engine.host.world(), name).name)
@@ -35,7 +35,7 @@ async def vm(request: web.Request) -> web.Response:
 
 
 async def replace(request: web.Request) -> web.Response:
-    """Start the teardown of a VM; its pool refills. Answers at once, with the VM as it is then."""
+    """Start the teardown of a VM; its pool is refilled. Returns immediately, with the VM in its new state."""
     engine, name = context(request).engine, request.match_info["name"]
     reason = read_query(request, request_schemas.VmReplacement).reason
     before = _find(engine.host.world(), name)
