@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import ast
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# Packages whose inner circles only cause a warning.
-NOT_YET: Final = frozenset({"agent.api"})
 
 Graph = dict[str, set[str]]
 
@@ -63,16 +60,10 @@ def find_circles(graph: Graph) -> list[tuple[str, ...]]:
     return sorted(circles)
 
 
-def import_errors(root: Path, package: str = "agent", not_yet: frozenset[str] = NOT_YET) -> tuple[list[str], list[str]]:
-    """Return the errors and the warnings: circles, and circles inside the packages of `not_yet`."""
+def import_errors(root: Path, package: str = "agent") -> list[str]:
+    """Return an error for each circle."""
     graph = import_graph(root, package)
-    errors: list[str] = []
-    warnings: list[str] = []
-    for circle in find_circles(graph):
-        message = f"files import each other: {' -> '.join(_one_path(graph, circle))}"
-        packages = {".".join(module.split(".")[:2]) for module in circle}
-        (warnings if packages <= not_yet else errors).append(message)
-    return errors, warnings
+    return [f"files import each other: {' -> '.join(_one_path(graph, circle))}" for circle in find_circles(graph)]
 
 
 def _one_path(graph: Graph, circle: tuple[str, ...]) -> list[str]:

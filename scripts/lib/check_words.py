@@ -31,8 +31,6 @@ IDIOMS: Final = Path(__file__).with_name("idioms.toml")
 PER_1000: Final = 1.0
 # A package of a few hundred words may have this many idioms in its prose.
 ALWAYS_ALLOWED: Final = 1
-# Packages over the limit, which only cause a warning. A package that comes under the limit must leave this table.
-NOT_YET: Final[frozenset[str]] = frozenset({"agent/api", "agent/engine", "tests/api"})
 
 Kind = Literal["prose", "name"]
 _SOURCES: Final = ("agent/**/*.py", "tests/**/*.py", "scripts/**/*", "docs/**/*.md", "README.md", "CHANGELOG.md")
@@ -250,19 +248,14 @@ def count_packages(repository: Path) -> dict[str, Count]:
     return dict(counts)
 
 
-def word_errors(repository: Path, not_yet: frozenset[str] = NOT_YET) -> tuple[list[str], list[str]]:
-    """Return the errors and the warnings: packages over the limit, and packages of `not_yet` that are under it."""
+def word_errors(repository: Path) -> list[str]:
+    """Return an error for each package over the limit."""
     errors: list[str] = []
-    warnings: list[str] = []
     for package, count in sorted(count_packages(repository).items()):
-        over = count.is_over(names_only=package.partition("/")[0] in _NAMES_ONLY)
-        if over:
+        if count.is_over(names_only=package.partition("/")[0] in _NAMES_ONLY):
             found = f"{count.prose} idioms in {count.words} words and {count.names} in names"
-            message = f"{package}: {found}: python scripts/lib/check_words.py {package}"
-            (warnings if package in not_yet else errors).append(message)
-        elif package in not_yet:
-            warnings.append(f"{package} is under the limit: remove it from NOT_YET in scripts/lib/check_words.py")
-    return errors, warnings
+            errors.append(f"{package}: {found}: python scripts/lib/check_words.py {package}")
+    return errors
 
 
 def _table(counts: dict[str, Count]) -> Iterator[str]:
@@ -296,8 +289,7 @@ def main() -> int:
         for hit in _hits_under(REPOSITORY, arguments.paths):
             sys.stdout.write(f"{hit.path}:{hit.line}: {hit.idiom}: {hit.text}  [{hit.use}]\n")
         return 0
-    errors, warnings = word_errors(REPOSITORY)
-    sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
+    errors = word_errors(REPOSITORY)
     sys.stderr.writelines(f"{error}\n" for error in errors)
     return 1 if errors else 0
 
