@@ -21,6 +21,7 @@ from agent.cli import main
 from agent.config import Assignment, Config
 from agent.host.doctor.checks import LINUX, MAC
 from tests.docs.pages import PAGES, ROOT, code_blocks, code_words, column, fields, metric_rows, names_in
+from tests.docs.syntax_trees import parse_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +139,7 @@ def raised_conditions() -> set[str]:
     for file in (ROOT / "agent").rglob("*.py"):
         if "doctor" in file.parts:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parse_source(file.read_text(encoding="utf-8"))
         constants = {
             node.target.id: node.value.value
             for node in ast.walk(tree)

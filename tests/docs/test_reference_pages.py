@@ -20,6 +20,7 @@ from agent.cli.main import COMMANDS
 from agent.config import Assignment, Config, PoolDocument, ProbeDocument
 from agent.domain.events import EventKind
 from tests.docs.pages import DOCS, column, fields, metric_rows, parts
+from tests.docs.syntax_trees import parse_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +69,7 @@ def logged_events() -> set[str]:
     """Return the name of every event that the code logs by a literal name."""
     found = set()
     for file in (DOCS.parent / "agent").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse_source(file.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="log")), args=[*_, ast.Constant(value=str() as name)]
@@ -164,7 +165,7 @@ def test_full_listing_of_the_assignment_shows_the_defaults(page: str) -> None:
 
 def test_live_keys_are_listed(page: str) -> None:
     sources = [(DOCS.parent / "agent" / name).read_text(encoding="utf-8") for name in ("app.py", "daemon.py")]
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    nodes = [node for source in sources for node in ast.walk(parse_source(source))]
     named = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     named.remove("api.port")  # the name of a file
     live = named & {key for key, _ in fields(Config)}
