@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from agent.telemetry.metrics import Metrics, Outcome
@@ -112,6 +113,7 @@ async def query(client: aiohttp.ClientSession, expression: str) -> list[dict[str
         return []
 
 
+@pytest.mark.slow
 async def test_prometheus_scrapes_the_agent(api: Running, tmp_path: Path) -> None:
     async with prometheus(api.server.port, tmp_path) as address, aiohttp.ClientSession(address) as client:
         async with asyncio.timeout(30):

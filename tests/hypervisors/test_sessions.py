@@ -144,6 +144,7 @@ async def test_buffered_session_returns_all_output_at_the_end() -> None:
         assert session.exit_code == KILLED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rig", ["tart", "anka"], indirect=True)
 async def test_commands_end_with_a_killed_simulated_guest(driver: Hypervisor, rig: Rig) -> None:
     """Otherwise commands of ended tests would run on in the simulators."""

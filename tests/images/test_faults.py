@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(30)
 
-TEMPORARY = ["too short", "too long", "reset", "cut at 40 %", "stall", "drip", "429", "500", "another range"]
+SLOW = [pytest.param("stall", marks=pytest.mark.slow), pytest.param("drip", marks=pytest.mark.slow)]
+TEMPORARY = ["too short", "too long", "reset", "cut at 40 %", *SLOW, "429", "500", "another range"]
 
 
 @pytest.fixture
