@@ -293,8 +293,8 @@ class LeaseDesk:
     def _resolve_granted(self, events: tuple[Event, ...]) -> None:
         """Wake the requests that were granted by a commit."""
         for event in events:
-            if event.kind is EventKind.LEASE_GRANTED and event.lease is not None:
-                self._queue.grant(self._store.state.leases[event.lease])
+            if event.kind is EventKind.LEASE_GRANTED and (lease := self._store.state.leases.get(event.lease or "")):
+                self._queue.grant(lease)
 
     def _lease_of_key(self, idempotency_key: str) -> Lease | None:
         leases = self._store.state.leases.values()
