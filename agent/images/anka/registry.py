@@ -53,14 +53,6 @@ class AnkaRegistry:
         shown = await self._get(f"/registry/v2/vm?id={template}")
         return self._version(name, template, shown if isinstance(shown, dict) else {})
 
-    async def is_ready(self) -> bool:
-        """Return whether the Registry reports that it is ready. Needs no login."""
-        try:
-            await self._request("GET", "/readyz", {})
-        except RegistryError:
-            return False
-        return True
-
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
