@@ -90,6 +90,6 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
 
 
 OPERATIONS: Final = (
-    Operation("events", "GET", "/v1/events", events, "What happened, as pages or as a live stream", schemas.EventPage,
+    Operation("events", "GET", "/v1/events", events, "Events, as pages or as a live stream", schemas.EventPage,
               query=request_schemas.EventQuery, errors=(422,), stream=_STREAM),
 )  # fmt: skip

@@ -33,7 +33,7 @@ async def file(request: web.Request) -> web.StreamResponse:
 
 
 OPERATIONS: Final = (
-    Operation("evidence", "GET", "/v1/vms/{name}/evidence", evidence, "What is kept of a failed VM",
+    Operation("evidence", "GET", "/v1/vms/{name}/evidence", evidence, "The evidence of a failed VM",
               operator_schemas.EvidenceList, errors=(404,)),
     Operation("evidence-file", "GET", "/v1/vms/{name}/evidence/{file}", file, "One file of a failed VM's evidence",
               "text/plain", errors=(404,), role=Role.ADMIN),

@@ -51,6 +51,6 @@ def quick(view: HostDocumentCache) -> FastPath:
 
 
 OPERATIONS: Final = (
-    Operation("host", "GET", "/v1/host", host, "What this host is, carries and could carry", schemas.HostDocument,
+    Operation("host", "GET", "/v1/host", host, "The host document", schemas.HostDocument,
               query=request_schemas.HostQuery, etag=True, errors=(422,)),
 )  # fmt: skip

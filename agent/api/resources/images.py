@@ -20,5 +20,5 @@ async def images(request: web.Request) -> web.Response:
 
 
 OPERATIONS: Final = (
-    Operation("images", "GET", "/v1/images", images, "The image versions here and on their way", schemas.ImageList),
+    Operation("images", "GET", "/v1/images", images, "The image versions, with their pulls", schemas.ImageList),
 )

@@ -79,7 +79,7 @@ OPERATIONS: Final = (
               role=Role.LEASE),
     Operation("lease", "GET", "/v1/leases/{id}", lease, "One lease", schemas.LeaseDocument,
               errors=(404, 410), role=Role.LEASE),
-    Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Let a lease live on",
+    Operation("renew-lease", "PATCH", "/v1/leases/{id}", renew, "Extend a lease",
               schemas.LeaseDocument, body=request_schemas.LeaseRenewal, errors=(404, 410), role=Role.LEASE),
     Operation("release-lease", "DELETE", "/v1/leases/{id}", release, "End a lease; its VM is torn down",
               None, status=204, errors=(404, 410), role=Role.LEASE),

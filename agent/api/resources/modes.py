@@ -36,9 +36,9 @@ async def _set(request: web.Request, mode: Mode) -> web.Response:
 
 
 OPERATIONS: Final = (
-    Operation("cordon", "POST", "/v1/host/cordon", cordon, "Give no leases any more", schemas.ModeDocument,
+    Operation("cordon", "POST", "/v1/host/cordon", cordon, "Stop granting leases", schemas.ModeDocument,
               query=request_schemas.Reason, errors=(422,)),
-    Operation("uncordon", "POST", "/v1/host/uncordon", uncordon, "Give leases again", schemas.ModeDocument,
+    Operation("uncordon", "POST", "/v1/host/uncordon", uncordon, "Grant leases again", schemas.ModeDocument,
               query=request_schemas.Reason, errors=(422,)),
     Operation("drain", "POST", "/v1/host/drain", drain, "Empty the host", schemas.ModeDocument,
               query=request_schemas.Reason, errors=(422,)),

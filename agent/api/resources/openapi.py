@@ -46,6 +46,8 @@ def contract(operations: Iterable[Operation]) -> tuple[Operation, ...]:
         return web.Response(body=page, headers=REFERENCE_HEADERS)
 
     return (
-        Operation("openapi", "GET", "/openapi.json", machines, "The contract", "application/json", role=Role.NONE),
-        Operation("reference", "GET", "/docs", people, "The contract for people", "text/html", role=Role.NONE),
+        Operation(
+            "openapi", "GET", "/openapi.json", machines, "The OpenAPI document", "application/json", role=Role.NONE
+        ),
+        Operation("reference", "GET", "/docs", people, "The reference page", "text/html", role=Role.NONE),
     )

@@ -36,10 +36,10 @@ async def undo(request: web.Request) -> web.Response:
 
 
 OPERATIONS: Final = (
-    Operation("rollouts", "GET", "/v1/rollouts", rollouts, "How far each pool's newest version is",
+    Operation("rollouts", "GET", "/v1/rollouts", rollouts, "The rollouts by pool",
               operator_schemas.RolloutList),
     Operation("retry-rollout", "POST", "/v1/rollouts/{pool}/retry", retry, "Try a pool's target again",
               operator_schemas.PoolRollout, errors=(404, 409)),
-    Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Go back to the version before",
+    Operation("undo-rollout", "POST", "/v1/rollouts/{pool}/undo", undo, "Return to the previous version",
               operator_schemas.PoolRollout, query=request_schemas.Reason, errors=(404, 409, 422)),
 )  # fmt: skip

@@ -46,5 +46,5 @@ def _of(vm: Vm, taken: VmUsage) -> usage_schemas.VmUsage:
 
 
 OPERATIONS: Final = (
-    Operation("usage", "GET", "/v1/usage", usage, "What the VMs take of the machine", usage_schemas.UsageDocument),
+    Operation("usage", "GET", "/v1/usage", usage, "Resource usage of each VM", usage_schemas.UsageDocument),
 )
