@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-LIVE = "document.querySelector('#line')?.dataset.state === 'live'"
+LIVE = "document.querySelector('#connection')?.dataset.state === 'live'"
 
 
 @pytest.fixture
@@ -67,12 +67,13 @@ async def test_page_shows_the_host_and_its_changes(api: Running, browser: Page) 
     assert "25 %" in await text(browser, "#images tbody")
     assert "serving" in await text(browser, "#rollouts tbody")
     assert "Ready" in await text(browser, "#conditions")
-    assert await browser.evaluate("document.querySelectorAll('#lives li').length") == 2
+    assert await browser.evaluate("document.querySelectorAll('#timelines li').length") == 2
     assert "small has 1 of 2 warm VMs" in await text(browser, "#problems")
 
     await browser.evaluate(
-        "window.lines = []; new MutationObserver(() => window.lines.push(document.querySelector('#line').textContent))"
-        ".observe(document.querySelector('#line'), { childList: true }); 1"
+        "window.lines = []; window.line = document.querySelector('#connection');"
+        "new MutationObserver(() => window.lines.push(window.line.textContent))"
+        ".observe(window.line, { childList: true }); 1"
     )
     await api.engine.move_vm("hearth-small-2", VmState.READY)
     await browser.wait_for("document.querySelector('#pools tbody').innerText.includes('2 of 2')")
@@ -103,7 +104,7 @@ async def test_page_reconnects_when_the_agent_restarts(browser: Page, tmp_path: 
     async with run(RealEngine(vm("hearth-small-1")), tmp_path) as api:
         await opened(browser, api)
         port = api.server.port
-    await browser.wait_for("document.querySelector('#line')?.dataset.state === 'lost'")
+    await browser.wait_for("document.querySelector('#connection')?.dataset.state === 'lost'")
     async with run(RealEngine(vm("hearth-small-7"), data="other"), tmp_path, port=port):
         await browser.wait_for(LIVE)
         await browser.wait_for("document.querySelector('#vms tbody').innerText.includes('hearth-small-7')")
@@ -136,7 +137,7 @@ async def test_page_has_names_and_landmarks_for_screen_readers(api: Running, bro
     assert {"Slots", "Pools", "VMs", "Rollouts", "Images", "Conditions", "Events"} <= set(seen["heading"])
     assert {"banner", "contentinfo"} <= set(seen)
     assert {"Pools", "VMs", "Images"} <= set(seen["region"])
-    assert "live" in seen.get("status", []) or await text(browser, "#line") == "live"
+    assert "live" in seen.get("status", []) or await text(browser, "#connection") == "live"
 
 
 async def test_tab_key_reaches_parts_in_order_with_visible_focus(api: Running, browser: Page) -> None:
@@ -152,7 +153,8 @@ async def test_tab_key_reaches_parts_in_order_with_visible_focus(api: Running, b
         reached.append(await browser.evaluate(f"{where}.className || {where}.id || {where}.textContent"))
         assert await browser.evaluate(f"getComputedStyle({where}).outlineStyle") != "none", reached
     assert reached[0] == "skip"
-    assert [part for part in reached if part in ("lives", "events", "Readiness")] == ["lives", "events", "Readiness"]
+    expected = ["timelines", "events", "Readiness"]
+    assert [part for part in reached if part in expected] == expected
 
 
 async def test_unchanged_parts_are_not_redrawn(api: Running, browser: Page) -> None:
@@ -176,8 +178,8 @@ async def test_vm_timelines_are_drawn_from_events(api: Running, browser: Page) -
         "[['vm-creating', 10], ['vm-starting', 11], ['vm-ready', 20], ['lease-granted', 30], ['lease-renewed', 35],"
         "['vm-stopping', 40], ['vm-gone', 45]].map(([kind, s]) => ({kind, vm: 'a', at: new Date(s * 1000).toJSON()}))"
     )
-    (life,) = await module(browser, f"m.lives({events}, [], 15000, 60000)")
-    assert [(part["state"], part["from"] / 1000, part["to"] / 1000) for part in life["parts"]] == [
+    (timeline,) = await module(browser, f"m.vmTimelines({events}, [], 15000, 60000)")
+    assert [(part["state"], part["from"] / 1000, part["to"] / 1000) for part in timeline["parts"]] == [
         ("starting", 15, 20), ("ready", 20, 30), ("leased", 30, 40), ("stopping", 40, 45),
     ]  # fmt: skip
 
@@ -188,7 +190,7 @@ async def test_capacity_chart_excludes_standby_vms(api: Running, browser: Page) 
         "[{vm: 'a', parts: [{state: 'ready', from: 0, to: 30}, {state: 'leased', from: 30, to: 60}]},"
         "{vm: 'b', parts: [{state: 'ready', from: 30, to: 45}, {state: 'standby', from: 45, to: 60}]}]"
     )
-    assert await module(browser, f"m.steps({parts}, 0)") == [
+    assert await module(browser, f"m.slotCounts({parts}, 0)") == [
         {"at": 0, "counts": [0, 1, 0, 0, 0]},
         {"at": 30, "counts": [1, 1, 0, 0, 0]},
         {"at": 45, "counts": [1, 0, 0, 0, 0]},
@@ -200,8 +202,8 @@ async def test_capacity_chart_excludes_standby_vms(api: Running, browser: Page) 
     assert await module(browser, "m.ticks(30000, 330000)") == [60000, 120000, 180000, 240000, 300000]
 
 
-def lived(count: int, *, ago_s: float) -> list[Event]:
-    """Return the events of VMs that lived for one second each, one after another. The first began `ago_s` ago."""
+def short_vm_events(count: int, *, ago_s: float) -> list[Event]:
+    """Return the events of VMs that existed for one second each, one after another. The first began `ago_s` ago."""
     first_s = time.time() - ago_s
     kinds = (EventKind.VM_CREATING, EventKind.VM_READY, EventKind.VM_STOPPING, EventKind.VM_GONE)
     return [
@@ -212,11 +214,11 @@ def lived(count: int, *, ago_s: float) -> list[Event]:
 
 
 async def test_reloaded_page_shows_the_last_hour(api: Running, browser: Page) -> None:
-    await api.engine.commit(*lived(300, ago_s=7200), *lived(600, ago_s=1800))
-    summary = "document.querySelector('#lives-text').innerText"
+    await api.engine.commit(*short_vm_events(300, ago_s=7200), *short_vm_events(600, ago_s=1800))
+    summary = "document.querySelector('#timelines-text').innerText"
     for _ in range(2):
         await opened(browser, api)
-        await browser.wait_for(f"{summary}.startsWith('602 VMs lived in the last 1h')")
+        await browser.wait_for(f"{summary}.startsWith('602 VMs existed in the last 1h')")
         assert await browser.evaluate("document.querySelectorAll('#capacity path').length") > 0
     assert browser.problems == []
 
@@ -246,5 +248,5 @@ CONTRAST = """
 async def test_vm_without_events_is_drawn_from_its_state(api: Running, browser: Page) -> None:
     await opened(browser, api)
     listed = "[{name: 'a', state: 'creating', since: new Date(20000).toJSON()}]"
-    (life,) = await module(browser, f"m.lives([], {listed}, 0, 60000)")
-    assert life["parts"] == [{"state": "starting", "from": 20000, "to": 60000}]
+    (timeline,) = await module(browser, f"m.vmTimelines([], {listed}, 0, 60000)")
+    assert timeline["parts"] == [{"state": "starting", "from": 20000, "to": 60000}]
