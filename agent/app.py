@@ -18,7 +18,7 @@ from ulid import ULID
 
 from agent import __version__
 from agent.api.application import build_application
-from agent.api.auth import Role, TokenGate, tokens_path
+from agent.api.auth import Role, TokenAuthenticator, tokens_path
 from agent.api.engine_protocols import EngineParts
 from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
@@ -226,9 +226,9 @@ def api_parts(engine: Engine) -> EngineParts:
 def build_api(base: Foundation, engine: Engine, limiter: RateLimiter) -> Server:
     """Build the API server."""
     config = base.config
-    gate = TokenGate(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
+    authenticator = TokenAuthenticator(tokens_path(config.data_dir), anonymous=_ANONYMOUS[config.api.auth])
     return Server(
-        build_application(api_parts(engine), base.metrics, gate, limiter),
+        build_application(api_parts(engine), base.metrics, authenticator, limiter),
         host=config.api.host, port=config.api.port, socket_path=config.socket_path,
         port_file=config.data_dir / "api.port", tls=config.api.tls,
     )  # fmt: skip

@@ -34,7 +34,7 @@ from agent.host.usage import UsageSampler
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.api.auth import Gate
+    from agent.api.auth import Authenticator
     from agent.api.engine_protocols import EngineParts
     from agent.api.operation import Operation
     from agent.api.rate_limit import RateLimiter
@@ -62,8 +62,10 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 
 
-def build_application(engine: EngineParts, metrics: Metrics, gate: Gate, limiter: RateLimiter) -> web.Application:
-    """Return the application that serves `engine`. `gate` identifies TCP callers, `limiter` limits their rate.
+def build_application(
+    engine: EngineParts, metrics: Metrics, authenticator: Authenticator, limiter: RateLimiter
+) -> web.Application:
+    """Return the application that serves `engine`. `authenticator` identifies TCP callers, `limiter` limits their rate.
 
     It needs a `Dispatcher` in front of it, which `Server` adds.
     """
@@ -80,7 +82,7 @@ def build_application(engine: EngineParts, metrics: Metrics, gate: Gate, limiter
         application.router.add_get(path, page.page)
     view = HostDocumentCache(engine)
     application[CONTEXT] = Context(engine, metrics, view, EventHub(engine))
-    application[AUTHORIZATION] = Authorization(gate, limiter, needs)
+    application[AUTHORIZATION] = Authorization(authenticator, limiter, needs)
     application[FAST_PATHS] = {"/v1/host": host.quick(view)}
     application.on_response_prepare.append(add_common_headers)
     application.cleanup_ctx.append(_follow_events)

@@ -83,7 +83,7 @@ class Token:
     expires_at_s: float | None = None
 
 
-class Gate(Protocol):
+class Authenticator(Protocol):
     """Identifies TCP callers."""
 
     @property
@@ -94,7 +94,7 @@ class Gate(Protocol):
         """Return the caller with this Authorization header. Raises `UnauthenticatedError`."""
 
 
-class TokenGate:
+class TokenAuthenticator:
     """Identifies callers by their bearer tokens. Callers without one have the role `anonymous`, by default none."""
 
     def __init__(self, path: Path, *, anonymous: Role = Role.NONE, clock: Callable[[], float] = time.time) -> None:
@@ -106,7 +106,7 @@ class TokenGate:
 
     @property
     def requires_token(self) -> bool:
-        """See `Gate`."""
+        """See `Authenticator`."""
         return self._anonymous.role is Role.NONE
 
     def caller(self, authorization: str) -> Caller:

@@ -17,7 +17,7 @@ from agent.api.request_keys import CALLER
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.api.auth import Gate
+    from agent.api.auth import Authenticator
     from agent.api.rate_limit import RateLimiter
 
 LOCAL: Final = Caller("socket", Role.ADMIN)
@@ -30,13 +30,13 @@ class Authorization:
 
     def __init__(
         self,
-        gate: Gate,
+        authenticator: Authenticator,
         limiter: RateLimiter,
         needs: Mapping[tuple[str, str], Role],
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._gate = gate
+        self._authenticator = authenticator
         self._limiter = limiter
         self._needs = needs
         self._clock = clock
@@ -48,7 +48,7 @@ class Authorization:
         without a preflight request; the Origin header then names the page. Browsers cannot use the Unix socket, and a
         page has no token. Raises `HostRefusedError` and `OriginRefusedError`."""
         headers = request.headers
-        if self._gate.requires_token or hdrs.AUTHORIZATION in headers or not peer_of(request):
+        if self._authenticator.requires_token or hdrs.AUTHORIZATION in headers or not peer_of(request):
             return
         if _host_name(request.host) not in _LOOPBACK:
             raise HostRefusedError(
@@ -57,7 +57,9 @@ class Authorization:
         origin = headers.get(hdrs.ORIGIN)
         own = (f"http://{request.host}", f"https://{request.host}")
         if origin is not None and writes(request) and origin not in own:
-            raise OriginRefusedError(f"a page of {origin} may not write here", remedy="use the Unix socket, or a token")
+            raise OriginRefusedError(
+                f"a web page of {origin} may not change this agent", remedy="use the Unix socket, or a token"
+            )
 
     def authorize(self, request: web.Request, path: str) -> None:
         """Authorize a request for the route `path`. A path without a route needs the read role.
@@ -76,7 +78,7 @@ class Authorization:
             request[CALLER] = LOCAL
             return
         try:
-            caller = request[CALLER] = self._gate.caller(request.headers.get(hdrs.AUTHORIZATION, ""))
+            caller = request[CALLER] = self._authenticator.caller(request.headers.get(hdrs.AUTHORIZATION, ""))
         except UnauthenticatedError:
             self._limit(peer)
             raise

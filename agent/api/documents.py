@@ -11,6 +11,7 @@ from urllib.parse import quote
 from agent.api import operator_schemas, schemas
 from agent.domain import capacity
 from agent.domain.breaker import Scope
+from agent.domain.plan import HEARTBEAT_LIMIT_S
 from agent.domain.states import VmState
 
 if TYPE_CHECKING:
@@ -52,9 +53,6 @@ PART_OF_CONDITION: Final[Mapping[str, Literal["vms", "images", "disk"]]] = {
 
 DISK_STEP_BYTES: Final = 64 << 20
 """The step to which free space is rounded."""
-
-STALE_AFTER_S: Final = 30.0
-"""Age of the last reconcile pass from which the whole document is outdated. Passes run every 10 s or more often."""
 
 
 def when(at_s: float | None) -> datetime | None:
@@ -114,15 +112,15 @@ def _stale(engine: EngineParts) -> tuple[schemas.Staleness, ...]:
     """Return the outdated parts: those with failed observations, or all if no reconcile pass ran recently."""
     stale = tuple(
         schemas.Staleness(
-            what=PART_OF_CONDITION[found.type], since=when(found.since_s), reason=found.message or found.reason
+            part=PART_OF_CONDITION[found.type], since=when(found.since_s), reason=found.message or found.reason
         )
         for found in engine.host.conditions()
         if found.problem and found.type in PART_OF_CONDITION
     )
-    if engine.health.heartbeat_age_s() < STALE_AFTER_S:
+    if engine.health.heartbeat_age_s() < HEARTBEAT_LIMIT_S:
         return stale
-    reason = f"the agent's reconciler has not run for {STALE_AFTER_S:g} s"
-    return (*stale, schemas.Staleness(what="everything", since=None, reason=reason))
+    reason = f"the agent's reconciler has not run for {HEARTBEAT_LIMIT_S:g} s"
+    return (*stale, schemas.Staleness(part="everything", since=None, reason=reason))
 
 
 def slots(world: World) -> schemas.Slots:

@@ -45,7 +45,7 @@ _CLOSED: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgTyp
 
 
 class ExecStream:
-    """Runs one command for one client. `opened` starts the command that the client names."""
+    """Runs one command for one client. `open_session` starts the command that the client names."""
 
     def __init__(self, socket: web.WebSocketResponse, *, request_id: str) -> None:
         self._socket = socket
@@ -53,18 +53,18 @@ class ExecStream:
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED_FRAMES)
         self._request_error: RequestError | None = None
         self._is_command_blocking = False
-        """Whether the command does not read the client's input: the client's messages are not read meanwhile."""
+        """Whether the command does not read its input. Then the client's messages stay unread."""
         self._sending: asyncio.Timeout | None = None
 
-    async def serve(self, opened: Callable[[ExecStart], AbstractAsyncContextManager[ExecSession]]) -> int | None:
+    async def serve(self, open_session: Callable[[ExecStart], AbstractAsyncContextManager[ExecSession]]) -> int | None:
         """Serve until the command ends or the client disconnects. Return the exit code if there is one."""
         try:
-            wanted = await self._receive_start()
-            if wanted is None:
+            start = await self._receive_start()
+            if start is None:
                 return None
-            async with opened(wanted) as session:
+            async with open_session(start) as session:
                 await self._send_document(ExecStarted())
-                exit_code = await self._send_output(session, wanted)
+                exit_code = await self._send_output(session, start)
         except HearthError as error:
             await self._send_document(ExecFailed(problem=problem_of(error, request_id=self._request_id)))
             await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=error.code.encode())
@@ -91,17 +91,17 @@ class ExecStream:
         with raise_field_errors("message"):
             return _START.validate_json(message.data)
 
-    async def _send_output(self, session: ExecSession, wanted: ExecStart) -> int | None:
+    async def _send_output(self, session: ExecSession, start: ExecStart) -> int | None:
         """Send the output of the command. Return its exit code, also if it was killed after the client disconnected."""
         tasks = (self._receive(session), self._feed(session), self._ping())
         helpers = [asyncio.create_task(work) for work in tasks]
         try:
-            async with asyncio.timeout(wanted.timeout_s), aclosing(session.output()) as output:
+            async with asyncio.timeout(start.timeout_s), aclosing(session.output()) as output:
                 async for item in output:
                     await self._send((STDOUT if item.stream == "stdout" else STDERR) + item.data)
         except TimeoutError:
             raise GuestError(
-                f"`{wanted.argv[0]}` did not end within {wanted.timeout_s:g} s and was killed",
+                f"`{start.argv[0]}` did not end within {start.timeout_s:g} s and was killed",
                 remedy="set a longer timeout_s",
             ) from None
         finally:

@@ -12,7 +12,6 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from agent.api.auth import Gate
 from agent.api.problem_schemas import FieldProblem
 from agent.api.problems import BodyTimeoutError, BrokenBodyError, MalformedJsonError, MediaTypeError, RequestError
 
@@ -51,7 +50,6 @@ class Context:
     """The open WebSockets, with the tasks that serve them."""
 
 
-GATE: Final = web.AppKey("gate", Gate)
 CONTEXT: Final = web.AppKey("context", Context)
 
 
@@ -79,7 +77,7 @@ def read_query(request: web.Request, model: type[_Model]) -> _Model:
         return model()
     repeated = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if repeated:
-        raise RequestError(f"the query gives {', '.join(repeated)} more than once", remedy="give it once")
+        raise RequestError(f"the query repeats {', '.join(repeated)}", remedy="send each parameter once")
     with raise_field_errors("query"):
         return model.model_validate(dict(request.query))
 

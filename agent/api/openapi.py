@@ -40,8 +40,8 @@ _Schemas = dict[tuple[type[BaseModel], _Mode], dict[str, Any]]
 def openapi(operations: Iterable[Operation]) -> dict[str, Any]:
     """Return the document for these operations."""
     table = tuple(operations)
-    wanted = {(Problem, "serialization"): None} | {key: None for item in table for key in _models(item)}
-    schemas, definitions = models_json_schema(list(wanted), ref_template=_REF)  # type: ignore[arg-type]
+    used = {(Problem, "serialization"): None} | {key: None for item in table for key in _models(item)}
+    schemas, definitions = models_json_schema(list(used), ref_template=_REF)  # type: ignore[arg-type]
     for schema in definitions["$defs"].values():
         _close_patterns(schema)
     paths: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ class FieldProblem(Document):
 class LeaseEnding(Document):
     """The end of a lease. `evidence` is the path of the failed VM's evidence, if some was stored."""
 
-    how: Literal["released", "expired", "broken"]
+    reason: Literal["released", "expired", "broken"]
     at: datetime
     pool: str | None
     vm: str | None

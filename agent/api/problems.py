@@ -63,7 +63,7 @@ RETRY_AFTER_S: Final = 5
 """Retry-After when no VM is free: about the boot time of a small guest."""
 
 
-_HOW: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
+_END_REASONS: Final[Mapping[EventKind, Literal["released", "expired", "broken"]]] = {
     EventKind.LEASE_RELEASED: "released",
     EventKind.LEASE_EXPIRED: "expired",
     EventKind.LEASE_BROKEN: "broken",
@@ -194,7 +194,7 @@ def respond(problem: Problem, headers: Mapping[str, str]) -> web.Response:
 def _ending(event: Event) -> LeaseEnding:
     broken = event.kind is EventKind.LEASE_BROKEN
     return LeaseEnding(
-        how=_HOW[event.kind],
+        reason=_END_REASONS[event.kind],
         at=datetime.fromtimestamp(event.at_s, UTC),
         pool=event.pool,
         vm=event.vm,

@@ -214,7 +214,7 @@ class ModeDocument(Document):
 class Staleness(Document):
     """An outdated part of the host document, with the time and the reason. It has the last known values."""
 
-    what: Literal["vms", "images", "disk", "everything"]
+    part: Literal["vms", "images", "disk", "everything"]
     since: datetime | None
     reason: str
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LOOK_AGAIN_S: Final = 30.0
+CHECK_INTERVAL_S: Final = 30.0
 
 
 class TlsError(HearthError):
@@ -60,7 +60,7 @@ class ServerTls:
     async def watch(self) -> None:
         """Load renewed files until cancelled. Invalid files leave the last valid ones in force."""
         while True:
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:

@@ -181,7 +181,7 @@ class ModeDocument(TypedDict):
 class Staleness(TypedDict):
     """A part of the host document that could not be refreshed."""
 
-    what: str
+    part: str
     since: str | None
     reason: str
 
@@ -348,9 +348,9 @@ class FieldProblem(TypedDict):
 
 
 class LeaseEnding(TypedDict):
-    """How a lease ended."""
+    """The end of a lease."""
 
-    how: str
+    reason: str
     at: str
     pool: NotRequired[str]
     vm: NotRequired[str]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from agent.domain.rollout import Rollout
     from agent.domain.world import World
 
+HEARTBEAT_LIMIT_S: Final = 30.0
+"""Age of the last reconcile pass from which the agent is not ready and its host document is outdated."""
+
 RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.remove_strays,
     rules.mark_missing,

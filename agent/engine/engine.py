@@ -13,6 +13,7 @@ import structlog
 from agent.domain.events import EventKind
 from agent.domain.facts import VmAdopted
 from agent.domain.model import Cause, Check
+from agent.domain.plan import HEARTBEAT_LIMIT_S
 from agent.engine.housekeeping import run_housekeeping
 from agent.engine.schema import JournalError
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 OBSERVE_PERIOD_S: Final = 10.0
-HEARTBEAT_LIMIT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from agent.api.application import build_application
-from agent.api.auth import Role, TokenGate
+from agent.api.auth import Role, TokenAuthenticator
 from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.app import api_parts
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.api.auth import Gate
+    from agent.api.auth import Authenticator
     from agent.config import TlsConfig
     from agent.telemetry.metrics import Metrics
 
@@ -44,9 +44,9 @@ class Running:
 UNLIMITED = Rate(1e9, 10**9)
 
 
-def open_gate(folder: Path) -> TokenGate:
-    """Return a gate that permits everything to every caller, as with `api.auth = "open"`."""
-    return TokenGate(folder / "tokens.json", anonymous=Role.ADMIN)
+def allow_all(folder: Path) -> TokenAuthenticator:
+    """Return an authenticator that permits everything to every caller, as with `api.auth = "open"`."""
+    return TokenAuthenticator(folder / "tokens.json", anonymous=Role.ADMIN)
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ async def run(
     folder: Path,
     *,
     port: int = 0,
-    gate: Gate | None = None,
+    authenticator: Authenticator | None = None,
     limiter: RateLimiter | None = None,
     tls: TlsConfig | None = None,
 ) -> AsyncIterator[Running]:
@@ -63,7 +63,7 @@ async def run(
     socket = folder / "hearth.sock"
     async with engine.open(folder / engine.data) as opened:
         application = build_application(
-            api_parts(opened), engine.metrics, gate or open_gate(folder), limiter or RateLimiter(UNLIMITED)
+            api_parts(opened), engine.metrics, authenticator or allow_all(folder), limiter or RateLimiter(UNLIMITED)
         )
         server = Server(application, host="127.0.0.1", port=port, socket_path=socket, tls=tls)
         await server.start()

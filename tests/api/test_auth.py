@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from agent.api.application import OPERATIONS
 from agent.api.auth import (
     Role,
-    TokenGate,
+    TokenAuthenticator,
     TokenNameError,
     UnauthenticatedError,
     create_token,
@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def guarded(tmp_path: Path, path: Path) -> AsyncIterator[Running]:
     engine = RealEngine(vm("hearth-small-1"), vm("hearth-small-2"))
-    async with run(engine, tmp_path, gate=TokenGate(path, clock=lambda: NOW_S)) as api:
+    async with run(engine, tmp_path, authenticator=TokenAuthenticator(path, clock=lambda: NOW_S)) as api:
         yield api
 
 
@@ -76,8 +76,8 @@ async def test_operation_is_allowed_by_role(guarded: Running, path: Path, role: 
 async def test_caller_without_token_may_only_read_by_default(tmp_path: Path, path: Path) -> None:
     """A guest on QEMU's user network reaches this port as 10.0.2.2: it must get no lease and no VM of others."""
     assert load_config(empty_config(tmp_path)).api.auth == "read"
-    gate = TokenGate(path, anonymous=Role.READ)
-    async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=gate) as api:
+    authenticator = TokenAuthenticator(path, anonymous=Role.READ)
+    async with run(RealEngine(vm("hearth-small-1")), tmp_path, authenticator=authenticator) as api:
         for operation in OPERATIONS:
             refused = await status(api, operation, {}) == 401
             assert refused is (operation.needs > Role.READ), operation.id
@@ -172,7 +172,7 @@ async def test_token_is_valid_until_it_expires_or_is_revoked(guarded: Running, p
 def test_header_without_a_valid_token_is_refused(path: Path, header: str) -> None:
     create_token(path, "t", Role.ADMIN, now_s=NOW_S)
     with pytest.raises(UnauthenticatedError):
-        TokenGate(path).caller(header)
+        TokenAuthenticator(path).caller(header)
 
 
 def test_token_file_has_no_secret_and_mode_600(path: Path) -> None:
@@ -251,7 +251,7 @@ async def test_client_without_certificate_is_refused_with_mutual_tls(tmp_path: P
 async def test_renewed_certificate_is_loaded_unless_it_is_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr("agent.api.tls.CHECK_INTERVAL_S", 0.02)
     ca, files = authority(tmp_path), certificate(tmp_path, "host", subject="old")
     async with asyncio.timeout(20), run(RealEngine(), tmp_path, tls=files) as api:
         context = trusting(ca)
@@ -267,7 +267,7 @@ async def test_renewed_certificate_is_loaded_unless_it_is_invalid(
 
 
 async def test_changed_client_authority_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.api.tls.LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr("agent.api.tls.CHECK_INTERVAL_S", 0.02)
     ca, files = authority(tmp_path), certificate(tmp_path, "host")
     old, _ = certificate(tmp_path, "old"), authority(tmp_path, "other")
     new, clients = certificate(tmp_path, "new", ca="other"), tmp_path / "clients.pem"

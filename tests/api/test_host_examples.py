@@ -15,12 +15,13 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from agent.api.documents import PART_OF_CONDITION, STALE_AFTER_S, host_document
+from agent.api.documents import PART_OF_CONDITION, host_document
 from agent.api.schemas import HostDocument
 from agent.app import api_parts
 from agent.domain.breaker import Breaker, BreakerKey, Scope
 from agent.domain.capacity import Limit
 from agent.domain.model import Cause, Condition, ConditionStatus, Failure, HostMode, Mode
+from agent.domain.plan import HEARTBEAT_LIMIT_S
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 from agent.images.contract import PullProgress
@@ -102,7 +103,7 @@ def blind(engine: RealEngine) -> None:
 def stuck(engine: RealEngine) -> None:
     """The reconciler is stuck: no part is known to be current."""
     ready(engine)
-    engine.heartbeat_age_s = STALE_AFTER_S + 5
+    engine.heartbeat_age_s = HEARTBEAT_LIMIT_S + 5
 
 
 STATES: tuple[State, ...] = (
@@ -177,11 +178,11 @@ async def test_startable_vms_are_counted_with_the_limit(state: State, count: int
 
 async def test_stale_parts_are_listed_with_their_reason(tmp_path: Path) -> None:
     assert (await document(ready, tmp_path / "ready"))["stale"] == []
-    assert [item["what"] for item in (await document(stuck, tmp_path / "stuck"))["stale"]] == ["everything"]
-    for kind, what in PART_OF_CONDITION.items():
+    assert [item["part"] for item in (await document(stuck, tmp_path / "stuck"))["stale"]] == ["everything"]
+    for kind, part in PART_OF_CONDITION.items():
         engine = RealEngine()
         engine.posted = (problem(kind, "broken"),)
         async with engine.open(tmp_path / kind) as opened:
             (stale,) = host_document(api_parts(opened)).stale
-        assert (stale.what, stale.reason) == (what, "broken")
+        assert (stale.part, stale.reason) == (part, "broken")
         assert stale.since is not None

@@ -75,12 +75,12 @@ async def test_ended_lease_reports_how_it_ended(api: Running) -> None:
         assert problem["code"] == "lease-ended"
         assert problem["detail"] == "lease l1 ended: its VM failed: it died"
         assert problem["ending"] == {
-            "how": "broken", "at": "2027-01-15T08:00:00Z", "pool": "small", "vm": vm, "cause": "exited",
+            "reason": "broken", "at": "2027-01-15T08:00:00Z", "pool": "small", "vm": vm, "cause": "exited",
             "detail": "it died", "evidence": f"/v1/vms/{vm}/evidence",
         }  # fmt: skip
     async with api.tcp.get("/v1/leases/l2") as response:
         ending = (await response.json())["ending"]
-    assert ending["how"] == "expired"
+    assert ending["reason"] == "expired"
     assert "evidence" not in ending
 
 

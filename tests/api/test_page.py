@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.api.auth import Role, TokenGate, create_token
+from agent.api.auth import Role, TokenAuthenticator, create_token
 from agent.api.resources.page import FILES
 from agent.domain.events import Event, EventKind
 from agent.domain.states import VmState
@@ -86,7 +86,7 @@ async def test_page_shows_the_host_and_its_changes(api: Running, browser: Page) 
 async def test_page_requests_a_token_when_the_agent_needs_one(browser: Page, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     secret = create_token(tokens, "me", Role.READ, now_s=0.0)
-    async with run(RealEngine(vm("hearth-small-1")), tmp_path, gate=TokenGate(tokens)) as api:
+    async with run(RealEngine(vm("hearth-small-1")), tmp_path, authenticator=TokenAuthenticator(tokens)) as api:
         await browser.call("Page.navigate", url=f"http://127.0.0.1:{api.server.port}/")
         await browser.wait_for("document.querySelector('#login')?.hidden === false")
         browser.loaded.clear()

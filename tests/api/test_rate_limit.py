@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.api.auth import Role, TokenGate, create_token
+from agent.api.auth import Role, TokenAuthenticator, create_token
 from agent.api.rate_limit import MAX_CALLERS, Rate, RateLimiter
 from tests.api.conftest import run
 from tests.api.real_engine import RealEngine
@@ -58,8 +58,8 @@ def test_rate_limit_counts_callers_separately() -> None:
 @pytest.fixture
 async def slow(tmp_path: Path) -> AsyncIterator[Running]:
     """Yield a server that accepts three requests of each caller, and the next one a day later."""
-    gate = TokenGate(tmp_path / "tokens.json", anonymous=Role.READ)
-    async with run(RealEngine(), tmp_path, gate=gate, limiter=RateLimiter(ONE_A_DAY)) as api:
+    authenticator = TokenAuthenticator(tmp_path / "tokens.json", anonymous=Role.READ)
+    async with run(RealEngine(), tmp_path, authenticator=authenticator, limiter=RateLimiter(ONE_A_DAY)) as api:
         yield api
 
 

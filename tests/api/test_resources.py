@@ -229,7 +229,7 @@ async def test_lease_is_claimed_renewed_and_released(api: Running) -> None:
         assert response.status == 204
     assert api.engine.vms["hearth-small-1"].state is VmState.STOPPING
     ended = await get(api, f"/v1/leases/{lease['id']}", 410)
-    assert (ended["code"], ended["ending"]["how"]) == ("lease-ended", "released")
+    assert (ended["code"], ended["ending"]["reason"]) == ("lease-ended", "released")
 
 
 async def test_command_runs_only_in_the_guest_of_a_lease(api: Running) -> None:

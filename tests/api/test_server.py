@@ -15,7 +15,7 @@ from agent.api.rate_limit import RateLimiter
 from agent.api.server import ListenError, Server
 from agent.app import api_parts
 from agent.telemetry.metrics import Metrics
-from tests.api.conftest import UNLIMITED, Running, open_gate, run
+from tests.api.conftest import UNLIMITED, Running, allow_all, run
 from tests.api.real_engine import RealEngine
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Engine]:
 
 def server(engine: Engine, path: Path, port: int = 0) -> Server:
     return Server(
-        build_application(api_parts(engine), Metrics(), open_gate(path.parent), RateLimiter(UNLIMITED)),
+        build_application(api_parts(engine), Metrics(), allow_all(path.parent), RateLimiter(UNLIMITED)),
         host="127.0.0.1",
         port=port,
         socket_path=path,
@@ -59,7 +59,7 @@ async def test_closed_listeners_leave_no_files(tmp_path: Path) -> None:
 
 
 async def test_selected_port_is_written_to_the_port_file(tmp_path: Path, opened: Engine) -> None:
-    application = build_application(api_parts(opened), Metrics(), open_gate(tmp_path), RateLimiter(UNLIMITED))
+    application = build_application(api_parts(opened), Metrics(), allow_all(tmp_path), RateLimiter(UNLIMITED))
     port_file = tmp_path / "api.port"
     picked = Server(application, host="127.0.0.1", port=0, socket_path=tmp_path / "s", port_file=port_file)
     await picked.start()

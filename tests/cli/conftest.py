@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType, ModuleType
 
-    from agent.api.auth import Gate
+    from agent.api.auth import Authenticator
     from agent.config import TlsConfig
 
 _Result = TypeVar("_Result")
@@ -45,10 +45,15 @@ class Agent:
     """An API server in a thread. Use the engine only on the server's event loop, with `call`."""
 
     def __init__(
-        self, folder: Path, engine: RealEngine, *, gate: Gate | None = None, tls: TlsConfig | None = None
+        self,
+        folder: Path,
+        engine: RealEngine,
+        *,
+        authenticator: Authenticator | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
         self.port = 0
-        self._gate, self._tls = gate, tls
+        self._authenticator, self._tls = authenticator, tls
         self.engine = engine
         self.socket = folder / "hearth.sock"
         self._folder = folder
@@ -82,7 +87,7 @@ class Agent:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with serve(self.engine, self._folder, gate=self._gate, tls=self._tls) as running:
+        async with serve(self.engine, self._folder, authenticator=self._authenticator, tls=self._tls) as running:
             self.port = running.server.port
             self._ready.set()
             await self._stop.wait()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.api.auth import TokenGate, tokens_path
+from agent.api.auth import TokenAuthenticator, tokens_path
 from agent.cli.exit_codes import ExitCode
 from tests.api.certificates import authority, certificate
 from tests.api.real_engine import RealEngine, vm
@@ -53,8 +53,8 @@ def test_remote_agent_is_used_with_tls_and_token(
 ) -> None:
     secret = hearth("token", "create", "me", "--role", "read").out.strip()
     ca, tls = authority(tmp_path), certificate(tmp_path, "host")
-    gate = TokenGate(tokens_path(config.parent / "data"))
-    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), gate=gate, tls=tls) as agent:
+    authenticator = TokenAuthenticator(tokens_path(config.parent / "data"))
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), authenticator=authenticator, tls=tls) as agent:
         monkeypatch.setenv("HEARTH_HOST", f"https://127.0.0.1:{agent.port}")
         untrusted = hearth("vms")
         assert untrusted.code == ExitCode.UNREACHABLE
@@ -76,8 +76,11 @@ def test_remote_agent_options_work_with_mutual_tls(config: Path, hearth: Hearth,
     token = tmp_path / "token"
     token.write_text(hearth("token", "create", "me", "--role", "lease").out)
     ca, tls, mine = authority(tmp_path), certificate(tmp_path, "host"), certificate(tmp_path, "me")
-    gate, both = TokenGate(tokens_path(config.parent / "data")), tls.model_copy(update={"client_ca": ca})
-    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), gate=gate, tls=both) as agent:
+    authenticator, both = (
+        TokenAuthenticator(tokens_path(config.parent / "data")),
+        tls.model_copy(update={"client_ca": ca}),
+    )
+    with Agent(tmp_path, RealEngine(vm("hearth-small-1")), authenticator=authenticator, tls=both) as agent:
         url = f"https://127.0.0.1:{agent.port}"
         login = ("--ca", ca, "--token-file", token)
         shown = ("--cert", mine.certificate, "--key", mine.key)

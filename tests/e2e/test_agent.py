@@ -91,7 +91,7 @@ async def test_lease_waits_for_vm_and_breaks_when_vm_dies(host: Host, layout: di
     assert "there is no pool 'nope' on this host" in unknown[2]
 
     os.kill(host.vm_pid(lease["vm"]), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r'410.*lease-ended.*"how":"broken".*"cause":"exited"'):
+    with pytest.raises(RuntimeError, match=r'410.*lease-ended.*"reason":"broken".*"cause":"exited"'):
         while True:
             await host.get(f"/v1/leases/{lease['id']}")
     with pytest.raises(RuntimeError, match="404.*lease-not-found"):

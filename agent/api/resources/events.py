@@ -32,22 +32,22 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     A stream begins with the next event, or after `Last-Event-ID` (or `after`).
     """
-    wanted = read_query(request, request_schemas.EventQuery)
+    query = read_query(request, request_schemas.EventQuery)
     if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
-        return await _stream(request, wanted)
+        return await _stream(request, query)
     ctx = context(request)
-    found = await ctx.engine.history.events(after=wanted.after or 0, vm=wanted.vm, limit=wanted.limit)
+    numbered = await ctx.engine.history.events(after=query.after or 0, vm=query.vm, limit=query.limit)
     page = schemas.EventPage(
-        events=tuple(event_document(number, event) for number, event in found),
-        next=found[-1][0] if found else wanted.after or 0,
+        events=tuple(event_document(number, event) for number, event in numbered),
+        next=numbered[-1][0] if numbered else query.after or 0,
         last=ctx.events.last,
     )
     return json_response(page)
 
 
-async def _stream(request: web.Request, wanted: request_schemas.EventQuery) -> web.StreamResponse:
+async def _stream(request: web.Request, query: request_schemas.EventQuery) -> web.StreamResponse:
     hub = context(request).events
-    seen = _resume_at(request, wanted, hub)
+    last_sent = _resume_at(request, query, hub)
     response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-store"})
     response.content_type = _STREAM
     await response.prepare(request)
@@ -55,19 +55,19 @@ async def _stream(request: web.Request, wanted: request_schemas.EventQuery) -> w
     while True:
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
-                batch = await hub.after(seen)
+                batch = await hub.after(last_sent)
         except TimeoutError:
             await _send(request, response, b": nothing new\n\n")
             continue
         if not batch:
             return response
-        seen = batch[-1].number
-        text = b"".join(item.sse for item in batch if wanted.vm in (None, item.document.vm))
+        last_sent = batch[-1].number
+        text = b"".join(item.sse for item in batch if query.vm in (None, item.document.vm))
         if text:
             await _send(request, response, text)
 
 
-def _resume_at(request: web.Request, wanted: request_schemas.EventQuery, hub: EventHub) -> int:
+def _resume_at(request: web.Request, query: request_schemas.EventQuery, hub: EventHub) -> int:
     """Return the number of the last event that the client has."""
     header = request.headers.get("Last-Event-ID", "")
     if header and not (header.isascii() and header.isdigit() and len(header) <= _DIGITS and int(header) <= _LAST):
@@ -76,7 +76,7 @@ def _resume_at(request: web.Request, wanted: request_schemas.EventQuery, hub: Ev
         )
     if header:
         return int(header)
-    return hub.last if wanted.after is None else wanted.after
+    return hub.last if query.after is None else query.after
 
 
 async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:

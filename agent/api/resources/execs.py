@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+ABANDON_TIMEOUT_S: Final = 60.0
+"""Time for the driver to finish a start whose client disconnected."""
+
 
 async def execute(request: web.Request) -> web.Response:
     """Run a command in the guest of a leased VM, and return when it has ended."""
-    wanted = await read_body(request, request_schemas.ExecRequest)
+    body = await read_body(request, request_schemas.ExecRequest)
     engine = context(request).engine
     lease = await engine.leases.get(request.match_info["id"])
-    log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-    return json_response(exec_document(await engine.guests.execute(lease.vm, wanted.argv, timeout_s=wanted.timeout_s)))
+    log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=body.argv[0])
+    return json_response(exec_document(await engine.guests.execute(lease.vm, body.argv, timeout_s=body.timeout_s)))
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -52,14 +55,16 @@ async def stream(request: web.Request) -> web.StreamResponse:
         autoping=False,
     )
     if not socket.can_prepare(request):
-        raise UpgradeRequiredError("this is a WebSocket", remedy="ask for it, or POST to run a command to its end")
+        raise UpgradeRequiredError(
+            "this address requires a WebSocket", remedy="send the Upgrade header, or run the command with POST"
+        )
     ctx = context(request)
     lease = await ctx.engine.leases.get(request.match_info["id"])
 
     @asynccontextmanager
-    async def opened(wanted: exec_schemas.ExecStart) -> AsyncIterator[ExecSession]:
-        log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=wanted.argv[0])
-        opening = asyncio.ensure_future(ctx.engine.guests.open_exec(lease.vm, wanted.argv, stdin=wanted.stdin))
+    async def open_session(body: exec_schemas.ExecStart) -> AsyncIterator[ExecSession]:
+        log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=body.argv[0])
+        opening = asyncio.ensure_future(ctx.engine.guests.open_exec(lease.vm, body.argv, stdin=body.stdin))
         try:
             session = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -75,7 +80,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     assert task is not None
     ctx.sockets[socket] = task
     try:
-        exit_code = await ExecStream(socket, request_id=request[REQUEST_ID]).serve(opened)
+        exit_code = await ExecStream(socket, request_id=request[REQUEST_ID]).serve(open_session)
         log.info("exec-ended", lease=lease.id, vm=lease.vm, pool=lease.pool, exit_code=exit_code)
     finally:
         del ctx.sockets[socket]
@@ -83,9 +88,12 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def _abandon(opening: asyncio.Future[ExecSession]) -> None:
-    """Kill a command that was being started when its client disconnected."""
-    await asyncio.wait([opening])
-    if opening.exception() is None:
+    """Kill a command that was being started when its client disconnected, or cancel a start that hangs."""
+    await asyncio.wait([opening], timeout=ABANDON_TIMEOUT_S)
+    if not opening.done():
+        opening.cancel()
+        log.warning("exec-start-hung", timeout_s=ABANDON_TIMEOUT_S)
+    elif opening.exception() is None:
         await opening.result().close()
 
 

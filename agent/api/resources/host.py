@@ -27,11 +27,11 @@ async def host(request: web.Request) -> web.Response:
 
     With `after`, wait until the sequence differs from it, at most `wait_s`.
     """
-    wanted, ctx = read_query(request, request_schemas.HostQuery), context(request)
-    if wanted.after is not None:
+    query, ctx = read_query(request, request_schemas.HostQuery), context(request)
+    if query.after is not None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(wanted.wait_s):
-                await ctx.engine.history.changed(wanted.after)
+            async with asyncio.timeout(query.wait_s):
+                await ctx.engine.history.changed(query.after)
     rendered = ctx.host_cache.render()
     return not_modified(request, rendered.etag) or json_response(rendered.body, etag=rendered.etag)
 

@@ -23,20 +23,20 @@ log = structlog.get_logger()
 
 async def acquire(request: web.Request) -> web.Response:
     """Lease a VM. The wait ends with the connection; a lease that the client did not receive is released."""
-    wanted = await read_body(request, request_schemas.LeaseRequest)
+    body = await read_body(request, request_schemas.LeaseRequest)
     leases = context(request).engine.leases
     lease = await leases.acquire(
-        wanted.pool,
-        holder=wanted.holder,
-        ttl_s=wanted.ttl_s,
-        wait_s=wanted.wait_s,
-        idempotency_key=wanted.idempotency_key,
+        body.pool,
+        holder=body.holder,
+        ttl_s=body.ttl_s,
+        wait_s=body.wait_s,
+        idempotency_key=body.idempotency_key,
     )
     try:
         address = await address_of(context(request).engine.guests, lease.vm)
     except asyncio.CancelledError:
         # With a key the client can request this lease again; without one it does not know its id.
-        if wanted.idempotency_key is None:
+        if body.idempotency_key is None:
             log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
             await finish_write(request, leases.release(lease.id))
         raise
@@ -51,10 +51,10 @@ async def lease(request: web.Request) -> web.Response:
 
 async def renew(request: web.Request) -> web.Response:
     """Extend a lease."""
-    wanted = await read_body(request, request_schemas.LeaseRenewal)
+    body = await read_body(request, request_schemas.LeaseRenewal)
     leases = context(request).engine.leases
     return await _lease_response(
-        request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=wanted.ttl_s))
+        request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=body.ttl_s))
     )
 
 

@@ -1,4 +1,4 @@
-"""`/openapi.json`, `/docs`: the contract for machines and people, generated from the table of operations."""
+"""`/openapi.json`, `/docs`: the contract for machines and reference_page, generated from the table of operations."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def contract(operations: Iterable[Operation]) -> tuple[Operation, ...]:
     document = openapi(operations)
     body, page = json.dumps(document).encode(), reference(document).encode()
 
-    async def machines(_request: web.Request) -> web.Response:
+    async def openapi_json(_request: web.Request) -> web.Response:
         """Return the OpenAPI 3.1 document."""
         return json_response(body)
 
-    async def people(_request: web.Request) -> web.Response:
+    async def reference_page(_request: web.Request) -> web.Response:
         """Return the reference page."""
         return web.Response(body=page, headers=REFERENCE_HEADERS)
 
     return (
         Operation(
-            "openapi", "GET", "/openapi.json", machines, "The OpenAPI document", "application/json", role=Role.NONE
+            "openapi", "GET", "/openapi.json", openapi_json, "The OpenAPI document", "application/json", role=Role.NONE
         ),
-        Operation("reference", "GET", "/docs", people, "The reference page", "text/html", role=Role.NONE),
+        Operation("reference", "GET", "/docs", reference_page, "The reference page", "text/html", role=Role.NONE),
     )
