@@ -84,6 +84,16 @@ class App:
     watch: HostMonitor
     appliers: Mapping[str, Callable[[Config], None]]  # what applies a configuration key while the agent runs
 
+    async def start(self) -> None:
+        """Load the journal, serve the API, and adopt the running VMs. Raises `HearthError` if the agent cannot start.
+
+        The API is served during the adoption, which can take minutes with a slow tool. It is not served before the
+        journal is loaded: it would deny leases that exist.
+        """
+        await self.engine.load()
+        await self.api.start()
+        await self.engine.start()
+
 
 @dataclass(slots=True)
 class LiveSettings:

@@ -104,8 +104,7 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
         try:
             built = await app.build(config, stack)
             stack.push_async_callback(built.api.close)
-            await built.api.start()
-            await built.engine.start()
+            await built.start()
         except HearthError as error:
             log.error("agent-cannot-start", error=str(error))  # noqa: TRY400 - the message is complete
             raise

@@ -66,7 +66,7 @@ class Parts:
 
 
 class Engine:
-    """Call `start` once, `run` until cancelled, then `stop`. The `parts` can be read at any time."""
+    """Call `load` and `start` once, `run` until cancelled, then `stop`. The `parts` can be read at any time."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -74,11 +74,14 @@ class Engine:
         self._observe_now = asyncio.Event()
         parts.store.on_change(self._observe_when_slots_are_taken)
 
+    async def load(self) -> None:
+        """Load the journal and the assignment: before them, every lease would be unknown. Raises `HearthError`."""
+        await self.parts.store.load()
+        await self.parts.assignments.load()
+
     async def start(self) -> None:
-        """Load the journal, observe the host, and adopt its running VMs. Raises `HearthError` if it cannot start."""
+        """Observe the host and adopt its running VMs. Raises `HearthError` if it cannot start."""
         parts = self.parts
-        await parts.store.load()
-        await parts.assignments.load()
         parts.hypervisor.on_exit(parts.updates.queue_exit)
         await self._observe()
         await self._adopt()

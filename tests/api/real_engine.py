@@ -100,6 +100,7 @@ class RealEngine:
             await store.load()
             if store.state.assignment is None:
                 await self._write_first_records()
+            await engine.load()
             await engine.start()
             await self._start_guests()
             await self.observe()

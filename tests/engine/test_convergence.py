@@ -81,6 +81,7 @@ async def running(path: Path, simulated: SimulatedHost, *, slots: int) -> AsyncI
     )
     async with AsyncExitStack() as stack:
         built = await app.build(config, stack, hypervisor=SimulatedHypervisor(simulated), jitter=lambda: 0.0)
+        await built.engine.load()
         await built.engine.start()
         loop = asyncio.create_task(built.engine.run())
         try:
