@@ -9,6 +9,7 @@ from agent.domain.breaker import Breaker, count_failure
 from agent.domain.events import Event
 from agent.domain.states import advance
 from agent.domain.stored_state import Changes, Drop, Put, key_of
+from agent.domain.text import clip
 
 if TYPE_CHECKING:
     from agent.domain.breaker import BreakerKey
@@ -55,9 +56,9 @@ class Draft:
         """Remove a record."""
         self._changes[kind, key] = Drop(kind, key)
 
-    def event(self, kind: EventKind, **about: Any) -> None:  # noqa: ANN401 - the fields of Event
-        """Add an event of this moment."""
-        self._events.append(Event(kind, self.now_s, **about))
+    def event(self, kind: EventKind, *, detail: str = "", **about: Any) -> None:  # noqa: ANN401 - the fields of Event
+        """Add an event of this moment. Its detail is cut to `DETAIL_LIMIT_BYTES`."""
+        self._events.append(Event(kind, self.now_s, detail=clip(detail), **about))
 
     def vm_event(self, kind: EventKind, vm: Vm, **about: Any) -> None:  # noqa: ANN401 - the fields of Event
         """Add an event of a VM, its pool and its image."""
@@ -73,7 +74,7 @@ class Draft:
         """Count one more failure of the thing that `key` names."""
         before = self.get(Breaker, key) or Breaker(key)
         jitter = self.jitter if jitter is None else jitter
-        self.put(count_failure(before, now_s=self.now_s, jitter=jitter, reason=reason, free=free))
+        self.put(count_failure(before, now_s=self.now_s, jitter=jitter, reason=clip(reason), free=free))
 
     def changes(self) -> Changes:
         """Return everything written so far."""

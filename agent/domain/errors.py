@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
+from agent.domain.text import MESSAGE_LIMIT_BYTES, clip
+
 
 class ErrorOrigin(StrEnum):
     """What a failure is attributed to. It decides the HTTP status and the advice."""
@@ -19,15 +21,16 @@ class ErrorOrigin(StrEnum):
 class HearthError(Exception):
     """An expected failure: what failed, on which object, and in `remedy` one imperative sentence that fixes it.
 
-    Subclasses set `code` (stable, kebab-case, visible to API clients and in logs) and `origin`.
+    Subclasses set `code` (stable, kebab-case, visible to API clients and in logs) and `origin`. A message can quote a
+    guest or a registry, so it is cut to `MESSAGE_LIMIT_BYTES`.
     """
 
     code: ClassVar[str] = "error"
     origin: ClassVar[ErrorOrigin] = ErrorOrigin.HOST
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = clip(message, MESSAGE_LIMIT_BYTES)
+        super().__init__(self.message)
         self.remedy = remedy
 
     def __str__(self) -> str:

@@ -17,6 +17,9 @@ ERROR_BUDGET: Final = 3
 """A probe that cannot be run is repeated this many times as often as one that fails: the cause may be the tool and not
 the guest, but a VM that cannot be probed must not stay in a warm pool."""
 
+TOOL_MARGIN_S: Final = 5.0
+"""How much longer than the timeout of a probe a driver may take before the probe ends as an error."""
+
 
 class Outcome(StrEnum):
     """How one run of a probe ended."""

@@ -30,6 +30,7 @@ RULES: Final[tuple[Callable[[World], Iterator[Action]], ...]] = (
     rules.remove_strays,
     rules.mark_missing,
     rules.mark_damaged,
+    rules.mark_overdue,
     rules.tear_down_failed,
     rules.expire_leases,
     rules.grant_leases,
@@ -94,7 +95,7 @@ def advance_rollouts(world: World) -> dict[str, Rollout]:
 
 
 def next_due_s(world: World) -> float | None:
-    """Return the next moment after now at which a lease, a breaker, a resolution or a VM's age limit ends, if any."""
+    """Return the next moment after now at which a lease, breaker, resolution, startup or age limit ends, if any."""
     return min((due_s for due_s in _due_moments(world) if due_s > world.now_s), default=None)
 
 
@@ -108,5 +109,7 @@ def _due_moments(world: World) -> Iterator[float]:
         if pool is not None and vm.ready_at_s is not None and vm.state is VmState.READY:
             yield from (vm.created_at_s + pool.max_age_s,) if pool.max_age_s else ()
             yield from (vm.ready_at_s + pool.max_idle_s,) if pool.max_idle_s else ()
+        if (overdue_s := rules.overdue_at_s(world, vm)) is not None:
+            yield overdue_s
     for resolution in world.resolutions.values():
         yield resolution.at_s + world.resolve_period_s

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from agent.domain.breaker import BreakerKey, Scope
 from agent.domain.events import EventKind
 from agent.domain.model import Resolution
+from agent.domain.text import clip
 
 if TYPE_CHECKING:
     from agent.domain import facts
@@ -22,7 +23,7 @@ def reference_resolved(draft: Draft, fact: facts.ReferenceResolved) -> None:
 
 def resolve_failed(draft: Draft, fact: facts.ResolveFailed) -> None:
     before = draft.get(Resolution, fact.reference)
-    draft.put(Resolution(fact.reference, before.digest if before else None, draft.now_s, fact.reason))
+    draft.put(Resolution(fact.reference, before.digest if before else None, draft.now_s, clip(fact.reason)))
     draft.trip(BreakerKey(Scope.REFERENCE, fact.reference), fact.reason)
     draft.event(EventKind.IMAGE_RESOLVE_FAILED, image=fact.reference, detail=fact.reason)
 

@@ -12,6 +12,7 @@ from agent.domain.failure_attribution import breakers_to_trip, breakers_to_trip_
 from agent.domain.model import Cause, Failure, Lease, Vm
 from agent.domain.rollout import Rollout, count_version_failure
 from agent.domain.states import ALIVE, AWAITS_PROBES, RUNNING, VmEvent, VmState
+from agent.domain.text import clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def fail_vm(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
     """Mark a VM failed, break its lease, and count the failure for its rollout and breakers."""
-    failure = Failure(cause, reason, draft.now_s)
+    failure = Failure(cause, clip(reason), draft.now_s)
     failed = draft.move(vm, VmEvent.FAIL, failure=failure, lease_id=None)
     draft.vm_event(EventKind.VM_FAILED, vm, cause=cause, detail=reason)
     if vm.lease_id is not None:
@@ -41,7 +42,7 @@ def fail_vm(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
 
 def notify_holder(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
     """Report a failure to the holder of a leased VM. The VM is not touched while its lease lives."""
-    draft.put(replace(vm, reported_failure=Failure(cause, reason, draft.now_s)))
+    draft.put(replace(vm, reported_failure=Failure(cause, clip(reason), draft.now_s)))
     draft.event(
         EventKind.VM_UNHEALTHY_WHILE_LEASED, vm=vm.name, pool=vm.pool, lease=vm.lease_id, cause=cause, detail=reason
     )

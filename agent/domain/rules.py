@@ -21,6 +21,7 @@ from agent.domain.actions import (
 )
 from agent.domain.breaker import BreakerKey, Scope
 from agent.domain.eviction import select_evictions
+from agent.domain.health import TOOL_MARGIN_S
 from agent.domain.model import Cause, Failure
 from agent.domain.pool_view import by_waiting_time, can_start, pick_ready_vm, pool_views
 from agent.domain.rollout import Phase, needed_images
@@ -73,6 +74,27 @@ def mark_damaged(world: World) -> Iterator[MarkFailed | NotifyHolder]:
                 yield NotifyHolder(vm.name, failure)
         elif vm.state in RUNNING | {VmState.STANDBY}:
             yield MarkFailed(vm.name, failure)
+
+
+def mark_overdue(world: World) -> Iterator[MarkFailed]:
+    """Mark VMs failed whose startup deadline is long past: their probes should have reported it, and did not."""
+    for vm in world.vms:
+        due_s = overdue_at_s(world, vm)
+        if due_s is not None and due_s <= world.now_s and vm.name not in world.busy:
+            reason = f"its startup probes did not end {world.now_s - vm.since_s:.0f} s after its start"
+            yield MarkFailed(vm.name, Failure(Cause.STARTUP_DEADLINE, reason, world.now_s))
+
+
+def overdue_at_s(world: World, vm: Vm) -> float | None:
+    """Return when the startup probes of a VM must have ended, None if none run.
+
+    That is one round of all probes after the deadline, or after this agent began if the deadline passed before.
+    """
+    pool = world.pool(vm.pool)
+    if pool is None or vm.state not in AWAITS_PROBES:
+        return None
+    deadline_s = max(vm.since_s + pool.startup_deadline_s, world.began_s)
+    return deadline_s + 2 * sum(probe.timeout_s + TOOL_MARGIN_S for probe in pool.probes)
 
 
 def tear_down_failed(world: World) -> Iterator[DestroyVm]:

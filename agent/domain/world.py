@@ -62,6 +62,7 @@ class World:
     can_use_templates: bool = False  # the hypervisor can start several VMs from one snapshot
     templates: frozenset[str] = frozenset()  # the snapshots that VMs can be started from
     resolve_period_s: float = 300.0
+    began_s: float = 0.0  # when this run of the agent began to probe
 
     @property
     def is_draining(self) -> bool:

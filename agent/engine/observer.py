@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.domain.errors import HearthError
+from agent.domain.text import clip
 from agent.domain.world import Listing
 from agent.host.disk_space import DiskUsage
 
@@ -25,8 +26,7 @@ DISK_UNKNOWN: Final = DiskUsage(0, 0, 0)
 
 
 class Observer:
-    """The latest observations. One that fails keeps its last value and has its error in `problems`, by condition
-    type."""
+    """The latest observations. One that fails keeps its last value and has its error in `problems`."""
 
     def __init__(self, hypervisor: Hypervisor, images: Images, measure: Callable[[], DiskUsage]) -> None:
         self._hypervisor = hypervisor
@@ -38,12 +38,17 @@ class Observer:
         self.disk = DISK_UNKNOWN
         self.foreign_slots = 0
         self.health: tuple[HealthFact, ...] = ()
-        self.problems: dict[str, str] = {}
+        self._problems: dict[tuple[str, str], str] = {}  # by condition type and what was observed
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The errors of the observations that failed last time, by condition type."""
+        return {condition: problem for (condition, _), problem in self._problems.items()}
 
     async def observe(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
         """Refresh everything. `known` returns the VMs in the journal, `busy` the resources with an effect under way."""
-        await self._guard("HypervisorResponding", self._list(known(), busy()))
-        await self._guard("HypervisorHealthKnown", self._check_health())
+        await self._guard("HypervisorResponding", "VMs", self._list(known(), busy()))
+        await self._guard("HypervisorHealthKnown", "health", self._check_health())
         await self.observe_storage()
 
     async def observe_storage(self) -> None:
@@ -51,10 +56,10 @@ class Observer:
 
         The space comes first: between the two, an evicted image must not be absent while its space still counts as
         used."""
-        await self._guard("DiskMeasured", self._measure_disk())
-        await self._guard("ImageStoreReadable", self._list_images())
+        await self._guard("DiskMeasured", "disk", self._measure_disk())
+        await self._guard("ImageStoreReadable", "images", self._list_images())
         if self._hypervisor.capabilities.templates:
-            await self._guard("HypervisorResponding", self._list_templates())
+            await self._guard("HypervisorResponding", "templates", self._list_templates())
 
     def take_listing(self) -> Listing | None:
         """Return the newest listing once: a second plan on it would act on VMs that changed since."""
@@ -83,15 +88,19 @@ class Observer:
     async def _measure_disk(self) -> None:
         self.disk = await asyncio.to_thread(self._measure)
 
-    async def _guard(self, condition: str, observation: Awaitable[None]) -> None:
+    async def _guard(self, condition: str, subject: str, observation: Awaitable[None]) -> None:
+        key = condition, subject  # two observations share a condition: a success of one is not the other's
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await observation
         except TimeoutError:
-            self.problems[condition] = f"no answer within {TIMEOUT_S:g} s"
+            self._problems[key] = f"no answer within {TIMEOUT_S:g} s"
         except (HearthError, OSError) as error:
-            self.problems[condition] = str(error)
+            self._problems[key] = clip(str(error))
+        except Exception as error:  # an answer of a tool that its driver cannot read must not end the agent
+            log.exception("observation-raised", condition=condition)
+            self._problems[key] = clip(f"the answer could not be processed: {error!r}")
         else:
-            self.problems.pop(condition, None)
+            self._problems.pop(key, None)
             return
-        log.warning("observation-failed", condition=condition, error=self.problems[condition])
+        log.warning("observation-failed", condition=condition, error=self._problems[key])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import aiohttp
+import structlog
 
 from agent.domain.errors import HearthError
-from agent.domain.health import Outcome, ProbeResult
+from agent.domain.health import TOOL_MARGIN_S, Outcome, ProbeResult
 from agent.domain.model import ProbeKind
+from agent.domain.text import clip
 from agent.hypervisors.contract import GuestError, VmNotRunningError
 
 if TYPE_CHECKING:
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from agent.domain.model import ProbeSpec
     from agent.hypervisors.contract import Hypervisor
 
-_TOOL_MARGIN_S: Final = 5.0
-"""How much longer than the probe's timeout a driver may take before the probe ends as an error."""
+log = structlog.get_logger()
 
 _Result = tuple[Outcome, str]
 
@@ -40,19 +41,24 @@ class ProbeRunner:
         }
 
     async def run(self, vm: str, probe: ProbeSpec, *, timeout_s: float) -> ProbeResult:
-        """Run a probe once. A wrong answer of the guest is a fail; a probe that cannot be run is an error. Never
-        raises."""
+        """Run a probe once. A wrong answer of the guest is a fail; a probe that cannot be run is an error.
+
+        Never raises: an exception that nothing foresaw is a fail, because the guest's answer is its usual cause.
+        """
         began_s = time.monotonic()
         try:
-            async with asyncio.timeout(timeout_s + _TOOL_MARGIN_S):
+            async with asyncio.timeout(timeout_s + TOOL_MARGIN_S):
                 outcome, detail = await self._kinds[probe.kind](vm, probe, timeout_s)
         except TimeoutError:
-            outcome, detail = Outcome.ERROR, f"the tool did not return within {timeout_s + _TOOL_MARGIN_S:g} s"
+            outcome, detail = Outcome.ERROR, f"the tool did not return within {timeout_s + TOOL_MARGIN_S:g} s"
         except (GuestError, VmNotRunningError) as error:
             outcome, detail = Outcome.FAIL, error.message
         except (HearthError, OSError) as error:
             outcome, detail = Outcome.ERROR, str(error)
-        return ProbeResult(probe.name, outcome, detail, self._clock(), time.monotonic() - began_s)
+        except Exception as error:
+            log.exception("probe-raised", vm=vm, probe=probe.name)
+            outcome, detail = Outcome.FAIL, f"the answer could not be processed: {error!r}"
+        return ProbeResult(probe.name, outcome, clip(detail), self._clock(), time.monotonic() - began_s)
 
     async def _agent(self, vm: str, _probe: ProbeSpec, timeout_s: float) -> _Result:
         await self._hypervisor.ping(vm, timeout_s=timeout_s)

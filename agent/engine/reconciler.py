@@ -95,6 +95,7 @@ class Reconciler:
             return RETRY_S
         if not self._builder.is_reconciled:
             self._builder.is_reconciled = True
+            self._builder.began_s = self._builder.clock()
             self._awake.set()  # for the lease requests that came before this pass
         self._after_pass(self._builder.world())
         # A pass without changes writes nothing, so an earlier write error needs a write to be cleared.

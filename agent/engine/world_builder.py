@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,7 @@ class WorldBuilder:
     jitter: Callable[[], float]
     clock: Callable[[], float]
     is_reconciled: bool = False
+    began_s: float = math.inf  # when the first reconcile pass ended, after which probes run
 
     def world(self, listing: Listing | None = None, *, to_plan: bool = False) -> World:
         """Return the world as it is known now. No I/O.
@@ -74,6 +76,7 @@ class WorldBuilder:
             templates=observer.templates,
             fresh_ids=tuple(str(ULID()) for _ in range(self._id_count() if to_plan else 0)),
             resolve_period_s=self.resolve_period_s,
+            began_s=self.began_s,
         )
 
     def _id_count(self) -> int:

@@ -129,7 +129,7 @@ class ShellExecSession:
                     continue
                 held += data
                 if not self._pid:
-                    begun = re.search(rb"%s (\d+)\n" % self._word, held)  # the tool may print first
+                    begun = re.search(rb"%s (\d{1,20})\n" % self._word, held)  # the tool may print first
                     if begun is None:
                         continue
                     self._pid, held = begun[1].decode(), held[begun.end() :]
@@ -139,7 +139,7 @@ class ShellExecSession:
                 complete, held = _split(held, b"\n" + self._word)
                 if complete:
                     yield Output("stderr", complete)
-        ended = re.fullmatch(rb"\n%s (\d+)\n" % self._word, held)
+        ended = re.fullmatch(rb"\n%s (\d{1,3})\n" % self._word, held)
         if ended is not None:
             self.exit_code = int(ended[1])
         else:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
 MASK: Final = "[redacted]"
+VALUE_LIMIT: Final = 16 << 10
+"""The longest text in a log line, in characters. A longer one, such as a traceback that quotes a guest, loses its
+middle after it was redacted."""
 
 _SECRET_KEY: Final = re.compile(r"authorization|password|passwd|secret|token|cookie|credential|private.?key", re.I)
 _HEADER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{4,}", re.I)
@@ -26,6 +29,13 @@ _URL_PASSWORD: Final = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]*(?=@)")
 def redact_text(text: str) -> str:
     """Return `text` without credentials in Authorization headers and URLs."""
     return _URL_PASSWORD.sub(MASK, _HEADER.sub(rf"\1 {MASK}", text))
+
+
+def _storable(text: str) -> str:
+    """Return `text` without its middle if it is too long, and without lone surrogates, which no file can store."""
+    text = text.encode("utf-8", "replace").decode()
+    half = VALUE_LIMIT // 2
+    return text if len(text) <= VALUE_LIMIT else f"{text[:half]} [{len(text) - 2 * half} characters cut] {text[-half:]}"
 
 
 def redact(value: object, *, key: str = "") -> Any:  # noqa: ANN401 - the result has the same shape
@@ -39,8 +49,8 @@ def redact(value: object, *, key: str = "") -> Any:  # noqa: ANN401 - the result
     if isinstance(value, list | tuple | set | frozenset):
         return [redact(item) for item in value]
     if isinstance(value, bytes | bytearray):
-        return redact_text(value.decode("utf-8", "replace"))
-    return redact_text(str(value))
+        return _storable(redact_text(value.decode("utf-8", "replace")))
+    return _storable(redact_text(str(value)))
 
 
 def redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -8,9 +8,10 @@ import pytest
 
 from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, RemoveStray, ResolveImage
 from agent.domain.events import EventKind
+from agent.domain.health import TOOL_MARGIN_S
 from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec, VmSize
 from agent.domain.names import vm_name
-from agent.domain.plan import plan
+from agent.domain.plan import next_due_s, plan
 from agent.domain.rollout import Phase
 from agent.domain.states import VmState
 from tests.domain.simulation import Host, assigned, digest, serving_host
@@ -436,3 +437,27 @@ def test_host_full_of_leases_needs_no_operator() -> None:
     host.reconcile()
     (ready,) = (found for found in host.reconcile().conditions if found.type == "Ready")
     assert (ready.reason, ready.problem) == ("FullOfLeases", False)
+
+
+def test_vm_is_marked_failed_when_its_startup_probes_do_not_end() -> None:
+    """One round of probes after the deadline, whatever stopped the task that runs them."""
+    host = serving_host()
+    host.die(next(iter(host.vms)))
+    host.reconcile()
+    (victim,) = host.in_flight
+    host.finish(victim)
+    (creation,) = host.reconcile().actions
+    assert isinstance(creation, CreateVm)
+    host.finish(creation.vm)
+    pool, since_s = host.pools[0], host.now_s
+    round_s = sum(probe.timeout_s + TOOL_MARGIN_S for probe in pool.probes)
+    due_s = since_s + pool.startup_deadline_s + 2 * round_s
+
+    host.now_s = due_s - 0.01
+    assert not any(isinstance(action, MarkFailed) for action in host.reconcile().actions)
+    assert next_due_s(host.world()) == due_s
+    host.now_s = due_s
+    assert plan(replace(host.world(), began_s=due_s)).decisions == (), "an agent that just began probes it first"
+    (found, *_) = host.reconcile().actions
+    assert isinstance(found, MarkFailed)
+    assert (found.vm, found.failure.cause) == (creation.vm, Cause.STARTUP_DEADLINE)

@@ -24,8 +24,11 @@ from agent.domain.record import HANDLERS, RESETS, record
 from agent.domain.rollout import Phase, Rollout
 from agent.domain.states import VmState
 from agent.domain.stored_state import Changes, Put, StoredState
+from agent.domain.text import DETAIL_LIMIT_BYTES
+from agent.engine.database import EVENT, TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from agent.domain.facts import Fact
@@ -194,3 +197,30 @@ def test_every_reset_is_tested() -> None:
 )
 def test_failure_opens_its_breaker(fact: Fact, key: BreakerKey) -> None:
     assert after(fact).breakers[key].open_until_s == NOW_S + 5
+
+
+@pytest.mark.parametrize("text", ["x" * 5_000_000, "\ud800" * 2000], ids=["huge", "surrogates"])
+@pytest.mark.parametrize(
+    "fact",
+    [
+        lambda text: facts.ProbeFailed("ready", Cause.PROBE_FAILED, text),
+        lambda text: facts.ProbeFailed("leased", Cause.PROBE_FAILED, text),
+        lambda text: facts.ProcessExited("ready", 1, text),
+        lambda text: facts.TemplateStartFailed("ready", "t", text),
+        lambda text: facts.TeardownFailed("ready", text),
+        lambda text: facts.EvidenceFailed("ready", text),
+        lambda text: facts.ResolveFailed("reg/ci:1", text),
+        lambda text: facts.PullFailed(IMAGE, "reg/ci:1", text),
+        lambda text: facts.EvictionFailed(IMAGE, text),
+        facts.AssignmentRefused,
+        lambda text: actions.MarkFailed("ready", Failure(Cause.DAMAGED, text, NOW_S)),
+        lambda text: actions.DestroyVm("ready", text),
+    ],
+)
+def test_long_reasons_are_stored_cut(fact: Callable[[str], Any], text: str) -> None:
+    """A guest, a tool or a registry cannot fill the journal by the length of one message."""
+    changes = record(STATE, fact(text), NOW_S, 1.0)
+    stored = [TABLES[type(change.record)].adapter.dump_json(change.record) for change in changes.records]  # type: ignore[union-attr]
+    stored += [EVENT.dump_json(event) for event in changes.events]
+    assert changes.events
+    assert max(map(len, stored)) < 3 * DETAIL_LIMIT_BYTES

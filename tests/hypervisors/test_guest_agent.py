@@ -7,8 +7,7 @@ import base64
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,66 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.hypervisors.contract import ExecResult, GuestError
-from agent.hypervisors.qemu.guest_agent import OUTPUT_LIMIT_BYTES, RESET, Decoder, GuestAgent
+from agent.hypervisors.qemu.agent_messages import OUTPUT_LIMIT_BYTES, RESET, Decoder
+from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.reinitialize import set_clock
 from agent.hypervisors.qemu.running import QemuRunningVm
 from agent.hypervisors.qemu.sockets import listen
 from agent.processes.process import ProcessIdentity
+from tests.support.scripted_agent import Request, ScriptedAgent, connected_to
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
-Request = dict[str, object]
-Script = Callable[[Request, "ScriptedAgent"], Awaitable[None]]
-
-
-class ScriptedAgent:
-    """The agent's end of the socket: answers the sync like qemu-ga, and all other requests by a script."""
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-        self._writer: asyncio.StreamWriter
-        self.requests: list[Request] = []
-        self.connections = 0
-
-    def send(self, message: object) -> None:
-        self.send_raw(json.dumps(message).encode() + b"\n")
-
-    def send_raw(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    def disconnect(self) -> None:
-        self._writer.transport.abort()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writer = writer
-        try:
-            while line := await reader.readline():
-                request = json.loads(line.lstrip(RESET))
-                if request["execute"] == "guest-sync-delimited":
-                    self.send_raw(RESET)
-                    self.send({"return": request["arguments"]["id"]})
-                else:
-                    self.requests.append(request)
-                    await self._script(request, self)
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def connected_to(script: Script, folder: Path) -> AsyncIterator[tuple[GuestAgent, ScriptedAgent]]:
-    path = folder / "agent.sock"
-    scripted = ScriptedAgent(script)
-    server = await asyncio.start_unix_server(scripted.serve, sock=listen(path))
-    client = GuestAgent("vm-1", path)
-    try:
-        async with server:
-            yield client, scripted
-    finally:
-        client.close()
-        await asyncio.sleep(0)
+    from tests.support.scripted_agent import Script
 
 
 async def obedient(request: Request, agent: ScriptedAgent) -> None:

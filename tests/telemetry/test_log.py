@@ -94,6 +94,18 @@ def test_traceback_is_logged_without_secrets(logs: Logs, path: Path) -> None:
     assert CANARY not in path.read_text(encoding="utf-8")
 
 
+def test_long_or_unstorable_value_is_cut_without_secrets(logs: Logs, path: Path) -> None:
+    """A guest can answer with megabytes, and with lone surrogates."""
+    log = structlog.get_logger()
+    log.warning("a", error=RuntimeError("x" * 8_185 + f"Bearer {CANARY}" + "y" * 5_000_000))
+    log.warning("b", detail="\ud800")
+    logs.close()
+    first, second = lines(path)
+    assert len(first["error"]) < 17_000
+    assert CANARY[-6:] not in first["error"]
+    assert second["detail"] == "?"
+
+
 def test_planted_secrets_do_not_reach_the_file(logs: Logs, path: Path) -> None:
     log = structlog.get_logger()
     log.info("a", value=SecretStr(CANARY))

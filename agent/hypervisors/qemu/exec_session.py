@@ -13,17 +13,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from agent.hypervisors.contract import GuestError
-from agent.hypervisors.qemu.guest_agent import exit_code_of
+from agent.hypervisors.qemu.agent_messages import read_exit_code, read_file_data, read_handle, read_nothing, read_pid
 from agent.hypervisors.sessions import OPEN_S, Output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from agent.hypervisors.qemu.guest_agent import GuestAgent
     from agent.hypervisors.sessions import Signal
+
+T = TypeVar("T")
 
 READ_BYTES: Final = 192 << 10
 """How much of an output one request reads at most."""
@@ -99,14 +101,16 @@ class QemuExecSession:
         if made.exit_code:
             reason = made.stderr.decode(errors="replace").strip()
             raise GuestError(f"the guest has no space for a command's output: {reason}")
-        folder = made.stdout.decode()
+        folder = made.stdout.decode(errors="replace")
         script = ("-c", _RUN, "hearth-exec", folder, f"{folder}/in" if stdin else "/dev/null", *argv)
-        started = await agent.request("guest-exec", {"path": "sh", "arg": list(script)}, timeout_s=OPEN_S)
-        session = cls(agent, folder, int(started["pid"]))
+        pid = await agent.request("guest-exec", {"path": "sh", "arg": list(script)}, read_pid, timeout_s=OPEN_S)
+        session = cls(agent, folder, pid)
         try:
             for stream in ("stdout", "stderr"):
                 arguments: dict[str, object] = {"path": f"{folder}/{stream}", "mode": "r"}
-                session._handles[stream] = await agent.request("guest-file-open", arguments, timeout_s=REPLY_S)
+                session._handles[stream] = await agent.request(
+                    "guest-file-open", arguments, read_handle, timeout_s=REPLY_S
+                )
         except BaseException:
             await asyncio.shield(session.close())
             raise
@@ -135,9 +139,9 @@ class QemuExecSession:
                 return
             piece = base64.b64encode(data[begin : begin + WRITE_BYTES]).decode()
             argv = ["-c", 'cat >"$1"', "hearth-exec", f"{self._folder}/in"]
-            writer = await self._request("guest-exec", {"path": "sh", "arg": argv, "input-data": piece})
+            pid = await self._request("guest-exec", {"path": "sh", "arg": argv, "input-data": piece}, read_pid)
             pause_s = FIRST_PAUSE_S
-            while not (await self._request("guest-exec-status", {"pid": writer["pid"]}))["exited"]:
+            while await self._request("guest-exec-status", {"pid": pid}, read_exit_code) is None:
                 if await self._has_ended():
                     return
                 await asyncio.sleep(pause_s)
@@ -156,7 +160,7 @@ class QemuExecSession:
         with contextlib.suppress(GuestError):
             await self.signal("KILL")
             for handle in self._handles.values():
-                await self._request("guest-file-close", {"handle": handle})
+                await self._request("guest-file-close", {"handle": handle}, read_nothing)
             await self._agent.execute(("rm", "-rf", self._folder), timeout_s=REPLY_S)
 
     async def _run_unless_ended(self, script: str, *arguments: str) -> None:
@@ -168,14 +172,12 @@ class QemuExecSession:
         """Whether the command has ended. qemu-ga reports the end only once, so a lock guards query and result."""
         async with self._status_lock:
             if self._exit_code is None:
-                status = await self._request("guest-exec-status", {"pid": self._shell_pid})
-                self._exit_code = exit_code_of(status) if status["exited"] else None
+                self._exit_code = await self._request("guest-exec-status", {"pid": self._shell_pid}, read_exit_code)
             return self._exit_code is not None
 
     async def _read(self, stream: str) -> Output:
         arguments: dict[str, object] = {"handle": self._handles[stream], "count": READ_BYTES}
-        answer = await self._request("guest-file-read", arguments)
-        return Output(cast("Any", stream), base64.b64decode(answer["buf-b64"]))
+        return Output(cast("Any", stream), await self._request("guest-file-read", arguments, read_file_data))
 
-    async def _request(self, command: str, arguments: dict[str, object]) -> Any:  # noqa: ANN401 - JSON
-        return await self._agent.request(command, arguments, timeout_s=REPLY_S)
+    async def _request(self, command: str, arguments: dict[str, object], read: Callable[[object], T]) -> T:
+        return await self._agent.request(command, arguments, read, timeout_s=REPLY_S)

@@ -2,10 +2,8 @@
 
 The other end may be booting, hung, restarted, or in the middle of an answer to an earlier client. So the client uses a
 connection only after `guest-sync-delimited` has echoed a fresh number, and runs one call at a time, each with a
-deadline. It drops a connection that missed a deadline: the late reply must not answer the next call.
-
-Source: QEMU's guest agent protocol. Messages are JSON on one line. The byte 0xFF, which JSON in UTF-8 never contains,
-invalidates all bytes before it: part of a reply to a client that has disconnected.
+deadline. It drops a connection that missed a deadline: the late reply must not answer the next call. Whatever the guest
+answers, a call returns or raises `GuestError`.
 """
 
 from __future__ import annotations
@@ -13,23 +11,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from agent.hypervisors.contract import ExecResult, GuestError
+from agent.hypervisors.contract import GuestError
+from agent.hypervisors.qemu.agent_messages import (
+    RESET,
+    Decoder,
+    encode,
+    read_exec_result,
+    read_pid,
+    read_time,
+)
 from agent.hypervisors.qemu.sockets import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-RESET: Final = b"\xff"
-MESSAGE_LIMIT_BYTES: Final = 64 << 20
-"""Longest accepted line: qemu-ga returns at most 16 MiB of each output stream, in base64."""
-OUTPUT_LIMIT_BYTES: Final = 1 << 20
-"""How much of each output stream `execute` returns at most."""
+    from agent.hypervisors.contract import ExecResult
+
+T = TypeVar("T")
+
 FIRST_POLL_S: Final = 0.01
 LAST_POLL_S: Final = 0.5
 POLL_FRACTION: Final = 0.25
@@ -73,17 +77,19 @@ class GuestAgent:
             arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
             if stdin:
                 arguments["input-data"] = base64.b64encode(stdin).decode()
-            started = await self._call("guest-exec", arguments)
+            pid = read_pid(await self._call("guest-exec", arguments))
             began_s = time.monotonic()
-            while not (status := await self._call("guest-exec-status", {"pid": started["pid"]}))["exited"]:
+            while (result := read_exec_result(await self._call("guest-exec-status", {"pid": pid}))) is None:
                 ran_s = time.monotonic() - began_s
                 await asyncio.sleep(min(max(FIRST_POLL_S, POLL_FRACTION * ran_s), LAST_POLL_S))
-            return _exec_result(status)
+            return result
 
-    async def request(self, command: str, arguments: dict[str, object], *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
-        """Run one of the agent's own commands and return its answer. Raises `GuestError`."""
+    async def request(
+        self, command: str, arguments: dict[str, object], read: Callable[[object], T], *, timeout_s: float
+    ) -> T:
+        """Run one of the agent's own commands and return its answer as `read` reads it. Raises `GuestError`."""
         async with self._deadline(timeout_s, command):
-            return await self._call(command, arguments)
+            return read(await self._call(command, arguments))
 
     async def set_clock(self, unix_ns: int, *, timeout_s: float) -> None:
         """Set the guest's clock. Raises `GuestError`; `GuestRefusedError` also if the guest has no hwclock."""
@@ -93,7 +99,7 @@ class GuestAgent:
     async def clock_ns(self, *, timeout_s: float) -> int:
         """Return the guest's time, in nanoseconds since 1970. Raises `GuestError`."""
         async with self._deadline(timeout_s, "the request for its time"):
-            return int(await self._call("guest-get-time"))
+            return read_time(await self._call("guest-get-time"))
 
     async def shut_down(self, *, timeout_s: float) -> None:
         """Request the guest to power itself off. Returns once it accepted the request. Raises `GuestError`."""
@@ -120,7 +126,7 @@ class GuestAgent:
             raise GuestError(
                 f"the guest agent of {self._vm} cannot be reached: {error or 'it disconnected'}"
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise GuestError(f"the guest agent of {self._vm} sent an invalid answer: {error!r}") from error
 
     async def _call(self, command: str, arguments: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON
@@ -193,69 +199,5 @@ class _Link:
         self._writer.transport.abort()
 
 
-class Decoder:
-    """Decodes the byte stream of a guest agent, in pieces of any size, into messages. Pure."""
-
-    def __init__(self, limit_bytes: int = MESSAGE_LIMIT_BYTES) -> None:
-        self._limit = limit_bytes
-        self._partial = bytearray()
-
-    def feed(self, data: bytes) -> list[dict[str, object]]:
-        """Return the messages that `data` completes. Drops lines that are not a JSON object.
-
-        Raises `GuestError` for a line longer than any reply can be.
-        """
-        # Searches only the new bytes, so a long reply in many pieces takes linear time.
-        *ended, rest = data.split(b"\n")
-        messages = []
-        for piece in ended:
-            self._append(piece)
-            if message := _parse(self._partial):
-                messages.append(message)
-            self._partial.clear()
-        self._append(rest)
-        return messages
-
-    def _append(self, piece: bytes) -> None:
-        _, reset, valid = piece.rpartition(RESET)
-        if reset:
-            self._partial.clear()
-        self._partial += valid
-        if len(self._partial) > self._limit:
-            raise GuestError(f"the guest agent sent a line of over {self._limit} bytes")
-
-
-def _parse(line: bytearray) -> dict[str, object] | None:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) else None
-
-
-def encode(command: str, arguments: dict[str, object] | None = None) -> bytes:
-    """Return a command as the guest agent reads it."""
-    message: dict[str, object] = {"execute": command}
-    if arguments:
-        message["arguments"] = arguments
-    return json.dumps(message).encode() + b"\n"
-
-
-def exit_code_of(status: dict[str, Any]) -> int:
-    """Return the exit code of a command that has ended; 128 + signal for a killed one, as in a shell."""
-    return 128 + int(status["signal"]) if "signal" in status else int(status["exitcode"])
-
-
 def _reason(error: object) -> object:
     return error.get("desc", error) if isinstance(error, dict) else error
-
-
-def _exec_result(status: dict[str, Any]) -> ExecResult:
-    stdout, stderr = (base64.b64decode(status.get(key, "")) for key in ("out-data", "err-data"))
-    is_cut = bool(status.get("out-truncated") or status.get("err-truncated"))
-    return ExecResult(
-        exit_code=exit_code_of(status),
-        stdout=stdout[:OUTPUT_LIMIT_BYTES],
-        stderr=stderr[:OUTPUT_LIMIT_BYTES],
-        truncated=is_cut or max(len(stdout), len(stderr)) > OUTPUT_LIMIT_BYTES,
-    )

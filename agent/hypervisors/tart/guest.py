@@ -42,7 +42,7 @@ async def execute(tool: TartTool, name: str, argv: tuple[str, ...], *, timeout_s
     except CommandTimeoutError as error:
         await _check_tool(tool)
         raise GuestError(f"{name} did not answer within {timeout_s:g} s") from error
-    marker = re.search(rb"\n%s (\d+)\n\Z" % word.encode(), result.stderr)
+    marker = re.search(rb"\n%s (\d{1,3})\n\Z" % word.encode(), result.stderr)
     if marker is not None:
         return ExecResult(int(marker[1]), result.stdout, result.stderr[: marker.start()], truncated=result.truncated)
     output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-300:] or "no output"
