@@ -317,6 +317,7 @@ def _rollout(rollout: Rollout) -> schemas.RolloutStatus:
         serving=rollout.serving,
         target=rollout.target,
         previous=rollout.previous,
+        soak_until=when(rollout.soak_until_s),
         failures=rollout.failures,
         quarantined=rollout.quarantined,
         since=when(rollout.since_s),

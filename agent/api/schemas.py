@@ -154,6 +154,7 @@ class RolloutStatus(Document):
     target: str | None
     previous: str | None
     since: datetime | None
+    soak_until: datetime | None = None
     failures: Count = 0
     quarantined: tuple[str, ...] = ()
     reason: str = ""

@@ -109,6 +109,7 @@ class RolloutStatus(TypedDict):
     target: str | None
     previous: str | None
     since: str | None
+    soak_until: str | None
     failures: int
     quarantined: list[str]
     reason: str

@@ -112,10 +112,16 @@ def rollout_table(rollouts: Iterable[PoolRollout], now: datetime, width: int = 8
             "TARGET": short_digest(rollout["target"]),
             "SERVING": short_digest(rollout["serving"]),
             "PREVIOUS": short_digest(rollout["previous"]),
-            "WHY": Text(escape_unprintable(rollout["reason"])),
+            "WHY": Text(_rollout_reason(rollout, now)),
         }
         add_row(shown, cells)
     return shown
+
+
+def _rollout_reason(rollout: PoolRollout, now: datetime) -> str:
+    if rollout["soak_until"] is not None:
+        return f"the canary soaks for {until(rollout['soak_until'], now)} more"
+    return escape_unprintable(rollout["reason"])
 
 
 def vm_table(vms: Iterable[VmStatus], now: datetime, width: int = 80, *, one_line: bool = False) -> Table:

@@ -67,6 +67,8 @@ class PoolDocument(Section):
     lease_ttl_s: Seconds = 3600.0
     lease_max_ttl_s: Seconds = 86400.0
     canary_attempts: int = Field(default=2, ge=1, le=10)
+    soak_s: float | None = Field(default=None, ge=0, le=86400)
+    rollback_after: int = Field(default=3, ge=1, le=1000)
     standby: int = Field(default=0, ge=0, le=1000)
     use_templates: bool = True
     max_age_s: Seconds | None = None
@@ -104,6 +106,8 @@ class PoolDocument(Section):
             lease_ttl_s=self.lease_ttl_s,
             lease_max_ttl_s=self.lease_max_ttl_s,
             canary_attempts=self.canary_attempts,
+            soak_s=self.soak_s,
+            rollback_after=self.rollback_after,
             standby=self.standby,
             use_templates=self.use_templates,
             max_age_s=self.max_age_s,

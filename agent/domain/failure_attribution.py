@@ -62,8 +62,7 @@ def breakers_to_trip(
     attribution = CAUSES[failure.cause]
     if attribution is Attribution.HOST:
         return (HOST_KEY,)
-    is_young = vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
-    if not is_young or attribution is not Attribution.IMAGE:
+    if not is_young(vm, failure) or attribution is not Attribution.IMAGE:
         return ()
     image = BreakerKey(Scope.IMAGE, vm.image)
     other_versions = {BreakerKey(Scope.IMAGE, digest) for digest in serving} - {image}
@@ -71,6 +70,11 @@ def breakers_to_trip(
     if vm.image in serving and failing & other_versions:
         return (image, HOST_KEY)
     return (image,)
+
+
+def is_young(vm: Vm, failure: Failure) -> bool:
+    """Whether a VM failed before or soon after it became ready: then its version is the likely cause."""
+    return vm.ready_at_s is None or failure.at_s - vm.ready_at_s < YOUNG_S
 
 
 def breakers_to_trip_for_leak(vm: str, breakers: Iterable[Breaker], now_s: float) -> tuple[BreakerKey, ...]:

@@ -76,6 +76,8 @@ class PoolSpec:
     lease_ttl_s: float = 3600.0
     lease_max_ttl_s: float = 86400.0
     canary_attempts: int = 2
+    soak_s: float | None = None  # how long a canary runs before the promotion; None: from its probes
+    rollback_after: int = 3  # failures within an hour after the promotion that roll a version back
     standby: int = 0  # ready VMs to keep suspended in addition to the warm ones, where the hypervisor can
     use_templates: bool = True  # start VMs from the snapshot of a ready one, where hypervisor and guest can
     max_age_s: float | None = None  # an idle VM older than this is replaced

@@ -95,7 +95,7 @@ def advance_rollouts(world: World) -> dict[str, Rollout]:
 
 
 def next_due_s(world: World) -> float | None:
-    """Return the next moment after now at which a lease, breaker, resolution, startup or age limit ends, if any."""
+    """Return the next moment at which a lease, breaker, soak, resolution, startup or age limit ends, if any."""
     return min((due_s for due_s in _due_moments(world) if due_s > world.now_s), default=None)
 
 
@@ -104,6 +104,9 @@ def _due_moments(world: World) -> Iterator[float]:
         yield lease.expires_at_s
     for breaker in world.breakers.values():
         yield breaker.open_until_s
+    for rollout in world.rollouts.values():
+        if rollout.soak_until_s is not None:
+            yield rollout.soak_until_s
     for vm in world.vms:
         pool = world.pool(vm.pool)
         if pool is not None and vm.ready_at_s is not None and vm.state is VmState.READY:

@@ -28,6 +28,7 @@ class PoolView:
     requests: tuple[LeaseRequest, ...]  # the lease requests that wait for one of its VMs, longest waiting first
     idle: tuple[Vm, ...]  # alive and not leased, of any version, oldest first
     standby: tuple[Vm, ...]  # suspended or suspending, of any version, oldest first
+    leased_versions: frozenset[str]  # the versions of its leased VMs
     slots_held: int  # VMs that hold a slot, leased and stopping ones included
 
     def idle_of(self, digest: str | None) -> tuple[Vm, ...]:
@@ -52,8 +53,13 @@ class PoolView:
 
     @property
     def needs_canary(self) -> bool:
-        """Whether a canary VM must be created."""
-        return self.canary_image is not None and not self.idle_of(self.canary_image)
+        """Whether a canary VM must be created.
+
+        A leased canary is enough while another version serves: otherwise each lease in the soak adds one more canary.
+        """
+        if self.canary_image is None or self.idle_of(self.canary_image):
+            return False
+        return self.rollout.serving is None or self.canary_image not in self.leased_versions
 
     @property
     def wanted(self) -> int:
@@ -70,12 +76,15 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
     """Return a view of every assigned pool that has a rollout record, by priority, then name."""
     idle: defaultdict[str, list[Vm]] = defaultdict(list)
     standby: defaultdict[str, list[Vm]] = defaultdict(list)
+    leased: defaultdict[str, set[str]] = defaultdict(set)
     slots_held: Counter[str] = Counter()
     for vm in sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name)):
         if vm.state in _IDLE:
             idle[vm.pool].append(vm)
         elif vm.state in _STANDBY:
             standby[vm.pool].append(vm)
+        elif vm.state is VmState.LEASED:
+            leased[vm.pool].add(vm.image)
         slots_held[vm.pool] += vm.holds_slot
     requests: defaultdict[str, list[LeaseRequest]] = defaultdict(list)
     for request in by_waiting_time(world):
@@ -87,6 +96,7 @@ def pool_views(world: World) -> tuple[PoolView, ...]:
             requests=tuple(requests[spec.name]),
             idle=tuple(idle[spec.name]),
             standby=tuple(standby[spec.name]),
+            leased_versions=frozenset(leased[spec.name]),
             slots_held=slots_held[spec.name],
         )
         for spec in sorted(world.pools, key=lambda pool: (-pool.priority, pool.name))

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def fail_vm(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
     """Mark a VM failed, break its lease, and count the failure for its rollout and breakers."""
     failure = Failure(cause, clip(reason), draft.now_s)
-    failed = draft.move(vm, VmEvent.FAIL, failure=failure, lease_id=None)
+    draft.move(vm, VmEvent.FAIL, failure=failure, lease_id=None)
     draft.vm_event(EventKind.VM_FAILED, vm, cause=cause, detail=reason)
     if vm.lease_id is not None:
         draft.drop(Lease, vm.lease_id)
         draft.event(EventKind.LEASE_BROKEN, lease=vm.lease_id, vm=vm.name, pool=vm.pool, cause=cause, detail=reason)
     pool_rollout = draft.get(Rollout, vm.pool)
     if pool_rollout is not None:
-        draft.put(count_version_failure(pool_rollout, failed))
+        draft.put(count_version_failure(pool_rollout, vm, failure))
     serving = {rollout.serving for rollout in draft.all(Rollout) if rollout.serving}
     for key in breakers_to_trip(vm, failure, serving, draft.all(Breaker)):
         draft.trip(key, reason, free=free_failures(key))

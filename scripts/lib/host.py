@@ -100,11 +100,13 @@ class Host:
         if not self.assignment.exists():
             self.assignment.write_text("")
 
-    def assign(self, pool: str, image: str, *, warm: int = 2, text: str = "", probes: str = PROBES) -> None:
-        """Assign one pool of small guests. Replaces the file atomically."""
+    def assign(
+        self, pool: str, image: str, *, warm: int = 2, soak_s: float = 0, text: str = "", probes: str = PROBES
+    ) -> None:
+        """Assign one pool of small guests. Replaces the file atomically. By default new versions do not soak."""
         document = (
             f'[pools.{pool}]\nimage = "{image}"\nwarm = {warm}\ncpus = 1\nmemory_mib = 256\nports = [22, 8080]\n'
-            f"stop_grace_s = 0\nstartup_deadline_s = 120\n{text}\n{probes.format(pool=pool)}"
+            f"stop_grace_s = 0\nstartup_deadline_s = 120\nsoak_s = {soak_s}\n{text}\n{probes.format(pool=pool)}"
         )
         self.write_assignment(document)
 

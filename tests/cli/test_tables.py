@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from agent.cli.tables import image_table, pool_table, status_view, vm_table
+from agent.cli.tables import image_table, pool_table, rollout_table, status_view, vm_table
 from agent.cli.units import duration, short_digest, size
 from tests.api.real_engine import COMING, DIGEST, RealEngine, vm
 from tests.cli.conftest import Agent, start
@@ -171,3 +171,9 @@ def test_watch_survives_agent_restart_and_ends_on_ctrl_c(tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     os.close(leader)
+
+
+def test_rollout_table_shows_the_end_of_the_soak() -> None:
+    rollout: Any = {"pool": "small", "phase": "canary", "since": "2026-11-23T11:59:48Z", "target": COMING,
+               "serving": DIGEST, "previous": None, "soak_until": "2026-11-23T12:00:48Z", "reason": ""}  # fmt: skip
+    assert "the canary soaks for 48s more" in " ".join(shown(rollout_table([rollout], NOW, 120)).split())

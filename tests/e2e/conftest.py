@@ -29,12 +29,13 @@ async def push(disk: Path, reference: str, data_dir: Path) -> str:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """References of small guests in an OCI layout: 1.0, 2.0, unhealthy, dying."""
+    """References of small guests in an OCI layout: 1.0, 2.0, unhealthy, and dying, which powers off after 12 s."""
     root = tmp_path_factory.mktemp("layout")
     disks = {
         "1.0": build_small_image("1.0"),
         "2.0": build_small_image("2.0"),
         "unhealthy": build_small_image("3.0", unhealthy=True),
+        "dying": build_small_image("4.0", dies_after_s=12),
     }
     for tag, disk in disks.items():
         await push(disk, f"oci-layout:{root}/registry:{tag}", root / "scratch")

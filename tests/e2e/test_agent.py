@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 CONDITION_TIMEOUT_S = 20
 
 
-async def condition(host: Host, kind: str, *, problem: bool) -> Document:
+async def condition(host: Host, kind: str, *, problem: bool, timeout_s: float = CONDITION_TIMEOUT_S) -> Document:
     """Wait until a condition is, or is not, a problem; return it."""
 
     def holds(document: Document, _: list[Document]) -> bool:
         return any(one["type"] == kind and one["problem"] == problem for one in document["conditions"])
 
-    document = await host.wait_until(holds, timeout_s=CONDITION_TIMEOUT_S)
+    document = await host.wait_until(holds, timeout_s=timeout_s)
     return next(one for one in document["conditions"] if one["type"] == kind)
 
 
@@ -117,6 +117,23 @@ async def test_unhealthy_version_is_rolled_back(host: Host, layout: dict[str, st
     await host.wait_until_warm(2, image=good)
     ready = [line for line in host.read_log() if line["event"] == "vm-ready"]
     assert {line["image"] for line in ready} == {good}
+
+
+async def test_crash_loop_after_ready_never_empties_the_pool(host: Host, layout: dict[str, str]) -> None:
+    """The new version becomes ready and powers off 12 s later, within its soak."""
+    host.assign("small", layout["1.0"])
+    await host.start()
+    old = await host.wait_until_warm(2)
+    host.assign("small", layout["dying"], soak_s=60, text="canary_attempts = 1")
+    await condition(host, "RolledBack", problem=True, timeout_s=120)
+    vms = (await host.get("/v1/vms"))["vms"]
+    survivors = {vm["name"] for vm in vms if vm["state"] == "ready"} & set(old)
+    assert survivors, "a VM of the old version must stay ready all the time"
+    lines = host.read_log()
+    failed = [line for line in lines if line["event"] == "vm-failed"]
+    assert [line["cause"] for line in failed] == ["exited"]
+    assert failed[0]["vm"] in {line["vm"] for line in lines if line["event"] == "vm-ready"}
+    await host.wait_until_warm(2, image=vms[0]["image"])
 
 
 async def test_stray_vm_is_removed_and_foreign_vm_is_not(host: Host) -> None:

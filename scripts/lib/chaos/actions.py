@@ -59,6 +59,7 @@ ports = [22, 8080]
 stop_grace_s = 0
 startup_deadline_s = {deadline_s}
 canary_attempts = 1
+soak_s = 0
 """
 
 
