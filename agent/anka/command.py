@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.processes.command import Command, CommandError, CommandResult, CommandRunner
@@ -99,9 +99,10 @@ class Anka:
         result = await self._runner.run(command, check=False, on_output=on_output)
         return parse_reply(result, f"anka {' '.join(arguments)}")
 
-    async def run(self, *arguments: str, timeout_s: float) -> CommandResult:
+    async def run(self, *arguments: str, timeout_s: float, output_limit_bytes: int) -> CommandResult:
         """Run `anka ARGUMENTS` without JSON output, and return its result for any exit code."""
-        return await self._runner.run(self._command(arguments, timeout_s), check=False)
+        command = replace(self._command(arguments, timeout_s), output_limit_bytes=output_limit_bytes)
+        return await self._runner.run(command, check=False)
 
     def exec_prefix(self, name: str) -> tuple[str, ...]:
         """Return the arguments before a command for the guest of a VM. `anka run` starts a stopped VM (A16)."""

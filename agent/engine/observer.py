@@ -47,7 +47,7 @@ class Observer:
 
     async def observe(self, known: Callable[[], frozenset[str]], busy: Callable[[], frozenset[str]]) -> None:
         """Refresh everything. `known` returns the VMs in the journal, `busy` the resources with an effect under way."""
-        await self._guard("HypervisorResponding", "VMs", self._list(known(), busy()))
+        await self._guard("HypervisorResponding", "list", self._list(known(), busy()))
         await self._guard("HypervisorHealthKnown", "health", self._check_health())
         await self.observe_storage()
 

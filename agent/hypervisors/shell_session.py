@@ -24,16 +24,23 @@ if TYPE_CHECKING:
     from agent.hypervisors.sessions import Signal
 
 SIGNAL_S: Final = 10.0
+_EARLY_LIMIT_BYTES: Final = 1 << 20
+"""How much a tool and its guest may print before the pid of the command."""
+_CODE_BYTES: Final = len(" 255\n")
 _SCRIPT: Final = """
 exec 3>&2 2>/dev/null
 if command -v setsid >/dev/null; then session='setsid'
 elif command -v perl >/dev/null; then session='perl -MPOSIX -e POSIX::setsid();exec(@ARGV)'
 fi
-$session /bin/sh -c 'printf "WORD %d\\n" $$ >&2; exec "$@"' sh "$@" 2>&3 3>&-
-printf '\\nWORD %d\\n' $? >&3
+(exec $session /bin/sh -c 'printf "WORD %d\\n" $$ >&2; exec "$@"' sh "$@" 2>&3 3>&-)
+code=$?
+printf '\\036WORD\\n'
+printf '\\036WORD %d\\n' "$code" >&3
 """
-"""Runs the command in the foreground: a shell without job control starts a background command with SIGINT and SIGQUIT
-ignored. The shell's own stderr is closed, because it would report there that a signal killed the command."""
+"""Runs the command in the foreground and marks the end of both streams: a process that it left running may hold them
+open, so that the tool does not end. A shell without job control starts a background command with SIGINT and SIGQUIT
+ignored. The shell reports a command that a signal killed on its own stderr, which is closed; without the subshell, dash
+would report it on that of the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class ShellExecSession:
     async def output(self) -> AsyncGenerator[Output, None]:
         """See `ExecSession`."""
         async for piece in self._pieces:
-            yield piece
+            if piece.data:
+                yield piece
         if self.exit_code is None:
             raise GuestError(f"{self._transport.name} stopped answering: {self._tool_message()}")
 
@@ -116,38 +124,56 @@ class ShellExecSession:
     async def _read(self) -> AsyncGenerator[Output, None]:
         """Yield the output without the shell's reports; first an empty piece, once the pid is known.
 
-        Output of a short command on stdout can arrive before the pid on stderr.
+        Output of a short command on stdout can arrive before the pid on stderr. Ends when the shell has marked the end
+        of both streams, or when the tool ends.
         """
-        held, early = b"", b""
+        mark = b"\036" + self._word
+        stdout, stderr, held, early = _MarkedStream(mark), _MarkedStream(mark), b"", b""
         async with contextlib.aclosing(self._command.output()) as pieces:
             async for stream, data in pieces:
                 if stream == "stdout":
-                    if self._pid:
-                        yield Output("stdout", data)
-                    else:
-                        early += data
-                    continue
-                held += data
-                if not self._pid:
-                    begun = re.search(rb"%s (\d{1,20})\n" % self._word, held)  # the tool may print first
-                    if begun is None:
-                        continue
-                    self._pid, held = begun[1].decode(), held[begun.end() :]
-                    yield Output("stderr", b"")
-                    if early:
-                        yield Output("stdout", early)
-                complete, held = _split(held, b"\n" + self._word)
-                if complete:
-                    yield Output("stderr", complete)
-        ended = re.fullmatch(rb"\n%s (\d{1,3})\n" % self._word, held)
-        if ended is not None:
-            self.exit_code = int(ended[1])
-        else:
-            self._last_stderr = held
+                    early += stdout.feed(data)
+                elif self._pid:
+                    yield Output("stderr", stderr.feed(data))
+                else:
+                    held += data
+                    if begun := re.search(rb"%s (\d{1,20})\n" % self._word, held):  # the tool may print first
+                        self._pid, first = begun[1].decode(), held[begun.end() :]
+                        yield Output("stderr", b"")
+                        yield Output("stderr", stderr.feed(first))
+                if self._pid and early:
+                    yield Output("stdout", early)
+                    early = b""
+                if not self._pid and len(held) + len(early) > _EARLY_LIMIT_BYTES:
+                    break
+                if stdout.is_marked and (ended := re.match(rb"%s (\d{1,3})\n" % mark, stderr.rest)):
+                    self.exit_code = int(ended[1])
+                    return
+        self._last_stderr = held if not self._pid else stderr.rest
 
     def _tool_message(self) -> str:
         message = self._last_stderr.decode(errors="replace").strip()[-300:]
         return message or f"`{' '.join(self._transport.argv)}` ended without a message"
+
+
+class _MarkedStream:
+    """A stream up to a mark. `rest` begins with the mark, or with the bytes that may be its beginning."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self.rest = b""
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the mark was read."""
+        return self.rest.startswith(self._mark)
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the output that `data` completes. Drops what follows the mark, except its line."""
+        before, self.rest = (b"", self.rest + data) if self.is_marked else _split(self.rest + data, self._mark)
+        if self.is_marked:
+            self.rest = self.rest[: len(self._mark) + _CODE_BYTES]
+        return before
 
 
 def _split(data: bytes, mark: bytes) -> tuple[bytes, bytes]:

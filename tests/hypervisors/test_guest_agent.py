@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.hypervisors.captured_command import OUTPUT_LIMIT_BYTES
 from agent.hypervisors.contract import ExecResult, GuestError
-from agent.hypervisors.qemu.agent_messages import OUTPUT_LIMIT_BYTES, RESET, Decoder
+from agent.hypervisors.qemu.agent_messages import RESET, Decoder
 from agent.hypervisors.qemu.guest_agent import GuestAgent
 from agent.hypervisors.qemu.reinitialize import set_clock
 from agent.hypervisors.qemu.running import QemuRunningVm

@@ -74,6 +74,48 @@ async def test_session_has_output_input_and_signals(driver: Hypervisor, rig: Rig
             await read_all(session)
 
 
+async def run_to_end(driver: Hypervisor, *argv: str) -> ExecResult:
+    return await driver.execute(spec().name, argv, timeout_s=20)
+
+
+async def run_in_session(driver: Hypervisor, *argv: str) -> ExecResult:
+    async with asyncio.timeout(20), open_session(driver, *argv) as session:
+        streams = await read_all(session)
+        assert session.exit_code is not None
+        return ExecResult(session.exit_code, streams["stdout"], streams["stderr"])
+
+
+async def test_commands_end_alike_in_both_calls_of_every_driver(driver: Hypervisor, rig: Rig) -> None:
+    """The exit codes are those of a shell, and a command ends when its own process ends."""
+    await start_vm(driver, rig, booted=True)
+    for run in (run_to_end, run_in_session):
+        for missing in ("no-such-program", "/no/such/program"):
+            result = await run(driver, missing)
+            assert (result.exit_code, result.stdout) == (127, b"")
+            assert missing.encode() in result.stderr
+        for no_program in ("/", "/etc/passwd"):
+            result = await run(driver, no_program)
+            assert (result.exit_code, result.stdout) == (126, b"")
+            assert no_program.encode() in result.stderr
+        assert (await run(driver, "sh", "-c", "exit 7")).exit_code == 7
+        assert await run(driver, "sh", "-c", "kill -TERM $$") == ExecResult(143, b"", b"")
+        assert await run(driver, "sh", "-c", "sleep 600 & echo begun") == ExecResult(0, b"begun\n", b"")
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("rig", ["qemu"], indirect=True)
+async def test_command_run_to_its_end_in_a_real_guest(driver: Hypervisor, rig: Rig) -> None:
+    """The driver returns the beginning of each output, and leaves no files."""
+    await start_vm(driver, rig, booted=True)
+    script = "yes 0123456789abcde | head -c 3000000; echo problem >&2; echo >&2; sleep 600 & exit 3"
+    result = await run_to_end(driver, "sh", "-c", script)
+    assert (result.exit_code, result.stderr, result.truncated) == (3, b"problem\n\n", True)
+    assert result.stdout == (b"0123456789abcde\n" * (1 << 16))[: 1 << 20]
+    assert (await run_to_end(driver, "cat")).stdout == b""
+    assert (await run_to_end(driver, "sh", "-c", "ls -d /var/tmp/hearth* /tmp/hearth*")).stdout == b""
+    assert (await run_to_end(driver, "unset", "HOME")).exit_code == 127, "a builtin of the shell is no program"
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("rig", ["qemu"], indirect=True)
 async def test_session_in_a_real_guest(driver: Hypervisor, rig: Rig) -> None:

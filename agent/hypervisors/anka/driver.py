@@ -20,6 +20,7 @@ from agent.hypervisors.anka.guest import ping_guest, run_in_guest
 from agent.hypervisors.anka.license import license_fact
 from agent.hypervisors.anka.running import AnkaRunningVms
 from agent.hypervisors.anka.vm_records import AnkaVmRecords
+from agent.hypervisors.captured_command import capture
 from agent.hypervisors.contract import (
     Address,
     Capabilities,
@@ -199,7 +200,7 @@ class AnkaHypervisor(WithoutTemplates):
     async def execute(self, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """See `Hypervisor`. `anka run` would start a VM that does not run (A16), so that is checked first."""
         await self._vms.require(name)
-        return await run_in_guest(self._anka, name, argv, timeout_s=timeout_s)
+        return await run_in_guest(self._anka, name, capture(argv), timeout_s=timeout_s)
 
     async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
         """See `SupportsExecSessions`. Signals too go only to a VM that runs (A16)."""

@@ -6,12 +6,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from agent.hypervisors.contract import ExecResult, GuestError
+from agent.hypervisors.captured_command import OUTPUT_LIMIT_BYTES, bounded_result
+from agent.hypervisors.contract import GuestError
 from agent.processes.command import CommandTimeoutError
 
 if TYPE_CHECKING:
     from agent.anka.command import Anka
     from agent.hypervisors.anka.running import AnkaRunningVm
+    from agent.hypervisors.contract import ExecResult
 
 UNANSWERED: Final = (b"communication timeout", b"disconnected")
 RETRY_S: Final = 0.2
@@ -23,13 +25,13 @@ async def run_in_guest(anka: Anka, name: str, argv: tuple[str, ...], *, timeout_
     A hung tool raises the same error: `anka run` prints nothing in either case.
     """
     try:
-        result = await anka.run("run", name, *argv, timeout_s=timeout_s)
+        result = await anka.run("run", name, *argv, timeout_s=timeout_s, output_limit_bytes=2 * OUTPUT_LIMIT_BYTES)
     except CommandTimeoutError:
         raise GuestError(f"the guest of {name} did not answer in {timeout_s:g} s") from None
     stderr = result.stderr.strip()
     if result.exit_code and stderr.startswith(b"-anka:") and any(words in stderr for words in UNANSWERED):
         raise GuestError(f"the guest of {name} did not answer: {stderr.decode(errors='replace')[-200:]}")
-    return ExecResult(result.exit_code, result.stdout, result.stderr, truncated=result.truncated)
+    return bounded_result(result.exit_code, result.stdout, result.stderr, truncated=result.truncated)
 
 
 async def ping_guest(anka: Anka, vm: AnkaRunningVm, *, timeout_s: float) -> None:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from agent.hypervisors.contract import ExecResult, GuestError
+from agent.hypervisors.captured_command import OUTPUT_LIMIT_BYTES, bounded_result
+from agent.hypervisors.contract import GuestError
+
+if TYPE_CHECKING:
+    from agent.hypervisors.contract import ExecResult
 
 RESET: Final = b"\xff"
 LINE_LIMIT_BYTES: Final = 4 << 20
 """Longest accepted message: both output streams of a command in base64, after they are cut, and a margin."""
-OUTPUT_LIMIT_BYTES: Final = 1 << 20
-"""How much of each output stream of a command is returned at most."""
 STRING_LIMIT_BYTES: Final = 4 * (OUTPUT_LIMIT_BYTES // 3 + 1)
 """How much of one string is stored: the base64 of a little more than `OUTPUT_LIMIT_BYTES`. qemu-ga returns up to 16 MiB
 of each stream; the rest is dropped as it arrives."""
@@ -138,12 +140,7 @@ def read_exec_result(answer: object) -> ExecResult | None:
     status = _object(answer)
     stdout, stderr = (_base64(status.get(key, "")) for key in ("out-data", "err-data"))
     is_cut = bool(status.get("out-truncated") or status.get("err-truncated"))
-    return ExecResult(
-        exit_code=exit_code,
-        stdout=stdout[:OUTPUT_LIMIT_BYTES],
-        stderr=stderr[:OUTPUT_LIMIT_BYTES],
-        truncated=is_cut or max(len(stdout), len(stderr)) > OUTPUT_LIMIT_BYTES,
-    )
+    return bounded_result(exit_code, stdout, stderr, truncated=is_cut)
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent.domain.model import Observed
 from agent.domain.names import PREFIX
+from agent.hypervisors.captured_command import capture
 from agent.hypervisors.contract import (
     Address,
     Capabilities,
@@ -219,7 +220,7 @@ class QemuHypervisor:
     async def execute(self, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """See `Hypervisor`."""
         vm = await self._require_ready(name)
-        return await vm.agent.execute(argv, timeout_s=timeout_s)
+        return await vm.agent.execute(capture(argv), timeout_s=timeout_s)
 
     async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
         """See `SupportsExecSessions`."""

@@ -56,14 +56,15 @@ if [ "$input" != /dev/null ]; then
     echo "$!" >"$folder/holder"
 fi
 exec 9<"$input" 8>&-
-setsid sh -c 'echo "$$" >"$1/pid.new" && mv "$1/pid.new" "$1/pid"; shift; exec "$@"' sh "$folder" "$@" \
-    <&9 >"$folder/stdout" 2>"$folder/stderr" 9<&-
+(exec setsid sh -c 'echo "$$" >"$1/pid.new" && mv "$1/pid.new" "$1/pid"; shift; exec "$@"' sh "$folder" "$@" \
+    <&9 >"$folder/stdout" 2>"$folder/stderr" 9<&-)
 code=$?
 [ ! -e "$folder/holder" ] || kill "$(cat "$folder/holder")"
 exit "$code"
 """
 """Runs the command in a session of its own, which can be signalled as a whole, and in the foreground: a shell without
-job control starts a background command with SIGINT and SIGQUIT ignored. A `sleep` keeps the pipe open."""
+job control starts a background command with SIGINT and SIGQUIT ignored. Without the subshell, dash would report on the
+stderr of the command that a signal killed it. A `sleep` keeps the pipe open."""
 
 _END_INPUT: Final = """
 until [ -s "$1/pid" ]; do sleep 1; done

@@ -89,6 +89,8 @@ class SimulatedExecSession:
                 result = self._process.guest.execute(self._argv)
                 if result.stdout:
                     self._output.put_nowait(Output("stdout", result.stdout))
+                if result.stderr:
+                    self._output.put_nowait(Output("stderr", result.stderr))
                 return result.exit_code
         return 0
 

@@ -13,8 +13,11 @@ from agent.hypervisors.contract import ExecResult
 if TYPE_CHECKING:
     from agent.hypervisors.contract import VmSpec
 
-_EXIT: Final = re.compile(r"exit (\d{1,3})")
-"""The only script that a simulated shell supports."""
+_SCRIPT: Final = re.compile(r"exit (?P<code>\d{1,3})|sleep \d+ & echo (?P<word>\w+)|kill -TERM (?P<self>\$\$)")
+"""The scripts that a simulated shell supports: an exit code, output while a process runs on that holds it open, a
+signal."""
+_MISSING: Final = frozenset({"no-such-program", "/no/such/program"})
+_NOT_EXECUTABLE: Final = frozenset({"/", "/etc/passwd"})
 
 
 @dataclass(slots=True)
@@ -48,12 +51,18 @@ class SimulatedGuest:
             self.ports[port] = server.sockets[0].getsockname()[1]
 
     def execute(self, argv: tuple[str, ...]) -> ExecResult:
-        """Simulate a command. A few have their usual output and effect on files; all others succeed without output."""
+        """Simulate a command. A few have their usual output and effect on files; all others succeed without output.
+
+        Exit codes are those of a shell. A command ends when its own process does.
+        """
         program, *arguments = argv
         state, path = self.state, arguments[-1] if arguments else ""
         stdout, succeeds = b"", True
-        if program == "sh" and (script := _EXIT.fullmatch(path)):
-            return ExecResult(exit_code=int(script[1]), stdout=b"", stderr=b"")
+        if program in _MISSING | _NOT_EXECUTABLE:
+            code, reason = (127, "not found") if program in _MISSING else (126, "Permission denied")
+            return ExecResult(code, b"", f"sh: exec: {program}: {reason}\n".encode())
+        if program == "sh" and (script := _SCRIPT.fullmatch(path)):
+            return _script_result(script)
         match program:
             case "echo":
                 stdout = f"{' '.join(arguments)}\n".encode()
@@ -90,3 +99,8 @@ class SimulatedGuest:
         finally:
             self._connections.discard(writer)
             writer.close()
+
+
+def _script_result(script: re.Match[str]) -> ExecResult:
+    stdout = f"{script['word']}\n".encode() if script["word"] else b""
+    return ExecResult(143 if script["self"] else int(script["code"] or 0), stdout, b"")

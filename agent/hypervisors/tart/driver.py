@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.domain.model import Observed
 from agent.domain.names import PREFIX
+from agent.hypervisors.captured_command import capture
 from agent.hypervisors.contract import (
     Address,
     Capabilities,
@@ -202,7 +203,7 @@ class TartHypervisor(WithoutTemplates):
     async def execute(self, name: str, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """See `Hypervisor`."""
         await self._vms.require(name)
-        return await guest.execute(self._tool, name, argv, timeout_s=timeout_s)
+        return await guest.execute(self._tool, name, capture(argv), timeout_s=timeout_s)
 
     async def open_exec(self, name: str, argv: tuple[str, ...], *, stdin: bool) -> ExecSession:
         """See `SupportsExecSessions`."""

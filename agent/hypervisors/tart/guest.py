@@ -8,12 +8,14 @@ import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from agent.hypervisors.contract import ExecResult, GuestError, HypervisorError
+from agent.hypervisors.captured_command import OUTPUT_LIMIT_BYTES, bounded_result
+from agent.hypervisors.contract import GuestError, HypervisorError
 from agent.hypervisors.shell_session import SIGNAL_S, GuestTransport
 from agent.hypervisors.tart.tool import error_from_stderr
 from agent.processes.command import CommandError, CommandTimeoutError
 
 if TYPE_CHECKING:
+    from agent.hypervisors.contract import ExecResult
     from agent.hypervisors.tart.tool import TartTool
 
 SHUTDOWN: Final = "sudo -n shutdown -h now || shutdown -h now"
@@ -38,13 +40,19 @@ async def execute(tool: TartTool, name: str, argv: tuple[str, ...], *, timeout_s
     word = secrets.token_hex(8)
     script = f'"$@"; printf \'\\n{word} %d\\n\' "$?" >&2'
     try:
-        result = await tool.try_run("exec", name, "/bin/sh", "-c", script, "sh", *argv, timeout_s=timeout_s)
+        result = await tool.try_run(
+            *("exec", name, "/bin/sh", "-c", script, "sh", *argv),
+            timeout_s=timeout_s,
+            output_limit_bytes=2 * OUTPUT_LIMIT_BYTES,
+        )
     except CommandTimeoutError as error:
         await _check_tool(tool)
         raise GuestError(f"{name} did not answer within {timeout_s:g} s") from error
     marker = re.search(rb"\n%s (\d{1,3})\n\Z" % word.encode(), result.stderr)
     if marker is not None:
-        return ExecResult(int(marker[1]), result.stdout, result.stderr[: marker.start()], truncated=result.truncated)
+        return bounded_result(
+            int(marker[1]), result.stdout, result.stderr[: marker.start()], truncated=result.truncated
+        )
     output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")[-300:] or "no output"
     if known := error_from_stderr(result, f"{name} cannot run commands: {output}"):
         raise known

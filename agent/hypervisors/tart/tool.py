@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agent.hypervisors.contract import HypervisorError, VmNotFoundError, VmNotRunningError
-from agent.processes.command import Command, CommandFailedError
+from agent.processes.command import OUTPUT_LIMIT_BYTES, Command, CommandFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,13 +47,20 @@ class TartTool:
         except CommandFailedError as error:
             raise error_from_stderr(error.result, str(error)) or error from error
 
-    async def try_run(self, *arguments: str, timeout_s: float | None = None, check: bool = False) -> CommandResult:
+    async def try_run(
+        self,
+        *arguments: str,
+        timeout_s: float | None = None,
+        check: bool = False,
+        output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
+    ) -> CommandResult:
         """Run a command and return its result, whatever its exit code. Raises `CommandError` if it does not end."""
         command = Command(
             (self.program, *arguments),
             timeout_s=self._config.command_timeout_s if timeout_s is None else timeout_s,
             env=self.env,
             remedy=REMEDY,
+            output_limit_bytes=output_limit_bytes,
         )
         return await self._runner.run(command, check=check)
 
