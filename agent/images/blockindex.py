@@ -20,7 +20,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from agent.images.lz4frame import BLOCK_BYTES, END_BYTES
+from agent.images.lz4frame import BLOCK_BYTES, END_BYTES, MAX_FRAMED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -106,6 +106,8 @@ def _decode_chunk(raw: memoryview, count: int, chunk: Chunk) -> ChunkBlocks | No
         raise BadIndexError("its number of blocks differs from the image")
     # Views, not copies: an index of 80 GB is 26 MB.
     lengths = _little_endian(raw[: count * _COUNT.size])
+    if not 0 < min(lengths) <= max(lengths) <= MAX_FRAMED_BYTES:
+        raise BadIndexError(f"it has a block outside 1 to {MAX_FRAMED_BYTES} bytes, which no block of 64 KiB can be")
     if sum(lengths) + END_BYTES != chunk.blob.size:
         raise BadIndexError("the length of its blocks differs from the chunks of the image")
     return ChunkBlocks(lengths, raw[count * _COUNT.size :])

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from agent.images.errors import TransferError
+from agent.images.errors import BadImageError, TransferError
 from agent.images.plan import MAX_RANGE_BYTES
 from agent.images.transfer_limits import StreamLimiter
 
@@ -97,7 +97,10 @@ class Downloader:
                     self._buffers.release(left[0])
 
     async def ranges(self, blob: Blob, ranges: Iterable[tuple[int, int]], consume: Consume) -> None:
-        """Read `(start, size)` ranges of at most `MAX_RANGE_BYTES`, and await `consume` for each, in order."""
+        """Read `(start, size)` ranges of at most `MAX_RANGE_BYTES`, and await `consume` for each, in order.
+
+        Raises `BadImageError` for a longer range: it would not fit into a buffer.
+        """
         left = iter(ranges)
         ahead: deque[asyncio.Task[Filled]] = deque()
         try:
@@ -115,14 +118,8 @@ class Downloader:
     async def into_memory(self, blob: Blob) -> bytearray:
         """Return a small blob. The caller must check its digest."""
         content = bytearray(blob.size)
-        at = 0
-
-        async def write(piece: memoryview) -> None:
-            nonlocal at
-            content[at : at + len(piece)] = piece
-            at += len(piece)
-
-        await self._read(blob, 0, blob.size, write)
+        with memoryview(content) as view:
+            await self._read(blob, 0, blob.size, _writer(view))
         return content
 
     async def _stream_whole(self, blob: Blob, ready: asyncio.Queue[Filled | None]) -> None:
@@ -155,17 +152,13 @@ class Downloader:
             ready.put_nowait(None)
 
     async def _read_range(self, blob: Blob, start: int, size: int) -> Filled:
+        if size > MAX_RANGE_BYTES:
+            raise BadImageError(f"a range of {size} bytes of the blob {blob.digest} is larger than {MAX_RANGE_BYTES}")
         buffer = await self._buffers.take()
-        at = 0
-
-        async def write(piece: memoryview) -> None:
-            nonlocal at
-            buffer[at : at + len(piece)] = piece
-            at += len(piece)
-
         try:
             async with self._streams.slot():
-                await self._read(blob, start, size, write)
+                with memoryview(buffer) as view:
+                    await self._read(blob, start, size, _writer(view[:size]))
         except BaseException:
             self._buffers.release(buffer)
             raise
@@ -209,3 +202,17 @@ class Downloader:
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, tuple):
                 self._buffers.release(outcome[0])
+
+
+def _writer(target: memoryview) -> Write:
+    """Return a function that fills `target` in order. Raises `TransferError` for bytes beyond its end."""
+    at = 0
+
+    async def write(piece: memoryview) -> None:
+        nonlocal at
+        if at + len(piece) > len(target):
+            raise TransferError(f"the source sent more than the {len(target)} requested bytes")
+        target[at : at + len(piece)] = piece
+        at += len(piece)
+
+    return write

@@ -29,6 +29,8 @@ END_BYTES: Final = len(END)
 """Length of the end mark of a stream."""
 _COMPRESSED_HEADER: Final = struct.Struct("<4sII")
 _PLAIN_HEADER: Final = struct.Struct("<4sI")
+MAX_FRAMED_BYTES: Final = _COMPRESSED_HEADER.size + BLOCK_BYTES + BLOCK_BYTES // 255 + 16
+"""Largest frame of a block of `BLOCK_BYTES`: its header, and the bound of LZ4 for incompressible data."""
 
 
 class FrameError(ValueError):

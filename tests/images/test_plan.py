@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from agent.images.blockindex import BadIndexError, ChunkBlocks, block_digests, d
 from agent.images.chunk_digests import zero_digest, zero_digests
 from agent.images.chunk_writers import ChunkBuilder, ChunkWriter, RawWriter
 from agent.images.liblz4 import best_codec
-from agent.images.lz4frame import BLOCK_BYTES, encode_frame
+from agent.images.lz4frame import BLOCK_BYTES, END_BYTES, MAX_FRAMED_BYTES, encode_frame
 from agent.images.manifest import Blob, Chunk, Manifest, digest_of
 from agent.images.plan import (
     BRIDGE_BLOCKS,
@@ -225,3 +226,20 @@ def test_changed_index_is_rejected_or_keeps_its_shape(data: st.DataObject, text:
             continue
         for blocks, chunk in zip(found, manifest.chunks, strict=True):
             assert blocks is None or sum(blocks.lengths) + 4 == chunk.blob.size
+
+
+@pytest.mark.parametrize("lengths", [[442 << 20] + [1] * 7, [0] * 7 + [BLOCK_BYTES]])
+def test_index_with_an_impossible_block_is_rejected(lengths: list[int]) -> None:
+    """Such a block would become one range request, and its bytes would be kept in memory."""
+    manifest, _, _ = image("abcdefgh")
+    chunk = manifest.chunks[0]
+    claimed = replace(chunk, blob=Blob(chunk.blob.digest, sum(lengths) + END_BYTES))
+    raw = encode_index([ChunkBlocks(lengths, bytes(8 * 16))])
+    with pytest.raises(BadIndexError, match="no block of 64 KiB"):
+        decode_index(raw, replace(manifest, chunks=(claimed,)))
+
+
+def test_largest_frame_of_a_block_is_bounded() -> None:
+    stream, lengths = encode_frame(memoryview(bytearray(block("a"))), CODEC)
+    assert lengths == [len(stream) - END_BYTES]
+    assert BLOCK_BYTES < lengths[0] <= MAX_FRAMED_BYTES
