@@ -33,6 +33,12 @@ class TooSlowError(HearthError):
     code = "too-slow"
 
 
+class UnexpectedError(HearthError):
+    """An external call raised an error that its module does not document: a defect of that module."""
+
+    code = "unexpected"
+
+
 @dataclass(frozen=True, slots=True)
 class EffectContext:
     """What effects work with."""
@@ -57,7 +63,11 @@ class EffectContext:
 
 
 async def bounded(awaitable: Awaitable[T], limit_s: float, operation: str) -> T:
-    """Await at most `limit_s`. Raises `TooSlowError` that names `operation`."""
+    """Await at most `limit_s`. Raises `TooSlowError` that names `operation`.
+
+    An error that the call does not document becomes an `UnexpectedError`, so that it is recorded and backs off like
+    every other failure.
+    """
     try:
         async with asyncio.timeout(limit_s):
             return await awaitable
@@ -65,3 +75,11 @@ async def bounded(awaitable: Awaitable[T], limit_s: float, operation: str) -> T:
         raise TooSlowError(
             f"{operation} took longer than {limit_s:g} s and was cancelled", remedy="the agent retries automatically"
         ) from None
+    except (HearthError, OSError):
+        raise
+    except Exception as error:
+        log.exception("call-raised", operation=operation)
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UnexpectedError(
+            f"{operation} failed unexpectedly: {reason}", remedy="report this defect with the agent's log"
+        ) from error

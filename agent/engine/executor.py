@@ -1,11 +1,18 @@
-"""The executor: runs effects concurrently, never two on one resource."""
+"""The executor: runs effects concurrently, never two on one resource.
+
+Effects record their expected failures as facts, and the planner backs off. An effect that raises has a defect and
+records nothing, so the planner would plan it again immediately: the executor keeps its resource busy for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
+
+from agent.domain.text import clip
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,15 +23,34 @@ log = structlog.get_logger()
 
 _LOGGED_FIELDS: Final = {"vm": "vm", "image": "image", "digest": "image"}
 """The fields of an effect that every log line of its task carries, with their names in the log."""
+FIRST_HOLD_S: Final = 5.0
+LONGEST_HOLD_S: Final = 300.0
+"""How long a resource stays busy after its effect raised: doubled at each further time, up to the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Defect:
+    """The last error that an effect raised on a resource, and the delay that followed it."""
+
+    error: str
+    delay_s: float
 
 
 class Executor:
     """Starts effects and holds the busy resources. `on_end` is called whenever an effect ends, however it ended."""
 
-    def __init__(self, perform: Callable[[Effect], Awaitable[None]], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        perform: Callable[[Effect], Awaitable[None]],
+        on_end: Callable[[], None],
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._perform = perform
         self._on_end = on_end
+        self._sleep = sleep
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._defects: dict[str, _Defect] = {}
 
     @property
     def busy(self) -> frozenset[str]:
@@ -51,10 +77,21 @@ class Executor:
         try:
             with structlog.contextvars.bound_contextvars(action=kind, **fields):
                 await self._perform(effect)
+            self._defects.pop(effect.resource, None)
         except asyncio.CancelledError:
             raise
-        except Exception:  # a defect in one effect must not end the reconciler
-            log.exception("action-failed", action=kind, resource=effect.resource)
+        except Exception as error:  # a defect in one effect must not end the reconciler
+            defect, is_known = self._count_defect(effect.resource, clip(f"{kind}: {error!r}"))
+            if not is_known:
+                log.exception("action-failed", action=kind, resource=effect.resource, delay_s=defect.delay_s)
+            await self._sleep(defect.delay_s)
         finally:
             self._tasks.pop(effect.resource, None)
             self._on_end()
+
+    def _count_defect(self, resource: str, error: str) -> tuple[_Defect, bool]:
+        """Return the defect with its delay, and whether the last effect on the resource raised the same error."""
+        last = self._defects.get(resource)
+        delay_s = min(LONGEST_HOLD_S, 2 * last.delay_s) if last else FIRST_HOLD_S
+        self._defects[resource] = defect = _Defect(error, delay_s)
+        return defect, last is not None and last.error == error

@@ -147,6 +147,6 @@ async def _collect_evidence(context: EffectContext, vm: Vm) -> None:
         await bounded(context.hypervisor.evidence(vm.name, into), EVIDENCE_TIMEOUT_S, "the collection of evidence")
 
     try:
-        await context.evidence.keep(vm, collect)
+        await bounded(context.evidence.keep(vm, collect), 2 * EVIDENCE_TIMEOUT_S, "the storage of evidence")
     except (HearthError, OSError) as error:
         await context.record(EvidenceFailed(vm.name, str(error)))
