@@ -27,6 +27,7 @@ from agent.processes.signals import reset_inherited_signals
 from agent.telemetry import log as logs
 from agent.telemetry.event_loop_lag import observe_event_loop_lag
 from agent.telemetry.log_file import Retention, log_path
+from agent.telemetry.log_rendering import escape_unprintable
 from agent.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -168,4 +169,4 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 def _print_error(error: HearthError) -> None:
-    sys.stderr.write(f"hearth: {error}\n")
+    sys.stderr.write(f"hearth: {escape_unprintable(error)}\n")

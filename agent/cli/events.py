@@ -13,7 +13,7 @@ import typer
 from agent.cli import options
 from agent.cli.documents import EventPage
 from agent.cli.endpoint import AgentUnreachableError
-from agent.cli.output import is_colour_wanted, print_error, print_json, print_line
+from agent.cli.output import is_colour_wanted, print_error, print_json, print_rendered
 from agent.telemetry.log_rendering import render_line
 
 if TYPE_CHECKING:
@@ -89,4 +89,4 @@ def _show(event: EventDocument | StreamedEvent, *, as_json: bool) -> None:
     level = "warning" if event["kind"].endswith(_BAD_KINDS) else "info"
     fields = {key: value for key, value in event.items() if key not in ("number", "kind", "at") and value}
     line = {"ts": f"{event['at'][:19]}Z", "level": level, "event": event["kind"], **fields}
-    print_line(render_line(line, colour=is_colour_wanted()))
+    print_rendered(render_line(line, colour=is_colour_wanted()))

@@ -17,7 +17,7 @@ from agent.cli import options
 from agent.cli.client import ApiClient
 from agent.cli.documents import ImageList, ImageStatus
 from agent.cli.endpoint import AgentNotRunningError, RemoteEndpoint
-from agent.cli.output import print_json, print_line, quiet_logs
+from agent.cli.output import print_json, print_line, print_note, quiet_logs
 from agent.cli.progress import pull_bar, push_bar
 from agent.config import Config, load_config
 from agent.domain.errors import HearthError
@@ -188,7 +188,7 @@ def _list_from_agent(config: Path | None, socket: Path | None) -> list[ImageStat
     except AgentNotRunningError as error:
         if isinstance(endpoint, RemoteEndpoint):
             raise
-        typer.echo(f"hearth: {error.message}; these are the images in the local store", err=True)
+        print_note(f"{error.message}; these are the images in the local store")
         return None
 
 
@@ -214,11 +214,10 @@ def _print_images(images: list[ImageStatus]) -> None:
     if not images:
         print_line("no images")
         return
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.tables import image_table  # noqa: PLC0415
 
-    console = Console()
+    console = PlainConsole()
     console.print(image_table(images, datetime.now(UTC), console.width, with_references=True))
 
 

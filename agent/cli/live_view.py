@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from rich.live import Live
-from rich.text import Text
 
+from agent.cli.console import plain
 from agent.cli.endpoint import AgentUnreachableError
 
 if TYPE_CHECKING:
@@ -32,6 +32,6 @@ def show_live(console: Console, draw: Callable[[], RenderableType]) -> None:
                 try:
                     live.update(draw(), refresh=True)
                 except AgentUnreachableError as error:
-                    live.update(Text(f"{error.message}; waiting for it", style="yellow"), refresh=True)
+                    live.update(plain(f"{error.message}; waiting for it", "yellow"), refresh=True)
     except KeyboardInterrupt:
         return

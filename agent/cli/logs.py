@@ -13,7 +13,7 @@ from agent.cli import options
 from agent.cli.exit_codes import ExitCode
 from agent.cli.log_filter import Level, LogFilter, RelatedLines
 from agent.cli.log_reader import follow_lines, log_files, read_all_lines, read_last_lines
-from agent.cli.output import is_colour_wanted, print_line
+from agent.cli.output import is_colour_wanted, print_json_text, print_rendered
 from agent.domain.errors import HearthError
 
 app = typer.Typer(add_completion=False)
@@ -97,7 +97,7 @@ def _time_before(span_s: float | None) -> str:
 def _print(line: str, *, as_json: bool, colour: bool) -> None:
     from agent.telemetry.log_rendering import render_json_line  # noqa: PLC0415
 
-    print_line(line if as_json else render_json_line(line, colour=colour))
+    print_json_text(line) if as_json else print_rendered(render_json_line(line, colour=colour))
 
 
 def _log_path(config: Path | None) -> Path:

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from agent import __version__
 from agent.cli.exit_codes import ExitCode, exit_code_for
-from agent.cli.output import OutputError, ReaderGoneError, discard_output, print_error, print_line
+from agent.cli.output import OutputError, ReaderGoneError, discard_output, print_error, print_line, print_note
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
@@ -179,6 +179,9 @@ def run(arguments: Sequence[str]) -> int:
             discard_output()
         print_error(error)
         return exit_code_for(error)
+    except UnicodeEncodeError as error:
+        print_note(f"the argument {error.object!r} is no text in the encoding of this system")
+        return ExitCode.USAGE
     except typer.TyperException as error:
         from typer.rich_utils import rich_format_error  # noqa: PLC0415 - rich is slow to import
 

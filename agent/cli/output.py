@@ -6,6 +6,7 @@ Rich and Typer catch `OSError` and end the process themselves. `guard_stdout` th
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -36,19 +37,38 @@ class ReaderGoneError(HearthError):
 
 
 def print_line(text: str) -> None:
-    """Print one line of the command's result."""
+    """Print lines of the command's result. Unprintable characters are escaped: the text can quote a guest."""
+    print_rendered("\n".join(map(escape_unprintable, text.split("\n"))))
+
+
+def print_rendered(text: str) -> None:
+    """Print a line that is escaped already, and may have colours."""
     sys.stdout.write(f"{text}\n")
 
 
 def print_json(document: object) -> None:
     """Print a document for programs: indented on a terminal, on one line elsewhere."""
     indent = 2 if sys.stdout.isatty() else None
-    print_line(json.dumps(document, indent=indent, ensure_ascii=False))
+    print_json_text(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
+def print_json_text(text: str) -> None:
+    """Print JSON with unprintable characters escaped, and outside UTF-8 all characters that are not ASCII."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    if not (text.isprintable() and (is_utf8 or text.isascii())):
+        shown = [c == "\n" or (c.isprintable() and (is_utf8 or c.isascii())) for c in text]
+        text = "".join(c if ok else json.dumps(c)[1:-1] for c, ok in zip(text, shown, strict=True))
+    print_rendered(text)
+
+
+def print_note(text: str) -> None:
+    """Print a note on stderr."""
+    sys.stderr.write(f"hearth: {escape_unprintable(text)}\n")
 
 
 def print_error(error: HearthError) -> None:
     """Print an error and its remedy on stderr."""
-    sys.stderr.write(f"hearth: {escape_unprintable(error.message)}\n")
+    print_note(error.message)
     if error.remedy:
         sys.stderr.write(f"        {escape_unprintable(error.remedy)}\n")
 
@@ -109,7 +129,7 @@ def guard_stdout() -> None:
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Stdout(_OUT, "w", closefd=False)),
         encoding=before.encoding if before else "utf-8",
-        errors=before.errors if before else "replace",
+        errors="backslashreplace",  # no text of a guest, and no locale, ends a command in a traceback
         line_buffering=bool(unbuffered),
     )
 

@@ -32,11 +32,10 @@ def status(config: options.Config = None, socket: options.Socket = None, as_json
     if as_json:
         print_json(answer.document)
         return
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.tables import rollout_table  # noqa: PLC0415
 
-    console = Console()
+    console = PlainConsole()
     console.print(rollout_table(answer.document["rollouts"], answer.at, console.width))
 
 

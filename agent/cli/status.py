@@ -50,9 +50,9 @@ def status(
 
 
 def _show(client: ApiClient, *, watch: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
 
-    console, view = Console(), _StatusView(client)
+    console, view = PlainConsole(), _StatusView(client)
     if watch:
         from agent.cli.live_view import show_live  # noqa: PLC0415
 

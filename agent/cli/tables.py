@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.console import plain
 from agent.cli.units import duration, short_digest, short_name, since, size, until
 from agent.telemetry.log_rendering import escape_unprintable
 
@@ -70,9 +71,9 @@ def headline(host: HostDocument) -> Text:
     cpus, memory, disk = host["cpus"], host["memory_mib"], host["disk_bytes"]
     hypervisor = f"{versions['hypervisor']} {versions['hypervisor_version']}".strip()
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(identity["name"], style="bold")
-    text.append(f"  {identity['os']} {identity['arch']}, {hypervisor}, ")
-    text.append(f"hearth {versions['agent']}\n")
+    text.append(escape_unprintable(identity["name"]), style="bold")
+    text.append(escape_unprintable(f"  {identity['os']} {identity['arch']}, {hypervisor}, "))
+    text.append(f"hearth {escape_unprintable(versions['agent'])}\n")
     text.append(f"slots   {slots['free']} of {slots['total']} free")
     text.append(f" ({', '.join(held)})\n" if held else "\n")
     text.append(f"free    {_number(cpus['free'])} of {_number(cpus['allocatable'])} cpus, ")
@@ -151,13 +152,13 @@ def vm_view(vm: VmDetail, now: datetime) -> RenderableType:
         ("held by", _lease_or_failure(vm, now)),
         ("ports", Text(", ".join(ports) or "-")),
     ):
-        about.add_row(Text(title, style="dim"), text)
+        about.add_row(Text(title, style="dim"), plain(text))
     probes = build_table({"PROBE": 0, "OUTCOME": 0, "AGO": 0, "DETAIL": 0}, 80)
     for probe in vm["probes"]:
         outcome = Text(probe["outcome"], style="green" if probe["outcome"] == "pass" else "red")
         detail = Text(escape_unprintable(probe["detail"]))
         add_row(probes, {"PROBE": probe["probe"], "OUTCOME": outcome, "AGO": since(probe["at"], now), "DETAIL": detail})
-    parts: list[RenderableType] = [Text(vm["name"], style="bold"), about]
+    parts: list[RenderableType] = [plain(vm["name"], "bold"), about]
     return Group(*parts, *((Text(), probes) if vm["probes"] else ()))
 
 
@@ -212,7 +213,8 @@ def _phase(rollout: RolloutStatus) -> Text:
 
 
 def _problem(what: str, why: str) -> Text:
-    return Text.assemble(("! ", "red bold"), (what, "bold"), f": {escape_unprintable(why)}" if why else "")
+    reason = f": {escape_unprintable(why)}" if why else ""
+    return Text.assemble(("! ", "red bold"), (escape_unprintable(what), "bold"), reason)
 
 
 def _lease_or_failure(vm: VmStatus, now: datetime) -> Text:
@@ -255,7 +257,7 @@ def build_table(columns: Mapping[str, int], width: int, *, one_line: bool = Fals
 
 def add_row(shown: Table, cells: Mapping[str, RenderableType]) -> None:
     """Add a row with the cells of the columns that the table has."""
-    shown.add_row(*(cells[str(column.header)] for column in shown.columns))
+    shown.add_row(*(plain(cells[str(column.header)]) for column in shown.columns))
 
 
 def name_width(width: int) -> int:

@@ -49,13 +49,12 @@ def top(
 
 
 def _show(sampler: UsageSampler, *, once: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.fitted_view import FittedView  # noqa: PLC0415
     from agent.cli.live_view import show_live  # noqa: PLC0415
     from agent.cli.usage_tables import usage_sections  # noqa: PLC0415
 
-    console = Console()
+    console = PlainConsole()
 
     def draw() -> RenderableType:
         return FittedView(usage_sections(sampler.read(), console.width))

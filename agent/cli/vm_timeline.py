@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.console import plain
 from agent.cli.units import duration, short_digest, size
 from agent.telemetry.log_rendering import escape_unprintable
 
@@ -46,8 +47,8 @@ def summarize(events: list[EventDocument]) -> Text:
 
 def _headline(vm: str, events: list[EventDocument]) -> Text:
     pool, image = _first_value(events, "pool"), _first_value(events, "image")
-    text = Text(vm, style="bold")
-    text.append(f"  pool {pool or '-'}, image {short_digest(image)}", style="")
+    text = Text(escape_unprintable(vm), style="bold")
+    text.append(escape_unprintable(f"  pool {pool or '-'}, image {short_digest(image)}"), style="")
     return text
 
 
@@ -66,7 +67,7 @@ def _event_table(events: list[EventDocument]) -> Table:
         at = _time(event)
         after = f"+{(at - before).total_seconds():.1f}s"
         kind = Text(event["kind"], style=_style(event["kind"]))
-        table.add_row(f"{at:%Y-%m-%d %H:%M:%S}", after, kind, Text(_detail(event)))
+        table.add_row(f"{at:%Y-%m-%d %H:%M:%S}", after, plain(kind), plain(_detail(event)))
         before = at
     return table
 
@@ -79,13 +80,13 @@ def _style(kind: str) -> str:
 def _detail(event: EventDocument) -> str:
     parts = [event["cause"] or "", event["detail"], f"lease {event['lease']}" if event["lease"] else ""]
     took = f"took {event['duration_s']:.2f} s" if event["duration_s"] is not None else ""
-    return escape_unprintable(", ".join(part for part in (*parts, took) if part))
+    return ", ".join(part for part in (*parts, took) if part)
 
 
 def _file_lines(evidence: EvidenceList) -> Iterable[RenderableType]:
-    yield Text(f"evidence in {evidence['directory']}", style="dim")
+    yield plain(f"evidence in {evidence['directory']}", "dim")
     for file in evidence["files"]:
-        yield Text(f"  {file['name']}  {size(file['size_bytes'])}")
+        yield plain(f"  {file['name']}  {size(file['size_bytes'])}")
 
 
 def _time(event: EventDocument) -> datetime:

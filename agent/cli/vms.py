@@ -51,11 +51,10 @@ def vms(
     if as_json:
         print_json(answer.document)
         return
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.tables import vm_table  # noqa: PLC0415
 
-    console = Console()
+    console = PlainConsole()
     console.print(vm_table(answer.document["vms"], answer.at, console.width))
 
 
@@ -77,11 +76,10 @@ def show(
     if as_json:
         print_json(answer.document)
         return
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.tables import vm_view  # noqa: PLC0415
 
-    Console().print(vm_view(answer.document, answer.at))
+    PlainConsole().print(vm_view(answer.document, answer.at))
 
 
 @app.command()
@@ -127,11 +125,10 @@ def why(
     if as_json:
         print_json({"vm": name, "events": events, "evidence": evidence})
         return
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-
+    from agent.cli.console import PlainConsole  # noqa: PLC0415 - rich is slow to import
     from agent.cli.vm_timeline import render_timeline  # noqa: PLC0415
 
-    Console().print(render_timeline(name, events, evidence))
+    PlainConsole().print(render_timeline(name, events, evidence))
 
 
 def _build_client(context: typer.Context, socket: Path | None, config: Path | None) -> ApiClient:

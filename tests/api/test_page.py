@@ -83,6 +83,17 @@ async def test_page_shows_the_host_and_its_changes(api: Running, browser: Page) 
     assert browser.problems == []
 
 
+async def test_page_shows_text_of_guests_without_interpreting_it(api: Running, browser: Page) -> None:
+    detail = "<b id='attack'>x</b> \u202eabc \x1b[2J \u2028 \x9b1m 日本"
+    await opened(browser, api)
+    await api.engine.commit(Event(EventKind.VM_FAILED, time.time(), vm="hearth-small-1", detail=detail))
+    await browser.wait_for("document.querySelector('#events').innerText.includes('日本')")
+    shown = await text(browser, "#events")
+    assert "<b id='attack'>x</b> \\u{202e}abc \\u{1b}[2J \\u{2028} \\u{9b}1m 日本" in shown
+    assert await browser.evaluate("document.querySelector('#attack') === null")
+    assert browser.problems == []
+
+
 async def test_page_requests_a_token_when_the_agent_needs_one(browser: Page, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     secret = create_token(tokens, "me", Role.READ, now_s=0.0)

@@ -16,10 +16,13 @@ const byId = (id) => document.getElementById(id);
 const model = { host: null, vms: [], events: [], etag: "", skewMs: 0, lastEvent: 0 };
 const now = () => Date.now() - model.skewMs; // the host's clock, from the Date header of its responses
 
+// Text of guests and clients, with characters escaped that are invisible or change the order of others.
+const visible = (text) => String(text).replace(/(?![\n\t])[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
 function node(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  element.append(...children.map((child) => (child instanceof Node ? child : visible(child))));
   return element;
 }
 
@@ -73,9 +76,10 @@ function showRows(id, items, cells, emptyText) {
 
 function showHost(host) {
   document.title = `${host.host.name} · Hearth`;
-  byId("host").textContent = host.host.name;
+  byId("host").textContent = visible(host.host.name);
   const v = host.versions;
-  byId("versions").textContent = `hearth ${v.agent}, ${v.hypervisor} ${v.hypervisor_version}`.trim() + `, ${host.host.os} ${host.host.arch}`;
+  const hypervisor = `${v.hypervisor} ${v.hypervisor_version}`.trim();
+  byId("versions").textContent = visible(`hearth ${v.agent}, ${hypervisor}, ${host.host.os} ${host.host.arch}`);
   const states = ["ready", "leased", "starting", "stopping", "foreign", "free"];
   byId("slots").replaceChildren(...states.flatMap((name) =>
     Array.from({ length: Math.min(64, host.slots[name]) }, () => node("li", { "data-state": name }, name))));
