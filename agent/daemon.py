@@ -23,6 +23,7 @@ from agent.config import ConfigError, load_config
 from agent.config_reload import ConfigReloader
 from agent.domain.errors import HearthError
 from agent.host.data_dir_lock import lock_data_directory
+from agent.host.private_files import make_private
 from agent.processes.signals import reset_inherited_signals
 from agent.telemetry import log as logs
 from agent.telemetry.event_loop_lag import observe_event_loop_lag
@@ -100,6 +101,8 @@ def _disable_core_files() -> None:
 async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
     _disable_core_files()
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
+    for path, error in make_private(config.data_dir):
+        log.warning("file-not-private", path=str(path), error=str(error))
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
         try:

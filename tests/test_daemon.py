@@ -68,6 +68,28 @@ async def test_agent_stops_in_order_on_sigterm(host: Host) -> None:
     assert not host.socket.exists()
 
 
+async def test_all_files_are_private_whatever_the_umask(host: Host) -> None:
+    """Logs, evidence, journal, images and VMs, also those that an older agent wrote."""
+    old = host.data_dir / "evidence" / "hearth-small-old"
+    old.mkdir(parents=True, mode=0o755)
+    (old / "console.log").write_text("secret")
+    (old / "console.log").chmod(0o644)
+    host.assign("small", await an_image(host.directory), warm=1, probes=AGENT_PROBE)
+    before = os.umask(0)
+    try:
+        await host.start()
+    finally:
+        os.umask(before)
+    (name,) = await host.wait_until_warm(1)
+    await host.call("DELETE", f"/v1/vms/{name}")
+    await host.wait_until_warm(1, without=name)
+    paths = [host.data_dir, *host.data_dir.rglob("*")]
+    assert {"agent.lock", "journal.sqlite", "evidence", "console.log"} <= {path.name for path in paths}
+    public = {path for path in paths if not path.is_symlink() and path.lstat().st_mode & 0o077}
+    assert public == set()
+    assert await host.stop() == 0
+
+
 async def test_agent_stops_on_sigterm_when_started_with_it_blocked(host: Host) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.domain.errors import ErrorOrigin, HearthError
+from agent.host.private_files import FILE_MODE, FOLDER_MODE, private_umask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,14 +30,14 @@ class DataDirectoryError(HearthError):
 
 @contextmanager
 def lock_data_directory(data_dir: Path) -> Iterator[None]:
-    """Hold the lock on the data directory while the context is active.
+    """Hold the lock on the data directory while the context is active. Files are created for this user only.
 
     Raises `AlreadyRunningError` with the pid of the other agent, and `DataDirectoryError`.
     """
     path = data_dir / "agent.lock"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        data_dir.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataDirectoryError(
             f"{data_dir} cannot be used: {error.strerror}",
@@ -54,6 +55,7 @@ def lock_data_directory(data_dir: Path) -> Iterator[None]:
         with suppress(OSError):  # on a full disk the pid cannot be written; the lock is held nevertheless
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        with private_umask():
+            yield
     finally:
         os.close(descriptor)

@@ -143,7 +143,7 @@ class Puller:
     ) -> None:
         outline = preparation.outline
         with ExitStack() as opened:
-            descriptor = os.open(stage.path / DISK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(stage.path / DISK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, descriptor)
             os.ftruncate(descriptor, manifest.disk_bytes)
             if preparation.dirty or preparation.base is not None:
