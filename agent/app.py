@@ -206,7 +206,7 @@ def build_engine(base: Foundation, store: StateStore) -> Engine:
     prober = Prober(probe_runner, updates, results, on_result=base.metering.count_probe, clock=clock)
 
     def after_pass(world: World) -> None:
-        prober.sync(world.vms, world.pool, world.busy)
+        prober.sync(world.vms, world.pool_of, world.busy)
         base.board.post([assignments.condition(world.now_s)])
 
     return Engine(

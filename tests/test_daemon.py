@@ -68,7 +68,7 @@ async def test_agent_stops_in_order_on_sigterm(host: Host) -> None:
     assert not host.socket.exists()
 
 
-async def test_all_files_are_private_whatever_the_umask(host: Host) -> None:
+async def test_all_files_are_private_under_any_umask(host: Host) -> None:
     """Logs, evidence, journal, images and VMs, also those that an older agent wrote."""
     old = host.data_dir / "evidence" / "hearth-small-old"
     old.mkdir(parents=True, mode=0o755)

@@ -70,6 +70,23 @@ class Caller:
     name: str
     role: Role
     anonymous: bool = False
+    is_local: bool = False
+
+    @property
+    def lease_owner(self) -> str:
+        """The owner of the leases that it requests: the token's name, "" without a token."""
+        return "" if self.anonymous or self.is_local else self.name
+
+    @property
+    def lease_user(self) -> str | None:
+        """The owner whose leases it may use; None: those of all."""
+        return None if self.role >= Role.ADMIN else self.lease_owner
+
+    def can_see_lease(self, owner: str | None) -> bool:
+        """Whether it may read the id of a lease of `owner`. An anonymous reader may not; a lease token sees its own."""
+        if self.role is Role.LEASE:
+            return owner is None or owner == self.name
+        return not self.anonymous or self.role >= Role.ADMIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +200,7 @@ def _write(path: Path, tokens: tuple[Token, ...]) -> None:
     fresh = path.with_name(f"{path.name}.new")
     text = json.dumps([asdict(token) for token in tokens], indent=1)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh.unlink(missing_ok=True)
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)

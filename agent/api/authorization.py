@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.api.auth import Authenticator
     from agent.api.rate_limit import RateLimiter
 
-LOCAL: Final = Caller("socket", Role.ADMIN)
+LOCAL: Final = Caller("socket", Role.ADMIN, is_local=True)
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 

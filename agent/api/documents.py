@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from agent.api.auth import Caller
     from agent.api.engine_protocols import EngineParts
     from agent.domain.breaker import Breaker
     from agent.domain.events import Event
@@ -175,8 +176,8 @@ def image_list(world: World, pulls: tuple[PullProgress, ...]) -> schemas.ImageLi
     )
 
 
-def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
-    """Return one VM for a list."""
+def vm_status(vm: Vm, world: World, caller: Caller) -> schemas.VmStatus:
+    """Return one VM for a list, with the id of its lease if the caller may see it."""
     lease = next((lease for lease in world.leases if lease.vm == vm.name), None)
     return schemas.VmStatus(
         name=vm.name,
@@ -188,17 +189,22 @@ def vm_status(vm: Vm, world: World) -> schemas.VmStatus:
         ready_at=when(vm.ready_at_s),
         cpus=vm.size.cpus,
         memory_mib=vm.size.memory_mib,
-        lease=schemas.LeaseBrief(id=lease.id, holder=lease.holder, expires_at=_at(lease.expires_at_s))
-        if lease
-        else None,
+        lease=_lease_brief(lease, caller) if lease else None,
         failure=_failure(vm.failure),
     )
 
 
-def vm_detail(vm: Vm, world: World, *, address: Address | None, probes: tuple[ProbeResult, ...]) -> schemas.VmDetail:
+def _lease_brief(lease: Lease, caller: Caller) -> schemas.LeaseBrief:
+    lease_id = lease.id if caller.can_see_lease(lease.owner) else None
+    return schemas.LeaseBrief(id=lease_id, holder=lease.holder, expires_at=_at(lease.expires_at_s))
+
+
+def vm_detail(
+    vm: Vm, world: World, caller: Caller, *, address: Address | None, probes: tuple[ProbeResult, ...]
+) -> schemas.VmDetail:
     """Return one VM with its address and probe results."""
     return schemas.VmDetail(
-        **dict(vm_status(vm, world)),
+        **dict(vm_status(vm, world, caller)),
         address=address_document(address),
         probes=tuple(
             schemas.ProbeResultDocument(

@@ -31,18 +31,26 @@ class Leases(Protocol):
     """Grants, renews and ends leases. Errors are `HearthError`s with the codes of `agent.engine.leases`."""
 
     async def acquire(
-        self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
+        self,
+        pool: str,
+        *,
+        holder: str,
+        ttl_s: float | None,
+        wait_s: float,
+        idempotency_key: str | None,
+        owner: str = "",
     ) -> Lease:
         """Lease a VM of `pool`; wait at most `wait_s` for one to become ready. The lease is durable."""
 
-    async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
+    async def renew(self, lease_id: str, *, ttl_s: float | None, user: str | None = None) -> Lease:
         """Extend a lease by `ttl_s` (default: its own) from now. Raises as `get` does."""
 
-    async def release(self, lease_id: str) -> None:
+    async def release(self, lease_id: str, *, user: str | None = None) -> None:
         """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
 
-    async def get(self, lease_id: str) -> Lease:
-        """Return a living lease. Raises `LeaseEndedError`, or `LeaseNotFoundError` if it is unknown."""
+    async def get(self, lease_id: str, *, user: str | None = None) -> Lease:
+        """Return a living lease that `user` may use; None may use all. Raises `LeaseEndedError`, or
+        `LeaseNotFoundError` if it is unknown to this user."""
 
 
 class History(Protocol):

@@ -18,6 +18,7 @@ from agent.api.documents import event_document
 from agent.domain.errors import HearthError
 
 if TYPE_CHECKING:
+    from agent.api.auth import Caller
     from agent.api.engine_protocols import EngineParts
     from agent.api.schemas import EventDocument
     from agent.domain.events import Event
@@ -31,18 +32,38 @@ _RETRY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class NumberedEvent:
-    """One event with its number, its document, and its bytes as a server-sent event."""
+    """One event with its number, its document, and its bytes as a server-sent event.
+
+    `sse_without_lease` is for callers that may not see the id of its lease, which `lease_owner` requested.
+    """
 
     number: int
     document: EventDocument
     sse: bytes
+    sse_without_lease: bytes
+    lease_owner: str | None
+
+    def sse_for(self, caller: Caller) -> bytes:
+        """Return the bytes for a caller."""
+        return self.sse if caller.can_see_lease(self.lease_owner) else self.sse_without_lease
 
 
 def number_event(number: int, event: Event) -> NumberedEvent:
     """Return an event in the forms that subscribers send."""
     document = event_document(number, event)
+    sse = _sse(document)
+    masked = sse if event.lease is None else _sse(without_lease(document))
+    return NumberedEvent(number, document, sse, masked, event.owner)
+
+
+def without_lease(document: EventDocument) -> EventDocument:
+    """Return an event without the id of its lease."""
+    return document.model_copy(update={"lease": None})
+
+
+def _sse(document: EventDocument) -> bytes:
     data = document.model_dump_json(exclude_defaults=True)
-    return NumberedEvent(number, document, f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n".encode())
+    return f"id: {document.number}\nevent: {document.kind}\ndata: {data}\n\n".encode()
 
 
 class EventHub:

@@ -249,9 +249,9 @@ class AddressDocument(Document):
 
 
 class LeaseBrief(Document):
-    """The lease of a VM, in a list of VMs."""
+    """The lease of a VM, in a list of VMs. `id` is null for callers that may not see it."""
 
-    id: str
+    id: str | None
     holder: str
     expires_at: datetime
 

@@ -216,9 +216,9 @@ class AddressDocument(TypedDict):
 
 
 class LeaseBrief(TypedDict):
-    """The lease of a VM, in a list of VMs."""
+    """The lease of a VM, in a list of VMs. `id` is None when this caller may not see it."""
 
-    id: str
+    id: str | None
     holder: str
     expires_at: str
 

@@ -83,7 +83,8 @@ def complete_leases(context: typer.Context, incomplete: str) -> list[str]:
     """Return the lease ids that begin with `incomplete`."""
 
     def read_ids(client: ApiClient) -> list[str]:
-        return [vm["lease"]["id"] for vm in _list_vms(client)["vms"] if vm["lease"]]
+        leases = [vm["lease"] for vm in _list_vms(client)["vms"] if vm["lease"]]
+        return [lease["id"] for lease in leases if lease["id"]]
 
     return _complete(context, incomplete, read_ids)
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 
 from agent.cli import options
-from agent.cli.documents import HostDocument, VmDetail, VmList
+from agent.cli.documents import HostDocument, VmDetail, VmList, VmStatus
 from agent.cli.exit_codes import ExitCode
 from agent.cli.interrupts import deferred_interrupts
 from agent.cli.output import print_error
@@ -105,12 +105,16 @@ def ssh(
         return ExitCode.EXEC_FAILED
 
 
+def _lease_id(vm: VmStatus) -> str:
+    return (vm["lease"] and vm["lease"]["id"]) or ""
+
+
 def _find_vm(client: ApiClient, target: str) -> VmDetail | None:
     """Return the VM that the target names, or None when it names a pool."""
     if any(pool["name"] == target for pool in client.get("/v1/host", HostDocument).document["pools"]):
         return None
     vms = client.get("/v1/vms", VmList).document["vms"]
-    found = [vm for vm in vms if vm["name"].endswith(target) or (vm["lease"] and vm["lease"]["id"].endswith(target))]
+    found = [vm for vm in vms if vm["name"].endswith(target) or _lease_id(vm).endswith(target)]
     if len(found) != 1:
         message = f"{len(found)} VMs match {target!r}" if found else f"no pool, VM or lease matches {target!r}"
         raise TargetError(message, remedy="see `hearth status` for the pools and VMs of this host")

@@ -148,7 +148,7 @@ def vm_view(vm: VmDetail, now: datetime) -> RenderableType:
         ("image", Text(vm["image"])),
         ("size", Text(f"{vm['cpus']} cpus, {size(vm['memory_mib'] * 2**20)} memory")),
         ("age", Text(since(vm["created_at"], now))),
-        ("lease", Text(vm["lease"]["id"] if vm["lease"] else "-")),
+        ("lease", Text((vm["lease"] and vm["lease"]["id"]) or "-")),
         ("held by", _lease_or_failure(vm, now)),
         ("ports", Text(", ".join(ports) or "-")),
     ):

@@ -139,7 +139,8 @@ def _release(client: ApiClient, lease_id: str, find: Callable[[], list[str]]) ->
 
 def _find_by_holder(client: ApiClient, holder: str) -> list[str]:
     vms = client.get("/v1/vms", VmList).document["vms"]
-    return [vm["lease"]["id"] for vm in vms if vm["lease"] and vm["lease"]["holder"] == holder]
+    leases = [vm["lease"] for vm in vms if vm["lease"] and vm["lease"]["holder"] == holder]
+    return [lease["id"] for lease in leases if lease["id"]]
 
 
 def _find_by_key(client: ApiClient, body: dict[str, Any]) -> list[str]:

@@ -60,3 +60,4 @@ class Event:
     cause: str | None = None  # of a failed VM: a `Cause`
     detail: str = ""
     duration_s: float | None = None
+    owner: str | None = None  # of the lease, see `Lease`

@@ -144,7 +144,11 @@ class Vm:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An exclusive, expiring claim of `holder` on one VM."""
+    """An exclusive, expiring claim of `holder` on one VM.
+
+    It has all that its holder was promised, so that a change of its pool, or its removal, does not reach the holder.
+    `owner` is the name of the token that requested it: "" on the Unix socket, None in leases of older agents.
+    """
 
     id: str
     pool: str
@@ -154,6 +158,9 @@ class Lease:
     created_at_s: float
     expires_at_s: float
     idempotency_key: str | None = None
+    max_ttl_s: float = 86400.0  # the most that a renewal extends it by
+    probes: tuple[ProbeSpec, ...] = ()  # report an unhealthy VM to the holder when the pool is not assigned any more
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,9 @@ class LeaseRequest:
     holder: str
     ttl_s: float
     idempotency_key: str | None = None
+    max_ttl_s: float = 86400.0
+    probes: tuple[ProbeSpec, ...] = ()
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def end_lease(draft: Draft, lease: Lease, kind: EventKind, *, detail: str = "") -> None:
     """End a lease and tear down its VM: a VM is leased once."""
     draft.drop(Lease, lease.id)
-    draft.event(kind, lease=lease.id, vm=lease.vm, pool=lease.pool, detail=detail)
+    draft.event(kind, lease=lease.id, owner=lease.owner, vm=lease.vm, pool=lease.pool, detail=detail)
     vm = draft.get(Vm, lease.vm)
     if vm is not None and vm.state is VmState.LEASED:
         draft.move(vm, VmEvent.TEARDOWN, lease_id=None)
@@ -33,13 +33,15 @@ def grant_lease(draft: Draft, fact: actions.GrantLease | facts.VmGranted) -> Non
     lease = Lease(
         id=request.id, pool=request.pool, vm=vm.name, holder=request.holder, ttl_s=request.ttl_s,
         created_at_s=draft.now_s, expires_at_s=draft.now_s + request.ttl_s, idempotency_key=request.idempotency_key,
+        max_ttl_s=request.max_ttl_s, probes=request.probes, owner=request.owner,
     )  # fmt: skip
     draft.put(lease)
     draft.move(vm, VmEvent.LEASE, lease_id=lease.id)
     waited_s = max(0.0, draft.now_s - request.since_s)
     draft.event(
         EventKind.LEASE_GRANTED,
-        lease=lease.id, vm=vm.name, pool=lease.pool, detail=f"to {lease.holder}", duration_s=waited_s,
+        lease=lease.id, owner=lease.owner, vm=vm.name, pool=lease.pool,
+        detail=f"to {lease.holder}", duration_s=waited_s,
     )  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def expire_lease(draft: Draft, action: actions.ExpireLease) -> None:
 def renew_lease(draft: Draft, fact: facts.LeaseRenewed) -> None:
     lease = _living_lease(draft, fact.lease)
     draft.put(replace(lease, ttl_s=fact.ttl_s, expires_at_s=draft.now_s + fact.ttl_s))
-    draft.event(EventKind.LEASE_RENEWED, lease=lease.id, vm=lease.vm, pool=lease.pool)
+    draft.event(EventKind.LEASE_RENEWED, lease=lease.id, owner=lease.owner, vm=lease.vm, pool=lease.pool)
 
 
 def release_lease(draft: Draft, fact: facts.LeaseReleased) -> None:

@@ -30,8 +30,12 @@ def fail_vm(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
     draft.move(vm, VmEvent.FAIL, failure=failure, lease_id=None)
     draft.vm_event(EventKind.VM_FAILED, vm, cause=cause, detail=reason)
     if vm.lease_id is not None:
+        broken = draft.get(Lease, vm.lease_id)
         draft.drop(Lease, vm.lease_id)
-        draft.event(EventKind.LEASE_BROKEN, lease=vm.lease_id, vm=vm.name, pool=vm.pool, cause=cause, detail=reason)
+        draft.event(
+            EventKind.LEASE_BROKEN,
+            lease=vm.lease_id, owner=broken and broken.owner, vm=vm.name, pool=vm.pool, cause=cause, detail=reason,
+        )  # fmt: skip
     pool_rollout = draft.get(Rollout, vm.pool)
     if pool_rollout is not None:
         draft.put(count_version_failure(pool_rollout, vm, failure))
@@ -43,9 +47,11 @@ def fail_vm(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
 def notify_holder(draft: Draft, vm: Vm, cause: Cause, reason: str) -> None:
     """Report a failure to the holder of a leased VM. The VM is not touched while its lease lives."""
     draft.put(replace(vm, reported_failure=Failure(cause, clip(reason), draft.now_s)))
+    lease = draft.get(Lease, vm.lease_id) if vm.lease_id else None
     draft.event(
-        EventKind.VM_UNHEALTHY_WHILE_LEASED, vm=vm.name, pool=vm.pool, lease=vm.lease_id, cause=cause, detail=reason
-    )
+        EventKind.VM_UNHEALTHY_WHILE_LEASED,
+        vm=vm.name, pool=vm.pool, lease=vm.lease_id, owner=lease and lease.owner, cause=cause, detail=reason,
+    )  # fmt: skip
 
 
 def count_leak(draft: Draft, vm: str, reason: str) -> None:

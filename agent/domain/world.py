@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.domain.model import OPEN, Mode
+from agent.domain.model import OPEN, Mode, PoolSpec
 from agent.domain.names import PREFIX
 from agent.domain.states import VmState
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.domain.breaker import Breaker, BreakerKey
-    from agent.domain.model import HostLimits, HostMode, Image, Lease, LeaseRequest, Observed, PoolSpec, Resolution, Vm
+    from agent.domain.model import HostLimits, HostMode, Image, Lease, LeaseRequest, Observed, Resolution, Vm
     from agent.domain.rollout import Rollout
 
 
@@ -72,6 +72,14 @@ class World:
     def pool(self, name: str) -> PoolSpec | None:
         """Return the assigned pool of that name, or None."""
         return next((pool for pool in self.pools if pool.name == name), None)
+
+    def pool_of(self, vm: Vm) -> PoolSpec | None:
+        """Return the assigned pool of a VM. A leased VM of an unassigned pool keeps the probes of its lease."""
+        assigned = self.pool(vm.pool)
+        if assigned is not None or vm.lease_id is None:
+            return assigned
+        lease = next((lease for lease in self.leases if lease.id == vm.lease_id), None)
+        return PoolSpec(vm.pool, vm.image, probes=lease.probes) if lease else None
 
     def has_image(self, digest: str) -> bool:
         """Whether that image version is complete in the local store."""

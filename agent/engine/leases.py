@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.domain.events import Event
-    from agent.domain.model import Lease, PoolSpec
+    from agent.domain.model import Lease
     from agent.domain.world import World
     from agent.engine.state_store import StateStore
 
@@ -141,12 +141,20 @@ class LeaseDesk:
         store.on_change(self._resolve_granted)
 
     async def acquire(
-        self, pool: str, *, holder: str, ttl_s: float | None, wait_s: float, idempotency_key: str | None
+        self,
+        pool: str,
+        *,
+        holder: str,
+        ttl_s: float | None,
+        wait_s: float,
+        idempotency_key: str | None,
+        owner: str = "",
     ) -> Lease:
         """Lease a VM of `pool`; wait at most `wait_s` for one to become ready.
 
-        The same `idempotency_key` returns the same lease. A caller that is cancelled leaves no lease. Raises
-        `PoolUnknownError`, `BadTtlError`, `NoVmFreeError`, `LeaseConflictError`, `DrainingError` and `JournalError`.
+        The same `idempotency_key` of the same owner returns the same lease. A caller that is cancelled leaves no lease.
+        Raises `PoolUnknownError`, `BadTtlError`, `NoVmFreeError`, `LeaseConflictError`, `DrainingError` and
+        `JournalError`.
         """
         world = self._world()
         spec = world.pool(pool)
@@ -154,37 +162,40 @@ class LeaseDesk:
             raise PoolUnknownError(
                 f"there is no pool {pool!r} on this host", remedy="list its pools with `hearth status`"
             )
-        request = LeaseRequest(self._new_id(), pool, world.now_s, holder, _ttl(spec, ttl_s), idempotency_key)
+        ttl_s = spec.lease_ttl_s if ttl_s is None else _checked_ttl(ttl_s, spec.lease_max_ttl_s)
+        request = LeaseRequest(
+            self._new_id(), pool, world.now_s, holder, ttl_s, idempotency_key,
+            max_ttl_s=spec.lease_max_ttl_s, probes=spec.probes, owner=owner,
+        )  # fmt: skip
         try:
             return await self._acquire_once(request, wait_s)
         except (RefusedError, asyncio.CancelledError) as error:
             self._on_refused(pool, error)
             raise
 
-    async def renew(self, lease_id: str, *, ttl_s: float | None) -> Lease:
-        """Extend a lease by `ttl_s` (default: its own) from now. Raises as `get` does, `PoolUnknownError`,
-        `BadTtlError`."""
-        lease = await self.get(lease_id)
-        if ttl_s is not None:
-            ttl_s = _ttl(self._world().pool(lease.pool), ttl_s)
-        state = await self._store.record(LeaseRenewed(lease_id, lease.ttl_s if ttl_s is None else ttl_s))
+    async def renew(self, lease_id: str, *, ttl_s: float | None, user: str | None = None) -> Lease:
+        """Extend a lease by `ttl_s` (default: its own) from now. Raises as `get` does, and `BadTtlError`."""
+        lease = await self.get(lease_id, user=user)
+        ttl_s = lease.ttl_s if ttl_s is None else _checked_ttl(ttl_s, lease.max_ttl_s)
+        state = await self._store.record(LeaseRenewed(lease_id, ttl_s))
         return state.leases[lease_id]
 
-    async def release(self, lease_id: str) -> None:
+    async def release(self, lease_id: str, *, user: str | None = None) -> None:
         """End a lease: its VM is torn down, the pool refilled. Raises as `get` does."""
-        await self.get(lease_id)
+        await self.get(lease_id, user=user)
         await self._store.record(LeaseReleased(lease_id))
         self._wake()
 
-    async def get(self, lease_id: str) -> Lease:
-        """Return a living lease. Raises `LeaseEndedError` if it has ended, and `LeaseNotFoundError` if it is
-        unknown."""
+    async def get(self, lease_id: str, *, user: str | None = None) -> Lease:
+        """Return a living lease that `user` may use; None may use all. Raises `LeaseEndedError` if it has ended, and
+        `LeaseNotFoundError` if it is unknown to this user."""
         lease = self._store.state.leases.get(lease_id)
-        if lease is not None:
+        if lease is not None and may_use(lease.owner, user):
             return lease
-        ending = await self._store.last_event_of_lease(lease_id)
-        if ending is not None and ending.kind in _ENDINGS:
-            raise LeaseEndedError(ending)
+        if lease is None:
+            ending = await self._store.last_event_of_lease(lease_id)
+            if ending is not None and ending.kind in _ENDINGS and may_use(ending.owner, user):
+                raise LeaseEndedError(ending)
         raise LeaseNotFoundError(f"there is no lease {lease_id!r} on this host", remedy="request a new lease")
 
     def refuse_waiting(self) -> None:
@@ -202,8 +213,8 @@ class LeaseDesk:
         """Return the lease that the request's idempotency key has already, or a new one."""
         if request.idempotency_key is None:
             return await self._acquire(request, wait_s)
-        async with self._keys.setdefault(request.idempotency_key, asyncio.Lock()):
-            known = self._lease_of_key(request.idempotency_key)
+        async with self._keys.setdefault(f"{request.owner}/{request.idempotency_key}", asyncio.Lock()):
+            known = self._lease_of_key(request.idempotency_key, request.owner)
             if known is None:
                 return await self._acquire(request, wait_s)
             if (known.pool, known.holder) != (request.pool, request.holder):
@@ -296,19 +307,19 @@ class LeaseDesk:
             if event.kind is EventKind.LEASE_GRANTED and (lease := self._store.state.leases.get(event.lease or "")):
                 self._queue.grant(lease)
 
-    def _lease_of_key(self, idempotency_key: str) -> Lease | None:
-        leases = self._store.state.leases.values()
+    def _lease_of_key(self, idempotency_key: str, owner: str | None) -> Lease | None:
+        """Return the lease of a key. Leases of older agents have no owner: any owner finds them."""
+        leases = (lease for lease in self._store.state.leases.values() if lease.owner in (owner, None))
         return next((lease for lease in leases if lease.idempotency_key == idempotency_key), None)
 
 
-def _ttl(spec: PoolSpec | None, requested_s: float | None) -> float:
-    """Return the time to live of a lease: the requested one, within the pool's maximum."""
-    if spec is None:
-        raise PoolUnknownError(
-            "the pool of this lease is not assigned to this host any more", remedy="finish the job, then release it"
-        )
-    if requested_s is None:
-        return spec.lease_ttl_s
+def _checked_ttl(requested_s: float, max_s: float) -> float:
+    """Return the time to live of a lease: the requested one, at most `max_s`. Raises `BadTtlError`."""
     if not (math.isfinite(requested_s) and requested_s > 0):
         raise BadTtlError(f"a ttl of {requested_s} s is not a positive number", remedy="request at least one second")
-    return min(requested_s, spec.lease_max_ttl_s)
+    return min(requested_s, max_s)
+
+
+def may_use(owner: str | None, user: str | None) -> bool:
+    """Whether `user` may use a lease of `owner`. None as a user may use all; a lease of an older agent has no owner."""
+    return user is None or owner is None or owner == user

@@ -98,7 +98,7 @@ class Prober:
         self._tasks: dict[str, _ProbeTask] = {}
         self._busy: frozenset[str] = frozenset()
 
-    def sync(self, vms: Iterable[Vm], pool: Callable[[str], PoolSpec | None], busy: frozenset[str]) -> None:
+    def sync(self, vms: Iterable[Vm], pool_of: Callable[[Vm], PoolSpec | None], busy: frozenset[str]) -> None:
         """Start missing probe tasks, and end those of VMs that do not run any more.
 
         The results of a VM stay as long as the VM is recorded, so that its failure can be explained.
@@ -110,7 +110,7 @@ class Prober:
             self._end(name)
         self._results.keep_only(known.keys())
         for name, vm in running.items():
-            spec = pool(vm.pool)
+            spec = pool_of(vm)
             if spec is None or name in busy:
                 continue
             current = self._tasks.get(name)

@@ -1,4 +1,4 @@
-"""Private files: what the agent writes is readable by its user only, whatever umask it inherits.
+"""Private files: what the agent writes is readable by its user only, under any inherited umask.
 
 Logs, evidence and disks of guests can contain secrets of jobs."""
 

@@ -98,10 +98,10 @@ def test_ctrl_c_does_not_interrupt_release(agent: Agent) -> None:
     desk = agent.engine.parts.leases
     release = desk.release
 
-    async def release_slowly(lease_id: str) -> None:
+    async def release_slowly(lease_id: str, *, user: str | None = None) -> None:
         is_releasing.set()
         await may_release.wait()
-        await release(lease_id)
+        await release(lease_id, user=user)
 
     async def allow_release(_: RealEngine) -> None:
         may_release.set()

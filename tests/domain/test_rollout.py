@@ -102,7 +102,7 @@ OLD, NEW = digest("v1"), digest("v2")
 
 
 def deploy(host: Host) -> None:
-    """Let one canary of version v2 become ready beside the ready VMs of v1."""
+    """Let one canary of version v2 become ready next to the ready VMs of v1."""
     host.registry["reg/ci:latest"] = NEW
     host.now_s += 301
     while not host.in_state("ci", VmState.READY, NEW):

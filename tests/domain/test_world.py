@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.domain.breaker import HOST_KEY, Breaker, BreakerKey, Scope
 from agent.domain.capacity import Limit, startable
-from agent.domain.model import HostLimits, HostMode, Lease, Mode, PoolSpec, Resolution, Vm, VmSize
+from agent.domain.model import HostLimits, HostMode, Lease, Mode, PoolSpec, ProbeKind, ProbeSpec, Resolution, Vm, VmSize
 from agent.domain.names import PREFIX, parse, vm_name
 from agent.domain.plan import next_due_s
 from agent.domain.states import VmState
@@ -62,6 +62,17 @@ def test_startable_names_the_binding_limit(changes: dict[str, object], count: in
 
 def test_startable_respects_pool_maximum() -> None:
     assert startable(WORLD, replace(POOL, max=2)) == (2, Limit.POOL_MAX)
+
+
+def test_leased_vm_of_an_unassigned_pool_keeps_its_probes() -> None:
+    probes = (ProbeSpec(ProbeKind.TCP, 22),)
+    leased = Vm("v", "gone", "sha256:v1", VmState.LEASED, POOL.size, NOW_S, NOW_S, lease_id="l")
+    world = replace(WORLD, vms=(leased,), leases=(Lease("l", "gone", "v", "job", 60, NOW_S, NOW_S, probes=probes),))
+    spec = world.pool_of(leased)
+    assert spec is not None
+    assert spec.probes == probes
+    assert world.pool_of(replace(leased, pool="ci")) == POOL
+    assert world.pool_of(replace(leased, lease_id=None)) is None
 
 
 def test_next_due_is_the_earliest_end() -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,22 @@ async def test_every_kind_of_record_is_read_as_written(tmp_path: Path, record: R
     assert await database.load(type(record)) == {key_of(record): record}
     await database.write([Drop(type(record), key_of(record))])
     assert await database.load(type(record)) == {}
+    await database.close()
+
+
+async def test_lease_of_an_older_agent_is_read(tmp_path: Path) -> None:
+    """It has no limit, no probes and no owner: it gets the limit of a pool's default, and every token may use it."""
+    path = tmp_path / "journal.sqlite"
+    await (await Database.open(path)).close()
+    old = (
+        '{"id":"l1","pool":"ci","vm":"v1","holder":"job","ttl_s":60,"created_at_s":1000,"expires_at_s":1060,'
+        '"idempotency_key":"key"}'
+    )
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO leases VALUES ('l1', ?)", [old])
+    database = await Database.open(path)
+    assert await database.load(Lease) == {"l1": LEASE}
+    assert (LEASE.owner, LEASE.max_ttl_s) == (None, 86400)
     await database.close()
 
 

@@ -1,4 +1,4 @@
-"""Effects that raise errors nobody foresaw: their resource backs off, and the error is recorded and logged once."""
+"""Effects that raise unforeseen errors: their resource backs off, and the error is recorded and logged once."""
 
 from __future__ import annotations
 

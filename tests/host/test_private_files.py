@@ -1,4 +1,4 @@
-"""Files of the agent are private whatever umask it inherits, and an upgrade repairs those of older agents."""
+"""Files of the agent are private under any inherited umask, and an upgrade repairs those of older agents."""
 
 from __future__ import annotations
 

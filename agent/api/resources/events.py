@@ -9,12 +9,16 @@ from aiohttp import hdrs, web
 
 from agent.api import request_schemas, schemas
 from agent.api.documents import event_document
+from agent.api.events import without_lease
 from agent.api.handler_context import context, json_response, read_query
 from agent.api.operation import Operation
 from agent.api.problems import RequestError
+from agent.api.request_keys import CALLER
 
 if TYPE_CHECKING:
+    from agent.api.auth import Caller
     from agent.api.events import EventHub
+    from agent.domain.events import Event
 
 KEEP_ALIVE_S: Final = 15.0
 """Period of comments without events: they show proxies and clients that the connection is alive."""
@@ -37,8 +41,9 @@ async def events(request: web.Request) -> web.StreamResponse:
         return await _stream(request, query)
     ctx = context(request)
     numbered = await ctx.engine.history.events(after=query.after or 0, vm=query.vm, limit=query.limit)
+    caller = request[CALLER]
     page = schemas.EventPage(
-        events=tuple(event_document(number, event) for number, event in numbered),
+        events=tuple(_visible(number, event, caller) for number, event in numbered),
         next=numbered[-1][0] if numbered else query.after or 0,
         last=ctx.events.last,
     )
@@ -46,7 +51,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 async def _stream(request: web.Request, query: request_schemas.EventQuery) -> web.StreamResponse:
-    hub = context(request).events
+    hub, caller = context(request).events, request[CALLER]
     last_sent = _resume_at(request, query, hub)
     response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-store"})
     response.content_type = _STREAM
@@ -62,9 +67,14 @@ async def _stream(request: web.Request, query: request_schemas.EventQuery) -> we
         if not batch:
             return response
         last_sent = batch[-1].number
-        text = b"".join(item.sse for item in batch if query.vm in (None, item.document.vm))
+        text = b"".join(item.sse_for(caller) for item in batch if query.vm in (None, item.document.vm))
         if text:
             await _send(request, response, text)
+
+
+def _visible(number: int, event: Event, caller: Caller) -> schemas.EventDocument:
+    document = event_document(number, event)
+    return document if caller.can_see_lease(event.owner) else without_lease(document)
 
 
 def _resume_at(request: web.Request, query: request_schemas.EventQuery, hub: EventHub) -> int:

@@ -19,7 +19,7 @@ from agent.api.exec_stream import CLOSE_S, MAX_FRAME_BYTES, PROTOCOL, ExecStream
 from agent.api.handler_context import context, finish_write, json_response, read_body
 from agent.api.operation import Operation
 from agent.api.problems import UpgradeRequiredError
-from agent.api.request_keys import REQUEST_ID
+from agent.api.request_keys import CALLER, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ async def execute(request: web.Request) -> web.Response:
     """Run a command in the guest of a leased VM, and return when it has ended."""
     body = await read_body(request, request_schemas.ExecRequest)
     engine = context(request).engine
-    lease = await engine.leases.get(request.match_info["id"])
+    lease = await engine.leases.get(request.match_info["id"], user=request[CALLER].lease_user)
     log.info("exec", lease=lease.id, vm=lease.vm, pool=lease.pool, program=body.argv[0])
     return json_response(exec_document(await engine.guests.execute(lease.vm, body.argv, timeout_s=body.timeout_s)))
 
@@ -59,7 +59,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
             "this address requires a WebSocket", remedy="send the Upgrade header, or run the command with POST"
         )
     ctx = context(request)
-    lease = await ctx.engine.leases.get(request.match_info["id"])
+    lease = await ctx.engine.leases.get(request.match_info["id"], user=request[CALLER].lease_user)
 
     @asynccontextmanager
     async def open_session(body: exec_schemas.ExecStart) -> AsyncIterator[ExecSession]:

@@ -14,6 +14,7 @@ from agent.api.auth import Role
 from agent.api.documents import lease_document
 from agent.api.handler_context import context, finish_write, json_response, read_body
 from agent.api.operation import Operation
+from agent.api.request_keys import CALLER
 
 if TYPE_CHECKING:
     from agent.domain.model import Lease, Vm
@@ -31,6 +32,7 @@ async def acquire(request: web.Request) -> web.Response:
         ttl_s=body.ttl_s,
         wait_s=body.wait_s,
         idempotency_key=body.idempotency_key,
+        owner=request[CALLER].lease_owner,
     )
     try:
         address = await address_of(context(request).engine.guests, lease.vm)
@@ -46,21 +48,22 @@ async def acquire(request: web.Request) -> web.Response:
 
 async def lease(request: web.Request) -> web.Response:
     """Return a lease."""
-    return await _lease_response(request, await context(request).engine.leases.get(request.match_info["id"]))
+    user = request[CALLER].lease_user
+    return await _lease_response(request, await context(request).engine.leases.get(request.match_info["id"], user=user))
 
 
 async def renew(request: web.Request) -> web.Response:
     """Extend a lease."""
     body = await read_body(request, request_schemas.LeaseRenewal)
     leases = context(request).engine.leases
-    return await _lease_response(
-        request, await finish_write(request, leases.renew(request.match_info["id"], ttl_s=body.ttl_s))
-    )
+    renewal = leases.renew(request.match_info["id"], ttl_s=body.ttl_s, user=request[CALLER].lease_user)
+    return await _lease_response(request, await finish_write(request, renewal))
 
 
 async def release(request: web.Request) -> web.Response:
     """End a lease."""
-    await finish_write(request, context(request).engine.leases.release(request.match_info["id"]))
+    leases, user = context(request).engine.leases, request[CALLER].lease_user
+    await finish_write(request, leases.release(request.match_info["id"], user=user))
     return web.Response(status=204)
 
 

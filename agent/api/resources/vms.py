@@ -10,6 +10,7 @@ from agent.api.documents import vm_detail, vm_status
 from agent.api.handler_context import context, finish_write, json_response, read_query
 from agent.api.operation import Operation
 from agent.api.problems import VmUnknownError
+from agent.api.request_keys import CALLER
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -22,7 +23,7 @@ async def vms(request: web.Request) -> web.Response:
     """List the VMs, oldest first."""
     world = context(request).engine.host.world()
     oldest_first = sorted(world.vms, key=lambda vm: (vm.created_at_s, vm.name))
-    return json_response(schemas.VmList(vms=tuple(vm_status(vm, world) for vm in oldest_first)))
+    return json_response(schemas.VmList(vms=tuple(vm_status(vm, world, request[CALLER]) for vm in oldest_first)))
 
 
 async def vm(request: web.Request) -> web.Response:
@@ -31,7 +32,8 @@ async def vm(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     address = await address_of(engine.guests, _find(engine.host.world(), name).name)
     world = engine.host.world()
-    return json_response(vm_detail(_find(world, name), world, address=address, probes=engine.host.probes(name)))
+    found, probes = _find(world, name), engine.host.probes(name)
+    return json_response(vm_detail(found, world, request[CALLER], address=address, probes=probes))
 
 
 async def replace(request: web.Request) -> web.Response:
@@ -42,7 +44,7 @@ async def replace(request: web.Request) -> web.Response:
     await finish_write(request, engine.vms.replace(name, reason=reason))
     world = engine.host.world()
     after = next((vm for vm in world.vms if vm.name == name), before)
-    return json_response(vm_status(after, world), status=202)
+    return json_response(vm_status(after, world, request[CALLER]), status=202)
 
 
 def _find(world: World, name: str) -> Vm:
