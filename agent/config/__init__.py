@@ -6,7 +6,7 @@ same code as the agent.
 """
 
 from agent.config.api import ApiConfig, TlsConfig
-from agent.config.assignment import Assignment, PoolDocument, ProbeDocument
+from agent.config.assignment import MAX_POOLS, STORED, Assignment, PoolDocument, ProbeDocument
 from agent.config.base import ConfigError, PoolName, Port, Seconds, Section
 from agent.config.config import AgentConfig, AssignmentConfig, Config, EvidenceConfig, HostConfig, LogConfig
 from agent.config.hypervisor import AnkaConfig, HypervisorConfig, QemuConfig, TartConfig
@@ -14,6 +14,8 @@ from agent.config.images import ImagesConfig, RegistryConfig
 from agent.config.load import load_assignment, load_config, parse_assignment
 
 __all__ = [
+    "MAX_POOLS",
+    "STORED",
     "AgentConfig",
     "AnkaConfig",
     "ApiConfig",

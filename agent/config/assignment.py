@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from agent.config.base import PoolName, Port, Seconds, Section
 from agent.domain.model import PoolSpec, ProbeKind, ProbeSpec, VmSize
+
+MAX_POOLS: Final = 256
+"""Most pools of one host. A plan for them takes about 20 ms of the event loop; ten thousand stopped it for seconds."""
+STORED: Final = "stored"
+"""The validation context of an assignment from the journal: an earlier agent may have accepted more pools."""
 
 
 class ProbeDocument(Section):
@@ -119,6 +124,14 @@ class Assignment(Section):
     """The desired state: the pools that this host must serve. The same document in TOML (file) and JSON (API)."""
 
     pools: dict[PoolName, PoolDocument] = Field(default={})
+
+    @field_validator("pools")
+    @classmethod
+    def _limit_pools(cls, pools: dict[str, PoolDocument], info: ValidationInfo) -> dict[str, PoolDocument]:
+        """Refuse more pools than a host can plan for. An assignment in the journal was accepted."""
+        if len(pools) > MAX_POOLS and info.context != STORED:
+            raise ValueError(f"{len(pools)} pools are more than the {MAX_POOLS} of one host: divide them over hosts")
+        return pools
 
     def specs(self) -> tuple[PoolSpec, ...]:
         """Return the pools as values of the domain, sorted by name."""

@@ -22,6 +22,7 @@ class Scope(StrEnum):
     HOST = "host"  # this host: while its breaker is open no VM is created
     IMAGE = "image"  # an image version, by digest: its pulls, evictions and VMs
     REFERENCE = "reference"  # an image reference: its resolution
+    REGISTRY = "registry"  # a registry, by its host: the queries of all references in it
     TEMPLATE = "template"  # a template: its saving, its removal, and VMs started from it
     VM = "vm"  # one VM: its teardown
 
@@ -35,6 +36,12 @@ class BreakerKey:
 
     def __str__(self) -> str:
         return f"{self.scope}/{self.name}"
+
+
+def registry_key(reference: str) -> BreakerKey:
+    """Return the key of the registry that holds an image reference. An image layout on this host is its own."""
+    host = reference.partition("/")[0]
+    return BreakerKey(Scope.REGISTRY, reference if host.endswith(":") else host)
 
 
 HOST_KEY: Final = BreakerKey(Scope.HOST, "host")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.domain import capacity
 from agent.domain.breaker import HOST_KEY, BreakerKey, Scope
@@ -16,6 +16,8 @@ from agent.domain.states import VmState
 if TYPE_CHECKING:
     from agent.domain.world import World
 
+_SHOWN: Final = 10
+"""How many pools, images or errors a message names."""
 _TRUE, _FALSE = ConditionStatus.TRUE, ConditionStatus.FALSE
 
 
@@ -52,7 +54,8 @@ def _ready(world: World) -> Condition:
         message = f"this host is {world.mode.mode}: {world.mode.reason or 'requested by an operator'}"
         return Condition("Ready", _FALSE, "NoLeases", message, world.now_s, problem=True)
     if short:
-        message = ", ".join(f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short)
+        counts = [f"{view.spec.name} has {len(view.ready)} of {view.spec.warm} warm VMs" for view in short]
+        message = _join(counts, ", ")
         # A host with all slots leased works as it should: it is short of warm VMs, but no operator has to act.
         is_full = any(vm.state is VmState.LEASED for vm in world.vms) and all(
             capacity.free(world).lacking_for(view.spec.size) for view in short
@@ -67,7 +70,7 @@ def _images_available(world: World) -> Condition:
     errors = [known.error for name, known in sorted(world.resolutions.items()) if known.error and name in assigned]
     errors += [breaker.reason for key, breaker in sorted(world.breakers.items()) if _is_pull_failing(world, key)]
     if errors:
-        return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", "; ".join(errors), world.now_s, problem=True)
+        return Condition("ImagesAvailable", _FALSE, "ResolveOrPullFailed", _join(errors), world.now_s, problem=True)
     return Condition("ImagesAvailable", _TRUE, "AsExpected", "", world.now_s)
 
 
@@ -131,7 +134,7 @@ def _disk_pressure(world: World) -> Condition:
 
 def _rolled_back(world: World) -> Condition:
     back = [rollout for rollout in world.rollouts.values() if rollout.phase is Phase.ROLLED_BACK]
-    message = "; ".join(f"{rollout.pool}: {rollout.target}: {rollout.reason}" for rollout in back)
+    message = _join([f"{rollout.pool}: {rollout.target}: {rollout.reason}" for rollout in back])
     return _problem_if(world, "RolledBack", problem=bool(back), reason="VersionFailed", message=message)
 
 
@@ -146,6 +149,12 @@ def _over_assigned(world: World) -> Condition:
                 return _problem_if(world, "OverAssigned", problem=True, reason="WarmTargetsDoNotFit", message=message)
             available = available.minus(capacity.resources_of(view.spec.size))
     return _problem_if(world, "OverAssigned", problem=False, reason="", message="")
+
+
+def _join(parts: list[str], separator: str = "; ") -> str:
+    """Return the first parts, and how many more there are: every part can be as long as a registry's message."""
+    more = [f"and {len(parts) - _SHOWN} more"] if len(parts) > _SHOWN else []
+    return separator.join(parts[:_SHOWN] + more)
 
 
 def _clock(at_s: float) -> str:

@@ -165,10 +165,11 @@ class ReferenceResolved(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ResolveFailed(Fact):
-    """The registry did not return the digest of a reference."""
+    """The registry did not return the digest of a reference. `outage`: it did not answer, or cannot work."""
 
     reference: str
     reason: str
+    outage: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from agent.domain.breaker import HOST_KEY, BreakerKey, Scope
+from agent.domain.breaker import HOST_KEY, BreakerKey, Scope, registry_key
 from agent.domain.model import Cause
 
 if TYPE_CHECKING:
@@ -82,6 +82,18 @@ def breakers_to_trip_for_leak(vm: str, breakers: Iterable[Breaker], now_s: float
     key = BreakerKey(Scope.VM, vm)
     leaked = {breaker.key for breaker in breakers if breaker.key.scope is Scope.VM and breaker.failed_recently(now_s)}
     return (key, HOST_KEY) if leaked - {key} else (key,)
+
+
+def is_registry_failing(reference: str, breakers: Iterable[Breaker], now_s: float) -> bool:
+    """Whether the query of another reference in the same registry failed recently: then the cause is the registry."""
+    registry = registry_key(reference)
+    return any(
+        breaker.key.scope is Scope.REFERENCE
+        and breaker.key.name != reference
+        and registry_key(breaker.key.name) == registry
+        and breaker.failed_recently(now_s)
+        for breaker in breakers
+    )
 
 
 def free_failures(key: BreakerKey) -> int:

@@ -74,10 +74,12 @@ def plan(world: World) -> Plan:
     world = replace(world, rollouts=advance_rollouts(world))
     actions: list[Action] = []
     for rule in RULES:
+        planned: set[str] = set()
         for action in rule(world):
-            if action.resource not in world.busy:
+            if action.resource not in world.busy and action.resource not in planned:
                 actions.append(action)
-                world = replace(world, busy=world.busy | {action.resource})
+                planned.add(action.resource)
+        world = replace(world, busy=world.busy | planned) if planned else world
     rollouts = allocation.record_shortages(world, actions)
     return Plan(tuple(actions), tuple(rollouts.values()), conditions(world))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.domain.breaker import BreakerKey, Scope
+from agent.domain.breaker import Breaker, BreakerKey, Scope, registry_key
 from agent.domain.events import EventKind
+from agent.domain.failure_attribution import is_registry_failing
 from agent.domain.model import Resolution
 from agent.domain.text import clip
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def reference_resolved(draft: Draft, fact: facts.ReferenceResolved) -> None:
     before = draft.get(Resolution, fact.reference)
     draft.put(Resolution(fact.reference, fact.digest, draft.now_s))
+    if draft.get(Breaker, registry_key(fact.reference)) is not None:
+        draft.drop(Breaker, registry_key(fact.reference))
     if before is None or before.digest != fact.digest:
         draft.event(EventKind.IMAGE_RESOLVED, image=fact.digest, detail=fact.reference)
 
@@ -24,8 +27,13 @@ def reference_resolved(draft: Draft, fact: facts.ReferenceResolved) -> None:
 def resolve_failed(draft: Draft, fact: facts.ResolveFailed) -> None:
     before = draft.get(Resolution, fact.reference)
     draft.put(Resolution(fact.reference, before.digest if before else None, draft.now_s, clip(fact.reason)))
+    registry, breakers = registry_key(fact.reference), draft.all(Breaker)
+    is_shared = fact.outage and is_registry_failing(fact.reference, breakers, draft.now_s)
+    if is_shared and not any(breaker.key == registry and breaker.is_open(draft.now_s) for breaker in breakers):
+        draft.trip(registry, fact.reason)  # queries that fail together count once
     draft.trip(BreakerKey(Scope.REFERENCE, fact.reference), fact.reason)
-    draft.event(EventKind.IMAGE_RESOLVE_FAILED, image=fact.reference, detail=fact.reason)
+    if not is_shared and not (before and before.error):
+        draft.event(EventKind.IMAGE_RESOLVE_FAILED, image=fact.reference, detail=fact.reason)
 
 
 def pull_progressed(draft: Draft, fact: facts.PullProgressed) -> None:

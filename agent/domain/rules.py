@@ -5,7 +5,8 @@ planned by `agent.domain.snapshots`. `agent.domain.plan.RULES` has the order."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 from agent.domain import capacity
 from agent.domain.actions import (
@@ -19,7 +20,7 @@ from agent.domain.actions import (
     RemoveStray,
     ResolveImage,
 )
-from agent.domain.breaker import BreakerKey, Scope
+from agent.domain.breaker import BreakerKey, Scope, registry_key
 from agent.domain.eviction import select_evictions
 from agent.domain.health import TOOL_MARGIN_S
 from agent.domain.model import Cause, Failure
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from agent.domain.pool_view import PoolView
     from agent.domain.rollout import Rollout
     from agent.domain.world import World
+
+QUERIES: Final = 16
+"""References that are resolved at the same time."""
+QUERIES_OF_REGISTRY: Final = 8
+"""References of one registry that are resolved at the same time: a hung registry must not take all places."""
+PULLS: Final = 8
+"""Image versions that are pulled at the same time, those of the pools of highest priority first."""
 
 
 def remove_strays(world: World) -> Iterator[RemoveStray]:
@@ -172,11 +180,19 @@ def retire_aged(world: World) -> Iterator[DestroyVm]:
 
 
 def resolve_references(world: World) -> Iterator[ResolveImage]:
-    """Query the digest of each assigned reference when it is new, and again every `resolve_period_s`: tags move."""
-    for reference in sorted({pool.image for pool in world.pools}):
-        known = world.resolutions.get(reference)
-        is_due = known is None or world.now_s - known.at_s >= world.resolve_period_s or bool(known.error)
-        if is_due and not world.is_blocked(BreakerKey(Scope.REFERENCE, reference)):
+    """Query the digest of each assigned reference when it is new, and again every `resolve_period_s`: tags move.
+
+    At most `QUERIES` run at the same time, and `QUERIES_OF_REGISTRY` in one registry; one in a registry that failed.
+    """
+    references = {pool.image for pool in world.pools}
+    running = Counter(registry_key(name) for name in references & world.busy)
+    room = QUERIES - running.total()
+    for reference in sorted(references - world.busy, key=lambda name: (_resolved_at_s(world, name), name)):
+        registry = registry_key(reference)
+        limit = 1 if registry in world.breakers else QUERIES_OF_REGISTRY
+        if room > 0 and running[registry] < limit and _is_query_due(world, reference):
+            running[registry] += 1
+            room -= 1
             yield ResolveImage(reference)
 
 
@@ -184,11 +200,35 @@ def prefetch_images(world: World) -> Iterator[PullImage]:
     """Pull the versions that the pools serve or will serve, before a slot waits for them."""
     if world.disk_full:
         return
-    for view in pool_views(world):
-        wanted = {view.rollout.target, view.rollout.serving} - {None, *view.rollout.quarantined}
-        for digest in sorted(filter(None, wanted)):
-            if not world.has_image(digest) and not world.is_blocked(BreakerKey(Scope.IMAGE, digest)):
+    views = pool_views(world)
+    present = {image.digest for image in world.images}
+    missing = frozenset[str]().union(*map(_versions_to_pull, views)) - present
+    room = PULLS - len(world.busy & missing)
+    planned: set[str] = set()
+    for view in views:
+        for digest in sorted(_versions_to_pull(view) - present - planned):
+            blocked = world.is_blocked(BreakerKey(Scope.IMAGE, digest)) or world.is_blocked(
+                registry_key(view.spec.image)
+            )
+            if room > len(planned) and not blocked:
+                planned.add(digest)
                 yield PullImage(view.spec.image, digest)
+
+
+def _versions_to_pull(view: PoolView) -> set[str]:
+    return {view.rollout.target, view.rollout.serving} - {None, *view.rollout.quarantined}  # type: ignore[return-value]
+
+
+def _resolved_at_s(world: World, reference: str) -> float:
+    known = world.resolutions.get(reference)
+    return known.at_s if known else 0.0
+
+
+def _is_query_due(world: World, reference: str) -> bool:
+    known = world.resolutions.get(reference)
+    is_due = known is None or world.now_s - known.at_s >= world.resolve_period_s or bool(known.error)
+    keys = (BreakerKey(Scope.REFERENCE, reference), registry_key(reference))
+    return is_due and not any(world.is_blocked(key) for key in keys)
 
 
 def images_in_use(vms: Iterable[Vm], rollouts: Iterable[Rollout]) -> frozenset[str]:

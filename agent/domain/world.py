@@ -64,6 +64,14 @@ class World:
     resolve_period_s: float = 300.0
     began_s: float = 0.0  # when this run of the agent began to probe
 
+    _digests: frozenset[str] = field(init=False, repr=False, compare=False)
+    _pools_by_name: Mapping[str, PoolSpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the images and the pools: rules look each of them up for each VM and pool."""
+        object.__setattr__(self, "_digests", frozenset(image.digest for image in self.images))
+        object.__setattr__(self, "_pools_by_name", {pool.name: pool for pool in self.pools})
+
     @property
     def is_draining(self) -> bool:
         """Whether this host is being emptied."""
@@ -71,7 +79,7 @@ class World:
 
     def pool(self, name: str) -> PoolSpec | None:
         """Return the assigned pool of that name, or None."""
-        return next((pool for pool in self.pools if pool.name == name), None)
+        return self._pools_by_name.get(name)
 
     def pool_of(self, vm: Vm) -> PoolSpec | None:
         """Return the assigned pool of a VM. A leased VM of an unassigned pool keeps the probes of its lease."""
@@ -83,7 +91,7 @@ class World:
 
     def has_image(self, digest: str) -> bool:
         """Whether that image version is complete in the local store."""
-        return any(image.digest == digest for image in self.images)
+        return digest in self._digests
 
     def is_blocked(self, key: BreakerKey) -> bool:
         """Whether an effect works on the thing that `key` names, or its breaker is open."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from agent.config import Assignment, ConfigError, load_assignment
+from agent.config import STORED, Assignment, ConfigError, load_assignment
 from agent.config.file_watch import watch_file
 from agent.domain.errors import RefusedError
 from agent.domain.facts import AssignmentAccepted, AssignmentRefused
@@ -68,7 +68,7 @@ class Assignments:
         """Load the last valid assignment, then the file if that is the source."""
         stored = self._store.state.assignment
         if stored is not None:
-            self.held = _hold(Assignment.model_validate_json(stored.document), self._source)
+            self.held = _hold(Assignment.model_validate_json(stored.document, context=STORED), self._source)
         if self._source == "file":
             await self._reload_or_log()
 

@@ -17,7 +17,8 @@ from agent.domain.facts import (
     ReferenceResolved,
     ResolveFailed,
 )
-from agent.engine.effect_context import bounded
+from agent.engine.effect_context import TooSlowError, bounded
+from agent.images.errors import RegistryDeniedError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,9 +38,15 @@ async def resolve(context: EffectContext, action: ResolveImage) -> None:
     try:
         digest = await bounded(context.images.resolve(action.reference), RESOLVE_TIMEOUT_S, "the registry query")
     except (HearthError, OSError) as error:
-        await context.record(ResolveFailed(action.reference, str(error)))
+        await context.record(ResolveFailed(action.reference, str(error), outage=_is_outage(error)))
         return
     await context.record(ReferenceResolved(action.reference, digest))
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether a registry did not answer or cannot work, so that queries of its other images fail too."""
+    is_down = isinstance(error, RegistryError) and not isinstance(error, RegistryDeniedError)
+    return is_down or isinstance(error, TooSlowError | OSError)
 
 
 async def pull(context: EffectContext, action: PullImage) -> None:

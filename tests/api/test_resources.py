@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.documents import COUNTED_STATES, DISK_STEP_BYTES
 from agent.api.resources.health import breakers
+from agent.config import MAX_POOLS
 from agent.domain.breaker import HOST_KEY, Breaker, BreakerKey, Scope
 from agent.domain.model import Cause, Failure, HostLimits
 from agent.domain.names import vm_name
@@ -329,4 +330,9 @@ async def test_invalid_assignment_names_the_key(api: Running) -> None:
     assert problem["code"] == "bad-configuration"
     assert "pools.small" in problem["detail"]
     assert "raise max or lower warm" in problem["detail"]
+    many = {"pools": {f"p{number}": {"image": "x"} for number in range(MAX_POOLS + 1)}}
+    async with api.tcp.put("/v1/assignment", json=many) as response:
+        assert response.status == 422
+        detail = (await response.json(content_type=None))["detail"]
+    assert f"pools: {MAX_POOLS + 1} pools are more than the {MAX_POOLS} of one host: divide them over hosts" in detail
     assert (await get(api, "/v1/assignment"))["pools"]["small"]["warm"] == 2

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from agent.domain import rules
 from agent.domain.actions import CreateVm, DestroyVm, EvictImage, MarkFailed, PullImage, RemoveStray, ResolveImage
+from agent.domain.breaker import Breaker, registry_key
 from agent.domain.events import EventKind
+from agent.domain.facts import ResolveFailed
 from agent.domain.health import TOOL_MARGIN_S
-from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec, VmSize
+from agent.domain.model import Cause, HostLimits, Image, Mode, PoolSpec, Resolution, VmSize
 from agent.domain.names import vm_name
 from agent.domain.plan import next_due_s, plan
 from agent.domain.rollout import Phase
@@ -461,3 +465,84 @@ def test_vm_is_marked_failed_when_its_startup_probes_do_not_end() -> None:
     (found, *_) = host.reconcile().actions
     assert isinstance(found, MarkFailed)
     assert (found.vm, found.failure.cause) == (creation.vm, Cause.STARTUP_DEADLINE)
+
+
+def many_pools(count: int, *registries: str) -> Host:
+    """Return a host with many pools, each with an image of its own."""
+    pools = tuple(PoolSpec(f"ci{n}", f"{registries[n % len(registries)]}/ci{n}:v1") for n in range(count))
+    return Host(pools=pools, registry={pool.image: digest(f"v{n}") for n, pool in enumerate(pools)})
+
+
+def test_queries_and_pulls_are_bounded_together_and_per_registry() -> None:
+    host = many_pools(100, "one", "two", "three")
+    first = host.reconcile().actions
+    assert len(first) == rules.QUERIES
+    queries = Counter(action.resource.partition("/")[0] for action in first)
+    assert max(queries.values()) <= rules.QUERIES_OF_REGISTRY
+    assert host.reconcile().actions == (), "no place is free"
+    for _ in range(100):
+        for resource in list(host.in_flight):
+            if isinstance(host.in_flight[resource], ResolveImage):
+                host.finish(resource)
+        host.reconcile()
+    pulls = [effect for effect in host.in_flight.values() if isinstance(effect, PullImage)]
+    assert len(pulls) == rules.PULLS
+    assert len(host.tables[Resolution]) == 100
+
+
+def test_hung_registry_leaves_places_for_another() -> None:
+    host = many_pools(100, "hung", "fine")
+    for _ in range(100):
+        host.reconcile()
+        for resource in list(host.in_flight):
+            if not resource.startswith("hung/") and isinstance(host.in_flight[resource], ResolveImage):
+                host.finish(resource)
+    assert len(host.tables[Resolution]) == 50
+
+
+def test_outage_of_a_registry_is_one_event_and_one_back_off() -> None:
+    """While a registry does not answer, all its references wait together, and one query at a time tries it again."""
+    host = many_pools(60, "down")
+    host.reconcile()
+    queried = 0
+    for _ in range(200):
+        for resource in list(host.in_flight):
+            host.in_flight.pop(resource)
+            host.record(ResolveFailed(resource, "no answer", outage=True))
+            queried += 1
+        before_s, host.now_s = host.now_s, host.now_s + 15
+        host.reconcile()
+        assert len(host.in_flight) <= 1, f"{len(host.in_flight)} queries {host.now_s - before_s} s after a failure"
+    assert host.events.count(EventKind.IMAGE_RESOLVE_FAILED) == 1
+    assert queried < rules.QUERIES_OF_REGISTRY + 40
+    assert registry_key("down/ci0:v1") in host.tables[Breaker]
+
+    for _ in range(100):
+        for resource in list(host.in_flight):
+            if isinstance(host.in_flight[resource], ResolveImage):
+                host.finish(resource)
+        host.now_s += 700
+        host.reconcile()
+    assert all(not known.error for known in host.tables[Resolution].values())
+    assert registry_key("down/ci0:v1") not in host.tables[Breaker]
+
+
+def test_failure_of_one_reference_does_not_delay_its_registry() -> None:
+    host = many_pools(2, "reg")
+    host.reconcile()
+    host.in_flight.pop("reg/ci0:v1")
+    host.record(ResolveFailed("reg/ci0:v1", "no answer", outage=True))
+    host.finish("reg/ci1:v1")
+    assert registry_key("reg/ci0:v1") not in host.tables[Breaker]
+    host.in_flight["reg/ci1:v1"] = ResolveImage("reg/ci1:v1")
+    host.in_flight.pop("reg/ci1:v1")
+    host.record(ResolveFailed("reg/ci1:v1", "manifest unknown"))
+    assert registry_key("reg/ci0:v1") not in host.tables[Breaker], "the registry answered"
+    assert host.events.count(EventKind.IMAGE_RESOLVE_FAILED) == 2
+
+
+def test_message_names_only_some_of_many_pools() -> None:
+    host = many_pools(200, "reg")
+    host.reconcile()
+    ready = next(condition for condition in host.reconcile().conditions if condition.type == "Ready")
+    assert ready.message.endswith("and 190 more")
