@@ -21,6 +21,8 @@ class RegistryConfig(Section):
     """Certificates (PEM) to trust for this registry, in addition to those of the system."""
     mirrors: tuple[str, ...] = ()
     """Registries, `host[:port]`, with the same repositories. The agent tries them first, in this order."""
+    local_redirects: bool = False
+    """Allow the registry to redirect to loopback, link-local and cloud metadata addresses of this host."""
 
     @model_validator(mode="after")
     def _check_login(self) -> Self:

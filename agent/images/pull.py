@@ -162,7 +162,7 @@ class Puller:
         """Return the image's block index, raw and decoded; empty if it has no valid one."""
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S):
-                blob = await find_attached(source, manifest.digest, INDEX_TYPE)
+                blob = await self.tools.retry.run(lambda: find_attached(source, manifest.digest, INDEX_TYPE))
                 if blob is None or blob.size > MAX_INDEX_BYTES:
                     return None, ()
                 raw = bytes(await self._verified(downloader, blob))

@@ -25,13 +25,13 @@ async def find_attached(repository: Repository, subject: str, artifact_type: str
 
     Raises the errors of `Source`, and `BadImageError` for invalid lists and artifacts.
     """
-    listing = await repository.referrers(subject)
-    if listing is None:
+    entries = await _listed(repository, subject)
+    if entries is None:
         try:
-            listing = await repository.manifest(_tag(subject))
+            entries = _entries(await repository.manifest(_tag(subject)))
         except ImageNotFoundError:
             return None
-    for entry in reversed(_entries(listing)):
+    for entry in reversed(entries):
         if entry.get("artifactType") == artifact_type and is_digest(str(entry.get("digest"))):
             return _first_layer(await repository.manifest(entry["digest"]), subject)
     return None
@@ -56,6 +56,15 @@ async def attach(repository: Repository, subject: Blob, artifact_type: str, cont
     ).encode()
     if not await repository.put_manifest(manifest, media_type=MANIFEST_TYPE, tag=None):
         await _attach_by_tag(repository, subject.digest, artifact_type, manifest)
+
+
+async def _listed(repository: Repository, subject: str) -> list[dict[str, Any]] | None:
+    """Return the entries of the referrers API; None if the answer is not a list, such as the page of a login."""
+    listing = await repository.referrers(subject)
+    try:
+        return None if listing is None else _entries(listing)
+    except BadImageError:
+        return None
 
 
 async def _attach_by_tag(repository: Repository, subject: str, artifact_type: str, manifest: bytes) -> None:

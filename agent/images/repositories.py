@@ -5,35 +5,37 @@ from __future__ import annotations
 import os
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import aiohttp
+from yarl import URL
 
 from agent.config import RegistryConfig
 from agent.images.errors import RegistryError
 from agent.images.reference import LayoutName, Reference, RegistryName
 from agent.images.sources.auth import Authorizer
 from agent.images.sources.credentials import ConfiguredCredentials
+from agent.images.sources.http_client import HttpClient
 from agent.images.sources.layout import OciLayout
 from agent.images.sources.mirrored import MirroredRepository
 from agent.images.sources.registry import RegistryRepository
-from agent.images.sources.registry_http import RegistryHttp, RegistryTimeouts
+from agent.images.sources.registry_http import RegistryAddress, RegistryHttp, RegistryTimeouts
 from agent.images.transfer_limits import BandwidthLimiter
 from agent.processes.command import CommandRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from agent.images.sources.contract import Repository
 
-_RECEIVE_BYTES = 512 << 10
+API_HOSTS: Final = {"docker.io": "registry-1.docker.io"}
+"""The hosts that serve registries whose name is another one."""
 
 
 class Repositories:
-    """Opens repositories over one HTTP session, and keeps the logins of each registry until `close`.
+    """Opens repositories over one HTTP client, and keeps the logins of each registry until `close`.
 
     `bandwidth` limits the bytes that all registries send together; its limit can be changed at any time. `runner` runs
-    docker's credential helpers.
+    credential helpers.
     """
 
     def __init__(
@@ -42,16 +44,15 @@ class Repositories:
         *,
         bytes_per_s: float | None = None,
         timeouts: RegistryTimeouts | None = None,
-        docker_config: Path | None = None,
+        credential_files: Sequence[Path] | None = None,
         runner: CommandRunner | None = None,
     ) -> None:
         self._registries = registries
         self._timeouts = timeouts or RegistryTimeouts()
         self.bandwidth = BandwidthLimiter(bytes_per_s)
-        self._credentials = ConfiguredCredentials(
-            registries, docker_config or default_docker_config(), runner or CommandRunner()
-        )
-        self._session: aiohttp.ClientSession | None = None
+        files = default_credential_files() if credential_files is None else credential_files
+        self._credentials = ConfiguredCredentials(registries, files, runner or CommandRunner())
+        self._client = HttpClient()
         self._hosts: dict[str, RegistryHttp] = {}
 
     def open(self, reference: Reference) -> Repository:
@@ -69,8 +70,7 @@ class Repositories:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     def _settings(self, host: str) -> RegistryConfig:
         return self._registries.get(host, RegistryConfig())
@@ -78,30 +78,21 @@ class Repositories:
     def _host(self, host: str) -> RegistryHttp:
         if host not in self._hosts:
             settings = self._settings(host)
-            session, trust = self._open_session(), _trust(host, settings)
-            authorizer = Authorizer(session, host, self._credentials, insecure=settings.insecure, trust=trust)
-            self._hosts[host] = RegistryHttp(
-                session,
+            trust = _trust(host, settings)
+            origin = URL(f"{'http' if settings.insecure else 'https'}://{API_HOSTS.get(host, host)}").origin()
+            address = RegistryAddress(host, origin, local_redirects=settings.local_redirects)
+            authorizer = Authorizer(
+                self._client,
                 host,
-                authorizer,
+                self._credentials,
                 insecure=settings.insecure,
-                timeouts=self._timeouts,
-                bandwidth=self.bandwidth,
+                zones=address.zones,
                 trust=trust,
             )
-        return self._hosts[host]
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=True,
-                read_bufsize=_RECEIVE_BYTES,
-                headers={"User-Agent": "hearth"},
+            self._hosts[host] = RegistryHttp(
+                self._client, address, authorizer, timeouts=self._timeouts, bandwidth=self.bandwidth, trust=trust
             )
-        return self._session
+        return self._hosts[host]
 
 
 def _trust(host: str, settings: RegistryConfig) -> ssl.SSLContext | bool:
@@ -118,6 +109,15 @@ def _trust(host: str, settings: RegistryConfig) -> ssl.SSLContext | bool:
     return context
 
 
-def default_docker_config() -> Path:
-    """Return the path of docker's config.json."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+def default_credential_files() -> tuple[Path, ...]:
+    """Return the files in which docker, oras and podman store logins, in the order in which they are read."""
+    environment, home = os.environ, Path.home()
+    docker = Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+    podman = [home / ".config" / "containers" / "auth.json"]
+    if configured := environment.get("XDG_CONFIG_HOME"):
+        podman.insert(0, Path(configured) / "containers" / "auth.json")
+    if runtime := environment.get("XDG_RUNTIME_DIR"):
+        podman.insert(0, Path(runtime) / "containers" / "auth.json")
+    if chosen := environment.get("REGISTRY_AUTH_FILE"):
+        return (Path(chosen), docker, *podman)
+    return (docker, *podman)

@@ -79,7 +79,7 @@ async def make_service(tmp_path: Path, timeouts: RegistryTimeouts) -> AsyncItera
             host=HostConfig(disk_reserve_mib=reserve_mib),
             images=ImagesConfig(registries=registries),
         )
-        repositories = Repositories(registries, timeouts=timeouts, docker_config=tmp_path / "docker-config.json")
+        repositories = Repositories(registries, timeouts=timeouts, credential_files=[tmp_path / "docker-config.json"])
         service = ImageService.build(config, store=store, repositories=repositories, retry=QUICK)
         await service.open()
         services.append(service)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -103,11 +104,16 @@ async def test_missing_objects_are_reported(open_repository: OpenRepository) -> 
     for question in (
         repository.manifest("v2"),
         repository.manifest(missing.digest),
-        repository.digest("v2"),
         read(repository, missing, 0, 5),
     ):
         with pytest.raises(ImageNotFoundError):
             await question
+
+
+async def test_digest_of_a_missing_tag_is_missing_or_unknown(open_repository: OpenRepository) -> None:
+    """A HEAD that fails does not decide: the caller then requests the manifest."""
+    with suppress(ImageNotFoundError):
+        assert await open_repository().digest("v2") is None
 
 
 async def test_tag_names_an_exact_manifest_and_can_move(open_repository: OpenRepository) -> None:

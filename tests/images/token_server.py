@@ -22,8 +22,12 @@ class TokenServer:
     user: str = "builder"
     password: str = "se:cret"
     identity: str = "refresh-me"
+    scope: str = "repository:tests/image:pull"
+    realm: str = ""
     uses: int = 10**9
     refuse_all: bool = False
+    anonymous: bool = False
+    padding: str = ""
     answers: list[dict[str, str]] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     refused: int = 0
@@ -37,7 +41,8 @@ class TokenServer:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.left.get(token, 0) <= 0 or self.refuse_all:
             self.refused += 1
-            challenge = f'Bearer realm="http://{request.host}/token",service="tests",scope="ignored,by:clients"'
+            realm = self.realm or f"http://{request.host}/token"
+            challenge = f'Bearer realm="{realm}",service="tests",scope="{self.scope}"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         self.left[token] -= 1
         return await handler(request)
@@ -47,10 +52,10 @@ class TokenServer:
         parameters = {**request.query, **{key: str(value) for key, value in form.items()}}
         basic = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         known = request.headers.get("Authorization") == f"Basic {basic}"
-        if not known and parameters.get("refresh_token") != self.identity:
+        if not self.anonymous and not known and parameters.get("refresh_token") != self.identity:
             return web.Response(status=401)
         self.answers.append(parameters)
         token = f"token-{next(self._numbers)}"
         self.left[token] = self.uses
         key = "access_token" if request.method == "POST" else "token"
-        return web.json_response({key: token, "expires_in": 300})
+        return web.json_response({"padding": self.padding, key: token, "expires_in": 300})

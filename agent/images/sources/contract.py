@@ -24,7 +24,7 @@ class Source(Protocol):
         """The name for messages."""
 
     async def digest(self, tag: str) -> str | None:
-        """Return the digest that the repository claims for a tag; None if that needs the whole manifest."""
+        """Return the digest that the repository claims for a tag; None if only the manifest can tell."""
 
     async def manifest(self, target: str) -> bytes:
         """Return the bytes of the manifest of a tag or digest."""
@@ -70,4 +70,4 @@ class Repository(Source, Sink, Protocol):
     """A repository to read from and write to."""
 
     async def referrers(self, digest: str) -> bytes | None:
-        """Return the image index of the artifacts attached to a manifest; None without support for such lists."""
+        """Return the list of the artifacts attached to a manifest, which may be malformed; None if there is no list."""

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER: Final = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME: Final = re.compile(rf"({_TOKEN})(?=\s|,|$)(?!\s*=)")
+_PRINTABLE: Final = re.compile(r"[\t -~]*")
 _BETWEEN: Final = re.compile(r"[\s,]*")
 _MAX_BYTES: Final = 16 << 10
+_MAX_DATE_CHARACTERS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,9 @@ def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
     """Return the challenges of all `WWW-Authenticate` headers.
 
     One header may hold several challenges, and quoted values may hold commas. Parsing of a header stops at the first
-    invalid part.
+    invalid part, and at the first character that is not printable ASCII.
     """
-    return tuple(challenge for header in headers for challenge in _parse(header[:_MAX_BYTES]))
+    return tuple(challenge for header in headers for challenge in _parse(_printable(header[:_MAX_BYTES])))
 
 
 def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
@@ -41,12 +43,12 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
+        moment = parsedate_to_datetime(text[:_MAX_DATE_CHARACTERS])
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, OverflowError):  # the latter for a year or an offset outside what a date can hold
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 def _parse(header: str) -> list[Challenge]:
@@ -64,6 +66,11 @@ def _parse(header: str) -> list[Challenge]:
         else:
             break
     return [Challenge(scheme, parameters) for scheme, parameters in challenges]
+
+
+def _printable(header: str) -> str:
+    found = _PRINTABLE.match(header)
+    return found[0] if found else ""
 
 
 def _skip(header: str, position: int) -> int:

@@ -8,24 +8,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from yarl import URL
-
-from agent.images.errors import BadImageError, ImageNotFoundError, RegistryError, TransferError
+from agent.images.errors import (
+    BadImageError,
+    ImageNotFoundError,
+    RegistryDeniedError,
+    RegistryError,
+    TransferError,
+)
 from agent.images.manifest import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, digest_of
 from agent.images.reference import is_digest
+from agent.images.sources.http_client import read_body
 from agent.images.sources.registry_http import RegistryHttp, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     import aiohttp
+    from yarl import URL
 
     from agent.images.manifest import Blob
     from agent.images.sources.contract import Write
 
 _OK: Final = frozenset({200})
-_NO_SUCH_CALL: Final = frozenset({400, 404, 405, 501})
-"""Statuses of registries that do not support a call."""
 _WHOLE_OR_PART: Final = frozenset({200, 206})
 _CREATED: Final = frozenset({200, 201, 202, 204})
 _MANIFEST_TYPES: Final = ", ".join(
@@ -55,19 +59,21 @@ class RegistryRepository:
         return f"{self._http.host}/{self._namespace}"
 
     async def digest(self, tag: str) -> str | None:
-        """See `Source.digest`."""
+        """See `Source.digest`. A HEAD that fails decides nothing: some registries only answer GET."""
         try:
             async with self._http.send(self._manifest_request("HEAD", tag)) as response:
                 claimed = response.headers.get("Docker-Content-Digest", "")
-        except ImageNotFoundError:
-            raise self._unknown(tag) from None
+        except (RegistryError, ImageNotFoundError) as error:
+            if isinstance(error, TransferError) and error.overloaded:
+                raise
+            return None
         return claimed if is_digest(claimed) else None
 
     async def manifest(self, target: str) -> bytes:
         """See `Source.manifest`."""
         try:
             async with self._http.send(self._manifest_request("GET", target)) as response:
-                return await _read_all(response, MAX_MANIFEST_BYTES)
+                return await read_body(response, MAX_MANIFEST_BYTES, "a manifest", error=BadImageError)
         except ImageNotFoundError:
             raise self._unknown(target) from None
 
@@ -82,7 +88,7 @@ class RegistryRepository:
         headers = {"Range": f"bytes={start}-{start + size - 1}"} if partial else {}
         request = Request("GET", self._blob_path(blob), self._scope("pull"), _WHOLE_OR_PART, headers)
         async with self._http.send(request) as response:
-            if partial and response.status == 200:
+            if partial and (response.status == 200 or "Content-Encoding" in response.headers):
                 self._http.record_ignored_range()
             skip = _bytes_to_skip(response, blob, start, partial=partial)
             await self._write_body(response, skip, size, write)
@@ -91,10 +97,28 @@ class RegistryRepository:
         """See `Source.distrust`. There is no other source."""
 
     async def has(self, blob: Blob) -> bool:
-        """See `Sink.has`."""
+        """See `Sink.has`. If a HEAD fails, a GET of one byte decides."""
         request = self._request("HEAD", self._blob_path(blob), "pull,push", _OK | {404}, {})
-        async with self._http.send(request) as response:
-            return response.status == 200 and response.headers.get("Content-Length", str(blob.size)) == str(blob.size)
+        try:
+            async with self._http.send(request) as response:
+                size = response.headers.get("Content-Length", str(blob.size))
+                return response.status == 200 and size == str(blob.size)
+        except RegistryError as error:
+            if isinstance(error, TransferError) and error.overloaded:
+                raise
+        return await self._has_by_get(blob)
+
+    async def _has_by_get(self, blob: Blob) -> bool:
+        """Return whether a blob can be read. False if that is denied: an upload then reports why."""
+        accept = _WHOLE_OR_PART | {404, 416}
+        request = self._request("GET", self._blob_path(blob), "pull,push", accept, {"Range": "bytes=0-0"})
+        try:
+            async with self._http.send(request) as response:
+                if response.status == 206:
+                    return response.headers.get("Content-Range", "").endswith((f"/{blob.size}", "/*"))
+                return response.status == 200 and response.content_length in (None, blob.size)
+        except RegistryDeniedError:
+            return False
 
     async def mount(self, blob: Blob, repository: str) -> bool:
         """See `Sink.mount`."""
@@ -102,23 +126,19 @@ class RegistryRepository:
         request = self._request("POST", path, "pull,push", frozenset({201, 202}), {})
         request = replace(request, scope=f"{request.scope} repository:{repository}:pull")
         async with self._http.send(request) as response:
-            location = response.headers.get("Location", "")
             if response.status == 201:
                 return True
+            upload = self._http.follow(response) if "Location" in response.headers else None
         # The registry started an upload instead of the mount.
-        if location:
-            await self._cancel_upload(location)
+        if upload is not None:
+            await self._cancel_upload(upload)
         return False
 
     async def put(self, blob: Blob, content: bytes | bytearray) -> None:
         """See `Sink.put`."""
         start = self._request("POST", f"{self._namespace}/blobs/uploads/", "pull,push", frozenset({202}), {})
         async with self._http.send(start) as response:
-            location = response.headers.get("Location", "")
-        if not location:
-            raise RegistryError(f"the registry {self._http.host} started an upload without a Location header")
-        # Joined as text, because the location may contain signed parameters that must not change.
-        target = URL(f"{location}{'&' if '?' in location else '?'}digest={blob.digest}", encoded=True)
+            target = self._http.follow(response, query=f"digest={blob.digest}")
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
         limit_s = self._http.timeouts.answer_s + blob.size / _UPLOAD_BYTES_PER_S
         finish = self._request("PUT", target, "pull,push", _CREATED, headers)
@@ -126,9 +146,9 @@ class RegistryRepository:
         async with self._http.send(finish):
             pass
 
-    async def _cancel_upload(self, location: str) -> None:
+    async def _cancel_upload(self, upload: URL) -> None:
         accept = frozenset({200, 202, 204, 400, 404, 405})
-        request = self._request("DELETE", URL(location, encoded=True), "pull,push", accept, {})
+        request = self._request("DELETE", upload, "pull,push", accept, {})
         async with self._http.send(request):
             pass
 
@@ -141,11 +161,14 @@ class RegistryRepository:
             return "OCI-Subject" in response.headers
 
     async def referrers(self, digest: str) -> bytes | None:
-        """See `Repository.referrers`."""
+        """See `Repository.referrers`. Whatever else than a list the registry answers means that it has no such call."""
         path = f"{self._namespace}/referrers/{digest}"
-        request = self._request("GET", path, "pull", _OK | _NO_SUCH_CALL, {"Accept": INDEX_TYPE})
-        async with self._http.send(request) as response:
-            return await _read_all(response, MAX_MANIFEST_BYTES) if response.status == 200 else None
+        request = self._request("GET", path, "pull", _OK, {"Accept": INDEX_TYPE})
+        try:
+            async with self._http.send(request) as response:
+                return await read_body(response, MAX_MANIFEST_BYTES, "a list of referrers")
+        except (RegistryError, ImageNotFoundError):
+            return None
 
     async def _write_body(self, response: aiohttp.ClientResponse, skip: int, size: int, write: Write) -> None:
         pace = _PaceCheck(self._http)
@@ -225,6 +248,11 @@ class _PaceCheck:
 def _bytes_to_skip(response: aiohttp.ClientResponse, blob: Blob, start: int, *, partial: bool) -> int:
     """Return the number of body bytes before the requested ones. Raises `TransferError` for a wrong response."""
     host = response.url.host
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        # aiohttp decodes the body, so Content-Length is not that of the blob, and a part cannot be located.
+        if response.status != 200:
+            raise TransferError(f"{host} compressed a part of a blob")
+        return start
     if response.status == 200:
         # Without Range support the whole blob is sent: the bytes before `start` are skipped, and not mistaken for the
         # rest.
@@ -235,15 +263,6 @@ def _bytes_to_skip(response: aiohttp.ClientResponse, blob: Blob, start: int, *, 
     if not partial or found is None or int(found[1]) != start or found[3] not in ("*", str(blob.size)):
         raise TransferError(f"{host} sent another range than the requested one")
     return 0
-
-
-async def _read_all(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    body = bytearray()
-    async for data in response.content.iter_any():
-        body += data
-        if len(body) > limit:
-            raise BadImageError(f"{response.url.host} sent a manifest larger than {limit} bytes")
-    return bytes(body)
 
 
 async def _pieces(content: bytes | bytearray) -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
 """HTTP client of one registry: logins, redirects and errors, with a limit on every wait.
 
-This client follows redirects itself instead of aiohttp. So it sends credentials only to the registry's own origin,
-never falls back from https to http, and distinguishes an expired signed URL from a registry that denies access.
+Every address that a server gives, by a redirect or as the location of an upload, passes `RegistryHttp.follow`: it must
+not end encryption and not lead to services of this host. Credentials are sent only to the registry's own origin.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import aiohttp
 from yarl import URL
 
 from agent.images.errors import ImageNotFoundError, RegistryError, TransferError
+from agent.images.sources.addresses import BadAddressError, parse_address, zones_of_host
+from agent.images.sources.http_client import failure_reason, forbidden_error, is_forbidden, read_excerpt
 from agent.images.sources.http_headers import parse_challenges, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from agent.images.sources.addresses import Zone
     from agent.images.sources.auth import Authorizer
+    from agent.images.sources.http_client import HttpClient
     from agent.images.transfer_limits import BandwidthLimiter
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -30,9 +34,12 @@ _MAX_REDIRECTS: Final = 5
 _MAX_LOGINS: Final = 2
 _TEMPORARY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVERLOADED: Final = frozenset({429, 503})
+_PROXY_LOGIN: Final = 407
 _EXCERPT_BYTES: Final = 2000
 UNRANGED_S: Final = 60.0
 """How long only whole blobs are requested from a registry that ignored a range."""
+_ZONES_S: Final = 60.0
+"""How long the resolved addresses of the registry are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,9 @@ class RegistryTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `path` is below `/v2/`, or a URL from the registry. `body` makes a new body for each attempt."""
+    """One request. `path` is below `/v2/`, or a URL that `RegistryHttp.follow` returned. `body` makes a new body for
+    each attempt.
+    """
 
     method: str
     path: str | URL
@@ -66,28 +75,57 @@ class Request:
     limit_s: float | None = None  # for the whole exchange with its body; None: only the transfer rate is checked
 
 
+class RegistryAddress:
+    """The origin of a registry, and the zones of this host that its servers may name."""
+
+    def __init__(self, host: str, origin: URL, *, local_redirects: bool) -> None:
+        self.host = host
+        self.origin = origin
+        self._local_redirects = local_redirects
+        self._zones: frozenset[Zone] = frozenset()
+        self._zones_until_s = 0.0
+
+    async def zones(self, url: URL) -> frozenset[Zone] | None:
+        """Return the zones that `url`, given by a server, may be in; None for all.
+
+        A registry on this host may name other services of this host.
+        """
+        if self._local_redirects or url.origin() == self.origin:
+            return None
+        if time.monotonic() >= self._zones_until_s:
+            self._zones = await zones_of_host(self.origin.host or "")
+            self._zones_until_s = time.monotonic() + _ZONES_S
+        return self._zones
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """The URL of the current request, for messages."""
+
+    url: URL
+
+
 class RegistryHttp:
     """Sends requests to one registry."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        host: str,
+        client: HttpClient,
+        address: RegistryAddress,
         authorizer: Authorizer,
         *,
-        insecure: bool,
         timeouts: RegistryTimeouts,
         bandwidth: BandwidthLimiter,
         trust: ssl.SSLContext | bool = True,
     ) -> None:
-        self.host = host
+        self.host = address.host
         self.timeouts = timeouts
         self.bandwidth = bandwidth
+        self._client = client
+        self._address = address
         self._trust = trust
         self._unranged_until_s = 0.0
-        self._session = session
         self._authorizer = authorizer
-        self._origin = URL(f"{'http' if insecure else 'https'}://{host}").origin()
 
     @property
     def ranged(self) -> bool:
@@ -98,9 +136,24 @@ class RegistryHttp:
         """Record that a range request got the whole blob. Caches do this for blobs that they do not have yet."""
         self._unranged_until_s = time.monotonic() + UNRANGED_S
 
-    def url(self, path: str | URL) -> URL:
-        """Return the absolute URL of a path below `/v2/`, or of a location from the registry."""
-        return self._origin.join(path) if isinstance(path, URL) else self._origin.join(URL(f"/v2/{path}", encoded=True))
+    def follow(self, response: aiohttp.ClientResponse, *, query: str = "") -> URL:
+        """Return the address in the `Location` of a response, with `query` added. Raises `RegistryError`.
+
+        The query is added as text, because signed parameters must not change.
+        """
+        location, url = response.headers.get("Location", ""), response.url
+        if location and query:
+            location = f"{location}{'&' if '?' in location else '?'}{query}"
+        try:
+            target = parse_address(location, url)
+        except BadAddressError as error:
+            raise RegistryError(f"the registry {self.host} names an invalid location: {error}") from None
+        if url.scheme == "https" and target.scheme == "http":
+            raise RegistryError(
+                f"the registry {self.host} leads from https to http at {target.host}",
+                remedy="make the proxy in front of it pass X-Forwarded-Proto, or set its external URL to https",
+            )
+        return target
 
     @asynccontextmanager
     async def send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -108,9 +161,12 @@ class RegistryHttp:
 
         Raises the errors of `Source`, also for failures while the caller reads the body.
         """
+        path = request.path
+        url = path if isinstance(path, URL) else self._address.origin.join(URL(f"/v2/{path}", encoded=True))
+        exchange = _Exchange(url)
         try:
             async with asyncio.timeout(request.limit_s):
-                response = await self._follow(request)
+                response = await self._follow(request, exchange)
                 try:
                     yield response
                 finally:
@@ -122,15 +178,17 @@ class RegistryHttp:
             text = f"the registry {self.host} has a certificate that is not trusted: {error}"
             raise RegistryError(text, remedy=remedy) from error
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
-            raise self._connection_error(error) from error
+            raise self._connection_error(error, exchange.url) from error
 
-    async def _follow(self, request: Request) -> aiohttp.ClientResponse:
-        url = self.url(request.path)
+    async def _follow(self, request: Request, exchange: _Exchange) -> aiohttp.ClientResponse:
         redirects = logins = 0
         while True:
-            is_origin = url.origin() == self._origin
+            is_origin = exchange.url.origin() == self._address.origin
             authorization = self._authorizer.header(request.scope) if is_origin else None
-            response = await self._send_once(request, url, authorization)
+            response = await self._send_once(request, exchange.url, authorization)
+            is_redirect = response.status in _REDIRECTS
+            if is_origin and (is_redirect or (response.status in request.accept and response.status < 400)):
+                self._authorizer.record_success(request.scope)
             if response.status in request.accept:
                 return response
             if response.status == 401 and is_origin and logins < _MAX_LOGINS:
@@ -138,74 +196,71 @@ class RegistryHttp:
                 challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
                 response.release()
                 await self._authorizer.answer_challenge(challenges, request.scope, authorization)
-            elif response.status in _REDIRECTS and request.body is None and redirects < _MAX_REDIRECTS:
+            elif is_redirect and request.body is None and redirects < _MAX_REDIRECTS:
                 redirects += 1
-                url = self._redirect_target(url, response)
+                exchange.url = self.follow(response)
                 response.release()
             else:
                 raise await self._status_error(request, response, is_origin=is_origin)
 
     async def _send_once(self, request: Request, url: URL, authorization: str | None) -> aiohttp.ClientResponse:
-        headers = {"Accept-Encoding": "identity", **request.headers}
-        if authorization:
-            headers["Authorization"] = authorization
-        body = request.body() if request.body else None
-        return await self._session.request(
-            request.method,
-            url,
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-            timeout=self.timeouts.timeout(),
-            ssl=self._trust,
-        )
-
-    def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
-        try:
-            target = url.join(URL(response.headers.get("Location", ""), encoded=True))
-        except ValueError:
-            target = URL()
-        if target.scheme not in ("http", "https") or not target.host:
-            raise RegistryError(f"the registry {self.host} redirects to an invalid location")
-        if url.scheme == "https" and target.scheme == "http":
-            raise RegistryError(f"the registry {self.host} redirects from https to http at {target.host}")
-        return target
+        headers = {**request.headers, "Authorization": authorization} if authorization else request.headers
+        # An upload waits for its answer until its body is sent; `limit_s` bounds it.
+        async with asyncio.timeout(None if request.body else self.timeouts.answer_s):
+            return await self._client.request(
+                request.method,
+                url,
+                zones=await self._address.zones(url),
+                headers=headers,
+                data=request.body() if request.body else None,
+                timeout=self.timeouts.timeout(),
+                trust=self._trust,
+            )
 
     async def _status_error(
         self, request: Request, response: aiohttp.ClientResponse, *, is_origin: bool
     ) -> RegistryError | ImageNotFoundError:
         status, headers = response.status, response.headers
-        excerpt = await _excerpt(response)
+        # Nothing that another server sends is quoted: it may be a service that only this host can reach.
+        excerpt = await _excerpt(response) if is_origin else ""
         response.close()
         server = self.host if is_origin else f"{response.url.host} (redirected from {self.host})"
+        proxy = self._client.proxy(response.url)
+        if status == _PROXY_LOGIN and proxy is not None:
+            return RegistryError(f"the proxy {proxy} requires a login", remedy=f"add it to {proxy.variable}")
+        through = f" through the proxy {proxy}" if proxy else ""
+        server += through
         if status in _TEMPORARY or not is_origin:
             after_s = retry_after_s(headers.get("Retry-After"))
             overloaded = status in _OVERLOADED
             text = f"the registry {server} replied {status}{excerpt}"
             return TransferError(text, retry_after_s=after_s, overloaded=overloaded)
         if status in (401, 403):
-            return self._authorizer.denied(f" ({status}{excerpt})")
+            return self._authorizer.refusal(request.scope, f" ({status}{through}{excerpt})")
         if status == 404:
-            return ImageNotFoundError(f"the registry {self.host} has no {request.path}{excerpt}")
+            return ImageNotFoundError(f"the registry {server} has no {request.path}{excerpt}")
         return RegistryError(f"the registry {server} replied {status} to {request.method} {request.path}{excerpt}")
 
-    def _connection_error(self, error: BaseException) -> TransferError:
-        reason = "no response in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    def _connection_error(self, error: BaseException, url: URL) -> RegistryError:
+        if is_forbidden(error):
+            return forbidden_error(self.host, url, error)
+        is_origin = url.origin() == self._address.origin
+        target = "" if is_origin else f", redirected to {url.host},"
+        proxy = self._client.proxy(url)
+        through = f" through the proxy {proxy}" if proxy else ""
         is_tls_error = isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError)
         remedy = (
             f'if it serves plain http, set insecure = true under [images.registries."{self.host}"]'
-            if is_tls_error
+            if is_tls_error and is_origin
             else ""
         )
-        return TransferError(f"the request to the registry {self.host} failed: {reason}", remedy=remedy)
+        reason = failure_reason(error, quote=is_origin)
+        return TransferError(
+            f"the request to the registry {self.host}{target}{through} failed: {reason}", remedy=remedy
+        )
 
 
 async def _excerpt(response: aiohttp.ClientResponse) -> str:
     """Return the start of an error's body on one line, for the message."""
-    try:
-        async with asyncio.timeout(5):
-            body = await response.content.read(_EXCERPT_BYTES)
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return ""
-    text = " ".join(body.decode(errors="replace").split())
+    text = " ".join((await read_excerpt(response, _EXCERPT_BYTES)).decode(errors="replace").split())
     return f": {text[:300]}" if text else ""
