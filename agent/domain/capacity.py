@@ -63,7 +63,9 @@ def used(world: World) -> Resources:
     count."""
     sizes = [vm.size for vm in world.vms if vm.holds_slot]
     cpus = float(sum(size.cpus for size in sizes))
-    return Resources(world.foreign_slots + len(sizes), cpus, sum(size.memory_mib for size in sizes))
+    return Resources(
+        world.foreign_slots + len(world.unknown_vms) + len(sizes), cpus, sum(size.memory_mib for size in sizes)
+    )
 
 
 def free(world: World) -> Resources:

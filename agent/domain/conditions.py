@@ -35,6 +35,7 @@ def conditions(world: World) -> tuple[Condition, ...]:
         _host_healthy(world),
         _images_failing(world),
         _slots_leaked(world),
+        _unknown_vms(world),
     )
 
 
@@ -125,6 +126,16 @@ def _slots_leaked(world: World) -> Condition:
     message = "; ".join(f"{name}: {breaker.reason}" for name, breaker in leaked.items())
     message += ". The agent retries their teardown automatically; see `hearth vms why NAME`"
     return _problem_if(world, "SlotsLeaked", problem=bool(leaked), reason="TeardownFails", message=message)
+
+
+def _unknown_vms(world: World) -> Condition:
+    names = ", ".join(world.unknown_vms)
+    message = (
+        f"{names} run and are not in the journal. They may run jobs, so they are left alone. "
+        "Adopt them: stop the agent, then run `hearth journal rebuild --force`"
+    )
+    problem = bool(world.unknown_vms)
+    return _problem_if(world, "UnknownVms", problem=problem, reason="NotInJournal", message=message)
 
 
 def _disk_pressure(world: World) -> Condition:

@@ -46,12 +46,20 @@ PULLS: Final = 8
 
 
 def remove_strays(world: World) -> Iterator[RemoveStray]:
-    """Remove VMs with a name of ours that are not in the journal: leaks of an earlier run of the agent."""
+    """Remove VMs of this agent that are not in the journal and do not run: leaks of an earlier run of the agent.
+
+    One that runs may run a job: the journal or the data directory was lost or restored. It is reported and left alone.
+    """
     if world.listing is None:
         return
     known = world.listing.known | {vm.name for vm in world.vms}
     for seen in world.listing.seen:
-        if seen.ours and seen.name not in known and not world.is_blocked(BreakerKey(Scope.VM, seen.name)):
+        if (
+            seen.ours
+            and not seen.running
+            and seen.name not in known
+            and not world.is_blocked(BreakerKey(Scope.VM, seen.name))
+        ):
             yield RemoveStray(seen.name)
 
 

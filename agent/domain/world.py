@@ -56,6 +56,7 @@ class World:
     disk_full: bool = False
     excess_bytes: int = 0  # what evictions must free: down to the low watermark, and up to the free-space reserve
     foreign_slots: int = 0  # slots held by VMs of other owners, where the hypervisor counts them
+    unknown_vms: tuple[str, ...] = ()  # VMs of this agent that run and are not in the journal
     fresh_ids: tuple[str, ...] = ()  # unused ULIDs, to name the VMs this plan creates
     name_prefix: str = PREFIX
     can_suspend: bool = False  # the hypervisor can suspend a VM to disk and resume it

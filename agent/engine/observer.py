@@ -37,6 +37,7 @@ class Observer:
         self.templates: frozenset[str] = frozenset()
         self.disk = DISK_UNKNOWN
         self.foreign_slots = 0
+        self.unknown_vms: frozenset[str] = frozenset()
         self.health: tuple[HealthFact, ...] = ()
         self._problems: dict[tuple[str, str], str] = {}  # by condition type and what was observed
 
@@ -74,7 +75,8 @@ class Observer:
         seen = await self._hypervisor.inventory()
         self._listing = Listing(seen, known, known - busy)
         if self._hypervisor.capabilities.counts_foreign_slots:
-            self.foreign_slots = sum(vm.running and not vm.ours for vm in seen)
+            self.foreign_slots = sum(vm.running and not vm.ours and vm.name not in known for vm in seen)
+        self.unknown_vms = frozenset(vm.name for vm in seen if vm.ours and vm.running and vm.name not in known)
 
     async def _check_health(self) -> None:
         self.health = await self._hypervisor.health()

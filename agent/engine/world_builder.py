@@ -71,6 +71,7 @@ class WorldBuilder:
             disk_full=observer.disk.full,
             excess_bytes=observer.disk.excess_bytes,
             foreign_slots=observer.foreign_slots,
+            unknown_vms=tuple(sorted(observer.unknown_vms - state.vms.keys())),
             can_suspend=self.capabilities.suspend,
             can_use_templates=self.capabilities.templates,
             templates=observer.templates,

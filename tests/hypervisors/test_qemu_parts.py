@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from agent.hypervisors.qemu.firmware import (
 from agent.hypervisors.qemu.layout import QemuLayout
 from agent.hypervisors.qemu.machine import machine_for
 from agent.hypervisors.qemu.monitor import parse_forwards
-from agent.hypervisors.qemu.processes import working_folder
+from agent.hypervisors.qemu.processes import find_vm_processes, working_folder
 from agent.hypervisors.qemu.sockets import ADDRESS_LIMIT_BYTES, connect, listen
 from tests.hypervisors.rigs import spec
 
@@ -257,3 +259,14 @@ def test_layout_resolves_symlinks_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     assert QemuLayout(tmp_path / "alias" / "vms").root == tmp_path / "real" / "vms"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize(("user", "count"), [(None, 1), (65534, 0)])
+def test_process_of_another_user_is_not_a_vm(tmp_path: Path, user: int | None, count: int) -> None:
+    """Any user can start a process with our file in its arguments. The agent would signal it, as root."""
+    argv = ["qemu-system-x86_64", "-c", "read line", "-pidfile", str(tmp_path / "hearth-small-1" / layout.PID_FILE)]
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=subprocess.PIPE, user=user, cwd="/") as process:
+        found = find_vm_processes(tmp_path)
+        process.communicate(b"\n")
+    assert len(found) == count

@@ -226,7 +226,7 @@ class AnkaHypervisor(WithoutTemplates):
         running = self._vms.get(vm.name)
         return Observed(
             vm.name,
-            ours=is_ours(vm.name, self._prefix),
+            ours=is_ours(vm.name, self._prefix) and vm.name in records,
             running=vm.running or running is not None,  # whatever the listing reports, its process holds a slot
             pid=running.pid if running else None,
             image=_image_of(vm.name, records),

@@ -226,7 +226,7 @@ class TartHypervisor(WithoutTemplates):
         return tuple(self._observed(name, processes.get(name)) for name in sorted(names | processes.keys()))
 
     def _observed(self, name: str, pid: int | None) -> Observed:
-        ours = self._where.is_ours(name)
+        ours = self._where.is_ours(name) and self._where.has_record(name)
         record = self._where.read_record(name) if ours else None
         suspended = pid is None and self._where.is_suspended(name)
         alive = suspended or pid is not None
@@ -237,7 +237,7 @@ class TartHypervisor(WithoutTemplates):
             pid=pid,
             suspended=suspended,
             image=record.image if record else "",
-            damaged=self._where.damage(name, alive=alive) if ours else "",
+            damaged=self._where.damage(name, alive=alive) if self._where.is_ours(name) else "",
         )
 
     async def _require_record(self, name: str) -> TartVmRecord:

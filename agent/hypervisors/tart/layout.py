@@ -60,8 +60,13 @@ class TartLayout:
         return self.records / name
 
     def is_ours(self, name: str) -> bool:
-        """Whether this agent made the VM of that name."""
+        """Whether an agent made the VM of that name: this one, or another one that uses the same Tart home."""
         return is_ours(name, self.prefix)
+
+    def has_record(self, name: str) -> bool:
+        """Whether this agent made the VM of that name: its record exists from before the clone until after the
+        removal."""
+        return self.record(name).is_dir()
 
     def names(self) -> set[str]:
         """Return the names of all VMs, including incomplete ones, which Tart does not list."""
