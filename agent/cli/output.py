@@ -85,8 +85,11 @@ def quiet_logs() -> Iterator[None]:
 
     import structlog  # noqa: PLC0415
 
+    from agent.telemetry.log import text_processors  # noqa: PLC0415
+
     before = structlog.get_config()
     structlog.configure(
+        processors=text_processors(),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,

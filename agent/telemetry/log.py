@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import structlog
 
 from agent.telemetry.log_file import LogFile, Retention
-from agent.telemetry.log_rendering import render_json_line
+from agent.telemetry.log_rendering import render_json_line, render_line
 from agent.telemetry.redact import redact_event
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ def configure(
     return logs
 
 
+def text_processors() -> list[Processor]:
+    """Return the processors for lines of text on a stream of this process: redacted and escaped as in the log."""
+    return [*_context(), redact_event, _text]
+
+
 def _set_level(number: int) -> None:
     logging.getLogger().setLevel(number)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
@@ -125,6 +130,10 @@ def _ordered(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
 
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return json.dumps(event, ensure_ascii=False, default=str)
+
+
+def _text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return render_line(event, colour=False)
 
 
 def _lost_lines(count: int) -> str:

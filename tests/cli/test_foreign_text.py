@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from agent.cli.client import Answer
 from agent.cli.console import PlainConsole
 from agent.cli.exit_codes import ExitCode
 from agent.cli.fitted_view import FittedView
-from agent.cli.output import print_error, print_json, print_json_text, print_line
+from agent.cli.output import print_error, print_json, print_json_text, print_line, quiet_logs
 from agent.domain.errors import HearthError
 from agent.domain.health import Unhealthy
 from agent.domain.model import Cause
@@ -134,6 +135,13 @@ def test_view_is_harmless(view: str, data: st.DataObject, width: int, encoding: 
     assert_harmless(stream.text())
 
 
+def _warn(text: str) -> None:
+    with quiet_logs():
+        log = structlog.get_logger()
+        log.warning("transfer-retried", error=text)
+        log.error("pull-failed", exc_info=HearthError(text))
+
+
 LINES: Final[dict[str, tuple[Any, Callable[[Any], object]]]] = {
     "line": (TEXT, print_line),
     "error": (st.tuples(TEXT, TEXT), lambda of: print_error(HearthError(of[0], remedy=of[1]))),
@@ -141,6 +149,7 @@ LINES: Final[dict[str, tuple[Any, Callable[[Any], object]]]] = {
         document(documents.LeaseDocument),
         lambda of: leases._show(Answer(of, "", NOW), as_json=False),
     ),
+    "warning": (TEXT, _warn),
     "event": (document(documents.StreamedEvent), lambda of: events._show(of, as_json=False)),
     "log": (
         st.dictionaries(TEXT, TEXT | st.floats() | st.lists(TEXT)).map(json.dumps) | TEXT,
