@@ -7,6 +7,7 @@ same locks. Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 _MIB: Final = 1 << 20
+_SHORT_DIGEST: Final = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}")
 
 _Result = TypeVar("_Result")
 
@@ -51,7 +53,7 @@ RefArgument = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="host[:port]/name[:tag|@sha256:hex] or oci-layout:/path[:tag|@sha256:hex].",
+        help="[host[:port]/]name[:tag][@sha256:hex] or oci-layout:/path[:tag][@sha256:hex].",
         show_default=False,
     ),
 ]
@@ -226,7 +228,8 @@ async def _local_digest(images: ImageService, name: str) -> str:
     if is_digest(name):
         digest: str | None = name
     else:
-        digest = await images.find(name) if "/" in name else await _digest_beginning_with(images, name)
+        is_short = _SHORT_DIGEST.fullmatch(name) is not None
+        digest = await _digest_beginning_with(images, name) if is_short else await images.find(name)
     if digest is None:
         raise ImageNotFoundError(f"{name} is not on this host", remedy="see `hearth image list`")
     await images.local(digest)

@@ -34,10 +34,10 @@ async def describe(images: ImageService, reference: str) -> Description:
     """Fetch the description of the image that `reference` names now. Raises `ImageError` subclasses."""
     parsed = parse_reference(reference)
     source = images.repositories.open(parsed)
-    retry = images.tools.retry
-    raw = await retry.run(lambda: source.manifest(parsed.target))
-    if parsed.digest and digest_of(raw) != parsed.digest:
-        raise CorruptImageError(f"{source.name} sent a manifest whose digest is not {parsed.digest}")
+    digest = await images.resolve(reference)
+    raw = await images.tools.retry.run(lambda: source.manifest(digest))
+    if digest_of(raw) != digest:
+        raise CorruptImageError(f"{source.name} sent a manifest whose digest is not {digest}")
     manifest = parse_manifest(raw)
     downloader = Downloader(source, images.tools, PullProgressTracker(reference, manifest.digest))
     content = await downloader.into_memory(manifest.vm_config)

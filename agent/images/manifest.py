@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +37,10 @@ MAX_CHUNK_BYTES: Final = 2 << 30
 """Tart pushes chunks of 512 MiB."""
 MAX_DISK_BYTES: Final = 64 << 40
 SECTOR_BYTES: Final = 512
+
+_REPR: Final = reprlib.Repr()
+"""Shows hostile values: it cuts long ones, and does not descend into deep ones."""
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 _REFUSED_TYPES: Final = {
     "application/vnd.cirruslabs.tart.disk.v1": "its disk is in Tart's first format, which Tart no longer accepts",
@@ -106,7 +111,8 @@ def parse_manifest(raw: bytes) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BadImageError(f"the manifest is larger than {MAX_MANIFEST_BYTES} bytes")
     document = parse_json(raw, "the manifest")
-    if document.get("mediaType") != MANIFEST_TYPE or document.get("schemaVersion") != 2:
+    # The media type may be left out (OCI image specification, manifest.md): the layers decide then.
+    if document.get("mediaType", MANIFEST_TYPE) != MANIFEST_TYPE or document.get("schemaVersion") != 2:
         raise BadImageError(
             f"not a VM image: its media type is {_shown(document.get('mediaType'))}, not {MANIFEST_TYPE}"
         )
@@ -208,4 +214,4 @@ def _check_disk(manifest: Manifest, annotations: object) -> None:
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:80]
+    return _REPR.repr(value)[:80]

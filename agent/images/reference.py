@@ -1,9 +1,9 @@
-"""Image references, parsed strictly.
+"""Image references, parsed by the grammar of the OCI distribution specification.
 
-Two forms: `host[:port]/namespace[:tag|@sha256:hex]` for a registry, and `oci-layout:/path[:tag|@sha256:hex]` for an OCI
-image layout directory on this host. Without tag or digest, the tag is `latest`. The registry form stays inside Tart's
-grammar (ASCII letters and digits with single separators), so that a name that Hearth accepts names the same image in
-Tart. There is no default registry.
+Two forms: `[host[:port]/]name[:tag][@sha256:hex]` for a registry, and `oci-layout:/path[:tag][@sha256:hex]` for an OCI
+image layout directory on this host. Without tag and digest, the tag is `latest`. With both, the digest decides and the
+tag is only shown. As in docker, the part before the first / is a host if it has a dot, a colon or an upper case letter,
+or is `localhost`; other names are those of Docker Hub.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from agent.images.errors import BadReferenceError
 DEFAULT_TAG: Final = "latest"
 LAYOUT_SCHEME: Final = "oci-layout:"
 _MAX_LENGTH: Final = 1024
-_REMEDY: Final = "write host[:port]/name[:tag|@sha256:hex] or oci-layout:/path[:tag|@sha256:hex]"
+HUB: Final = "docker.io"
+_HUB_NAMES: Final = frozenset({HUB, "index.docker.io"})
+_HUB_LIBRARY: Final = "library"
+_REMEDY: Final = "write host[:port]/name[:tag][@sha256:hex] or oci-layout:/path[:tag][@sha256:hex]"
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])(?::(?P<port>[0-9]{{1,5}}))?")
-_WORD = r"[a-z0-9]+(?:[._-][a-z0-9]+)*"
+_WORD = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAMESPACE = re.compile(rf"{_WORD}(?:/{_WORD})*")
-_TAG = re.compile(r"[a-zA-Z0-9]+(?:[._-][a-zA-Z0-9]+)*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -51,23 +54,20 @@ class LayoutName:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A parsed reference: a repository, and either a tag or a digest."""
+    """A parsed reference: a repository, and a tag, a digest or both."""
 
     name: RegistryName | LayoutName
     tag: str | None = None
     digest: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.digest}" if self.digest else f"{self.name}:{self.tag}"
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.name}{tag}@{self.digest}" if self.digest else f"{self.name}{tag}"
 
     @property
     def target(self) -> str:
-        """The tag or the digest; registries accept either in the same part of a path."""
+        """The digest, or the tag without one; registries accept either in the same part of a path."""
         return self.digest or self.tag or DEFAULT_TAG
-
-    def at(self, digest: str) -> Reference:
-        """Return the reference to one version in the same repository."""
-        return Reference(self.name, digest=digest)
 
 
 def parse_reference(text: str) -> Reference:
@@ -94,33 +94,39 @@ def _parse_layout(text: str) -> Reference:
 
 
 def _parse_registry(text: str) -> Reference:
-    host, slash, rest = text.partition("/")
-    if not slash:
-        raise _bad(text, "it has no registry: the part before the first / must be the registry's host")
+    host, rest = _split_host(text)
     matched = _HOST.fullmatch(host)
     if matched is None or int(matched["port"] or 1) not in range(1, 65536):
         raise _bad(text, f"{host!r} is not a host name with an optional port")
     namespace, tag, digest = _split_target(text, rest)
+    if host in _HUB_NAMES:
+        host = HUB
+        namespace = namespace if "/" in namespace else f"{_HUB_LIBRARY}/{namespace}"
     if _NAMESPACE.fullmatch(namespace) is None:
         raise _bad(
-            text, f"{namespace!r} is not a repository name (lower case letters and digits, single . _ - between)"
+            text, f"{namespace!r} is not a repository name (lower case letters and digits, with . _ __ - between)"
         )
     return Reference(RegistryName(host, namespace), tag, digest)
 
 
+def _split_host(text: str) -> tuple[str, str]:
+    """Return the host and the rest of a reference; Docker Hub if it names no host."""
+    host, slash, rest = text.partition("/")
+    is_host = any(sign in host for sign in ".:") or host == "localhost" or host != host.lower()
+    return (host, rest) if slash and is_host else (HUB, text)
+
+
 def _split_target(text: str, rest: str) -> tuple[str, str | None, str | None]:
     name, at, digest = rest.partition("@")
-    if at:
-        if not is_digest(digest):
-            raise _bad(text, f"{digest!r} is not a digest (sha256: and 64 lower case hex digits)")
-        return name, None, digest
+    if at and not is_digest(digest):
+        raise _bad(text, f"{digest!r} is not a digest (sha256: and 64 lower case hex digits)")
     # A colon before the last slash belongs to the path, not to a tag.
-    head, colon, tag = rest.rpartition(":")
+    head, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
-        return rest, DEFAULT_TAG, None
-    if len(tag) > 128 or _TAG.fullmatch(tag) is None:
-        raise _bad(text, f"{tag!r} is not a tag (letters and digits with single . _ - between, at most 128)")
-    return head, tag, None
+        return (name, None, digest) if at else (name, DEFAULT_TAG, None)
+    if _TAG.fullmatch(tag) is None:
+        raise _bad(text, f"{tag!r} is not a tag (letters, digits, _ . and -, at most 128, not with . or - first)")
+    return head, tag, digest or None
 
 
 def _bad(text: str, reason: str) -> BadReferenceError:

@@ -13,8 +13,9 @@ import structlog
 
 from agent.images.concurrency import retry_while_busy
 from agent.images.download import TransferTools
-from agent.images.errors import BadReferenceError
+from agent.images.errors import BadReferenceError, CorruptImageError
 from agent.images.fsck import Finding, check_store
+from agent.images.image_index import select_entry
 from agent.images.liblz4 import best_codec
 from agent.images.manifest import digest_of
 from agent.images.pull import Puller
@@ -98,16 +99,19 @@ class ImageService:
         self.tools.executor.shutdown(wait=False)
 
     async def resolve(self, reference: str) -> str:
-        """See `Images.resolve`. A reference with a digest needs no request."""
+        """See `Images.resolve`. A reference with a digest needs no request if the image is on this host."""
         parsed = parse_reference(reference)
-        if parsed.digest:
-            return parsed.digest
+        target = parsed.target
+        if parsed.digest and (local := await run_in_thread(self.store.find, parsed)) is not None:
+            return local
         source = self.repositories.open(parsed)
-        tag = parsed.target
-        claimed = await self.tools.retry.run(lambda: source.digest(tag))
+        claimed = parsed.digest or await self.tools.retry.run(lambda: source.digest(target))
         if claimed is not None and await run_in_thread(self.store.has, claimed):
             return claimed
-        return digest_of(await self.tools.retry.run(lambda: source.manifest(tag)))
+        raw = await self.tools.retry.run(lambda: source.manifest(target))
+        if parsed.digest and digest_of(raw) != parsed.digest:
+            raise CorruptImageError(f"{source.name} sent a manifest whose digest is not {parsed.digest}")
+        return select_entry(raw, str(parsed)) or digest_of(raw)
 
     async def pull(self, reference: str, digest: str) -> None:
         """See `Images.pull`."""
@@ -163,7 +167,7 @@ class ImageService:
     ) -> str:
         """Push a raw disk under a tag and return the image's digest. See `Pusher.push`."""
         parsed = parse_reference(reference)
-        if parsed.tag is None:
+        if parsed.tag is None or parsed.digest is not None:
             raise BadReferenceError(
                 f"{reference!r} names a digest", remedy="push to a tag; the digest results from the content"
             )

@@ -66,7 +66,10 @@ class Store(Protocol):
         """Raise `BadReferenceError` if this store cannot hold an image of that reference."""
 
     def find(self, reference: Reference) -> str | None:
-        """Return the version of a reference at its last pull; None if the store does not have it."""
+        """Return the version of a reference at its last pull; None if the store does not have it.
+
+        For a reference with a digest, that is the version itself, or the one that the index of this digest led to.
+        """
 
     def touch(self, digest: str) -> None:
         """Mark a version as used now."""
@@ -120,6 +123,8 @@ class ImageStore:
 
     def find(self, reference: Reference) -> str | None:
         """See `Store.find`."""
+        if reference.digest and self.has(reference.digest):
+            return reference.digest
         digest = self._references().get(str(reference))
         return digest if digest and self.has(digest) else None
 

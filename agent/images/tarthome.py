@@ -11,8 +11,10 @@ in each; the entries share their disk.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent.images.errors import BadReferenceError, StoreError
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from agent.images.staging import Stage
 
 MARK: Final = ".explicitly-pulled"
+_WORD: Final = r"[a-zA-Z0-9]+(?:[._-][a-zA-Z0-9]+)*"
+_TART_NAME: Final = re.compile(rf"[^/]+(?:/{_WORD})+(?::{_WORD})?")
+"""The names that Tart parses; it takes another text for the name of a local VM. (Tart, OCI/Reference/Reference.g4.)"""
 LOCK_TIMEOUT_S: Final = 1.0
 """A `tart pull` holds the lock of its registry during the whole download. After this time the caller retries."""
 
@@ -79,8 +84,14 @@ class TartHome:
             return images_in(directories, names)
 
     def check(self, reference: Reference) -> None:
-        """See `Store.check`. Tart identifies images by their registry, so a reference needs one."""
+        """See `Store.check`. Tart identifies images by their registry, and parses fewer names than registries allow."""
         self._folder(reference)
+        text = str(replace(reference, digest=None) if reference.tag else reference.name)
+        if _TART_NAME.fullmatch(text) is None:
+            raise BadReferenceError(
+                f"Tart cannot parse the name {text}: it needs single . - _ between letters and digits",
+                remedy="push the image under a name without double separators",
+            )
 
     def find(self, reference: Reference) -> str | None:
         """See `Store.find`."""
@@ -112,7 +123,7 @@ class TartHome:
         with os_errors(self.root), self._locks(reference):
             if not _is_complete(folder / digest):
                 self._share(self.path(digest), folder / digest)
-            if reference.tag:
+            if reference.tag and not reference.digest:
                 temporary = folder / f".{reference.tag}.new"
                 temporary.unlink(missing_ok=True)
                 temporary.symlink_to(folder / digest)

@@ -116,7 +116,7 @@ async def test_version_is_identified_by_template_tag_and_layers(host: Host, imag
     assert await images.resolve("anka:macos:v1") != first, "pushed again under its old name"
 
 
-@pytest.mark.parametrize("reference", ["anka:", "anka:a b", "anka:macos:", "oci-layout:/x:1", "anka:macos:a/b", "x"])
+@pytest.mark.parametrize("reference", ["anka:", "anka:a b", "anka:macos:", "oci-layout:/x:1", "anka:macos:a/b", "X"])
 async def test_invalid_reference_is_rejected(images: AnkaImages, reference: str) -> None:
     with pytest.raises(BadReferenceError):
         await images.resolve(reference)

@@ -65,7 +65,8 @@ def test_image_is_pushed_pulled_listed_shown_and_removed(disk: Path, here: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["pull", "debian"], 2, "has no registry"),
+        (["pull", "DEBIAN"], 2, "not a repository name"),
+        (["rm", "debian:v1"], 4, "hearth image list"),
         (["push", "missing.img", "oci-layout:/tmp/x:v1"], 2, "reading the disk missing.img failed"),
         (["rm", "sha256:" + "0" * 64], 4, "not on this host"),
         (["rm", "host.example/a:v1"], 4, "hearth image list"),

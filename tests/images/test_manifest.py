@@ -56,6 +56,12 @@ def test_manifest_without_disk_size_is_accepted() -> None:
     assert parse_manifest(json.dumps(changed).encode()).disk_bytes == 2 << 20
 
 
+def test_manifest_without_media_type_is_accepted() -> None:
+    changed = document()
+    del changed["mediaType"]
+    assert parse_manifest(json.dumps(changed).encode()).disk_bytes == 2 << 20
+
+
 def edited(*path: str | int, value: object) -> bytes:
     changed = document()
     at: Any = changed
@@ -73,6 +79,8 @@ def edited(*path: str | int, value: object) -> bytes:
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "not a JSON object"),
         (b"{}", "media type"),
+        (b'{"schemaVersion":2,"manifests":[]}', "layers"),
+        (b'{"schemaVersion":2,"mediaType":' + b"[" * 900 + b"]" * 900 + b"}", "media type"),
         (b" " * (MAX_MANIFEST_BYTES + 1), "larger"),
         (edited("mediaType", value="application/vnd.oci.image.index.v1+json"), "media type"),
         (edited("schemaVersion", value=1), "media type"),

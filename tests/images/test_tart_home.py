@@ -15,6 +15,7 @@ import pytest
 
 from agent.images.errors import BadReferenceError, StoreError
 from agent.images.locks import locked
+from agent.images.reference import parse_reference
 from agent.images.tarthome import TartHome
 from tests.images.disks import sha256_of
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
@@ -204,3 +205,33 @@ async def test_layout_reference_is_rejected_in_a_tart_home(
 def test_lock_structure_matches_this_system() -> None:
     answer = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
     assert len(answer) == struct.calcsize("hhlli0l")
+
+
+@pytest.mark.parametrize("name", ["a__b:v1", "a--b:v1", "a:v1-", "a:_x", "a/b..c:v1", "a:v1..2"])
+def test_name_that_tart_cannot_parse_is_refused(name: str, tmp_path: Path) -> None:
+    store = TartHome(tmp_path / "tart")
+    try:
+        reference = parse_reference(f"registry.example:5000/{name}")
+    except BadReferenceError:
+        return
+    with pytest.raises(BadReferenceError, match="Tart cannot parse"):
+        store.check(reference)
+
+
+@pytest.mark.parametrize(
+    "name", ["r.example/a:v1", "r.example:5000/a-b/c_d.e:1.2-3", f"[::1]:5000/a@sha256:{'0' * 64}", "a"]
+)
+def test_name_that_tart_parses_is_accepted(name: str, tmp_path: Path) -> None:
+    TartHome(tmp_path / "tart").check(parse_reference(name))
+
+
+async def test_version_named_by_tag_and_digest_does_not_move_the_tag(
+    registry: FaultyRegistry, make_service: MakeService, tmp_path: Path
+) -> None:
+    home = tmp_path / "tart"
+    images = await make_service(registry.host, store=TartHome(home))
+    digest = await images.resolve(registry.reference())
+    reference = f"{registry.reference()}@{digest}"
+    await images.pull(reference, digest)
+    assert await images.find(reference) == digest
+    assert not [path for path in (home / "cache" / "OCIs").rglob("v1") if path.is_symlink()]

@@ -58,7 +58,7 @@ class Login:
         reply = await post("/tap/v1/shake", {"id": key, "secret": await self._decrypt(encrypted)})
         try:
             data: Any = json.loads(reply)["data"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RegistryError(
                 "opening a session at the Anka Registry failed: its reply is not the expected JSON"
             ) from error

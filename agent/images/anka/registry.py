@@ -8,9 +8,11 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+from yarl import URL
 
 from agent.images.anka.version import Version, version_digest
 from agent.images.errors import BadImageError, ImageNotFoundError, RegistryDeniedError, RegistryError
+from agent.images.sources.proxies import proxy_for
 
 if TYPE_CHECKING:
     from agent.config import AnkaConfig
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S: Final = 30.0
 MAX_REPLY_BYTES: Final = 32 << 20
+_MAX_DIGITS: Final = 18
 REMEDY: Final = "check registry and its credentials under [hypervisor.anka]"
 
 
@@ -61,7 +64,7 @@ class AnkaRegistry:
     def _version(self, name: TemplateName, template: str, shown: dict[str, Any]) -> Version:
         versions = _entries(shown.get("versions"), "versions")
         if name.tag is None:
-            found = max(versions, key=lambda entry: int(entry.get("number") or 0), default=None)
+            found = max(versions, key=lambda entry: _count(entry.get("number")), default=None)
         else:
             found = next((entry for entry in versions if entry.get("tag") == name.tag), None)
         if found is None:
@@ -74,7 +77,7 @@ class AnkaRegistry:
             template=template,
             tag=tag,
             source=self._config.remote,
-            size_bytes=int(found.get("size") or 0),
+            size_bytes=_count(found.get("size")),
             arch=str(found.get("arch") or shown.get("arch") or ""),
         )
 
@@ -95,10 +98,13 @@ class AnkaRegistry:
         endpoint = f"{self.url}{path.partition('?')[0]}"
         try:
             parsed = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = None
         document: dict[str, object] = parsed if isinstance(parsed, dict) else {}
         message = str(document.get("message") or answer[:200].decode(errors="replace"))
+        if 300 <= status < 400:
+            remedy = "set registry under [hypervisor.anka] to the address that it redirects to"
+            raise RegistryError(f"{endpoint} redirects to another address", remedy=remedy)
         if status in (401, 403):
             raise RegistryDeniedError(f"{endpoint} denies access: {message}", remedy=REMEDY)
         if status == 404:
@@ -111,13 +117,16 @@ class AnkaRegistry:
         self, method: str, path: str, headers: dict[str, str], body: str | None = None
     ) -> tuple[int, bytes]:
         if self._session is None:
-            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=True)
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         trust = await asyncio.to_thread(self._trust)
+        proxy = proxy_for(URL(self.url))
+        through = f" through the proxy {proxy}" if proxy else ""
+        options: dict[str, Any] = {"ssl": trust, "proxy": proxy.url if proxy else None, "allow_redirects": False}
         headers = {**headers, "User-Agent": "hearth", "Content-Type": "application/json"}
         try:
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),
-                self._session.request(method, self.url + path, data=body, headers=headers, ssl=trust) as response,
+                self._session.request(method, self.url + path, data=body, headers=headers, **options) as response,
             ):
                 answer = bytearray()
                 async for chunk in response.content.iter_any():
@@ -126,9 +135,11 @@ class AnkaRegistry:
                         raise RegistryError(f"the reply of {self.url}{path} is larger than {MAX_REPLY_BYTES} bytes")
                 return response.status, bytes(answer)
         except TimeoutError as error:
-            raise RegistryError(f"{self.url} did not reply within {REQUEST_TIMEOUT_S:g} s", remedy=REMEDY) from error
+            raise RegistryError(
+                f"{self.url}{through} did not reply within {REQUEST_TIMEOUT_S:g} s", remedy=REMEDY
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise RegistryError(f"connecting to {self.url} failed: {error}", remedy=REMEDY) from error
+            raise RegistryError(f"connecting to {self.url}{through} failed: {error}", remedy=REMEDY) from error
 
     def _trust(self) -> ssl.SSLContext | bool:
         config = self._config
@@ -150,3 +161,9 @@ def _entries(body: object, what: str) -> list[dict[str, Any]]:
     if not isinstance(body, list):
         raise RegistryError(f"the Anka Registry sent no list of {what}")
     return [entry for entry in body if isinstance(entry, dict)]
+
+
+def _count(value: object) -> int:
+    """Return a number of the Registry in bounds; 0 for anything else, such as a size that it does not know."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    return int(text) if len(text) <= _MAX_DIGITS and text.isascii() and text.isdigit() else 0

@@ -37,7 +37,7 @@ def parse_name(text: str) -> TemplateName | Reference:
     """Parse a reference. Raises `BadReferenceError` with the invalid part."""
     if not text.startswith(SCHEME):
         reference = parse_reference(text)
-        if not isinstance(reference.name, RegistryName) or reference.tag is None:
+        if not isinstance(reference.name, RegistryName) or reference.digest is not None:
             raise BadReferenceError(f"{text!r} is not a reference that `anka` can pull", remedy=_REMEDY)
         return reference
     template, colon, tag = text.removeprefix(SCHEME).partition(":")
