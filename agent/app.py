@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,6 +23,7 @@ from agent.api.rate_limit import Rate, RateLimiter
 from agent.api.server import Server
 from agent.domain.rules import images_in_use
 from agent.engine.assignments import Assignments
+from agent.engine.clock_follower import ClockFollower
 from agent.engine.conditions import ConditionBoard
 from agent.engine.database import Database
 from agent.engine.effect_context import EffectContext
@@ -44,6 +44,7 @@ from agent.engine.reconciler import Reconciler
 from agent.engine.state_store import StateStore
 from agent.engine.vm_updates import VmUpdates
 from agent.engine.world_builder import WorldBuilder
+from agent.host.clock import HostClock
 from agent.host.disk_space import measure_disk
 from agent.host.doctor.doctor import build_doctor, build_subject
 from agent.host.host_info import host_limits, read_host_identity
@@ -53,6 +54,7 @@ from agent.host.user_accounts import current_user
 from agent.host.vitals import VitalsSampler, measure_vitals
 from agent.hypervisors.factory import build_hypervisor
 from agent.images.host_images import open_host_images
+from agent.processes.boot import boot_id
 from agent.processes.command import CommandRunner
 from agent.telemetry.metrics import Metrics
 
@@ -104,7 +106,7 @@ class LiveSettings:
 
 @dataclass(frozen=True, slots=True)
 class Foundation:
-    """The parts that the engine, the API and the host monitor are built on. `clock` returns seconds since the epoch.
+    """The parts that the engine, the API and the host monitor are built on. `clock` is the agent's time.
 
     `measure_disk` is called in a thread.
     """
@@ -119,7 +121,7 @@ class Foundation:
     metrics: Metrics
     metering: Metering
     runner: CommandRunner
-    clock: Callable[[], float]
+    clock: HostClock
     jitter: Callable[[], float]
     measure_disk: Callable[[], DiskUsage]
     identity: HostIdentity
@@ -165,9 +167,9 @@ async def _build_foundation(
     )
     return Foundation(
         config=config, settings=LiveSettings(host_limits(config.host)), board=ConditionBoard(), hypervisor=hypervisor,
-        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner, clock=time.time,
-        jitter=jitter, measure_disk=partial(measure_disk, config.data_dir, config), identity=identity,
-        vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
+        images=images, database=database, http=http, metrics=metrics, metering=metering, runner=runner,
+        clock=HostClock(), jitter=jitter, measure_disk=partial(measure_disk, config.data_dir, config),
+        identity=identity, vitals=VitalsSampler(partial(measure_vitals, config.data_dir)),
     )  # fmt: skip
 
 
@@ -202,6 +204,12 @@ def build_engine(base: Foundation, store: StateStore) -> Engine:
         store, queue, builder.world,
         new_id=lambda: str(ULID()).lower(), on_refused=base.metering.count_refusal, wake=awake.set,
     )  # fmt: skip
+
+    def move_moments(delta_s: float) -> None:
+        builder.began_s += delta_s
+        queue.move_moments(delta_s)
+
+    clock_follower = ClockFollower(store, clock, boot_id(), move_moments)
     probe_runner = ProbeRunner(base.hypervisor, base.http, clock=clock)
     prober = Prober(probe_runner, updates, results, on_result=base.metering.count_probe, clock=clock)
 
@@ -215,8 +223,10 @@ def build_engine(base: Foundation, store: StateStore) -> Engine:
             guests=Guests(base.hypervisor), observer=observer, assignments=assignments, leases=desk,
             operations=OperatorCommands(store, desk, wake=awake.set), executor=executor, board=base.board,
             prober=prober, probe_results=results, updates=updates,
-            reconciler=Reconciler(store, executor, observer, base.board, builder, after_pass=after_pass, awake=awake),
-            view=builder, awake=awake,
+            reconciler=Reconciler(
+                store, executor, observer, base.board, builder, clock_follower, after_pass=after_pass, awake=awake
+            ),
+            clock_follower=clock_follower, view=builder, awake=awake,
             host=HostReader(
                 store, builder, base.board, observer, results, base.images, base.identity, lambda: base.vitals.latest
             ),

@@ -59,11 +59,12 @@ class Breaker:
 
     def is_open(self, now_s: float) -> bool:
         """Whether the thing must not be retried now."""
-        return now_s < self.open_until_s
+        # A moment beyond the longest delay was stored by a clock that was ahead.
+        return now_s < self.open_until_s <= now_s + CAP_S
 
     def failed_recently(self, now_s: float) -> bool:
         """Whether the last failure is at most `STABLE_S` ago."""
-        return self.failures > 0 and now_s - self.last_failure_at_s <= STABLE_S
+        return self.failures > 0 and 0 <= now_s - self.last_failure_at_s <= STABLE_S
 
 
 def count_failure(breaker: Breaker, *, now_s: float, jitter: float, reason: str, free: int = 0) -> Breaker:

@@ -41,6 +41,7 @@ class EventKind(StrEnum):
     IMAGE_EVICTED = "image-evicted"
     IMAGE_EVICT_FAILED = "image-evict-failed"
     ROLLOUT = "rollout"  # a pool's rollout entered a new phase
+    CLOCK_STEPPED = "clock-stepped"  # the host's clock was set, and the times of all records moved with it
     HOST_MODE = "host-mode"  # an operator opened, cordoned or drained the host
     JOURNAL_REBUILT = "journal-rebuilt"
     ASSIGNMENT_CHANGED = "assignment-changed"

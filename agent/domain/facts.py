@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.domain.model import Cause, LeaseRequest, Mode, StoredAssignment
+    from agent.domain.model import Cause, ClockAnchor, LeaseRequest, Mode, StoredAssignment
     from agent.domain.rollout import Rollout
 
 
@@ -270,6 +270,24 @@ class VmGranted(Fact):
 
     vm: str
     request: LeaseRequest
+
+
+# -- the clock
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRead(Fact):
+    """The agent started, and read its clocks."""
+
+    anchor: ClockAnchor
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStepped(Fact):
+    """The host's clock was set by `delta_s`. `anchor` has the time after it."""
+
+    delta_s: float
+    anchor: ClockAnchor
 
 
 # -- commands of operators, and the assignment

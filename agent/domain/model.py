@@ -276,6 +276,20 @@ class StoredAssignment:
     key: str = "current"
 
 
+@dataclass(frozen=True, slots=True)
+class ClockAnchor:
+    """The agent's time at one reading of the clock that counts evenly since the boot of the host.
+
+    A restarted agent derives from it what its predecessor's time would be now.
+    """
+
+    now_s: float
+    elapsed_s: float
+    boot: str  # the host's boot; "" if it is not known
+
+    key: str = "clock"
+
+
 class ConditionStatus(StrEnum):
     """Truth of a condition."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.domain import actions, facts, record_commands, record_images, record_leases, record_vms
+from agent.domain import actions, facts, record_clock, record_commands, record_images, record_leases, record_vms
 from agent.domain.breaker import Breaker, BreakerKey, Scope
 from agent.domain.draft import Draft
 
@@ -108,6 +108,9 @@ HANDLERS: Final[Mapping[type[Fact | Action], Callable[[Draft, Any], None]]] = Ma
         facts.AssignmentAccepted: record_commands.accept_assignment,
         facts.AssignmentRefused: record_commands.refuse_assignment,
         facts.RolloutsAdvanced: record_commands.advance_rollouts,
+        # The clock
+        facts.ClockRead: record_clock.read_clock,
+        facts.ClockStepped: record_clock.step_clock,
     }
 )
 """The handler of every fact and action."""

@@ -234,7 +234,11 @@ def _resolved_at_s(world: World, reference: str) -> float:
 
 def _is_query_due(world: World, reference: str) -> bool:
     known = world.resolutions.get(reference)
-    is_due = known is None or world.now_s - known.at_s >= world.resolve_period_s or bool(known.error)
+    is_due = (
+        known is None
+        or not 0 <= world.now_s - known.at_s < world.resolve_period_s  # in the future: by a clock that was ahead
+        or bool(known.error)
+    )
     keys = (BreakerKey(Scope.REFERENCE, reference), registry_key(reference))
     return is_due and not any(world.is_blocked(key) for key in keys)
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from agent.domain.breaker import Breaker, BreakerKey
-from agent.domain.model import OPEN, HostMode, Lease, Resolution, StoredAssignment, Vm
+from agent.domain.model import OPEN, ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
 
 T = TypeVar("T")
-Record: TypeAlias = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment | HostMode
+Record: TypeAlias = Vm | Lease | Rollout | Breaker | Resolution | StoredAssignment | HostMode | ClockAnchor
 Key: TypeAlias = str | BreakerKey
 
 KEYS: Final[Mapping[type[Record], Callable[[Any], Key]]] = MappingProxyType(
@@ -28,6 +28,7 @@ KEYS: Final[Mapping[type[Record], Callable[[Any], Key]]] = MappingProxyType(
         Resolution: lambda resolution: resolution.reference,
         StoredAssignment: lambda stored: stored.key,
         HostMode: lambda mode: mode.key,
+        ClockAnchor: lambda anchor: anchor.key,
     }
 )
 """Each kind of record with the function that returns a record's key."""
@@ -111,6 +112,11 @@ class StoredState:
     def rollouts(self) -> Mapping[str, Rollout]:
         """Rollouts by pool."""
         return self.table(Rollout)
+
+    @property
+    def clock_anchor(self) -> ClockAnchor | None:
+        """The clocks as the last agent read them; None in the journal of an older agent."""
+        return self.table(ClockAnchor).get("clock")
 
     @property
     def resolutions(self) -> Mapping[str, Resolution]:

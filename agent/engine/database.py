@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.breaker import Breaker
 from agent.domain.events import Event
-from agent.domain.model import HostMode, Lease, Resolution, StoredAssignment, Vm
+from agent.domain.model import ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.stored_state import Drop, Put, key_of
 from agent.engine.schema import VERSION, JournalError, connect, unreadable
@@ -49,6 +49,7 @@ TABLES: Final[dict[type[Record], Table]] = {
     Resolution: Table("resolutions", TypeAdapter(Resolution)),
     StoredAssignment: Table("assignments", TypeAdapter(StoredAssignment)),
     HostMode: Table("modes", TypeAdapter(HostMode)),
+    ClockAnchor: Table("clocks", TypeAdapter(ClockAnchor)),
 }
 EVENT: Final = TypeAdapter(Event)
 

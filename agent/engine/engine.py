@@ -20,6 +20,7 @@ from agent.engine.schema import JournalError
 if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.engine.assignments import Assignments
+    from agent.engine.clock_follower import ClockFollower
     from agent.engine.conditions import ConditionBoard
     from agent.engine.evidence import Evidence
     from agent.engine.executor import Executor
@@ -60,6 +61,7 @@ class Parts:
     probe_results: ProbeResults
     updates: VmUpdates
     reconciler: Reconciler
+    clock_follower: ClockFollower
     view: WorldBuilder
     host: HostReader
     awake: asyncio.Event
@@ -77,6 +79,7 @@ class Engine:
     async def load(self) -> None:
         """Load the journal and the assignment: before them, every lease would be unknown. Raises `HearthError`."""
         await self.parts.store.load()
+        await self.parts.clock_follower.start()
         await self.parts.assignments.load()
 
     async def start(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
@@ -90,6 +90,11 @@ class LeaseQueue:
     def requests(self) -> tuple[LeaseRequest, ...]:
         """The requests, for the planner."""
         return tuple(pending.request for pending in self._pending.values())
+
+    def move_moments(self, delta_s: float) -> None:
+        """Move the start of every wait, when the host's clock was set."""
+        for pending in self._pending.values():
+            pending.request = replace(pending.request, since_s=pending.request.since_s + delta_s)
 
     def has_request_of(self, pool: str) -> bool:
         """Whether a request waits for a VM of `pool`."""

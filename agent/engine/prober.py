@@ -142,21 +142,23 @@ class Prober:
 
     async def _probe_startup(self, vm: Vm, pool: PoolSpec) -> bool:
         """Run all probes in order until all pass in one round; return whether they did before the deadline."""
-        deadline_s = vm.since_s + pool.startup_deadline_s
+        # Counted on the event loop's clock: the host's clock may be set during the boot.
+        now_s = asyncio.get_running_loop().time
+        deadline_s = now_s() + vm.since_s + pool.startup_deadline_s - self._clock()
         timeout_s = _FIRST_STARTUP_TIMEOUT_S
         while True:
             failed = await self._run_round(vm, pool.probes, timeout_s)
             if failed is None:
                 await self._reports.startup_passed(vm.name)
                 return True
-            if self._clock() >= deadline_s:
+            if now_s() >= deadline_s:
                 reason = f"not healthy {pool.startup_deadline_s:g} s after its start; {failed.probe}: {failed.detail}"
                 await self._reports.unhealthy(vm.name, Unhealthy(Cause.STARTUP_DEADLINE, reason))
                 return False
             timeout_s *= 1.5
             # The wait for an answer is part of the period: a guest that comes up during it is found immediately.
             pause_s = pool.startup_period_s - failed.duration_s
-            await asyncio.sleep(max(0.0, min(pause_s, deadline_s - self._clock())))
+            await asyncio.sleep(max(0.0, min(pause_s, deadline_s - now_s())))
 
     async def _run_round(self, vm: Vm, probes: tuple[ProbeSpec, ...], timeout_s: float) -> ProbeResult | None:
         """Run each probe once, in order; return the first result that is not a pass."""

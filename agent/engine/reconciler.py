@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.domain.world import World
+    from agent.engine.clock_follower import ClockFollower
     from agent.engine.conditions import ConditionBoard
     from agent.engine.executor import Executor
     from agent.engine.observer import Observer
@@ -42,6 +43,7 @@ class Reconciler:
         observer: Observer,
         board: ConditionBoard,
         builder: WorldBuilder,
+        clock_follower: ClockFollower,
         *,
         after_pass: Callable[[World], None],
         awake: asyncio.Event,
@@ -51,6 +53,7 @@ class Reconciler:
         self._observer = observer
         self._board = board
         self._builder = builder
+        self._clock_follower = clock_follower
         self._after_pass = after_pass
         self._awake = awake
         self.last_pass_s = time.monotonic()  # when the last pass ended
@@ -69,6 +72,7 @@ class Reconciler:
 
     async def reconcile(self) -> World:
         """Run one pass; return the world it planned on. Raises `JournalError` with no effect started."""
+        await self._clock_follower.follow()
         listing = self._observer.take_listing()
         try:
             async with self._store.transaction() as transaction:

@@ -55,6 +55,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     UPDATE events SET doc = json_set(doc, '$.kind', 'stray-removal-failed')
         WHERE json_extract(doc, '$.kind') = 'stray-reap-failed';
     """,
+    "CREATE TABLE clocks (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;",
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -79,8 +79,10 @@ class StateStore:
         return transaction.state
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, on_commit: Callable[[], None] | None = None) -> AsyncIterator[Transaction]:
         """Commit the recorded facts when the block ends without an error.
+
+        `on_commit` is called together with the change of `state`: no other task runs between them.
 
         Raises `JournalError` when the journal cannot be written; memory is then unchanged. A caller that is cancelled
         during the commit waits for its end first.
@@ -89,7 +91,7 @@ class StateStore:
             transaction = Transaction(self.state, self._clock(), self._jitter)
             yield transaction
             if transaction.changes:
-                await _finish(asyncio.ensure_future(self._commit(transaction)))
+                await _finish(asyncio.ensure_future(self._commit(transaction, on_commit)))
 
     async def try_writing(self) -> bool:
         """Return whether the journal can be written now; `write_error` has the reason if it cannot."""
@@ -102,7 +104,7 @@ class StateStore:
                 self.write_error = ""
         return not self.write_error
 
-    async def _commit(self, transaction: Transaction) -> None:
+    async def _commit(self, transaction: Transaction, on_commit: Callable[[], None] | None) -> None:
         changes = transaction.changes
         try:
             await self._database.write(changes.records, changes.events)
@@ -111,6 +113,8 @@ class StateStore:
             raise
         self.write_error = ""
         self.state = transaction.state
+        if on_commit is not None:
+            on_commit()
         self.sequence += 1
         for event in changes.events:
             _log_event(event)

@@ -1,7 +1,7 @@
 """Image indexes: lists of manifests, which some registries and tools put between a tag and its image.
 
 An index is followed if exactly one of its entries fits this host. (OCI image specification, image-index.md; BuildKit,
-"Image attestation storage", for the entries that are no images.)
+"Image attestation storage", for the other entries.)
 """
 
 from __future__ import annotations

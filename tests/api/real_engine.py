@@ -29,6 +29,7 @@ from agent.engine.assignments import etag_of
 from agent.engine.conditions import ConditionBoard
 from agent.engine.database import Database
 from agent.engine.metering import Metering
+from agent.host.clock import HostClock
 from agent.host.disk_space import DiskUsage
 from agent.host.host_info import HostIdentity
 from agent.host.vitals import Heat, MemoryPressure, Vitals, VitalsSampler
@@ -201,7 +202,7 @@ class RealEngine:
             metrics=self.metrics,
             metering=metering,
             runner=CommandRunner(metering.count_command),
-            clock=lambda: NOW_S,
+            clock=HostClock(wall_s=lambda: NOW_S, elapsed_s=lambda: 0.0),
             jitter=lambda: 0.5,
             measure_disk=lambda: DiskUsage(100 << 30, self.free_bytes, RESERVE_BYTES),
             identity=IDENTITY,
