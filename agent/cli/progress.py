@@ -41,7 +41,10 @@ async def pull_bar(reports: Callable[[], tuple[PullProgress, ...]], *, enabled: 
         async def refresh() -> None:
             while True:
                 for report in reports():
-                    progress.update(task, total=report.total_bytes or None, completed=report.done_bytes)
+                    blob = report.waiting.partition(": ")[0]
+                    description = f"pulling, waiting for {blob}" if blob else "pulling"
+                    total = report.total_bytes or None
+                    progress.update(task, total=total, completed=report.done_bytes, description=description)
                 await asyncio.sleep(_PERIOD_S)
 
         refresher = asyncio.create_task(refresh())

@@ -96,7 +96,8 @@ async def _progress_recorded(context: EffectContext, digest: str) -> AsyncIterat
 
 def _progress_text(progress: PullProgress) -> str:
     left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
+    waiting = f"; waiting for {progress.waiting}" if progress.waiting else ""
     return (
         f"{progress.reference}: {progress.done_bytes / 1e6:.0f} of {progress.total_bytes / 1e6:.0f} MB, "
-        f"{progress.rate_bytes_per_s / 1e6:.1f} MB/s{left}, from {progress.source}"
+        f"{progress.rate_bytes_per_s / 1e6:.1f} MB/s{left}, from {progress.source}{waiting}"
     )

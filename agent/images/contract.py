@@ -23,6 +23,7 @@ class PullProgress:
     rate_bytes_per_s: float
     eta_s: float | None
     source: str = ""  # the repository, for display
+    waiting: str = ""  # what failed transfers are retried for, for display
 
 
 class Images(Protocol):

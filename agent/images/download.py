@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from agent.images.errors import BadImageError, TransferError
 from agent.images.plan import MAX_RANGE_BYTES
 from agent.images.transfer_limits import StreamLimiter
@@ -174,19 +176,29 @@ class Downloader:
             got += len(piece)
             self._tracker.add_fetched(len(piece))
 
-        while got < size:
-            before = got
-            try:
-                await self.source.read(blob, start + got, size - got, count)
-                self._streams.record_success()
-            except TransferError as error:
-                if error.overloaded:
-                    self._streams.record_overload()
-                failures = 1 if got - before >= PROGRESS_BYTES else failures + 1
-                total_failures += 1
-                if total_failures >= _MAX_FAILURES:
-                    raise
-                await self._retry.wait_before_retry(failures, error)
+        try:
+            while got < size:
+                before = got
+                try:
+                    await self.source.read(blob, start + got, size - got, count)
+                    self._streams.record_success()
+                    self._tracker.record_advance()
+                except TransferError as error:
+                    if error.overloaded:
+                        self._streams.record_overload()
+                    failures += 1
+                    if got - before >= PROGRESS_BYTES:
+                        failures = 1
+                        self._tracker.record_advance()
+                    total_failures += 1
+                    self._tracker.set_waiting(blob.digest, f"{error.message} ({total_failures} times)")
+                    if total_failures >= _MAX_FAILURES:
+                        raise
+                    with structlog.contextvars.bound_contextvars(blob=blob.digest):
+                        await self._retry.wait_before_retry(failures, error, idle_s=self._tracker.idle_s)
+        finally:
+            if total_failures:
+                self._tracker.set_waiting(blob.digest, "")
 
     async def _consume(self, filled: Filled, consume: Consume) -> None:
         buffer, size = filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,8 @@ class PullProgressTracker:
         self._source = source
         self._clock = clock
         self._total = self._done = self._fetched = 0
+        self._advanced_at_s: float | None = None
+        self._waiting: dict[str, str] = {}
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def set_total(self, total: int) -> None:
@@ -45,6 +48,21 @@ class PullProgressTracker:
         """Count bytes that are verified and on the disk, whatever their source."""
         self._done += count
 
+    def record_advance(self) -> None:
+        """Record that a transfer made progress worth the name; `idle_s` counts from here."""
+        self._advanced_at_s = self._clock()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since any transfer of the pull made progress; infinite if none has."""
+        return math.inf if self._advanced_at_s is None else self._clock() - self._advanced_at_s
+
+    def set_waiting(self, blob: str, reason: str) -> None:
+        """Record why the transfer of a blob is retried; empty when it is not retried any more."""
+        self._waiting.pop(blob, None)
+        if reason:
+            self._waiting[blob] = reason
+
     def snapshot(self) -> PullProgress:
         """Return the current progress."""
         since_s, before = self._samples[0]
@@ -60,4 +78,12 @@ class PullProgressTracker:
             rate_bytes_per_s=rate,
             eta_s=left / rate if rate > 0 and self._total else None,
             source=self._source,
+            waiting=self._waiting_text(),
         )
+
+    def _waiting_text(self) -> str:
+        if not self._waiting:
+            return ""
+        blob, reason = next(reversed(self._waiting.items()))
+        more = f" and {len(self._waiting) - 1} more" if len(self._waiting) > 1 else ""
+        return f"{blob[:19]}{more}: {reason}"

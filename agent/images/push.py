@@ -7,9 +7,11 @@ machine. So a push that was interrupted or repeated uploads only the missing blo
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -40,13 +42,15 @@ from agent.images.vmconfig import Hardware, oci_config, vm_config
 from agent.processes.threads import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from agent.images.download import TransferTools
     from agent.images.sources.contract import Repository
 
 log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
 
 CHUNK_BYTES: Final = 16 << 20
 """Raw bytes of a chunk. It is small enough that two versions share most chunks, and large enough that the manifest of a
@@ -140,6 +144,7 @@ class _Upload:
         self.blocks: dict[int, ChunkBlocks | None] = {}
         self._sent: set[str] = set()
         self._done = 0
+        self._advanced_at_s = -math.inf
         self.uploaded = 0
 
     async def upload_chunks(self) -> None:
@@ -165,15 +170,21 @@ class _Upload:
         if blob.digest in self._sent:
             return
         self._sent.add(blob.digest)
-        if await self._tools.retry.run(lambda: self._sink.has(blob)):
+        if await self._retry(lambda: self._sink.has(blob)):
             return
         if self._mount_from and await self._mount(blob, self._mount_from):
             return
-        await self._tools.retry.run(lambda: self._sink.put(blob, content))
+        await self._retry(lambda: self._sink.put(blob, content))
         self.uploaded += blob.size
 
     async def _mount(self, blob: Blob, repository: str) -> bool:
-        return await self._tools.retry.run(lambda: self._sink.mount(blob, repository))
+        return await self._retry(lambda: self._sink.mount(blob, repository))
+
+    async def _retry(self, operation: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Return the result of a request of this push, which persists while other requests succeed."""
+        result = await self._tools.retry.run(operation, idle_s=lambda: time.monotonic() - self._advanced_at_s)
+        self._advanced_at_s = time.monotonic()
+        return result
 
     def _encode(self, offset: int) -> _EncodedChunk:
         raw = bytearray(min(self._chunk_bytes, self._size - offset))

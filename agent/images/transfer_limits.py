@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -32,11 +33,14 @@ _SHORTEST_WAIT_S: Final = 0.001
 class RetryPolicy:
     """Capped exponential back-off with full jitter, or longer if the registry sends `Retry-After`.
 
-    `attempts` counts attempts in a row that made no progress. Sources: AWS Architecture Blog, "Exponential Backoff And
-    Jitter"; RFC 9110 §10.2.3.
+    `attempts` counts attempts in a row that made no progress. A transfer of many requests also persists for
+    `patience_s` after its last progress: of thousands of requests, some fail `attempts` times by chance, and one slow
+    part must not discard the others. Sources: AWS Architecture Blog, "Exponential Backoff And Jitter"; RFC 9110
+    §10.2.3.
     """
 
     attempts: int = 6
+    patience_s: float = 120.0
     base_s: float = 0.5
     cap_s: float = 20.0
     retry_after_cap_s: float = 120.0
@@ -49,15 +53,20 @@ class RetryPolicy:
         backoff_s = min(self.cap_s, self.base_s * 2.0 ** min(failures - 1, 16)) * self.jitter()
         return backoff_s if retry_after_s is None else min(retry_after_s, self.retry_after_cap_s) + backoff_s
 
-    async def wait_before_retry(self, failures: int, error: TransferError) -> None:
-        """Wait before the next attempt. Raises `error` when `failures` reaches `attempts`."""
-        if failures >= self.attempts:
+    async def wait_before_retry(self, failures: int, error: TransferError, *, idle_s: float = math.inf) -> None:
+        """Wait before the next attempt. Raises `error` after `attempts` failures without progress for `patience_s`.
+
+        `idle_s` is the time since the last progress of the whole transfer.
+        """
+        if failures >= self.attempts and idle_s >= self.patience_s:
             raise error
         delay_s = self.delay_s(failures, error.retry_after_s)
         log.info("transfer-retried", error=error.message, failures=failures, delay_s=round(delay_s, 3))
         await self.sleep(delay_s)
 
-    async def run(self, operation: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def run(
+        self, operation: Callable[[], Awaitable[_Result]], *, idle_s: Callable[[], float] = lambda: math.inf
+    ) -> _Result:
         """Return the result of `operation`, retrying it on `TransferError`."""
         failures = 0
         while True:
@@ -65,7 +74,7 @@ class RetryPolicy:
                 return await operation()
             except TransferError as error:
                 failures += 1
-                await self.wait_before_retry(failures, error)
+                await self.wait_before_retry(failures, error, idle_s=idle_s())
 
 
 class StreamLimiter:

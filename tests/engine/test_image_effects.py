@@ -37,7 +37,10 @@ class SlowImages:
 
     def progress(self) -> tuple[PullProgress, ...]:
         other = PullProgress("reg/other:1", "sha256:other", 10, 0, 0, 0.0, None)
-        return (other, PullProgress("reg/ci:1", DIGEST, 80_000_000, 40_000_000, 40_000_000, 5e6, 8.0, "reg/ci"))
+        return (
+            other,
+            PullProgress("reg/ci:1", DIGEST, 80_000_000, 40_000_000, 40_000_000, 5e6, 8.0, "reg/ci", "sha256:b: 429"),
+        )
 
 
 async def test_pull_records_its_progress_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +61,7 @@ async def test_pull_records_its_progress_and_its_end(tmp_path: Path, monkeypatch
         await pulling
     assert {event.kind for event in events[:-1]} == {EventKind.IMAGE_PULLING}
     assert events[0].image == DIGEST
-    assert events[0].detail == "reg/ci:1: 40 of 80 MB, 5.0 MB/s, 8 s left, from reg/ci"
+    assert events[0].detail == "reg/ci:1: 40 of 80 MB, 5.0 MB/s, 8 s left, from reg/ci; waiting for sha256:b: 429"
     assert events[-1].kind is EventKind.IMAGE_PULLED
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB: Final = 1 << 20
-QUICK: Final = RetryPolicy(attempts=4, base_s=0.001, cap_s=0.01, retry_after_cap_s=0.5)
+QUICK: Final = RetryPolicy(attempts=4, patience_s=0.0, base_s=0.001, cap_s=0.01, retry_after_cap_s=0.5)
 
 
 def write_disk(path: Path, *, mib: int = 8, seed: int = 1, every: int = 3) -> Path:

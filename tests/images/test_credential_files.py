@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,14 @@ from agent.config import RegistryConfig
 from agent.images.errors import RegistryDeniedError
 from agent.images.repositories import default_credential_files
 from agent.images.sources.credentials import ConfiguredCredentials, Credentials, DockerCredentials
+from agent.images.vmconfig import Hardware
 from agent.processes.command import CommandRunner
+from tests.support.registry import PASSWORD, USER, RegistryProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.images.conftest import MakeService
 
 AUTH = {"auth": base64.b64encode(b"user:secret").decode()}
 LOGIN = Credentials("user", "secret")
@@ -175,3 +180,25 @@ def test_files_of_docker_and_podman_are_known(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("DOCKER_CONFIG", "/etc/docker")
     found = [str(path) for path in default_credential_files()]
     assert found == ["/etc/auth.json", "/etc/docker/config.json", "/run/user/1/containers/auth.json", str(podman)]
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("server", ["{host}", "{host}/ci", "{host}/ci/debian"])
+async def test_login_of_skopeo_is_used(
+    server: str, password_registry: RegistryProcess, make_service: MakeService, disk: Path, tmp_path: Path
+) -> None:
+    """skopeo writes the files of podman, here against a real registry."""
+    host, name = password_registry.host, server.format(host=password_registry.host)
+    arguments = f"login --tls-verify=false --username {USER} --password {PASSWORD} {name}".split()
+    file = tmp_path / "docker-config.json"
+    process = await asyncio.create_subprocess_exec(
+        "skopeo", *arguments, "--authfile", str(file), stdout=asyncio.subprocess.DEVNULL
+    )
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert name in json.loads(file.read_text())["auths"]
+    images = await make_service(host)
+    digest = await images.push(disk, f"{host}/ci/debian:v1", hardware=Hardware())
+    assert await images.resolve(f"{host}/ci/debian:v1") == digest
+    if server != "{host}":
+        with pytest.raises(RegistryDeniedError, match="anonymous"):
+            await images.resolve(f"{host}/other/debian:v1")

@@ -6,22 +6,26 @@ Each case is a middleware in front of a registry that works otherwise.
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
 from agent.config import RegistryConfig
-from agent.images.errors import RegistryDeniedError, RegistryError
+from agent.images.download import TransferTools
+from agent.images.errors import RegistryDeniedError, RegistryError, TransferError
+from agent.images.liblz4 import best_codec
 from agent.images.manifest import Blob, digest_of
+from agent.images.push import Pusher
 from agent.images.reference import parse_reference
 from agent.images.referrers import attach
 from agent.images.repositories import Repositories
 from agent.images.sources.layout import OciLayout
 from agent.images.vmconfig import Hardware
 from tests.images.certificates import certificate, server_context
-from tests.images.disks import push_layout, sha256_of, write_disk
+from tests.images.disks import QUICK, push_layout, sha256_of, write_disk
 from tests.images.faulty_registry import FaultyRegistry, run_faulty
 from tests.images.token_server import TokenServer
 
@@ -312,6 +316,46 @@ async def test_block_index_is_found_by_tag_without_a_usable_list(
         assert any(seen.path.endswith(f"/manifests/{tag}") for seen in registry.seen)
         index = images.store.root / ".index" / f"{digest.removeprefix('sha256:')}.blocks"
         assert index.read_bytes()[:4] == b"HBI1"
+
+
+# -- overload
+
+
+async def test_registry_that_refuses_every_third_request_is_pulled_and_pushed(
+    loaded: FaultyRegistry, make_service: MakeService, disk: Path
+) -> None:
+    """429 from the token on. The block index is found too, so a version bump stays small."""
+    tokens, count = TokenServer(uses=5), itertools.count(1)
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return web.Response(status=429) if next(count) % 3 == 0 else await handler(request)
+
+    async with run_faulty(loaded, refuse, tokens.middleware):
+        settings = RegistryConfig(insecure=True, username=tokens.user, password=tokens.password)
+        images = await make_service(loaded.host, registry=settings)
+        digest = await images.resolve(loaded.reference())
+        await images.pull(loaded.reference(), digest)
+        assert sha256_of((await images.local(digest)).disk) == sha256_of(disk)
+        index = images.store.root / ".index" / f"{digest.removeprefix('sha256:')}.blocks"
+        assert index.read_bytes()[:4] == b"HBI1"
+
+
+async def test_push_persists_while_other_requests_succeed(executor: Executor, tmp_path: Path, disk: Path) -> None:
+    """Of thousands of requests, some fail several times in a row by chance."""
+    failures = itertools.chain([False], [True] * 7, itertools.repeat(False))
+
+    class Flaky(OciLayout):
+        async def has(self, blob: Blob) -> bool:
+            if next(failures):
+                raise TransferError("the registry replied 429", overloaded=True)
+            return await super().has(blob)
+
+    sink = Flaky(tmp_path / "pushed")
+    retry = replace(QUICK, attempts=3, patience_s=60.0)
+    tools = TransferTools(executor, best_codec(), retry, streams=1)
+    digest = await Pusher(tools, 1 << 20).push(disk, sink, "v1", hardware=Hardware())
+    assert await sink.digest("v1") == digest
 
 
 # -- uploads
