@@ -128,7 +128,7 @@ def parse_reply(result: CommandResult, what: str) -> AnkaReply:
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     try:
         document = json.loads(last)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "status" not in document:
         raise AnkaReplyError(f"`{what}` {_ended(result)} without a JSON reply: {_output(result)}")

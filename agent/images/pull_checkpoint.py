@@ -8,6 +8,7 @@ Therefore the file names the boot in which it was written, and chunks of an earl
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 FILE_NAME: Final = "journal"
 """Older agents wrote this name too, so their interrupted pulls can resume."""
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _FORMAT: Final = "hearth-pull-1"
 
 
@@ -37,7 +39,7 @@ def read_checkpoint(directory: Path, digest: str, *, boot: str, chunks: int) -> 
     if len(header) != 3 or header[:2] != [_FORMAT, digest]:
         return FinishedChunks()
     # The text after the last newline may be half a line.
-    numbers = frozenset(int(line) for line in lines[1:-1] if line.isdigit() and int(line) < chunks)
+    numbers = frozenset(int(line) for line in lines[1:-1] if _NUMBER.fullmatch(line) and int(line) < chunks)
     return FinishedChunks(numbers, trusted=bool(boot) and header[2] == boot)
 
 

@@ -173,7 +173,7 @@ class ImageStore:
             document: Any = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             remedy = "remove that file; the next pulls record the references again"
             raise StoreError(f"reading {path} failed: {error}", remedy=remedy) from error
         return {str(name): str(digest) for name, digest in document.items()} if isinstance(document, dict) else {}

@@ -67,7 +67,9 @@ def test_reply_is_parsed_from_the_last_line() -> None:
     assert parse_reply(ended(stdout.rstrip()), "anka pull").message == "done"
 
 
-@pytest.mark.parametrize("stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]"])
+@pytest.mark.parametrize(
+    "stdout", ["", "\n", "ok", "[]", '{"body": []}', '{"status": "OK"', "\x00\xff{]", "[" * 100_000]
+)
 def test_invalid_reply_raises_an_error(stdout: str) -> None:
     with pytest.raises(AnkaReplyError, match="it went wrong"):
         parse_reply(ended(stdout, stderr="it went wrong"), "anka list")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
+from agent.anka.command import AnkaReply, AnkaReplyError
 from agent.config import AnkaConfig
 from agent.images.anka.login import Login
+from agent.images.anka.pull import AnkaPuller
 from agent.images.anka.registry import AnkaRegistry
-from agent.images.anka.version import TemplateName
+from agent.images.anka.version import DownloadSize, TemplateName, Version
 from agent.images.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from agent.images.anka.version import Version
 
 NAME = TemplateName("macos")
 
@@ -73,3 +74,31 @@ async def test_redirect_is_not_followed() -> None:
     with pytest.raises(RegistryError, match="redirects to another address") as raised:
         await find(web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}))
     assert "hypervisor.anka" in raised.value.remedy
+
+
+class Replying:
+    """An `anka` that reports one body to every query."""
+
+    def __init__(self, body: object) -> None:
+        self.body = body
+
+    async def query(self, *_arguments: str, timeout_s: float = 0) -> AnkaReply:
+        del timeout_s
+        return AnkaReply(self.body, "")
+
+
+def puller(body: object) -> AnkaPuller:
+    return AnkaPuller(Replying(body), None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan, -1, 10**30, "9" * 5000, "x", [], None])
+async def test_odd_download_size_is_a_named_error(size: object) -> None:
+    with pytest.raises(AnkaReplyError, match="reported no size"):
+        await puller({"size": size}).size(Version("sha256:x", "macos", "v1", "hearth"))
+
+
+async def test_download_size_is_read() -> None:
+    found = await puller({"size": "30", "cached": 10, "available": 5}).size(
+        Version("sha256:x", "macos", "v1", "hearth")
+    )
+    assert found == DownloadSize(20, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -149,3 +150,26 @@ async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(RegistryError, match=f"through the proxy http://{address} of http_proxy"):
         await read_through(f"user:secret@{address}", monkeypatch)
+
+
+@pytest.mark.parametrize(("status", "says"), [(407, "requires a login"), (502, "502 Refused")])
+async def test_refused_tunnel_names_the_proxy_without_its_password(
+    status: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        monkeypatch.setenv("https_proxy", f"http://user:hush@{address}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        repositories = Repositories({}, credential_files=())
+        with pytest.raises(RegistryError, match=says) as raised:
+            await repositories.open(parse_reference("registry.example/tests/image:v1")).manifest("v1")
+        await repositories.close()
+        assert f"http://{address} of https_proxy" in raised.value.message
+        assert "hush" not in str(raised.value)

@@ -39,6 +39,7 @@ DELETE_TIMEOUT_S: Final = 120.0
 PULL_BASE_TIMEOUT_S: Final = 600.0
 SLOWEST_BYTES_PER_S: Final = 2 << 20
 """A slower pull counts as hanging and is ended."""
+_MAX_BYTES: Final = 1 << 60
 _PERCENT: Final = re.compile(rb"(\d{1,3})\s?%")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _DISK_FULL: Final = ("no space left", "disk full", "not enough space", "status 74")
@@ -85,9 +86,9 @@ class AnkaPuller:
         if not body and "available locally" in answer.message:
             return DownloadSize(0)
         try:
-            missing = int(body["size"]) - int(body.get("cached", 0))
-            return DownloadSize(max(0, missing), int(body["available"]) if "available" in body else None)
-        except (KeyError, TypeError, ValueError) as error:
+            missing = _byte_count(body["size"]) - _byte_count(body.get("cached", 0))
+            return DownloadSize(max(0, missing), _byte_count(body["available"]) if "available" in body else None)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AnkaReplyError(f"`anka pull --check-download-size` of {version.template} reported no size") from error
 
     async def tags(self, local: str) -> frozenset[str] | None:
@@ -190,3 +191,13 @@ def _pull_error(version: Version, error: CommandError) -> Exception:
     if "failed state" in cause:
         return BadImageError(message)
     return TransferError(message)
+
+
+def _byte_count(value: object) -> int:
+    """Return a size that Anka reported. Raises `ValueError`, `TypeError` or `OverflowError` for any other value."""
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    count = int(value)
+    if not 0 <= count <= _MAX_BYTES:
+        raise ValueError(f"{count} is outside 0 to {_MAX_BYTES}")
+    return count

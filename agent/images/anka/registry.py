@@ -12,6 +12,7 @@ from yarl import URL
 
 from agent.images.anka.version import Version, version_digest
 from agent.images.errors import BadImageError, ImageNotFoundError, RegistryDeniedError, RegistryError
+from agent.images.sources.http_client import failure_reason
 from agent.images.sources.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class AnkaRegistry:
                 f"{self.url}{through} did not reply within {REQUEST_TIMEOUT_S:g} s", remedy=REMEDY
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise RegistryError(f"connecting to {self.url}{through} failed: {error}", remedy=REMEDY) from error
+            raise RegistryError(
+                f"connecting to {self.url}{through} failed: {failure_reason(error)}", remedy=REMEDY
+            ) from error
 
     def _trust(self) -> ssl.SSLContext | bool:
         config = self._config

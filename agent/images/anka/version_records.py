@@ -45,7 +45,7 @@ class VersionRecords:
         for path in self._folder.glob("*.json"):
             try:
                 found[f"sha256:{path.stem}"] = (path.stat().st_mtime, _parse(path.read_bytes()))
-            except (FileNotFoundError, ValueError, TypeError, KeyError):
+            except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
                 continue  # removed in the mean time, or truncated by a crash of the host: pulled again
         return {digest: record for digest, (_, record) in sorted(found.items(), key=lambda item: item[1][0])}
 

@@ -20,7 +20,7 @@ import aiohttp
 from agent.images.errors import BadImageError, RegistryDeniedError, RegistryError, TransferError
 from agent.images.manifest import parse_json
 from agent.images.sources.addresses import BadAddressError, parse_address
-from agent.images.sources.http_client import failure_reason, forbidden_error, is_forbidden, read_body
+from agent.images.sources.http_client import failure_reason, forbidden_error, is_forbidden, login_error, read_body
 from agent.images.sources.http_headers import retry_after_s
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Authorizer:
             if is_forbidden(error):
                 raise forbidden_error(self._host, realm, error) from error
             proxy = self._client.proxy(realm)
+            if isinstance(error, aiohttp.ClientHttpProxyError) and (login := login_error(proxy, error.status)):
+                raise login from None
             through = f" through the proxy {proxy}" if proxy else ""
             reason = failure_reason(error, quote=False)
             raise TransferError(

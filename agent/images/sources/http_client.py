@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from agent.images.sources.proxies import Proxy
 
+_PROXY_LOGIN: Final = 407
 _RECEIVE_BYTES: Final = 512 << 10
 REFUSED_REMEDY: Final = 'set local_redirects = true under [images.registries."{host}"] if the registry may do this'
 
@@ -109,12 +110,21 @@ def forbidden_error(host: str, url: URL, error: BaseException) -> RegistryError:
     )
 
 
+def login_error(proxy: Proxy | None, status: int) -> RegistryError | None:
+    """Return the error for a status with which a proxy requires a login; None for another status."""
+    if proxy is None or status != _PROXY_LOGIN:
+        return None
+    return RegistryError(f"the proxy {proxy} requires a login", remedy=f"add it to {proxy.variable}")
+
+
 def failure_reason(error: BaseException, *, quote: bool = True) -> str:
     """Return the cause of a failed request. Without `quote`, nothing that the server sent is part of it."""
     if isinstance(error, TimeoutError):
         return "no response in time"
     if not quote and isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
         return type(error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{error.status} {error.message}"  # its text has the URL, which can hold the password of a proxy
     return str(error) or type(error).__name__
 
 

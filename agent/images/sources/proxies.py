@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from yarl import URL
@@ -27,7 +27,7 @@ _SYSTEM: Final = "the system's settings"
 class Proxy:
     """A proxy, and the variable that names it. `str()` has no password."""
 
-    url: URL
+    url: URL = field(repr=False)
     variable: str
 
     def __str__(self) -> str:

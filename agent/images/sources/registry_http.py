@@ -18,7 +18,7 @@ from yarl import URL
 
 from agent.images.errors import ImageNotFoundError, RegistryError, TransferError
 from agent.images.sources.addresses import BadAddressError, parse_address, zones_of_host
-from agent.images.sources.http_client import failure_reason, forbidden_error, is_forbidden, read_excerpt
+from agent.images.sources.http_client import failure_reason, forbidden_error, is_forbidden, login_error, read_excerpt
 from agent.images.sources.http_headers import parse_challenges, retry_after_s
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _MAX_REDIRECTS: Final = 5
 _MAX_LOGINS: Final = 2
 _TEMPORARY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OVERLOADED: Final = frozenset({429, 503})
-_PROXY_LOGIN: Final = 407
 _EXCERPT_BYTES: Final = 2000
 UNRANGED_S: Final = 60.0
 """How long only whole blobs are requested from a registry that ignored a range."""
@@ -226,8 +225,8 @@ class RegistryHttp:
         response.close()
         server = self.host if is_origin else f"{response.url.host} (redirected from {self.host})"
         proxy = self._client.proxy(response.url)
-        if status == _PROXY_LOGIN and proxy is not None:
-            return RegistryError(f"the proxy {proxy} requires a login", remedy=f"add it to {proxy.variable}")
+        if (login := login_error(proxy, status)) is not None:
+            return login
         through = f" through the proxy {proxy}" if proxy else ""
         server += through
         if status in _TEMPORARY or not is_origin:
@@ -247,6 +246,8 @@ class RegistryHttp:
         is_origin = url.origin() == self._address.origin
         target = "" if is_origin else f", redirected to {url.host},"
         proxy = self._client.proxy(url)
+        if isinstance(error, aiohttp.ClientHttpProxyError) and (login := login_error(proxy, error.status)) is not None:
+            return login
         through = f" through the proxy {proxy}" if proxy else ""
         is_tls_error = isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError)
         remedy = (
