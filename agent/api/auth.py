@@ -5,11 +5,13 @@ again when it changes: a token that is created or revoked on the command line ta
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import json
 import os
 import secrets
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from hashlib import sha256
@@ -20,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TOKEN_PREFIX: Final = "hearth_"
@@ -131,7 +133,7 @@ class TokenAuthenticator:
         if not authorization and not self.requires_token:
             return self._anonymous
         scheme, _, secret = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not secret:
+        if scheme.lower() != "bearer" or not secret or not secret.isascii():
             raise UnauthenticatedError("the request carries no token", remedy="send Authorization: Bearer TOKEN")
         digest = _digest(secret.strip())
         found = [token for token in self._current() if hmac.compare_digest(token.sha256, digest)]
@@ -177,22 +179,39 @@ def load_tokens(path: Path) -> tuple[Token, ...]:
 
 def create_token(path: Path, name: str, role: Role, *, now_s: float, ttl_s: float | None = None) -> str:
     """Create a token and return its secret, which is not stored. Raises `TokenNameError` if the name is taken."""
-    tokens = load_tokens(path)
-    if any(token.name == name for token in tokens):
-        raise TokenNameError(f"a token {name!r} exists already", remedy="revoke it first, or choose another name")
-    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    made = Token(name, role, _digest(secret), now_s, now_s + ttl_s if ttl_s else None)
-    _write(path, (*tokens, made))
+    with _locked(path):
+        tokens = load_tokens(path)
+        if any(token.name == name for token in tokens):
+            raise TokenNameError(f"a token {name!r} exists already", remedy="revoke it first, or choose another name")
+        secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        made = Token(name, role, _digest(secret), now_s, now_s + ttl_s if ttl_s else None)
+        _write(path, (*tokens, made))
     return secret
 
 
 def revoke_token(path: Path, name: str) -> None:
     """Remove a token. Raises `TokenNameError` if there is none of that name."""
-    tokens = load_tokens(path)
-    left = tuple(token for token in tokens if token.name != name)
-    if len(left) == len(tokens):
-        raise TokenNameError(f"there is no token {name!r}", remedy="list the tokens with `hearth token list`")
-    _write(path, left)
+    with _locked(path):
+        tokens = load_tokens(path)
+        left = tuple(token for token in tokens if token.name != name)
+        if len(left) == len(tokens):
+            raise TokenNameError(f"there is no token {name!r}", remedy="list the tokens with `hearth token list`")
+        _write(path, left)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Exclude other commands that change the file: of two changes at the same time, the first would be lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TokenFileError(f"{path} cannot be written: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -47,16 +48,19 @@ class Authorization:
         A page can point its own name at 127.0.0.1 (DNS rebinding); the Host header then has that name. A page can post
         without a preflight request; the Origin header then names the page. Browsers cannot use the Unix socket, and a
         page has no token. Raises `HostRefusedError` and `OriginRefusedError`."""
-        headers = request.headers
-        if self._authenticator.requires_token or hdrs.AUTHORIZATION in headers or not peer_of(request):
+        headers, peer = request.headers, peer_of(request)
+        # An empty Authorization header, which a page can make a browser send, is no token.
+        if self._authenticator.requires_token or headers.get(hdrs.AUTHORIZATION) or not peer:
             return
         if _host_name(request.host) not in _LOOPBACK:
+            self._limit(caller_of(peer))
             raise HostRefusedError(
                 f"the Host header names {request.host}, not this machine", remedy="use http://127.0.0.1 and the port"
             )
         origin = headers.get(hdrs.ORIGIN)
         own = (f"http://{request.host}", f"https://{request.host}")
         if origin is not None and writes(request) and origin not in own:
+            self._limit(caller_of(peer))
             raise OriginRefusedError(
                 f"a web page of {origin} may not change this agent", remedy="use the Unix socket, or a token"
             )
@@ -80,9 +84,9 @@ class Authorization:
         try:
             caller = request[CALLER] = self._authenticator.caller(request.headers.get(hdrs.AUTHORIZATION, ""))
         except UnauthenticatedError:
-            self._limit(peer)
+            self._limit(caller_of(peer))
             raise
-        self._limit(peer if caller.anonymous else caller.name)
+        self._limit(caller_of(peer) if caller.anonymous else caller.name)
         if caller.role < needed:
             raise _role_error(caller, needed)
 
@@ -100,6 +104,20 @@ def peer_of(request: web.Request) -> str:
     """Return the address of a TCP caller; empty on the Unix socket."""
     protocol = request.protocol
     return protocol.peer if isinstance(protocol, Connection) else ""
+
+
+@lru_cache(maxsize=1024)
+def caller_of(peer: str) -> str:
+    """Return the name of a caller without a token. All loopback addresses are one caller, as is an IPv6 network."""
+    try:
+        address = ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    if address.is_loopback:
+        return "loopback"
+    return str(ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
 def writes(request: web.Request) -> bool:

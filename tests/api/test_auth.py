@@ -316,3 +316,11 @@ def test_public_host_is_accepted_with_tokens_and_tls(tmp_path: Path) -> None:
     tls = load_config(config).api.tls
     assert tls is not None
     assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "c.pem", tmp_path / "k.pem", None)
+
+
+async def test_tokens_created_at_the_same_time_are_all_kept(path: Path) -> None:
+    def create(number: int) -> str:
+        return create_token(path, f"t{number}", Role.READ, now_s=NOW_S)
+
+    await asyncio.gather(*(asyncio.to_thread(create, number) for number in range(12)))
+    assert {token.name for token in load_tokens(path)} == {f"t{number}" for number in range(12)}

@@ -7,9 +7,15 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
+
+from agent.api.authorization import caller_of
+from agent.api.rate_limit import Rate, RateLimiter
+from tests.api.conftest import Running, run
+from tests.api.real_engine import RealEngine
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Running
+    from pathlib import Path
 
 NOISE = [
     b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -96,3 +102,67 @@ async def test_invalid_and_slow_clients_do_not_block_others(api: Running) -> Non
         assert all(b" 500 " not in answer.split(b"\r\n")[0] for answer in task.result())
     for _, writer in slow:
         writer.transport.abort()
+
+
+ODD_VALUES = [
+    b"\xff",
+    b"Bearer \xff\xfe",
+    b"\xed\xa0\x80",
+    b"\xc3\xa4",
+    b"Bearer " + b"a" * 7000,
+    b"[::1",
+    b"%00",
+    b"a@b:c",
+    b"W/",
+]
+HEADERS = ["Authorization", "Host", "Origin", "If-None-Match", "If-Match", "Last-Event-ID", "X-Request-ID", "Accept",
+           "Content-Type", "Accept-Encoding", "Cookie", "X-Forwarded-For", "Range"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_odd_header_value_is_no_internal_error(api: Running, name: str) -> None:
+    with capture_logs() as logged:
+        for value in ODD_VALUES:
+            for target in (b"GET /v1/host", b"PUT /v1/assignment", b"GET /v1/events?limit=1"):
+                head = b"" if name == "Host" else b"Host: localhost\r\n"
+                request = b"%b HTTP/1.1\r\n%b%b: %b\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % (
+                    target, head, name.encode(), value,
+                )  # fmt: skip
+                answer = await exchange(api.server.port, request)
+                status = int(answer.split(b" ", 2)[1])
+                assert status < 500, (value, target, answer[:200])
+    assert [line for line in logged if line["log_level"] == "error"] == []
+
+
+@pytest.mark.parametrize(
+    "authorization", [b"Authorization:\r\n", b"Authorization: \r\n", b"Authorization: \r\nAuthorization: Bearer x\r\n"]
+)
+async def test_empty_token_does_not_pass_the_host_check(api: Running, authorization: bytes) -> None:
+    """A page that points its name at 127.0.0.1 can send this header; with api.auth = "open" it would be admin."""
+    body = b'{"pools": {}}'
+    request = (
+        b"PUT /v1/assignment HTTP/1.1\r\nHost: evil.example\r\n%bContent-Type: application/json\r\nIf-Match: *\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (authorization, len(body), body)
+    )
+    assert (await exchange(api.server.port, request)).split(b" ", 2)[1] == b"421"
+
+
+async def test_refused_hosts_are_rate_limited(tmp_path: Path) -> None:
+    limiter = RateLimiter(Rate(1e-6, 3))
+    async with run(RealEngine(), tmp_path, limiter=limiter) as api:
+        request = b"GET /v1/host HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+        answers = [(await exchange(api.server.port, request)).split(b" ", 2)[1] for _ in range(5)]
+    assert answers == [b"421"] * 3 + [b"429"] * 2
+
+
+@pytest.mark.parametrize(
+    ("peers", "count"),
+    [
+        (("127.0.0.1", "127.9.8.7", "::1", "::ffff:127.0.0.1"), 1),
+        (("10.0.0.1", "10.0.0.2"), 2),
+        (("2001:db8::1", "2001:db8::2", "fe80::1%eth0"), 2),
+        (("10.0.0.1", "::ffff:10.0.0.1"), 1),
+    ],
+)
+def test_loopback_addresses_are_one_caller(peers: tuple[str, ...], count: int) -> None:
+    assert len({caller_of(peer) for peer in peers}) == count
