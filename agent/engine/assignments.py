@@ -62,6 +62,7 @@ class Assignments:
         self._source = source
         self._file = file
         self._on_change = on_change
+        self._lock = asyncio.Lock()  # a change is compared, committed and put in force before the next one is compared
         self.held = _hold(Assignment(), source)
 
     async def load(self) -> None:
@@ -80,16 +81,17 @@ class Assignments:
 
     async def reload(self) -> None:
         """Read the file; keep the assignment in force if the file is invalid."""
-        try:
-            document = await asyncio.to_thread(load_assignment, self._file)
-        except ConfigError as error:
-            is_reported = str(error) == self.held.error
-            self.held = replace(self.held, error=str(error))
-            self._on_change()
-            if not is_reported:
-                await self._store.record(AssignmentRefused(str(error)))
-        else:
-            await self._accept(document)
+        async with self._lock:
+            try:
+                document = await asyncio.to_thread(load_assignment, self._file)
+            except ConfigError as error:
+                is_reported = str(error) == self.held.error
+                self.held = replace(self.held, error=str(error))
+                self._on_change()
+                if not is_reported:
+                    await self._store.record(AssignmentRefused(str(error)))
+            else:
+                await self._accept(document)
 
     async def check_file(self) -> None:
         """Read the file again if that is the source: its change notification may be lost, or the journal unwritable
@@ -108,12 +110,13 @@ class Assignments:
                 f"this host takes its assignment from {self._file}",
                 remedy='edit that file, or set assignment.source = "api" in the configuration',
             )
-        if if_match is not None and if_match != self.held.etag:
-            raise AssignmentConflictError(
-                f"the assignment in force is {self.held.etag}, not {if_match}", remedy="read it again, then write"
-            )
-        await self._accept(document)
-        return self.held
+        async with self._lock:
+            if if_match is not None and if_match != self.held.etag:
+                raise AssignmentConflictError(
+                    f"the assignment in force is {self.held.etag}, not {if_match}", remedy="read it again, then write"
+                )
+            await self._accept(document)
+            return self.held
 
     def condition(self, now_s: float) -> Condition:
         """Return whether the newest assignment is the one in force."""

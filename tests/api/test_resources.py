@@ -336,3 +336,20 @@ async def test_invalid_assignment_names_the_key(api: Running) -> None:
         detail = (await response.json(content_type=None))["detail"]
     assert f"pools: {MAX_POOLS + 1} pools are more than the {MAX_POOLS} of one host: divide them over hosts" in detail
     assert (await get(api, "/v1/assignment"))["pools"]["small"]["warm"] == 2
+
+
+async def test_only_one_of_several_conditional_writes_succeeds(api: Running) -> None:
+    """Each client read the same assignment: a second success would undo the first one unnoticed."""
+
+    async def put(pool: str, etag: str) -> int:
+        body = {"pools": {pool: {"image": "oci-layout:/images:v1"}}}
+        async with api.tcp.put("/v1/assignment", json=body, headers={"If-Match": etag}) as response:
+            status: int = response.status
+            return status
+
+    for turn in range(20):
+        async with api.tcp.get("/v1/assignment") as response:
+            etag = response.headers["ETag"]
+        statuses = await asyncio.gather(*(put(f"p{turn}-{number}", etag) for number in range(4)))
+        assert sorted(statuses) == [200, 412, 412, 412]
+        assert set((await get(api, "/v1/assignment"))["pools"]) == {f"p{turn}-{statuses.index(200)}"}
