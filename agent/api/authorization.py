@@ -49,7 +49,7 @@ class Authorization:
         without a preflight request; the Origin header then names the page. Browsers cannot use the Unix socket, and a
         page has no token. Raises `HostRefusedError` and `OriginRefusedError`."""
         headers, peer = request.headers, peer_of(request)
-        # An empty Authorization header, which a page can make a browser send, is no token.
+        # An empty Authorization header, which a page can make a browser send, is not a token.
         if self._authenticator.requires_token or headers.get(hdrs.AUTHORIZATION) or not peer:
             return
         if _host_name(request.host) not in _LOOPBACK:

@@ -123,9 +123,9 @@ def tear_down_failed(world: World) -> Iterator[DestroyVm]:
 
 
 def expire_leases(world: World) -> Iterator[ExpireLease]:
-    """End the expired leases."""
+    """End the expired leases, and those whose requests were answered with an error."""
     for lease in world.leases:
-        if lease.expires_at_s <= world.now_s:
+        if lease.expires_at_s <= world.now_s or lease.id in world.unclaimed_leases:
             yield ExpireLease(lease.vm, lease.id)
 
 

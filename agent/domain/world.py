@@ -45,6 +45,7 @@ class World:
     vms: tuple[Vm, ...] = ()
     leases: tuple[Lease, ...] = ()
     requests: tuple[LeaseRequest, ...] = ()  # the lease requests that wait for a VM
+    unclaimed_leases: frozenset[str] = frozenset()  # granted, but their requests were answered with an error
     images: tuple[Image, ...] = ()
     resolutions: Mapping[str, Resolution] = field(default_factory=dict)  # by reference
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)  # by pool

@@ -19,7 +19,7 @@ from agent.domain.events import Event
 from agent.domain.model import ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.stored_state import Drop, Put, key_of
-from agent.engine.schema import VERSION, JournalError, connect, unreadable
+from agent.engine.schema import VERSION, JournalError, JournalTimeoutError, connect, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +61,9 @@ class Database:
         self._connection = connection
         self._thread = thread
         self._path = path
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
+        self._reading: sqlite3.Connection | None = None
+        self._unfinished: asyncio.Future[Any] | None = None
 
     @classmethod
     async def open(cls, path: Path) -> Database:
@@ -100,6 +103,15 @@ class Database:
 
         await self._run(transact)
 
+    async def settle(self) -> None:
+        """Wait for the end of a write that timed out. Afterwards the file has it, or not. Raises `JournalError`."""
+        if self._unfinished is None:
+            return
+        await asyncio.wait([self._unfinished], timeout=WRITE_TIMEOUT_S)
+        if not self._unfinished.done():
+            raise self._timeout()
+        self._unfinished = None
+
     async def touch(self) -> None:
         """Write without changing anything. Raises `JournalError` if that fails."""
 
@@ -114,32 +126,36 @@ class Database:
 
         def read() -> list[tuple[int, Event]]:
             where, values = ("AND vm = ?", [vm]) if vm else ("", [])
-            rows = self._connection.execute(
-                f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?",
-                [after, *values, limit],
-            ).fetchall()
+            rows = (
+                self._reader()
+                .execute(
+                    f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?",
+                    [after, *values, limit],
+                )
+                .fetchall()
+            )
             return [(sequence, EVENT.validate_json(doc)) for sequence, doc in rows]
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def last_event(self) -> int:
         """Return the sequence number of the latest event; 0 when there is none."""
 
         def read() -> int:
-            number: int = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0]
+            number: int = self._reader().execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0]
             return number
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def last_of_lease(self, lease_id: str) -> Event | None:
         """Return the latest event of a lease, or None if no event of it is stored."""
 
         def read() -> Event | None:
             query = "SELECT doc FROM events WHERE lease = ? ORDER BY sequence DESC LIMIT 1"
-            row = self._connection.execute(query, [lease_id]).fetchone()
+            row = self._reader().execute(query, [lease_id]).fetchone()
             return EVENT.validate_json(row[0]) if row else None
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def trim(self) -> None:
         """Delete the oldest events beyond `KEPT_EVENTS`."""
@@ -154,6 +170,9 @@ class Database:
 
     async def close(self) -> None:
         """Close the file."""
+        if self._reading is not None:
+            await self._read(self._reading.close)
+        self._readers.shutdown(wait=False)
         await self._run(self._connection.close)
         self._thread.shutdown(wait=False)
 
@@ -170,15 +189,44 @@ class Database:
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Run `work` on the journal's thread. After a timeout it continues there, and later work waits for it."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._thread, work)
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 return await asyncio.shield(future)
         except TimeoutError:
-            raise JournalError(
-                f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check its disk"
-            ) from None
-        except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}", remedy="free space on its disk, or check the disk") from error
-        except ValidationError as error:
-            raise unreadable(self._path, error) from error
+            self._unfinished = future
+            future.add_done_callback(_retrieve)
+            raise self._timeout() from None
+        except (sqlite3.Error, ValidationError) as error:
+            raise self._error(error) from error
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Run `work` on the readers' thread, next to the writes. Work of a cancelled caller is dropped if it waits."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        except TimeoutError:
+            raise self._timeout() from None
+        except (sqlite3.Error, ValidationError) as error:
+            raise self._error(error) from error
+
+    def _reader(self) -> sqlite3.Connection:
+        """Return the readers' connection. Call it on their thread."""
+        if self._reading is None:
+            self._reading = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            self._reading.execute("PRAGMA query_only = ON")
+        return self._reading
+
+    def _timeout(self) -> JournalTimeoutError:
+        return JournalTimeoutError(f"{self._path} did not answer for {WRITE_TIMEOUT_S:g} s", remedy="check its disk")
+
+    def _error(self, error: sqlite3.Error | ValidationError) -> JournalError:
+        if isinstance(error, ValidationError):
+            return unreadable(self._path, error)
+        return JournalError(f"{self._path}: {error}", remedy="free space on its disk, or check the disk")
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Retrieve the error of a write whose caller is gone: the next transaction reads the journal again in any case."""
+    if not future.cancelled():
+        future.exception()

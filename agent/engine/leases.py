@@ -85,6 +85,7 @@ class LeaseQueue:
 
     def __init__(self) -> None:
         self._pending: dict[str, PendingRequest] = {}
+        self.failed: set[str] = set()  # requests that failed although the journal may have their leases
 
     @property
     def requests(self) -> tuple[LeaseRequest, ...]:
@@ -238,6 +239,7 @@ class LeaseDesk:
             return await self._wait_for_grant(pending, wait_s)
         except JournalError:
             self._queue.remove(request.id)
+            self._queue.failed.add(request.id)
             raise
         except asyncio.CancelledError:
             await self._withdraw(pending)

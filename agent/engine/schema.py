@@ -66,6 +66,10 @@ class JournalError(HearthError):
     code = "journal-error"
 
 
+class JournalTimeoutError(JournalError):
+    """The journal did not answer in time. Whether it was written is not known."""
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open the journal at `path`; create or migrate it if needed. Blocks. Raises `JournalError` if corrupt or newer.
 

@@ -14,7 +14,7 @@ import structlog
 from agent.domain.events import EventKind
 from agent.domain.record import record
 from agent.domain.stored_state import KEYS, Changes, StoredState
-from agent.engine.schema import JournalError
+from agent.engine.schema import JournalError, JournalTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -55,6 +55,7 @@ class StateStore:
         self._jitter = jitter
         self._lock = asyncio.Lock()
         self._listeners: list[Callable[[tuple[Event, ...]], None]] = []
+        self._is_uncertain = False  # the last write timed out: the journal has it, or not
         self.state = StoredState()
         self.sequence = 0
         self.write_error = ""  # why the journal could not be written at the last attempt
@@ -88,6 +89,7 @@ class StateStore:
         during the commit waits for its end first.
         """
         async with self._lock:
+            await self._resolve_uncertainty()
             transaction = Transaction(self.state, self._clock(), self._jitter)
             yield transaction
             if transaction.changes:
@@ -97,6 +99,7 @@ class StateStore:
         """Return whether the journal can be written now; `write_error` has the reason if it cannot."""
         async with self._lock:
             try:
+                await self._resolve_uncertainty()
                 await self._database.touch()
             except JournalError as error:
                 self.write_error = str(error)
@@ -104,12 +107,23 @@ class StateStore:
                 self.write_error = ""
         return not self.write_error
 
+    async def _resolve_uncertainty(self) -> None:
+        """Read the journal again after a write with an unknown outcome. Raises `JournalError` while it is unknown."""
+        if not self._is_uncertain:
+            return
+        await self._database.settle()
+        await self.load()
+        self._is_uncertain = False
+        self.sequence += 1
+        log.warning("journal-read-again", reason="a write timed out")
+
     async def _commit(self, transaction: Transaction, on_commit: Callable[[], None] | None) -> None:
         changes = transaction.changes
         try:
             await self._database.write(changes.records, changes.events)
         except JournalError as error:
             self.write_error = str(error)
+            self._is_uncertain = isinstance(error, JournalTimeoutError)
             raise
         self.write_error = ""
         self.state = transaction.state

@@ -60,6 +60,7 @@ class WorldBuilder:
             vms=tuple(state.vms.values()),
             leases=tuple(state.leases.values()),
             requests=self.queue.requests,
+            unclaimed_leases=frozenset(self.queue.failed & state.leases.keys()),
             images=observer.images,
             resolutions=state.resolutions,
             rollouts=state.rollouts,

@@ -1,7 +1,7 @@
 """The agent's time: seconds since the epoch that run evenly, also while the host's clock is set.
 
 It counts while the host sleeps: a lease of one hour ends one hour later by the clock on the wall. So it does not use
-`time.monotonic`, which stands still during the sleep of a Mac (mach_absolute_time) and of a Linux host."""
+`time.monotonic`, which stops during the sleep of a Mac (mach_absolute_time) and of a Linux host."""
 
 from __future__ import annotations
 

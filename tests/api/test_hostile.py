@@ -120,7 +120,7 @@ HEADERS = ["Authorization", "Host", "Origin", "If-None-Match", "If-Match", "Last
 
 
 @pytest.mark.parametrize("name", HEADERS)
-async def test_odd_header_value_is_no_internal_error(api: Running, name: str) -> None:
+async def test_odd_header_values_cause_no_internal_error(api: Running, name: str) -> None:
     with capture_logs() as logged:
         for value in ODD_VALUES:
             for target in (b"GET /v1/host", b"PUT /v1/assignment", b"GET /v1/events?limit=1"):

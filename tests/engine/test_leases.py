@@ -54,6 +54,7 @@ class Bench:
         return World(
             self.clock(), 0.5, HostLimits(1, 16, 65536), pools=(POOL,), vms=tuple(state.vms.values()),
             leases=tuple(state.leases.values()), requests=self.queue.requests, mode=state.mode,
+            unclaimed_leases=frozenset(self.queue.failed & state.leases.keys()),
         )  # fmt: skip
 
     async def acquire(self, *, wait_s: float = 0.05, key: str | None = None, holder: str = "job") -> Lease:

@@ -24,7 +24,7 @@ class Source(Protocol):
         """The name for messages."""
 
     async def digest(self, tag: str) -> str | None:
-        """Return the digest that the repository claims for a tag; None if only the manifest has them."""
+        """Return the digest that the repository claims for a tag; None if only the manifest has it."""
 
     async def manifest(self, target: str) -> bytes:
         """Return the bytes of the manifest of a tag or digest."""
