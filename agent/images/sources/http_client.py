@@ -7,6 +7,7 @@ of them. Redirects are left to the caller.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from agent.images.sources.proxies import Proxy
 
 _PROXY_LOGIN: Final = 407
+_PROXY_S: Final = 60.0
+"""How long a proxy is used before the settings are read again."""
+_MAX_PROXIES: Final = 1000
 _RECEIVE_BYTES: Final = 512 << 10
 REFUSED_REMEDY: Final = 'set local_redirects = true under [images.registries."{host}"] if the registry may do this'
 
@@ -33,7 +37,7 @@ class HttpClient:
 
     def __init__(self) -> None:
         self._sessions: dict[frozenset[Zone] | None, aiohttp.ClientSession] = {}
-        self._proxies: dict[URL, Proxy | None] = {}
+        self._proxies: dict[URL, tuple[Proxy | None, float]] = {}
 
     async def request(
         self,
@@ -51,7 +55,7 @@ class HttpClient:
         `zones` are the zones that the address may be in; None allows all, for an address that was configured. Raises
         aiohttp's errors, `OSError`, and `RegistryError` for a forbidden address or a proxy that cannot be used.
         """
-        proxy = self.proxy(url)
+        proxy = await self._find_proxy(url)
         zone = zone_of(url.host or "")
         if zones is not None and zone is not None and zone not in zones:
             raise ForbiddenAddressError(f"{url.host} is a {zone} address")
@@ -69,16 +73,23 @@ class HttpClient:
         )
 
     def proxy(self, url: URL) -> Proxy | None:
-        """Return the proxy for a URL. Raises `RegistryError` for a proxy that cannot be used."""
-        origin = url.origin()
-        if origin not in self._proxies:
-            self._proxies[origin] = proxy_for(url)
-        return self._proxies[origin]
+        """Return the proxy through which the last request to the origin of a URL was sent."""
+        found = self._proxies.get(url.origin())
+        return found[0] if found else None
 
     async def close(self) -> None:
         """Close all connections."""
         for session in self._sessions.values():
             await session.close()
+
+    async def _find_proxy(self, url: URL) -> Proxy | None:
+        """Return the proxy for a URL, in a thread: a Mac's settings can need the address of its host."""
+        origin, now_s = url.origin(), time.monotonic()
+        if origin not in self._proxies or self._proxies[origin][1] <= now_s:
+            if len(self._proxies) >= _MAX_PROXIES:  # a server can redirect to ever new hosts
+                self._proxies.clear()
+            self._proxies[origin] = await asyncio.to_thread(proxy_for, url), now_s + _PROXY_S
+        return self._proxies[origin][0]
 
     def _session(self, zones: frozenset[Zone] | None) -> aiohttp.ClientSession:
         """Return the session for a set of allowed zones. Each has its own connections, so none is reused by another."""

@@ -197,8 +197,8 @@ class RegistryHttp:
                 await self._authorizer.answer_challenge(challenges, request.scope, authorization)
             elif is_redirect and request.body is None and redirects < _MAX_REDIRECTS:
                 redirects += 1
-                exchange.url = self.follow(response)
                 response.release()
+                exchange.url = self.follow(response)
             else:
                 raise await self._status_error(request, response, is_origin=is_origin)
 
@@ -221,8 +221,10 @@ class RegistryHttp:
     ) -> RegistryError | ImageNotFoundError:
         status, headers = response.status, response.headers
         # Nothing that another server sends is quoted: it may be a service that only this host can reach.
-        excerpt = await _excerpt(response) if is_origin else ""
-        response.close()
+        try:
+            excerpt = await _excerpt(response) if is_origin else ""
+        finally:
+            response.close()
         server = self.host if is_origin else f"{response.url.host} (redirected from {self.host})"
         proxy = self._client.proxy(response.url)
         if (login := login_error(proxy, status)) is not None:
