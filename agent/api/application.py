@@ -71,6 +71,7 @@ def build_application(
     """
     application = web.Application(middlewares=[authorize_route], client_max_size=MAX_BODY_BYTES)
     application[usage.SAMPLER] = UsageSampler()
+    costs = {operation.path: operation.cost for operation in OPERATIONS if operation.cost is not None}
     needs = {("GET", path): Role.NONE for path in page.FILES}
     for operation in (*OPERATIONS, *openapi.contract(OPERATIONS)):
         needs[operation.method, operation.path] = operation.needs
@@ -82,7 +83,7 @@ def build_application(
         application.router.add_get(path, page.page)
     view = HostDocumentCache(engine)
     application[CONTEXT] = Context(engine, metrics, view, EventHub(engine))
-    application[AUTHORIZATION] = Authorization(authenticator, limiter, needs)
+    application[AUTHORIZATION] = Authorization(authenticator, limiter, needs, costs)
     application[FAST_PATHS] = {"/v1/host": host.quick(view)}
     application.on_response_prepare.append(add_common_headers)
     application.cleanup_ctx.append(_follow_events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -27,19 +28,22 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Authorization:
-    """Authorizes every request. `needs` has the least role for every method and path of a route."""
+    """Authorizes every request. `needs` has the least role for every method and path of a route, `costs` the cost of
+    a read of a path that is not 1."""
 
     def __init__(
         self,
         authenticator: Authenticator,
         limiter: RateLimiter,
         needs: Mapping[tuple[str, str], Role],
+        costs: Mapping[str, Callable[[web.Request], float]] = MappingProxyType({}),
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._authenticator = authenticator
         self._limiter = limiter
         self._needs = needs
+        self._costs = costs
         self._clock = clock
 
     def refuse_web_pages(self, request: web.Request) -> None:
@@ -86,12 +90,13 @@ class Authorization:
         except UnauthenticatedError:
             self._limit(caller_of(peer))
             raise
-        self._limit(caller_of(peer) if caller.anonymous else caller.name)
+        cost = self._costs.get(path)
+        self._limit(caller_of(peer) if caller.anonymous else caller.name, cost(request) if cost else 1.0)
         if caller.role < needed:
             raise _role_error(caller, needed)
 
-    def _limit(self, caller: str) -> None:
-        wait_s = self._limiter.wait_s(caller, self._clock())
+    def _limit(self, caller: str, cost: float = 1.0) -> None:
+        wait_s = self._limiter.wait_s(caller, self._clock(), cost)
         if wait_s:
             rate = self._limiter.rate
             raise RateLimitedError(

@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 RECENT: Final = 1000
 _PAGE: Final = 500
+_REPLAY_PAGE: Final = 100  # each of many slow subscribers may hold one
 _RETRY_S: Final = 1.0
 
 
@@ -103,7 +104,9 @@ class EventHub:
             if number < self._last:
                 if self._recent and self._recent[0].number <= number + 1:
                     return self._recent[bisect_right(self._recent, number, key=lambda item: item.number) :]
-                return [number_event(*item) for item in await self._engine.history.events(after=number, limit=_PAGE)]
+                return [
+                    number_event(*item) for item in await self._engine.history.events(after=number, limit=_REPLAY_PAGE)
+                ]
             await self._new_events.wait()
         return []
 

@@ -25,7 +25,8 @@ class Operation:
     `answer` is the document of `status`, or the media type of another body, or None for an empty body. `also` lists
     other statuses with the same document, and `errors` the statuses of problems specific to this operation. `stream` is
     the media type of a live stream that a client can request instead. `receives` and `sends` are the messages of a
-    WebSocket. `role` is the least role of a caller, if it differs from the default in `needs`."""
+    WebSocket. `cost` returns how many requests of the rate limit a request counts as, by default one. `role` is the
+    least role of a caller, if it differs from the default in `needs`."""
 
     id: str
     method: str
@@ -43,6 +44,7 @@ class Operation:
     stream: str = ""
     receives: tuple[type[BaseModel], ...] = ()
     sends: tuple[type[BaseModel], ...] = ()
+    cost: Callable[[web.Request], float] | None = None
 
     @property
     def needs(self) -> Role:

@@ -24,14 +24,18 @@ class RateLimiter:
         self.rate = rate
         self._buckets: dict[str, tuple[float, float]] = {}  # by caller: its tokens, and the time of that count
 
-    def wait_s(self, caller: str, now_s: float) -> float:
-        """Take one token of a caller. Return 0, or the seconds until one is available."""
+    def wait_s(self, caller: str, now_s: float, cost: float = 1.0) -> float:
+        """Take `cost` tokens of a caller. Return 0, or the seconds until they are available.
+
+        A request that costs more than a burst takes a whole burst.
+        """
         rate = self.rate
+        cost = min(cost, float(rate.burst))
         left, at_s = self._buckets.pop(caller, (float(rate.burst), now_s))
         left = min(rate.burst, left + max(0.0, now_s - at_s) * rate.per_s)
-        if taken := left >= 1:
-            left -= 1
+        if taken := left >= cost:
+            left -= cost
         self._buckets[caller] = (left, now_s)  # moved to the end: the order is by last use
         if len(self._buckets) > MAX_CALLERS:
             del self._buckets[next(iter(self._buckets))]
-        return 0.0 if taken else (1 - left) / rate.per_s
+        return 0.0 if taken else (cost - left) / rate.per_s

@@ -93,3 +93,37 @@ async def test_limit_excludes_other_callers_socket_and_livez(slow: Running, tmp_
 async def test_token_guesses_are_limited(slow: Running) -> None:
     guesses = await statuses(slow.tcp, "/v1/host", 5, {"Authorization": "Bearer hearth_guess"})
     assert guesses == [401, 401, 401, 429, 429]
+
+
+def test_cost_is_taken_from_the_bucket() -> None:
+    limiter = RateLimiter(Rate(10.0, 100))
+    assert limiter.wait_s("c", 0.0, 60) == 0
+    assert limiter.wait_s("c", 0.0, 60) == 2.0
+    assert limiter.wait_s("c", 2.0, 60) == 0
+    assert limiter.wait_s("d", 0.0, 1000) == 0, "a cost above the burst takes a whole burst"
+    assert limiter.wait_s("d", 0.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "count"),
+    [
+        ("/v1/host", {}, 100),
+        ("/v1/events?limit=1000", {}, 2),
+        ("/v1/events?after=0&limit=1000", {}, 2),
+        ("/v1/events", {}, 17),
+        ("/v1/events?limit=nonsense", {}, 100),
+        ("/metrics", {}, 5),
+        ("/v1/events?after=0", {"Accept": "text/event-stream"}, 2),
+        ("/v1/events", {"Accept": "text/event-stream"}, 100),
+    ],
+)
+async def test_expensive_reads_count_more(tmp_path: Path, path: str, headers: dict[str, str], count: int) -> None:
+    limiter = RateLimiter(Rate(1e-9, 102))
+    async with run(RealEngine(), tmp_path, limiter=limiter) as api:
+        answered = 0
+        while answered <= count + 3:
+            async with api.tcp.get(path, headers=headers) as response:
+                if response.status == 429:
+                    break
+                answered += 1
+    assert count <= answered <= count + 2

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 15.0
 """Period of comments without events: they show proxies and clients that the connection is alive."""
 
+MAX_COST: Final = 50.0
+"""The cost of a page of 1000 events, which takes the processor as long as 50 polls of the host."""
+
 SEND_TIMEOUT_S: Final = 30.0
 """A subscriber that reads nothing for this time is disconnected. It can continue by Last-Event-ID."""
 
@@ -77,6 +80,15 @@ def _visible(number: int, event: Event, caller: Caller) -> schemas.EventDocument
     return document if caller.can_see_lease(event.owner) else without_lease(document)
 
 
+def _cost(request: web.Request) -> float:
+    """Return the cost of a page, in proportion to its events. A stream that resumes may send many old events first."""
+    if _STREAM in request.headers.get(hdrs.ACCEPT, ""):
+        return MAX_COST if "after" in request.query or "Last-Event-ID" in request.headers else 1.0
+    limit = request.query.get("limit", "100")
+    events = float(limit[:5]) if limit.isascii() and limit.isdigit() else 0.0
+    return 1 + min(events, 1000.0) / 1000 * MAX_COST
+
+
 def _resume_at(request: web.Request, query: request_schemas.EventQuery, hub: EventHub) -> int:
     """Return the number of the last event that the client has."""
     header = request.headers.get("Last-Event-ID", "")
@@ -101,5 +113,5 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
 
 OPERATIONS: Final = (
     Operation("events", "GET", "/v1/events", events, "Events, as pages or as a live stream", schemas.EventPage,
-              query=request_schemas.EventQuery, errors=(422,), stream=_STREAM),
+              query=request_schemas.EventQuery, errors=(422,), stream=_STREAM, cost=_cost),
 )  # fmt: skip

@@ -40,6 +40,10 @@ async def readyz(request: web.Request) -> web.Response:
     return json_response(ready, status=200 if ready.ok else 503)
 
 
+METRICS_COST: Final = 20.0
+"""The cost of a scrape, which takes the processor as long as 20 polls of the host."""
+
+
 async def metrics(request: web.Request) -> web.Response:
     """Answer a Prometheus scrape. Gauges are computed from the world at that moment."""
     ctx = context(request)
@@ -83,5 +87,5 @@ OPERATIONS: Final = (
               role=Role.NONE),
     Operation("readyz", "GET", "/readyz", readyz, "Whether the host grants leases", schemas.Ready, also=(503,),
               role=Role.NONE),
-    Operation("metrics", "GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
+    Operation("metrics", "GET", "/metrics", metrics, "Prometheus metrics", "text/plain", cost=lambda _: METRICS_COST),
 )  # fmt: skip
