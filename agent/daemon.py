@@ -103,7 +103,7 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
     log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
     for path, error in make_private(config.data_dir):
         log.warning("file-not-private", path=str(path), error=str(error))
-    stopping = _stop_on_signals()
+    stopping, reloading = _stop_on_signals(), _reload_on_hangup()
     async with AsyncExitStack() as stack:
         try:
             built = await app.build(config, stack)
@@ -120,20 +120,21 @@ async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
             built.board,
         )
         with Watchdog(built.engine.heartbeat, limit_s=config.agent.watchdog_s, report=log_path(config.data_dir)):
-            code = await _serve(built, reloader, stopping)
+            code = await _serve(built, reloader, stopping, reloading)
         log.info("agent-stopping", vms_left_running=len(built.engine.parts.store.state.vms))
         await _stop(built)
     log.info("agent-stopped")
     return code
 
 
-async def _serve(built: app.App, reloader: ConfigReloader, stopping: asyncio.Event) -> int:
+async def _serve(built: app.App, reloader: ConfigReloader, stopping: asyncio.Event, reloading: asyncio.Event) -> int:
     """Run the engine until a signal requests the stop, or a defect ends the engine."""
     running = asyncio.create_task(built.engine.run(), name="engine")
     stop_requested = asyncio.create_task(stopping.wait(), name="signals")
     background = [
         asyncio.create_task(observe_event_loop_lag(built.metrics.loop_lag.observe), name="lag"),
         asyncio.create_task(reloader.watch(), name="configuration"),
+        asyncio.create_task(_reload(built, reloader, reloading), name="reload"),
         asyncio.create_task(built.watch.run(), name="host"),
     ]
     await asyncio.wait([running, stop_requested], return_when=asyncio.FIRST_COMPLETED)
@@ -169,6 +170,28 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     return stopping
+
+
+def _reload_on_hangup() -> asyncio.Event:
+    """Return an event that each SIGHUP sets. Ignore the other signals that would end the process by default.
+
+    A closed terminal sends SIGHUP, so it ends no agent.
+    """
+    reloading = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.set)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_IGN)
+    return reloading
+
+
+async def _reload(built: app.App, reloader: ConfigReloader, reloading: asyncio.Event) -> None:
+    """Read the configuration and the assignment at each SIGHUP. The log opens its file again by itself."""
+    while True:
+        await reloading.wait()
+        reloading.clear()
+        log.info("reload-requested", signal="SIGHUP")
+        await reloader.reload()
+        await built.engine.parts.assignments.check_file()
 
 
 def _print_error(error: HearthError) -> None:

@@ -141,6 +141,16 @@ async def test_stop_refuses_waiting_leases_and_cancels_stuck_pulls(host: Host) -
     registry.close()
 
 
+async def test_hangup_reloads_and_ends_no_agent(host: Host) -> None:
+    await host.start()
+    host.config.write_text(host.config.read_text().replace("slots = 2", "slots = 1"))
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGHUP):
+        os.kill(host.pid, number)
+    await host.wait_until(lambda document, _: document["slots"]["total"] == 1, timeout_s=30)
+    assert "reload-requested" in [line["event"] for line in host.read_log()]
+    assert await host.stop() == 0
+
+
 async def test_agent_exits_immediately_on_a_second_signal(host: Host) -> None:
     await host.start()
     os.kill(host.pid, signal.SIGSTOP)

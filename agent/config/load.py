@@ -26,7 +26,7 @@ def load_config(path: Path) -> Config:
     Blocks. Raises `ConfigError`.
     """
     config = _load(path, Config)
-    folder = path.resolve().parent
+    folder = path.absolute().parent
     assignment_file = folder / (config.assignment.file or "assignment.toml")
     return config.model_copy(
         update={

@@ -90,6 +90,9 @@ class LogFile(BaseRotatingHandler):
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         """Whether this line would exceed the size limit of the current file, or the file is too old. False if empty."""
+        if self.stream is not None and self._is_replaced():
+            self.stream.close()
+            self.stream = None
         if self.stream is None:
             self.stream = self._open()
         size = self.stream.seek(0, os.SEEK_END)
@@ -100,6 +103,16 @@ class LogFile(BaseRotatingHandler):
             self._first_line_s = _first_time_s(self._path) or self._clock()
         too_large = size + len(f"{self.format(record)}\n".encode()) > self._retention.max_bytes
         return too_large or self._clock() - self._first_line_s >= self._retention.max_age_s
+
+    def _is_replaced(self) -> bool:
+        """Whether the file was moved or removed by another program. Lines written to it would be lost, unseen."""
+        assert self.stream is not None
+        written = os.fstat(self.stream.fileno())
+        try:
+            named = os.stat(self.baseFilename)
+        except OSError:
+            return True
+        return (named.st_dev, named.st_ino) != (written.st_dev, written.st_ino)
 
     def doRollover(self) -> None:
         """Increase the number of each file by one, and delete the files that exceed the limits."""
