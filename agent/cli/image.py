@@ -53,7 +53,7 @@ RefArgument = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="[host[:port]/]name[:tag][@sha256:hex] or oci-layout:/path[:tag][@sha256:hex].",
+        help="[host[:port]/]name[:tag][@sha256:hex] or oci-layout:/path[:tag|@sha256:hex].",
         show_default=False,
     ),
 ]

@@ -1,9 +1,9 @@
 """Image references, parsed by the grammar of the OCI distribution specification.
 
-Two forms: `[host[:port]/]name[:tag][@sha256:hex]` for a registry, and `oci-layout:/path[:tag][@sha256:hex]` for an OCI
-image layout directory on this host. Without tag and digest, the tag is `latest`. With both, the digest decides and the
-tag is only shown. As in docker, the part before the first / is a host if it has a dot, a colon or an upper case letter,
-or is `localhost`; other names are those of Docker Hub.
+Two forms: `[host[:port]/]name[:tag][@sha256:hex]` for a registry, and `oci-layout:/path[:tag|@sha256:hex]` for an OCI
+image layout directory on this host, whose path may contain colons. Without tag and digest, the tag is `latest`. With
+both, the digest decides and the tag is only shown. As in docker, the part before the first / is a host if it has a dot,
+a colon or an upper case letter, or is `localhost`; other names are those of Docker Hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_LENGTH: Final = 1024
 HUB: Final = "docker.io"
 _HUB_NAMES: Final = frozenset({HUB, "index.docker.io"})
 _HUB_LIBRARY: Final = "library"
-_REMEDY: Final = "write host[:port]/name[:tag][@sha256:hex] or oci-layout:/path[:tag][@sha256:hex]"
+_REMEDY: Final = "write host[:port]/name[:tag][@sha256:hex] or oci-layout:/path[:tag|@sha256:hex]"
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])(?::(?P<port>[0-9]{{1,5}}))?")
@@ -85,7 +85,7 @@ def is_digest(text: str) -> bool:
 
 
 def _parse_layout(text: str) -> Reference:
-    path, tag, digest = _split_target(text, text.removeprefix(LAYOUT_SCHEME))
+    path, tag, digest = _split_target(text, text.removeprefix(LAYOUT_SCHEME), both=False)
     if not path.startswith("/"):
         raise _bad(text, f"the layout's path {path!r} is not absolute")
     if "\0" in path or "\n" in path or any(part == ".." for part in path.split("/")):
@@ -116,13 +116,14 @@ def _split_host(text: str) -> tuple[str, str]:
     return (host, rest) if slash and is_host else (HUB, text)
 
 
-def _split_target(text: str, rest: str) -> tuple[str, str | None, str | None]:
+def _split_target(text: str, rest: str, *, both: bool = True) -> tuple[str, str | None, str | None]:
+    """Return the name, the tag and the digest. Without `both`, a colon before a digest is part of the name."""
     name, at, digest = rest.partition("@")
     if at and not is_digest(digest):
         raise _bad(text, f"{digest!r} is not a digest (sha256: and 64 lower case hex digits)")
     # A colon before the last slash belongs to the path, not to a tag.
     head, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:
+    if not colon or "/" in tag or (at and not both):
         return (name, None, digest) if at else (name, DEFAULT_TAG, None)
     if _TAG.fullmatch(tag) is None:
         raise _bad(text, f"{tag!r} is not a tag (letters, digits, _ . and -, at most 128, not with . or - first)")

@@ -70,6 +70,11 @@ def test_layout_reference_round_trips(path: str, target: str) -> None:
     assert parse_reference(str(parsed)) == parsed
 
 
+def test_path_of_a_layout_may_have_a_colon_before_a_digest() -> None:
+    parsed = parse_reference(f"oci-layout:/srv/a:b@{DIGEST}")
+    assert (parsed.name, parsed.tag, parsed.digest) == (LayoutName(Path("/srv/a:b")), None, DIGEST)
+
+
 @given(st.text(max_size=80))
 def test_any_text_is_parsed_or_rejected(text: str) -> None:
     with suppress(BadReferenceError):
