@@ -104,9 +104,11 @@ class EventHub:
             if number < self._last:
                 if self._recent and self._recent[0].number <= number + 1:
                     return self._recent[bisect_right(self._recent, number, key=lambda item: item.number) :]
-                return [
-                    number_event(*item) for item in await self._engine.history.events(after=number, limit=_REPLAY_PAGE)
-                ]
+                page = await self._engine.history.events(after=number, limit=_REPLAY_PAGE)
+                if page:
+                    return [number_event(*item) for item in page]
+                number = self._last  # the events up to here cannot be read
+                continue
             await self._new_events.wait()
         return []
 

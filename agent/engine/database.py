@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.breaker import Breaker
@@ -19,7 +20,7 @@ from agent.domain.events import Event
 from agent.domain.model import ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
 from agent.domain.stored_state import Drop, Put, key_of
-from agent.engine.schema import VERSION, JournalError, JournalTimeoutError, connect, unreadable
+from agent.engine.schema import VERSION, JournalError, JournalTimeoutError, connect, inodes_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = structlog.get_logger()
+
 WRITE_TIMEOUT_S: Final = 30.0
 KEPT_EVENTS: Final = 50_000
+TRIM_STEP: Final = 500
+"""Events that one transaction deletes: leases are written between two of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class Database:
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._reading: sqlite3.Connection | None = None
         self._unfinished: asyncio.Future[Any] | None = None
+        self._last_skipped = 0  # number of the latest unreadable event that was reported
+        self._inodes = inodes_of(path)
 
     @classmethod
     async def open(cls, path: Path) -> Database:
@@ -92,6 +99,7 @@ class Database:
         """Commit all changes and events, or none of them. Raises `JournalError`."""
 
         def transact() -> None:
+            self._check_files()
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 for change in changes:
@@ -116,25 +124,28 @@ class Database:
         """Write without changing anything. Raises `JournalError` if that fails."""
 
         def write() -> None:
+            self._check_files()
             self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
         await self._run(write)
 
     async def events(self, *, vm: str | None = None, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
         """Return at most `limit` events with their sequence numbers, in order: those after `after`, of one VM if
-        named."""
+        named. Unreadable events, such as kinds of a newer agent, are skipped and logged once."""
+        where, values = ("AND vm = ?", [vm]) if vm else ("", [])
+        query = f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?"
 
         def read() -> list[tuple[int, Event]]:
-            where, values = ("AND vm = ?", [vm]) if vm else ("", [])
-            rows = (
-                self._reader()
-                .execute(
-                    f"SELECT sequence, doc FROM events WHERE sequence > ? {where} ORDER BY sequence LIMIT ?",
-                    [after, *values, limit],
-                )
-                .fetchall()
-            )
-            return [(sequence, EVENT.validate_json(doc)) for sequence, doc in rows]
+            found: list[tuple[int, Event]] = []
+            position = after
+            while len(found) < limit:
+                rows = self._reader().execute(query, [position, *values, limit - len(found)]).fetchall()
+                if not rows:
+                    break
+                position = rows[-1][0]
+                parsed = ((sequence, self._parse_event(sequence, doc)) for sequence, doc in rows)
+                found += [(sequence, event) for sequence, event in parsed if event is not None]
+            return found
 
         return await self._read(read)
 
@@ -151,22 +162,25 @@ class Database:
         """Return the latest event of a lease, or None if no event of it is stored."""
 
         def read() -> Event | None:
-            query = "SELECT doc FROM events WHERE lease = ? ORDER BY sequence DESC LIMIT 1"
-            row = self._reader().execute(query, [lease_id]).fetchone()
-            return EVENT.validate_json(row[0]) if row else None
+            query = "SELECT sequence, doc FROM events WHERE lease = ? ORDER BY sequence DESC"
+            events = (self._parse_event(*row) for row in self._reader().execute(query, [lease_id]))
+            return next((event for event in events if event is not None), None)
 
         return await self._read(read)
 
     async def trim(self) -> None:
-        """Delete the oldest events beyond `KEPT_EVENTS`."""
+        """Delete the oldest events beyond `KEPT_EVENTS`, in small steps."""
 
-        def delete() -> None:
+        def delete() -> int:
             with self._connection:
-                self._connection.execute(
-                    "DELETE FROM events WHERE sequence <= (SELECT max(sequence) FROM events) - ?", [KEPT_EVENTS]
-                )
+                return self._connection.execute(
+                    "DELETE FROM events WHERE sequence IN (SELECT sequence FROM events WHERE sequence <= "
+                    "(SELECT max(sequence) FROM events) - ? ORDER BY sequence LIMIT ?)",
+                    [KEPT_EVENTS, TRIM_STEP],
+                ).rowcount
 
-        await self._run(delete)
+        while await self._run(delete) == TRIM_STEP:
+            pass
 
     async def close(self) -> None:
         """Close the file."""
@@ -175,6 +189,24 @@ class Database:
         self._readers.shutdown(wait=False)
         await self._run(self._connection.close)
         self._thread.shutdown(wait=False)
+
+    def _parse_event(self, sequence: int, doc: str) -> Event | None:
+        """Return a stored event, or None after logging once that it is unreadable."""
+        try:
+            return EVENT.validate_json(doc)
+        except ValidationError as error:
+            if sequence > self._last_skipped:
+                self._last_skipped = sequence
+                log.warning("event-skipped", number=sequence, error=error.errors()[0]["msg"])
+            return None
+
+    def _check_files(self) -> None:
+        """Raise `JournalError` if the files are not those that were opened: what is written would be lost."""
+        if inodes_of(self._path) != self._inodes:
+            raise JournalError(
+                f"{self._path} or its WAL was removed or replaced while the agent runs",
+                remedy="put the files back, or stop the agent and run `hearth journal rebuild --force`",
+            )
 
     def _apply(self, change: Change) -> None:
         match change:

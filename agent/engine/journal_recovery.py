@@ -238,7 +238,7 @@ def _parse(contents: Contents, adapter: TypeAdapter[T], key: object, doc: str) -
     try:
         return adapter.validate_json(doc)
     except ValidationError as error:
-        contents.damaged = True
+        contents.damaged |= adapter is not EVENT  # an event of a newer agent says nothing about the records
         contents.errors.append(f"record {key!r} cannot be read: {error.errors()[0]['msg']}")
         return None
 

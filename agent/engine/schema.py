@@ -58,6 +58,8 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     "CREATE TABLE clocks (key TEXT PRIMARY KEY, doc TEXT NOT NULL) STRICT;",
 )
 VERSION: Final = len(MIGRATIONS)
+WAL_BYTES: Final = 8 << 20
+"""Size to which SQLite truncates the WAL when it begins again. A long reader or a large transaction makes it grow."""
 
 
 class JournalError(HearthError):
@@ -83,6 +85,8 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        _check_integrity(connection, path)
         _bring_up_to_date(connection, path)
     except sqlite3.Error as error:
         connection.close()
@@ -91,6 +95,17 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def inodes_of(path: Path) -> tuple[int, ...]:
+    """Return the inodes of the journal and of its WAL; 0 for a file that does not exist."""
+    found = []
+    for part in ("", "-wal"):
+        try:
+            found.append(os.stat(f"{path}{part}").st_ino)
+        except FileNotFoundError:
+            found.append(0)
+    return tuple(found)
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -106,8 +121,17 @@ def unreadable(path: Path, error: Exception) -> JournalError:
     return JournalError(f"{path} cannot be read: {error}", remedy=remedy)
 
 
+def _check_integrity(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `JournalError` if a page is damaged or missing: SQLite would serve the readable part."""
+    (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise unreadable(path, ValueError(str(found)))
+
+
 def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     version = version_of(connection)
+    if version < 0:
+        raise unreadable(path, ValueError(f"its schema has the version {version}"))
     if version > VERSION:
         raise JournalError(
             f"{path} was written by a newer agent (schema {version}, this agent supports {VERSION})",
