@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -77,3 +78,14 @@ def connections(server: web.Server) -> Callable[[], Connection]:
     """Return the factory of the connections of one listener, which share one limit."""
     open_connections: set[Connection] = set()
     return lambda: Connection(server, open_connections)
+
+
+def has_left(request: web.Request) -> bool:
+    """Whether the client has closed its connection, also if the event loop has not noticed yet."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        return True
+    closed = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR  # macOS has no POLLRDHUP
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), closed)
+    return any(events & closed for _, events in poll.poll(0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from agent.domain.pool_view import pick_ready_vm
 from agent.engine.schema import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from agent.domain.events import Event
     from agent.domain.model import Lease
@@ -219,7 +220,10 @@ class LeaseDesk:
         """Return the lease that the request's idempotency key has already, or a new one."""
         if request.idempotency_key is None:
             return await self._acquire(request, wait_s)
-        async with self._keys.setdefault(f"{request.owner}/{request.idempotency_key}", asyncio.Lock()):
+        key = f"{request.owner}/{request.idempotency_key}"
+        began_s = asyncio.get_running_loop().time()
+        async with _held_within(self._keys.setdefault(key, asyncio.Lock()), wait_s, request):
+            wait_s = max(0.0, wait_s - (asyncio.get_running_loop().time() - began_s))
             known = self._lease_of_key(request.idempotency_key, request.owner)
             if known is None:
                 return await self._acquire(request, wait_s)
@@ -318,6 +322,26 @@ class LeaseDesk:
         """Return the lease of a key. Leases of older agents have no owner: any owner finds them."""
         leases = (lease for lease in self._store.state.leases.values() if lease.owner in (owner, None))
         return next((lease for lease in leases if lease.idempotency_key == idempotency_key), None)
+
+
+@asynccontextmanager
+async def _held_within(lock: asyncio.Lock, wait_s: float, request: LeaseRequest) -> AsyncIterator[None]:
+    """Hold the lock of an idempotency key; wait for its other request as long as this one may wait.
+
+    Raises `NoVmFreeError`.
+    """
+    try:
+        async with asyncio.timeout(wait_s):
+            await lock.acquire()
+    except TimeoutError:
+        raise NoVmFreeError(
+            f"another request with the idempotency key {request.idempotency_key!r} still waits for a VM",
+            remedy="wait longer, or use a new key",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _checked_ttl(requested_s: float, max_s: float) -> float:

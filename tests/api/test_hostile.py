@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import select
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +15,7 @@ from structlog.testing import capture_logs
 from agent.api.authorization import caller_of
 from agent.api.rate_limit import Rate, RateLimiter
 from tests.api.conftest import Running, run
-from tests.api.real_engine import RealEngine
+from tests.api.real_engine import RealEngine, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,3 +169,29 @@ async def test_refused_hosts_are_rate_limited(tmp_path: Path) -> None:
 )
 def test_loopback_addresses_are_one_caller(peers: tuple[str, ...], count: int) -> None:
     assert len({caller_of(peer) for peer in peers}) == count
+
+
+async def test_clients_that_hang_up_leave_no_lease(tmp_path: Path) -> None:
+    """At random moments within 12 ms. Either the client has received its lease, or there is none."""
+    engine = RealEngine(*(vm(f"hearth-small-{number}") for number in range(60)))
+    body = b'{"pool": "small", "holder": "job"}'
+    request = (
+        b"POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+    delays = random.Random(1)
+    async with run(engine, tmp_path) as api:
+        for _ in range(60):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(api.socket))
+                client.sendall(request)
+                await asyncio.sleep(delays.uniform(0, 0.012))
+                # The server runs in this event loop: it sends nothing between this check and the end of the connection.
+                answer = client.recv(1 << 16) if select.select([client], [], [], 0)[0] else b""
+            if b" 201 " in answer[:20]:
+                lease = json.loads(answer.partition(b"\r\n\r\n")[2])
+                async with api.unix.delete(f"/v1/leases/{lease['id']}") as response:
+                    assert response.status == 204
+        async with asyncio.timeout(10):
+            while engine.leases:  # noqa: ASYNC110 - the end of an abandoned request has no event
+                await asyncio.sleep(0.005)

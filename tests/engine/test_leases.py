@@ -309,3 +309,16 @@ async def test_every_refused_request_is_reported_to_the_metrics(tmp_path: Path) 
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         assert bench.refused == [("ci", NoVmFreeError), ("ci", asyncio.CancelledError)]
+
+
+async def test_second_request_of_a_key_waits_as_long_as_it_may(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        first = asyncio.create_task(bench.acquire(wait_s=30, key="k"))
+        await bench.queued(1)
+        with pytest.raises(NoVmFreeError, match="another request with the idempotency key 'k'"):
+            await bench.acquire(wait_s=0, key="k")
+        assert not first.done()
+        second = asyncio.create_task(bench.acquire(wait_s=30, key="k"))
+        await put(bench.store, vm("v1"))
+        await bench.grant_next()
+        assert (await first).id == (await second).id

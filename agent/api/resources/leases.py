@@ -11,6 +11,7 @@ from aiohttp import web
 from agent.api import request_schemas, schemas
 from agent.api.addresses import address_of
 from agent.api.auth import Role
+from agent.api.connection import has_left
 from agent.api.documents import lease_document
 from agent.api.handler_context import context, finish_write, json_response, read_body
 from agent.api.operation import Operation
@@ -37,13 +38,19 @@ async def acquire(request: web.Request) -> web.Response:
     try:
         address = await address_of(context(request).engine.guests, lease.vm)
     except asyncio.CancelledError:
-        # With a key the client can request this lease again; without one it does not know its id.
         if body.idempotency_key is None:
-            log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
-            await finish_write(request, leases.release(lease.id))
+            await _release_unclaimed(request, lease)
         raise
+    if body.idempotency_key is None and has_left(request):
+        await _release_unclaimed(request, lease)
     headers = {"Location": f"/v1/leases/{lease.id}"}
     return json_response(lease_document(lease, address, _vm(request, lease)), status=201, headers=headers)
+
+
+async def _release_unclaimed(request: web.Request, lease: Lease) -> None:
+    """Release a lease that its client did not receive. With a key the client could request it again."""
+    log.info("lease-unclaimed", lease=lease.id, vm=lease.vm)
+    await finish_write(request, context(request).engine.leases.release(lease.id))
 
 
 async def lease(request: web.Request) -> web.Response:
