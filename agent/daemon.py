@@ -24,6 +24,7 @@ from agent.config_reload import ConfigReloader
 from agent.domain.errors import HearthError
 from agent.host.data_dir_lock import lock_data_directory
 from agent.host.private_files import make_private
+from agent.processes.resources import Outages, raise_file_limit
 from agent.processes.signals import reset_inherited_signals
 from agent.telemetry import log as logs
 from agent.telemetry.event_loop_lag import observe_event_loop_lag
@@ -100,7 +101,9 @@ def _disable_core_files() -> None:
 
 async def _run(config_path: Path, config: Config, handlers: Logs) -> int:
     _disable_core_files()
-    log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir))
+    files = raise_file_limit()
+    asyncio.get_running_loop().set_exception_handler(Outages().handle)
+    log.info("agent-starting", version=__version__, pid=os.getpid(), data_dir=str(config.data_dir), open_files=files)
     for path, error in make_private(config.data_dir):
         log.warning("file-not-private", path=str(path), error=str(error))
     stopping, reloading = _stop_on_signals(), _reload_on_hangup()

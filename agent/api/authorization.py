@@ -90,6 +90,8 @@ class Authorization:
         except UnauthenticatedError:
             self._limit(caller_of(peer))
             raise
+        if not caller.anonymous and isinstance(request.protocol, Connection):
+            request.protocol.keep()
         cost = self._costs.get(path)
         self._limit(caller_of(peer) if caller.anonymous else caller.name, cost(request) if cost else 1.0)
         if caller.role < needed:

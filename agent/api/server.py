@@ -17,6 +17,7 @@ from agent.api.connection import Connection, connections
 from agent.api.dispatch import Dispatcher
 from agent.api.tls import ServerTls
 from agent.domain.errors import ErrorOrigin, HearthError
+from agent.processes.resources import REMEDIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +161,8 @@ def _refuse_live(path: Path) -> None:
         except ConnectionRefusedError:
             return  # a process that died left it
         except OSError as error:
-            raise ListenError(f"{path} cannot be checked for a listener: {error}", remedy="remove it") from error
+            remedy = REMEDIES.get(error.errno or 0, "check the permissions of the socket and its folder")
+            raise ListenError(f"{path} cannot be checked for a listener: {error}", remedy=remedy) from error
     raise ListenError(
         f"another agent listens on {path}", remedy="stop it first, or set api.socket and data_dir to other paths"
     )
@@ -183,6 +185,7 @@ def _bound_socket(path: Path) -> socket.socket:
         os.replace(fresh, path)
     except OSError as error:
         listener.close()
-        remedy = "set api.socket to a path of at most 100 bytes in a folder this user can write to"
+        writable = "set api.socket to a path of at most 100 bytes in a folder this user can write to"
+        remedy = REMEDIES.get(error.errno or 0, writable)
         raise ListenError(f"cannot listen on {path}: {error}", remedy=remedy) from error
     return listener

@@ -6,11 +6,13 @@ stored next to it, so that the older agent can be installed again."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from agent.domain.errors import HearthError
+from agent.processes.resources import REMEDIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,9 +118,29 @@ def version_of(connection: sqlite3.Connection) -> int:
 
 def unreadable(path: Path, error: Exception) -> JournalError:
     """Return the error for a journal that cannot be used."""
-    full = isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    remedy = "free space on its disk" if full else "run `hearth journal check`, then `hearth journal rebuild`"
+    remedy = _remedy(error) or "run `hearth journal check`, then `hearth journal rebuild`"
     return JournalError(f"{path} cannot be read: {error}", remedy=remedy)
+
+
+_REMEDIES: Final = {
+    sqlite3.SQLITE_FULL: REMEDIES[errno.ENOSPC],
+    sqlite3.SQLITE_NOMEM: REMEDIES[errno.ENOMEM],
+    sqlite3.SQLITE_CANTOPEN: "check its permissions, and the limit of open files (`ulimit -n`)",
+    sqlite3.SQLITE_READONLY: "check its permissions",
+    sqlite3.SQLITE_PERM: "check its permissions",
+    sqlite3.SQLITE_IOERR: "free space on its disk, or check the disk",
+    sqlite3.SQLITE_BUSY: "end the other program that uses it",
+    sqlite3.SQLITE_LOCKED: "end the other program that uses it",
+}
+"""Remedies by primary result code of SQLite, for a journal that may be undamaged: it must not be rebuilt."""
+
+
+def _remedy(error: Exception) -> str | None:
+    """Return the remedy for an error that does not show damage; None if the file is damaged."""
+    if isinstance(error, OSError):
+        return REMEDIES.get(error.errno or 0, "check its permissions")
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else _REMEDIES.get(code & 0xFF)
 
 
 def _check_integrity(connection: sqlite3.Connection, path: Path) -> None:

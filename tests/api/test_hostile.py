@@ -10,9 +10,11 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from agent.api.authorization import caller_of
+from agent.api.connection import Connection, connection_limit, connections
 from agent.api.rate_limit import Rate, RateLimiter
 from tests.api.conftest import Running, run
 from tests.api.real_engine import RealEngine, vm
@@ -66,19 +68,71 @@ async def test_unfinished_request_head_is_disconnected(api: Running, monkeypatch
     assert await exchange(api.server.port, b"GET /livez HTTP/1.1\r\nHost: loc") == b""
 
 
-async def test_connection_limit_does_not_apply_to_the_socket(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_connection_replaces_the_oldest_without_a_token(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Unix socket has a limit of its own."""
     monkeypatch.setattr("agent.api.connection.MAX_CONNECTIONS", 3)
     ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     opened = [await asyncio.open_connection("127.0.0.1", api.server.port) for _ in range(3)]
-    assert await exchange(api.server.port, ask) == b""
+    with capture_logs() as logged:
+        assert b" 200 " in await exchange(api.server.port, ask)
+    assert [line["event"] for line in logged].count("api-connection-refused") == 1
+    async with asyncio.timeout(5):
+        assert await opened[0][0].read() == b"", "the oldest is closed"
     async with api.unix.get("/livez") as response:
         assert response.status == 200
     for _, writer in opened:
         writer.close()
-        await writer.wait_closed()
-    async with asyncio.timeout(5):
-        while b" 200 " not in await exchange(api.server.port, ask):
-            pass
+
+
+class FakeTransport(asyncio.Transport):
+    """A TCP connection that records its end."""
+
+    is_aborted = False
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return ("192.0.2.1", 1) if name == "peername" else default
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def close(self) -> None:
+        self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+
+async def test_strangers_do_not_take_the_places_of_token_holders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.api.connection.MAX_CONNECTIONS", 4)
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        raise NotImplementedError
+
+    connect = connections(web.Server(answer))
+
+    def open_connection() -> tuple[Connection, FakeTransport]:
+        connection, transport = connect(), FakeTransport()
+        connection.connection_made(transport)
+        return connection, transport
+
+    holders = [open_connection() for _ in range(3)]
+    for holder, _ in holders:
+        holder.keep()
+    with capture_logs() as logged:
+        strangers = [open_connection()[1] for _ in range(500)]
+    assert [transport.is_aborted for _, transport in holders] == [False] * 3
+    assert [transport.is_aborted for transport in strangers] == [True] * 499 + [False]
+    assert len(logged) == 1, "one line per outage"
+
+
+@pytest.mark.parametrize(("files", "limit"), [(256, 32), (128, 8), (1024, 224), (65536, 2048), (-1, 2048)])
+def test_connection_limit_follows_the_limit_of_open_files(
+    files: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.api.connection.resource.getrlimit", lambda _: (files, files))
+    assert connection_limit() == limit
 
 
 async def test_invalid_and_slow_clients_do_not_block_others(api: Running) -> None:
