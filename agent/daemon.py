@@ -14,6 +14,7 @@ import signal
 import sys
 from contextlib import AsyncExitStack, contextmanager
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -33,7 +34,7 @@ from agent.telemetry.log_rendering import escape_unprintable
 from agent.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from agent.config import Config, LogConfig
@@ -43,6 +44,10 @@ log = structlog.get_logger()
 
 STOP_LIMIT_S: Final = 15.0
 """Time limit for the stop. It is below ExitTimeOut, when launchd kills the agent. The journal is always consistent."""
+
+
+TASK_RETRY_S: Final = 5.0
+"""Delay before a task that failed is started again."""
 
 
 class ExitCode(IntEnum):
@@ -134,12 +139,13 @@ async def _serve(built: app.App, reloader: ConfigReloader, stopping: asyncio.Eve
     """Run the engine until a signal requests the stop, or a defect ends the engine."""
     running = asyncio.create_task(built.engine.run(), name="engine")
     stop_requested = asyncio.create_task(stopping.wait(), name="signals")
-    background = [
-        asyncio.create_task(observe_event_loop_lag(built.metrics.loop_lag.observe), name="lag"),
-        asyncio.create_task(reloader.watch(), name="configuration"),
-        asyncio.create_task(_reload(built, reloader, reloading), name="reload"),
-        asyncio.create_task(built.watch.run(), name="host"),
-    ]
+    tasks: dict[str, Callable[[], Awaitable[None]]] = {
+        "lag": partial(observe_event_loop_lag, built.metrics.loop_lag.observe),
+        "configuration": reloader.watch,
+        "reload": partial(_reload, built, reloader, reloading),
+        "host": built.watch.run,
+    }
+    background = [asyncio.create_task(_keep_running(name, start), name=name) for name, start in tasks.items()]
     await asyncio.wait([running, stop_requested], return_when=asyncio.FIRST_COMPLETED)
     for task in (stop_requested, *background):
         task.cancel()
@@ -185,6 +191,16 @@ def _reload_on_hangup() -> asyncio.Event:
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_IGN)
     return reloading
+
+
+async def _keep_running(name: str, start: Callable[[], Awaitable[None]]) -> None:
+    """Run a task of the daemon, and start it again after a defect: the agent must not lose it silently."""
+    while True:
+        try:
+            await start()
+        except Exception:
+            log.exception("task-failed", task=name, retry_s=TASK_RETRY_S)
+        await asyncio.sleep(TASK_RETRY_S)
 
 
 async def _reload(built: app.App, reloader: ConfigReloader, reloading: asyncio.Event) -> None:

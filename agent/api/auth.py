@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from agent.config.read_file import read_regular_file
 from agent.domain.errors import ErrorOrigin, HearthError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def tokens_path(data_dir: Path) -> Path:
 def load_tokens(path: Path) -> tuple[Token, ...]:
     """Return the tokens in a file, or none if there is no file. Raises `TokenFileError`."""
     try:
-        return _TOKENS.validate_json(path.read_bytes())
+        return _TOKENS.validate_json(read_regular_file(path))
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:

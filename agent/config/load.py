@@ -13,6 +13,7 @@ from agent.config.api import ApiConfig, TlsConfig
 from agent.config.assignment import Assignment
 from agent.config.base import ConfigError, Section
 from agent.config.config import Config
+from agent.config.read_file import read_regular_file
 
 if TYPE_CHECKING:
     from agent.config.hypervisor import HypervisorConfig
@@ -65,7 +66,7 @@ def parse_assignment(document: object, *, source: str) -> Assignment:
 
 def _load(path: Path, kind: type[_Document]) -> _Document:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path).decode("utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", remedy="create the file or name another one") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -74,7 +75,9 @@ def _load(path: Path, kind: type[_Document]) -> _Document:
         ) from error
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{path} nests its values too deeply", remedy="remove the nested brackets or dots") from None
+    except ValueError as error:  # also a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}", remedy="correct this line") from error
     return _validate(document, kind, str(path))
 
@@ -83,9 +86,16 @@ def _validate(document: object, kind: type[_Document], source: str) -> _Document
     try:
         # Strict validation of JSON refuses `slots = true` and `warm = "2"`, which are mistakes and not numbers.
         return kind.model_validate_json(json.dumps(document, default=str), strict=True)
-    except ValidationError as error:
-        lines = [f"{_key(item['loc'])}: {_reason(item)}" for item in error.errors(include_input=False)]
-        raise ConfigError(f"{source}: " + "; ".join(lines), remedy="see docs/configuration.md for every key") from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise _validation_error(error, source) from None
+        reason = "it nests its values too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{source} cannot be read: {reason}", remedy="see docs/configuration.md") from None
+
+
+def _validation_error(error: ValidationError, source: str) -> ConfigError:
+    lines = [f"{_key(item['loc'])}: {_reason(item)}" for item in error.errors(include_input=False)]
+    return ConfigError(f"{source}: " + "; ".join(lines), remedy="see docs/configuration.md for every key")
 
 
 def _key(location: tuple[int | str, ...]) -> str:
