@@ -75,6 +75,7 @@ AWAITS_PROBES: Final = frozenset({VmState.STARTING, VmState.RESUMING})
 RUNNING: Final = AWAITS_PROBES | {VmState.READY, VmState.LEASED}
 """States of a VM whose process must run."""
 
+ENDING: Final = frozenset({VmState.FAILED, VmState.STOPPING})
 HOLDS_SLOT: Final = frozenset(VmState) - {VmState.STANDBY, VmState.GONE}
 """States that hold a slot, memory and processors: all but standby, until the VM is confirmed gone."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from agent.domain.breaker import Breaker, BreakerKey
 from agent.domain.model import OPEN, ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
+from agent.domain.states import ENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,6 +68,16 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.records or self.events)
+
+    @property
+    def frees_space(self) -> bool:
+        """Whether they end a lease or a VM, so that its disk can be deleted."""
+        return any(
+            change.kind in {Lease, Vm}
+            if isinstance(change, Drop)
+            else isinstance(change.record, Vm) and change.record.state in ENDING
+            for change in self.records
+        )
 
     def __add__(self, other: Changes) -> Changes:
         return Changes(self.records + other.records, self.events + other.events)

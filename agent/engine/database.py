@@ -7,9 +7,11 @@ synchronous=FULL) when it returns."""
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -19,8 +21,8 @@ from agent.domain.breaker import Breaker
 from agent.domain.events import Event
 from agent.domain.model import ClockAnchor, HostMode, Lease, Resolution, StoredAssignment, Vm
 from agent.domain.rollout import Rollout
-from agent.domain.stored_state import Drop, Put, key_of
-from agent.engine.schema import VERSION, JournalError, JournalTimeoutError, connect, inodes_of, unreadable
+from agent.domain.stored_state import Changes, Drop, Put, key_of
+from agent.engine.schema import VERSION, JournalError, JournalTimeoutError, connect, inodes_of, reserve_wal, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +36,8 @@ log = structlog.get_logger()
 
 WRITE_TIMEOUT_S: Final = 30.0
 KEPT_EVENTS: Final = 50_000
+MIN_FREE_BYTES: Final = 1 << 20
+"""Free space of the disk below which only the ends of leases and VMs are written."""
 TRIM_STEP: Final = 500
 """Events that one transaction deletes: leases are written between two of them."""
 
@@ -97,9 +101,12 @@ class Database:
 
     async def write(self, changes: Sequence[Change], events: Sequence[Event] = ()) -> None:
         """Commit all changes and events, or none of them. Raises `JournalError`."""
+        frees_space = Changes(tuple(changes)).frees_space
 
         def transact() -> None:
             self._check_files()
+            if not frees_space:
+                self._check_space()
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 for change in changes:
@@ -125,6 +132,7 @@ class Database:
 
         def write() -> None:
             self._check_files()
+            self._check_space()
             self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
         await self._run(write)
@@ -169,7 +177,7 @@ class Database:
         return await self._read(read)
 
     async def trim(self) -> None:
-        """Delete the oldest events beyond `KEPT_EVENTS`, in small steps."""
+        """Delete the oldest events beyond `KEPT_EVENTS`, in small steps; reserve the WAL again."""
 
         def delete() -> int:
             with self._connection:
@@ -181,6 +189,7 @@ class Database:
 
         while await self._run(delete) == TRIM_STEP:
             pass
+        await self._run(partial(reserve_wal, self._path))
 
     async def close(self) -> None:
         """Close the file."""
@@ -207,6 +216,12 @@ class Database:
                 f"{self._path} or its WAL was removed or replaced while the agent runs",
                 remedy="put the files back, or stop the agent and run `hearth journal rebuild --force`",
             )
+
+    def _check_space(self) -> None:
+        """Raise `JournalError` on a full disk: the reserved blocks of the WAL are for the ends of leases and VMs."""
+        volume = os.statvfs(self._path)
+        if volume.f_bavail * volume.f_frsize < MIN_FREE_BYTES:
+            raise JournalError(f"{self._path}: its disk is full", remedy="free space on its disk")
 
     def _apply(self, change: Change) -> None:
         match change:

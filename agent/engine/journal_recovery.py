@@ -20,7 +20,7 @@ from agent.domain import names
 from agent.domain.breaker import Breaker
 from agent.domain.events import Event, EventKind
 from agent.domain.model import Cause, Lease, Vm, VmSize
-from agent.domain.states import VmState
+from agent.domain.states import ENDING, VmState
 from agent.domain.stored_state import key_of
 from agent.engine.database import EVENT, TABLES
 from agent.engine.schema import VERSION, connect, migrate, version_of
@@ -37,7 +37,6 @@ HOLD_S: Final = 3600.0
 """How long a VM is held for a job that may use it: the default time to live of a lease."""
 HOLDER: Final = "unknown holder at the journal's rebuild"
 _PARTS: Final = ("", "-wal", "-shm")
-_ENDING: Final = frozenset({VmState.FAILED, VmState.STOPPING})
 
 
 @dataclass
@@ -176,7 +175,7 @@ def _unknown(name: str, image: str, sizes: Mapping[str, VmSize], now_s: float) -
 def _adopt(vm: Vm, lease: Lease | None, now_s: float) -> Vm:
     if lease is not None:
         return replace(vm, state=VmState.LEASED, lease_id=lease.id, failure=None)
-    if vm.state in _ENDING:
+    if vm.state in ENDING:
         return vm
     return replace(vm, state=VmState.STARTING, since_s=now_s, ready_at_s=None, lease_id=None, failure=None)
 

@@ -11,11 +11,15 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from agent.domain.errors import HearthError
 from agent.processes.resources import REMEDIES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = structlog.get_logger()
 
 MIGRATIONS: Final[tuple[str, ...]] = (
     """
@@ -61,7 +65,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 )
 VERSION: Final = len(MIGRATIONS)
 WAL_BYTES: Final = 8 << 20
-"""Size to which SQLite truncates the WAL when it begins again. A long reader or a large transaction makes it grow."""
+"""Size of the WAL. Its blocks are allocated in advance: on a full disk, leases and VMs can still be ended. SQLite
+truncates a larger WAL to this size when it begins again."""
+CHECKPOINT_PAGES: Final = 500
+"""Pages of 4 KiB after which SQLite writes the WAL back, so that at least 6 MiB of it remain for a full disk."""
 
 
 class JournalError(HearthError):
@@ -88,8 +95,10 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         _check_integrity(connection, path)
         _bring_up_to_date(connection, path)
+        reserve_wal(path)
     except sqlite3.Error as error:
         connection.close()
         raise unreadable(path, error) from error
@@ -97,6 +106,21 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def reserve_wal(path: Path) -> None:
+    """Allocate the WAL of an open journal up to `WAL_BYTES`. Blocks. On a full disk, allocate what is free.
+
+    SQLite ignores the zeros after its last frame: their checksum is wrong (https://www.sqlite.org/walformat.html).
+    """
+    try:
+        with open(f"{path}-wal", "r+b", buffering=0) as wal:
+            size = wal.seek(0, os.SEEK_END)
+            while size < WAL_BYTES:
+                size += wal.write(bytes(min(1 << 20, WAL_BYTES - size))) or 0
+            os.fsync(wal.fileno())
+    except OSError as error:
+        log.warning("wal-not-reserved", path=f"{path}-wal", error=str(error))
 
 
 def inodes_of(path: Path) -> tuple[int, ...]:
