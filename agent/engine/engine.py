@@ -107,8 +107,11 @@ class Engine:
         await self.parts.executor.stop()
 
     def heartbeat(self) -> float:
-        """Return a value that changes with every reconcile pass."""
-        return self.parts.reconciler.last_pass_s
+        """Return a value that changes with every reconcile pass, and with every transaction that one waits for.
+
+        Under load a pass may wait long for the lock of the records. The event loop works as long as others get it.
+        """
+        return self.parts.reconciler.last_pass_s + self.parts.store.turns
 
     def heartbeat_age_s(self) -> float:
         """Return the seconds since the last reconcile pass ended."""

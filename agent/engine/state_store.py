@@ -58,6 +58,7 @@ class StateStore:
         self._is_uncertain = False  # the last write timed out: the journal has it, or not
         self.state = StoredState()
         self.sequence = 0
+        self.turns = 0  # how often the lock was taken
         self.write_error = ""  # why the journal could not be written at the last attempt
 
     async def load(self) -> None:
@@ -89,6 +90,7 @@ class StateStore:
         during the commit waits for its end first.
         """
         async with self._lock:
+            self.turns += 1
             await self._resolve_uncertainty()
             transaction = Transaction(self.state, self._clock(), self._jitter)
             yield transaction
