@@ -31,6 +31,9 @@ from scripts.lib.tart_backend import TartBackend  # noqa: E402
 
 POOL: Final = "small"
 
+STOP_S: Final = 12.0
+"""Time for the end in order after Ctrl-C. What is left then is killed."""
+
 
 def show(text: str) -> None:
     """Print one line of progress on stderr, with the seconds since the start."""
@@ -46,6 +49,7 @@ BACKENDS: Final[dict[str, Callable[[Path], Backend]]] = {"qemu": QemuBackend, "t
 
 async def prepare(host: Host, versions: tuple[str, ...]) -> dict[str, str]:
     """Configure a host, make images for it, and return their references by version."""
+    show(f"making guest images {', '.join(versions)}: up to a minute the first time")
     references = await host.backend.make_images(host, versions)
     for version, reference in references.items():
         show(f"image version {version} is available from {reference}")
@@ -188,7 +192,9 @@ async def watch(host: Host) -> int:
         references = await prepare(host, ("1.0",))
         host.assign(POOL, references["1.0"])
         await host.start()
-        show(f"try in another terminal: HEARTH_CONFIG={host.config} hearth lease {POOL}")
+        hearth = Path(sys.executable).with_name("hearth")
+        show(f"status page: http://127.0.0.1:{(host.data_dir / 'api.port').read_text().strip()}/")
+        show(f"try in another terminal: HEARTH_CONFIG={host.config} {hearth} lease {POOL}")
         watching = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agent", "status", "--watch", "--config", str(host.config), start_new_session=True
         )
@@ -198,13 +204,27 @@ async def watch(host: Host) -> int:
         if watching.returncode is None:
             watching.send_signal(signal.SIGINT)
             await asyncio.wait_for(ended, 10)
-        show("stopping: tearing the VMs down")
-        left = await host.remove_all_vms()
-        code = await host.stop()
-        show("nothing is left" if not left else f"still left: {left}")
-        return code if not left else 1
+        show("stopping: ending the leases, tearing the VMs down")
+        left = await remove_leases_with_vms(host)
+        show(f"killing what is left after {STOP_S:g} s: {left}" if left else "nothing is left")
+        return 0
     finally:
         await host.close()
+
+
+async def remove_leases_with_vms(host: Host) -> list[str]:
+    """End every lease and VM, and stop the agent. Return what is left after `STOP_S`; `Host.close` kills it."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            host.unassign()
+            for vm in (await host.get("/v1/vms"))["vms"]:
+                if vm["lease"]:
+                    await host.call("DELETE", f"/v1/leases/{vm['lease']['id']}")
+            left = await host.remove_all_vms()
+            await host.stop()
+    except (TimeoutError, RuntimeError, aiohttp.ClientError):
+        return host.list_leftovers()
+    return left
 
 
 def main() -> int:
