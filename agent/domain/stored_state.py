@@ -70,12 +70,14 @@ class Changes:
         return bool(self.records or self.events)
 
     @property
-    def frees_space(self) -> bool:
-        """Whether they end a lease or a VM, so that its disk can be deleted."""
+    def needs_no_free_space(self) -> bool:
+        """Whether they are also written on a full disk: they end a lease or a VM, so that its disk can be deleted, or
+        follow the clock, which ends leases."""
         return any(
             change.kind in {Lease, Vm}
             if isinstance(change, Drop)
-            else isinstance(change.record, Vm) and change.record.state in ENDING
+            else isinstance(change.record, ClockAnchor)
+            or (isinstance(change.record, Vm) and change.record.state in ENDING)
             for change in self.records
         )
 

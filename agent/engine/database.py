@@ -101,11 +101,11 @@ class Database:
 
     async def write(self, changes: Sequence[Change], events: Sequence[Event] = ()) -> None:
         """Commit all changes and events, or none of them. Raises `JournalError`."""
-        frees_space = Changes(tuple(changes)).frees_space
+        needs_free_space = not Changes(tuple(changes)).needs_no_free_space
 
         def transact() -> None:
             self._check_files()
-            if not frees_space:
+            if needs_free_space:
                 self._check_space()
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.model import Lease, Vm
+from agent.domain.model import ClockAnchor, Lease, Vm
 from agent.domain.states import VmState
 from agent.domain.stored_state import Changes, Drop, Put
 from agent.engine.schema import WAL_BYTES, JournalError
@@ -65,6 +65,7 @@ async def test_leases_and_vms_are_ended_on_a_full_volume(volume: Path) -> None:
         with pytest.raises(JournalError, match="free space on its disk"):
             await put(store, vm("new"))
         assert not await store.try_writing()
+        await put(store, ClockAnchor(1000.0, 1.0, "boot"))
         for number in range(100):
             name = f"v{number}"
             async with store.transaction() as transaction:
