@@ -76,7 +76,7 @@ async def test_vms_of_a_lost_data_directory_are_left_alone(mac: Host) -> None:
     await mac.start()
     await foreign_slots(mac, 1)
     assert len(mac.backend.processes()[vm]) == 1
-    assert (await mac.get("/v1/vms"))["vms"] == []
+    assert vm not in {one["name"] for one in (await mac.get("/v1/vms"))["vms"]}
 
 
 @pytest.mark.qemu

@@ -16,6 +16,7 @@ from agent.config import AnkaConfig
 from agent.domain.model import LocalImage
 from agent.domain.names import PREFIX
 from agent.hypervisors.anka import AnkaHypervisor
+from agent.hypervisors.anka.vm_records import AnkaVmRecords
 from tests.simulators.anka.faults import Switches, set_faults
 from tests.simulators.anka.install import install
 from tests.simulators.anka.state import Home
@@ -76,6 +77,7 @@ class AnkaRig:
 
     def make_incomplete(self, name: str) -> None:
         self.home.add(name, layers=["base"], whole=False)
+        AnkaVmRecords(self.folder / "vms").create(name, self.image.digest)  # the driver writes it before the clone
 
     def corrupt_snapshot(self, name: str) -> None:
         raise NotImplementedError(f"{name} has no snapshot")
@@ -125,6 +127,7 @@ class RealAnkaRig:
         pytest.skip(f"the rig makes no VM {name} on a real host")
 
     def make_incomplete(self, name: str) -> None:
+        AnkaVmRecords(self.folder / "vms").create(name, self.image.digest)
         template, _, tag = TEMPLATE.partition(":")
         self._query("clone", "--tag", tag, template, name)
 

@@ -210,6 +210,7 @@ class TartRig:
         folder = self.home.root / "vms" / name
         folder.mkdir(parents=True)
         folder.joinpath("config.json").write_text("{}")
+        (self.records / name).mkdir(parents=True)  # the driver makes it before the clone
 
     def corrupt_snapshot(self, name: str) -> None:
         (self.home.root / "vms" / name / "state.vzvmsave").write_bytes(b"not a snapshot")
