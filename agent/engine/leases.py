@@ -218,15 +218,14 @@ class LeaseDesk:
 
     async def _acquire_once(self, request: LeaseRequest, wait_s: float) -> Lease:
         """Return the lease that the request's idempotency key has already, or a new one."""
+        until_s = asyncio.get_running_loop().time() + wait_s
         if request.idempotency_key is None:
-            return await self._acquire(request, wait_s)
+            return await self._acquire(request, wait_s, until_s)
         key = f"{request.owner}/{request.idempotency_key}"
-        began_s = asyncio.get_running_loop().time()
-        async with _held_within(self._keys.setdefault(key, asyncio.Lock()), wait_s, request):
-            wait_s = max(0.0, wait_s - (asyncio.get_running_loop().time() - began_s))
+        async with _held_before(until_s, self._keys.setdefault(key, asyncio.Lock()), request):
             known = self._lease_of_key(request.idempotency_key, request.owner)
             if known is None:
-                return await self._acquire(request, wait_s)
+                return await self._acquire(request, wait_s, until_s)
             if (known.pool, known.holder) != (request.pool, request.holder):
                 raise LeaseConflictError(
                     f"idempotency key {request.idempotency_key!r} belongs to a lease of {known.holder!r} "
@@ -235,12 +234,12 @@ class LeaseDesk:
                 )
             return known
 
-    async def _acquire(self, request: LeaseRequest, wait_s: float) -> Lease:
+    async def _acquire(self, request: LeaseRequest, wait_s: float, until_s: float) -> Lease:
         pending = PendingRequest(request, asyncio.get_running_loop().create_future())
         try:
             await self._grant_or_queue(pending)
             self._wake()
-            return await self._wait_for_grant(pending, wait_s)
+            return await self._wait_for_grant(pending, wait_s, until_s)
         except JournalError:
             self._queue.remove(request.id)
             self._queue.failed.add(request.id)
@@ -262,11 +261,12 @@ class LeaseDesk:
             if vm is not None:
                 transaction.record(VmGranted(vm.name, request))
 
-    async def _wait_for_grant(self, pending: PendingRequest, wait_s: float) -> Lease:
+    async def _wait_for_grant(self, pending: PendingRequest, wait_s: float, until_s: float) -> Lease:
+        """Wait for a lease until `until_s` of the event loop's clock; `wait_s` is the whole wait, for the error."""
         if pending.granted.done():
             return pending.granted.result()
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout_at(until_s):
                 return await asyncio.shield(pending.granted)
         except TimeoutError:
             await self._leave_queue(pending)
@@ -325,13 +325,13 @@ class LeaseDesk:
 
 
 @asynccontextmanager
-async def _held_within(lock: asyncio.Lock, wait_s: float, request: LeaseRequest) -> AsyncIterator[None]:
-    """Hold the lock of an idempotency key; wait for its other request as long as this one may wait.
+async def _held_before(until_s: float, lock: asyncio.Lock, request: LeaseRequest) -> AsyncIterator[None]:
+    """Hold the lock of an idempotency key; wait for its other request until `until_s` of the event loop's clock.
 
     Raises `NoVmFreeError`.
     """
     try:
-        async with asyncio.timeout(wait_s):
+        async with asyncio.timeout_at(until_s):
             await lock.acquire()
     except TimeoutError:
         raise NoVmFreeError(
